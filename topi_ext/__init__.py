@@ -1,0 +1,1 @@
+"""Integer convolution kernels: their meaning, proofs, schedules and choice."""

@@ -1,0 +1,230 @@
+"""The integer convolution as a problem: its shape, its operand ranges, and what can be proved of it.
+
+No TVM here. A kernel is legal for a layer if a function of this file proves it from the layer's real
+weights; otherwise the answer is a `Refusal` with the figure that failed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .reference import INT32_MAX, output_size
+
+INT16_MAX = 2**15 - 1
+
+
+class Bound(NamedTuple):
+    """A proof: the largest magnitude ``value`` reached, the ``limit`` it respects, of ``what``."""
+
+    what: str
+    value: int
+    limit: int
+
+    def __str__(self):
+        return f"{self.what} <= {self.value} of {self.limit}"
+
+
+class Refusal(NamedTuple):
+    """Why a kernel cannot take a layer."""
+
+    why: str
+
+    def __str__(self):
+        return self.why
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The add that follows a convolution, by `reference.add`.
+
+    The convolution is first requantized with its own scale, zero point and range, then added to the
+    residual tensor (scale, zero_point) and quantized with out_scale. own_first: it is the left operand.
+    """
+
+    own_scale: float
+    own_zero_point: int
+    own_lo: int
+    own_hi: int
+    scale: float
+    zero_point: int
+    own_first: bool
+    out_scale: float
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """One quantized convolution (or dense layer: 1x1 on a 1x1 map) with its epilogue.
+
+    data: uint8 (batch, height, width, in_channels), 0 <= q <= data_max, padded with zero_point;
+    weight: int8 (R, S, in_channels / groups, out_channels); bias: int32 (out_channels,) with the zero
+    point folded in; multiplier: float32 (out_channels,).
+
+    epilogue, with ``acc = sum(q * w) + bias``:
+      requantize  ``uint8: clip(rint(float32(acc) * multiplier) + out_zero_point, lo, hi)``
+      dequantize  ``float32: float32(acc) * multiplier``
+      add         requantize by ``residual``, then add the residual tensor (see `Residual`)
+    """
+
+    batch: int
+    height: int
+    width: int
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    data_max: int = 255
+    zero_point: int = 0
+    epilogue: str = "requantize"
+    out_zero_point: int = 0
+    lo: int = 0
+    hi: int = 255
+    residual: Residual | None = None
+
+    def __post_init__(self):
+        for name in ("kernel", "strides", "padding", "dilation"):
+            object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
+        if self.epilogue not in ("requantize", "dequantize", "add"):
+            raise ValueError(f"unknown epilogue {self.epilogue!r}")
+        if (self.epilogue == "add") != (self.residual is not None):
+            raise ValueError("the add epilogue, and only it, takes a residual")
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(f"{self.groups} groups do not divide the channels")
+        if min(self.out_height, self.out_width) < 1:
+            raise ValueError("the kernel is larger than the padded map")
+
+    @property
+    def out_height(self) -> int:
+        top, _, bottom, _ = self.padding
+        return output_size(
+            self.height, self.kernel[0], self.strides[0], self.dilation[0], top, bottom
+        )
+
+    @property
+    def out_width(self) -> int:
+        _, left, _, right = self.padding
+        return output_size(self.width, self.kernel[1], self.strides[1], self.dilation[1], left, right)
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.out_height, self.out_width, self.out_channels)
+
+    @property
+    def out_dtype(self) -> str:
+        return "float32" if self.epilogue == "dequantize" else "uint8"
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return (*self.kernel, self.in_channels // self.groups, self.out_channels)
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups == self.in_channels == self.out_channels
+
+    @property
+    def macs(self) -> int:
+        return int(np.prod(self.out_shape)) * int(np.prod(self.weight_shape[:3]))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ConvSpec:
+        fields = json.loads(str(text))
+        if fields["residual"] is not None:
+            fields["residual"] = Residual(**fields["residual"])
+        return cls(**fields)
+
+
+def fold_zero_point(bias: np.ndarray, weight: np.ndarray, zero_point: int) -> np.ndarray:
+    """int32 (K,) bias that lets a kernel sum ``q * w`` instead of ``(q - zero_point) * w``.
+
+    weight: int8 (R, S, C / groups, K). Raises OverflowError if it does not fit int32.
+    """
+    total = weight.astype(np.int64).reshape(-1, weight.shape[-1]).sum(axis=0)
+    folded = np.asarray(bias, np.int64) - int(zero_point) * total
+    if folded.size and np.abs(folded).max() > INT32_MAX:
+        raise OverflowError("the bias with the zero point folded in does not fit int32")
+    return folded.astype(np.int32)
+
+
+def _reach(weight, axis):
+    """max(sum of positive, sum of negative magnitudes) along ``axis``: what unsigned data can reach."""
+    w = weight.astype(np.int64)
+    return np.maximum(np.maximum(w, 0).sum(axis=axis), np.maximum(-w, 0).sum(axis=axis))
+
+
+def accumulator_bound(spec: ConvSpec, weight: np.ndarray, bias: np.ndarray) -> Bound | Refusal:
+    """Every partial sum of an output, bias included, fits int32, whatever the data."""
+    flat = weight.reshape(-1, spec.out_channels)
+    worst = int((spec.data_max * _reach(flat, 0) + np.abs(bias.astype(np.int64))).max())
+    if worst > INT32_MAX:
+        return Refusal(f"the int32 accumulator may reach {worst}")
+    return Bound("accumulator", worst, INT32_MAX)
+
+
+def lane_bound(packed: np.ndarray, depth: int, data_max: int) -> Bound | Refusal:
+    """int16 lanes that sum ``depth`` products of a byte-pair multiply (vpmaddubsw) do not saturate.
+
+    packed: int8 (..., L, lanes, 4), L groups of four consecutive inputs in the order the kernel reads
+    them; a lane holds two of the four. Depth groups are summed, starting at multiples of ``depth``.
+    """
+    *outer, length, lanes, four = packed.shape
+    padded = -length % depth
+    if padded:
+        packed = np.concatenate([packed, np.zeros((*outer, padded, lanes, four), np.int8)], axis=-3)
+    groups = packed.reshape(-1, depth, lanes, 2, 2)  # depth groups, lanes, halves, pair
+    worst = int(data_max * _reach(groups, (1, 4)).max()) if groups.size else 0
+    if worst > INT16_MAX:
+        return Refusal(f"an int16 lane of {2 * depth} products may reach {worst}, beyond {INT16_MAX}")
+    return Bound(f"int16 lane of {2 * depth} products", worst, INT16_MAX)
+
+
+def tap_bound(spec: ConvSpec, weight: np.ndarray) -> Bound | Refusal:
+    """All products of an output summed in int16 (depthwise kernels): weight (R, S, 1, K)."""
+    worst = int(spec.data_max * _reach(weight.reshape(-1, spec.out_channels), 0).max())
+    if worst > INT16_MAX:
+        return Refusal(f"the int16 sum of a channel may reach {worst}, beyond {INT16_MAX}")
+    return Bound("int16 sum of a channel", worst, INT16_MAX)
+
+
+def blocks_of(spec: ConvSpec, lanes: int) -> int:
+    """Blocks of ``lanes`` output channels in one group, the last one perhaps ragged."""
+    return -(-(spec.out_channels // spec.groups) // lanes)
+
+
+def pack(spec: ConvSpec, weight: np.ndarray, lanes: int, group: int) -> np.ndarray:
+    """Weights in the order a direct kernel reads them: (blocks, runs, L, lanes, group).
+
+    A *run* is a stretch of the padded map that lies contiguous in memory: a whole kernel row where
+    the dilation and the number of groups are 1, else one tap. ``group`` inputs fill one 32-bit lane;
+    input channels are padded to a multiple of it with zeros, as is the data. Output channels of each
+    group of the convolution are padded to whole blocks.
+    """
+    r, s, c, k = weight.shape
+    per = k // spec.groups
+    cp, blocks = -(-c // group) * group, blocks_of(spec, lanes)
+    padded = np.zeros((r, s, cp, spec.groups, blocks * lanes), weight.dtype)
+    padded[:, :, :c, :, :per] = weight.reshape(r, s, c, spec.groups, per)
+    flat = padded.reshape(runs_of(spec), -1, group, spec.groups * blocks, lanes)
+    return np.ascontiguousarray(flat.transpose(3, 0, 1, 4, 2))
+
+
+def runs_of(spec: ConvSpec) -> int:
+    """The number of contiguous runs in which the kernel window is read; see `pack`."""
+    r, s = spec.kernel
+    return r if spec.dilation[1] == 1 and spec.groups == 1 else r * s
+
+
+def pad_vector(spec: ConvSpec, values: np.ndarray, lanes: int) -> np.ndarray:
+    """A (K,) vector with the output channels of each group padded to whole blocks with zeros."""
+    per = spec.out_channels // spec.groups
+    padded = np.zeros((spec.groups, blocks_of(spec, lanes) * lanes), values.dtype)
+    padded[:, :per] = values.reshape(spec.groups, per)
+    return padded.reshape(-1)

@@ -1,0 +1,318 @@
+"""Direct NHWC convolution with a register tile: the loops, for any multiply instruction.
+
+The output is made in tiles of ``pixels x lanes`` accumulators that live in registers. For each run of
+the kernel window (a stretch contiguous in memory, `conv2d.pack`) the tile walks the input channels in
+groups of one 32-bit lane: the group is broadcast from the feature map itself (no im2col) and
+multiplied with ``lanes`` output channels at once. Tails are smaller tiles of the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tvm import te, tir
+
+from .conv2d import ConvSpec, blocks_of, runs_of
+from .epilogue import const, finish, lanes_of, with_lanes
+
+
+class Dot(NamedTuple):
+    """A multiply instruction: ``lanes`` int32 sums of ``group`` products each.
+
+    data: element type of the padded map; weight: of the packed weights; depth: how many groups
+    ``combine`` takes at once. broadcast(x) makes int32 lanes of one group of inputs;
+    combine(acc, [x...], [w...]) -> acc adds their products. registers: accumulators of a tile.
+    """
+
+    lanes: int
+    group: int
+    data: str
+    weight: str
+    depth: int
+    broadcast: Callable
+    combine: Callable
+    registers: int
+
+
+def broadcast_word(lanes: int) -> Callable:
+    """The 32 bits of one group in each of ``lanes`` lanes."""
+    return lambda x: tir.reinterpret("int32", x).astype(f"int32x{lanes}")
+
+
+def plain_dot(lanes: int) -> Dot:
+    """Multiply and add in int32 lanes, no intrinsic: exact on every CPU."""
+
+    def combine(acc, xs, ws):
+        for x, w in zip(xs, ws, strict=True):
+            acc = acc + x * w.astype(acc.dtype)
+        return acc
+
+    def broadcast(x):
+        return x.astype("int32").astype(f"int32x{lanes}")
+
+    return Dot(lanes, 1, "uint8", "int8", 1, broadcast, combine, 6)
+
+
+def needs_copy(spec: ConvSpec, dot: Dot) -> bool:
+    """Whether the data must be copied (padded, widened, or channels rounded up) before the kernel."""
+    return bool(any(spec.padding) or spec.in_channels % dot.group or dot.data != "uint8")
+
+
+def padded_map(spec: ConvSpec, dot: Dot, data):
+    """The padded map as a TE stage: (N, H + pads, W + pads, channels rounded up to the group)."""
+    if not needs_copy(spec, dot):
+        return data
+    top, left, bottom, right = spec.padding
+    channels = -(-spec.in_channels // dot.group) * dot.group
+    shape = (spec.batch, spec.height + top + bottom, spec.width + left + right, channels)
+
+    def element(n, y, x, c):
+        inside = []
+        if top or bottom:
+            inside += [y >= top, y < top + spec.height]
+        if left or right:
+            inside += [x >= left, x < left + spec.width]
+        if channels != spec.in_channels:
+            inside.append(c < spec.in_channels)
+        value = data[n, y - top, x - left, c]
+        if inside:
+            value = tir.if_then_else(tir.all(*inside), value, const(spec.zero_point, "uint8"))
+        return value.astype(dot.data)
+
+    return te.compute(shape, element, name="padded", tag="easyquant_padded")
+
+
+def flattens(spec: ConvSpec) -> bool:
+    """A 1x1 convolution without stride or padding sees its map as one row of pixels."""
+    return spec.kernel == (1, 1) and spec.strides == (1, 1) and not any(spec.padding)
+
+
+def tile_pixels(width: int, most: int) -> int:
+    """The tile width whose tiles (tail included) cost least; a tile costs its pixels plus overhead."""
+
+    def cost(pixels):
+        tiles, tail = divmod(width, pixels)
+        return tiles * (pixels + 1.5) + (tail + 1.5 if tail else 0)
+
+    return min(range(1, most + 1), key=lambda p: (cost(p), -p))
+
+
+def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, residual=None):
+    """TE tensor of the convolution; weight as `conv2d.pack` makes it, bias and multiplier padded.
+
+    AutoTVM knobs: ``tile`` (pixels), ``order`` (which loop is outside).
+    """
+    flat = flattens(spec)
+    rows, width = (
+        (1, spec.batch * spec.out_height * spec.out_width)
+        if flat
+        else (spec.batch * spec.out_height, spec.out_width)
+    )
+    blocks = blocks_of(spec, dot.lanes)
+    vectors = 1
+    if width == 1:  # dense: one pixel, so make the tile wide in channels instead
+        vectors = next(v for v in (4, 2, 1) if blocks % v == 0)
+    most = min(dot.registers, width)
+    default = tile_pixels(width, most)
+    candidates = [default] + [p for p in (1, 2, 3, 4, 5, 6, 7, 8, 14) if p <= most and p != default]
+    cfg.define_knob("tile", candidates)
+    weight_bytes = spec.groups * blocks * dot.lanes * int(weight.shape[1]) * int(weight.shape[2]) * 4
+    orders = ["rows", "channels"]
+    cfg.define_knob("order", orders[::-1] if weight_bytes > 2**18 or rows == 1 else orders)
+    cfg.add_flop(2 * spec.macs)
+    source = padded_map(spec, dot, data)
+    inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
+
+    def body(ins, outs):
+        emitter = _Body(spec, dot, ins, outs[0])
+        return emitter.loops(rows, width, blocks, vectors, cfg["tile"].val, cfg["order"].val)
+
+    return te.extern(
+        [spec.out_shape], inputs, body, dtype=spec.out_dtype, name="conv2d", tag="easyquant_conv2d"
+    )
+
+
+class Writer:
+    """Stores finished lanes; ``valid`` of them where the last block of a group is ragged."""
+
+    def __init__(self, ib, spec, out, multiplier, residual):
+        self.ib, self.spec, self.out = ib, spec, out
+        self.multiplier, self.residual = multiplier, residual
+
+    def __call__(self, acc, index, k, padded_k, valid=None):
+        """acc: int32 lanes with bias; index(channel) -> output indices; k: first output channel;
+        padded_k: its place in the padded bias and multiplier vectors."""
+        lanes = lanes_of(acc.dtype)[1]
+        ib, spec = self.ib, self.spec
+        if valid is None or valid == lanes:
+            scale = self.multiplier.vload([padded_k], with_lanes("float32", lanes))
+            residual = None
+            if self.residual is not None:
+                residual = self.residual.vload(index(k), with_lanes("uint8", lanes))
+            ib.emit(self.out.vstore(index(k), finish(spec, acc, scale, residual)))
+            return
+        # Ragged: keep the accumulators, finish the valid ones one by one.
+        spill = ib.allocate("int32", lanes, name="spill", scope="local")._buffer
+        ib.emit(spill.vstore([0], acc))
+        with ib.for_range(0, valid, "channel") as j:
+            residual = None if self.residual is None else self.residual.vload(index(k + j))
+            scale = self.multiplier.vload([padded_k + j])
+            ib.emit(
+                self.out.vstore(index(k + j), finish(spec, spill.vload([j]), scale, residual))
+            )
+
+
+class _Body:
+    """Emits the loops as TIR; one instance per kernel."""
+
+    def __init__(self, spec, dot, ins, out):
+        self.spec, self.dot, self.flat = spec, dot, flattens(spec)
+        self.data, self.weight, self.bias, multiplier = ins[:4]
+        self.ib = tir.ir_builder.create()
+        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None)
+        self.vector = with_lanes("int32", dot.lanes)
+
+    def loops(self, rows, width, blocks, vectors, pixels, order):
+        ib, spec = self.ib, self.spec
+        tiles, tail = divmod(width, pixels)
+        steps = blocks // vectors
+        valid = (spec.out_channels // spec.groups) % self.dot.lanes or self.dot.lanes
+
+        def row(y, group, step, last):
+            def tile(x, count):
+                self.tile(y, x, count, group, step * vectors, vectors, blocks, valid if last else None)
+
+            if tiles:
+                with ib.for_range(0, tiles, "tile") as t:
+                    tile(t * pixels, pixels)
+            if tail:
+                tile(tir.const(tiles * pixels), tail)
+
+        whole = steps if valid == self.dot.lanes else steps - 1
+
+        def ragged(y, group):
+            if whole < steps:
+                row(y, group, tir.const(whole), True)
+
+        if order == "rows" or spec.groups > 1:
+            with ib.for_range(0, rows, "row", kind="parallel") as y:
+                with ib.for_range(0, spec.groups, "group") as group:
+                    if whole:
+                        with ib.for_range(0, whole, "block") as step:
+                            row(y, group, step, False)
+                    ragged(y, group)
+            return ib.get()
+        if whole:
+            with ib.for_range(0, whole, "block", kind="parallel") as step:
+                with ib.for_range(0, rows, "row") as y:
+                    row(y, tir.const(0), step, False)
+        if whole < steps:
+            with ib.for_range(0, rows, "row", kind="parallel") as y:
+                ragged(y, tir.const(0))
+        return ib.get()
+
+    def address(self, y, x, channel):
+        """Indices into the output map; ``y`` counts rows of the whole batch."""
+        spec = self.spec
+        if self.flat:
+            if spec.out_height * spec.out_width == 1:
+                return [x, 0, 0, channel]
+            size = spec.out_height * spec.out_width
+            return [x // size, (x // spec.out_width) % spec.out_height, x % spec.out_width, channel]
+        return [y // spec.out_height, y % spec.out_height, x, channel]
+
+    def tile(self, y, x, pixels, group, block, vectors, blocks, valid):
+        ib, dot, spec = self.ib, self.dot, self.spec
+        lanes, depth = dot.lanes, dot.depth
+        acc = ib.allocate("int32", pixels * vectors * lanes, name="acc", scope="local")._buffer
+
+        def slot(p, v):
+            return [(p * vectors + v) * lanes]
+
+        def place(v):
+            return group * blocks + block + v  # block of the packed weights, bias and multiplier
+
+        for p in range(pixels):
+            for v in range(vectors):
+                ib.emit(acc.vstore(slot(p, v), self.bias.vload([place(v) * lanes], self.vector)))
+        length = int(self.weight.shape[2])
+        runs = runs_of(spec)
+        base = group * (spec.in_channels // spec.groups)
+
+        def inputs(p, ry, rx, first):
+            """One group of inputs of pixel ``p`` in every lane."""
+            if self.flat:
+                index = self.address(y, x + p, base + first * dot.group)
+            else:
+                index = [
+                    y // spec.out_height,
+                    (y % spec.out_height) * spec.strides[0] + ry * spec.dilation[0],
+                    (x + p) * spec.strides[1] + rx * spec.dilation[1],
+                    base + first * dot.group,
+                ]
+            return dot.broadcast(self.data.vload(index, with_lanes(dot.data, dot.group)))
+
+        def groups(ry, rx, run, first, count):
+            """``count`` groups from group ``first`` of a run, for every pixel and vector."""
+            wide = with_lanes(dot.weight, dot.group * lanes)
+            for v in range(vectors):
+                for p in range(pixels):
+                    xs = [inputs(p, ry, rx, first + d) for d in range(count)]
+                    ws = [self.weight.vload([place(v), run, first + d, 0, 0], wide) for d in range(count)]
+                    old = acc.vload(slot(p, v), self.vector)
+                    ib.emit(acc.vstore(slot(p, v), dot.combine(old, xs, ws)))
+
+        def one_run(ry, rx, run):
+            whole, rest = divmod(length, depth)
+            if whole:
+                with ib.for_range(0, whole, "k") as k:
+                    groups(ry, rx, run, k * depth, depth)
+            if rest:
+                groups(ry, rx, run, tir.const(whole * depth), rest)
+
+        if runs == 1:
+            one_run(0, 0, 0)
+        else:
+            columns = runs // spec.kernel[0]  # runs in a kernel row
+            with ib.for_range(0, runs, "run") as run:
+                one_run(run // columns, run % columns if columns > 1 else 0, run)
+        per = spec.out_channels // spec.groups
+        for p in range(pixels):
+            for v in range(vectors):
+                self.write(
+                    acc.vload(slot(p, v), self.vector),
+                    lambda channel, p=p: self.address(y, x + p, channel),
+                    group * per + (block + v) * lanes,
+                    place(v) * lanes,
+                    valid if v == vectors - 1 else None,
+                )
+
+
+def schedule(cfg, outs):
+    """Schedule of `compute`: the padded copy is parallel and vectorised, the rest is already TIR."""
+    outs = [outs] if isinstance(outs, te.Tensor) else list(outs)
+    s = te.create_schedule([t.op for t in outs])
+    seen = set()
+
+    def walk(op):
+        if op in seen:
+            return
+        seen.add(op)
+        if getattr(op, "tag", "") == "easyquant_padded":
+            n, y, x, c = s[op].op.axis
+            channels = int(op.output(0).shape[3])
+            s[op].parallel(s[op].fuse(n, y))
+            width = next((v for v in (32, 16, 8, 4) if channels % v == 0), 1)
+            if width > 1:
+                _, inner = s[op].split(c, width)
+                s[op].vectorize(inner)
+        for tensor in op.input_tensors:
+            walk(tensor.op)
+
+    for tensor in outs:
+        walk(tensor.op)
+    return s
+
+
+

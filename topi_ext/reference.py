@@ -1,0 +1,182 @@
+"""The norm: what every integer operator of this project computes, in numpy.
+
+This file is the definition. Kernels, the Relay lowering, the scale search and the exports must
+give these integers exactly, with no tolerance.
+
+Numbers
+-------
+``real = scale * (q - zero_point)``; ``scale`` is float32, in real units per step.
+Feature maps are NHWC: ``q: uint8 (N, H, W, C)``. Convolution weights are HWIO: ``int8 (R, S, C /
+groups, K)``. Accumulators are int32 and never wrap: a result outside int32 raises `OverflowError`.
+
+Rounding
+--------
+Always half to even, always after float32 arithmetic, one IEEE operation after the other, never
+contracted to a fused multiply-add:
+
+==============  ==========================================================================
+quantize        ``clip(rint(x / scale) + zero_point, lo, hi)``
+dequantize      ``float32(q - zero_point) * scale``
+requantize      ``clip(rint(float32(acc) * multiplier) + zero_point, lo, hi)``
+add             ``quantize(dequantize(a) + dequantize(b))``
+average pool    ``clip(rint(float32(sum) * multiplier / float32(count)) + zero_point, lo, hi)``
+==============  ==========================================================================
+
+This is the meaning ONNX gives to QuantizeLinear, DequantizeLinear and QLinearConv, and what a SIMD
+unit does (``cvtdq2ps``, ``mulps``, round to nearest even). Max pool, concat, reshape, slice and pad
+move integers and compute nothing; their inputs and output share one scale.
+
+``float32(acc)`` is itself rounded to nearest even where ``|acc| > 2**24``. Every implementation
+rounds that conversion the same way, so integers stay equal on every CPU; against exact real
+arithmetic such a layer may be one step off, next to a tie, which is below float32's own error.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+INT32_MAX = 2**31 - 1
+
+
+def multiplier(input_scale, weight_scale, output_scale):
+    """The float32 requantize multiplier ``(input_scale * weight_scale) / output_scale``.
+
+    Each operation is rounded to float32, in this order (as ONNX Runtime's QLinearConv does).
+    Scalars or float32 (K,) arrays; returns the broadcast float32 array.
+    """
+    product = np.float32(input_scale) * np.asarray(weight_scale, np.float32)
+    return (product / np.float32(output_scale)).astype(np.float32)
+
+
+def _store(rounded, zero_point, lo, hi):
+    """Integral float32 values -> uint8 after adding the zero point and clipping to [lo, hi]."""
+    clipped = np.clip(rounded, np.float32(lo - zero_point), np.float32(hi - zero_point))
+    return (clipped.astype(np.int32) + np.int32(zero_point)).astype(np.uint8)
+
+
+def quantize(x, scale, zero_point, lo=0, hi=255):
+    """float32 (...) -> uint8 (...): ``clip(rint(x / scale) + zero_point, lo, hi)``."""
+    x = np.asarray(x, np.float32)
+    return _store(np.rint(x / np.float32(scale)), zero_point, lo, hi)
+
+
+def dequantize(q, scale, zero_point):
+    """uint8 or int32 (..., K) -> float32: ``float32(q - zero_point) * scale``.
+
+    ``scale`` is a scalar, or float32 (K,) along the last axis.
+    """
+    steps = np.asarray(q).astype(np.int32) - np.int32(zero_point)
+    return steps.astype(np.float32) * np.asarray(scale, np.float32)
+
+
+def requantize(acc, multiplier, zero_point, lo=0, hi=255):
+    """int32 (..., K) -> uint8: ``clip(rint(float32(acc) * multiplier) + zero_point, lo, hi)``."""
+    scaled = np.asarray(acc, np.int32).astype(np.float32) * np.asarray(multiplier, np.float32)
+    return _store(np.rint(scaled), zero_point, lo, hi)
+
+
+def add(a, b, a_scale, a_zero_point, b_scale, b_zero_point, scale, zero_point, lo=0, hi=255):
+    """uint8 + uint8 -> uint8, each with its own scale: dequantize, add, quantize in float32."""
+    total = dequantize(a, a_scale, a_zero_point) + dequantize(b, b_scale, b_zero_point)
+    return quantize(total, scale, zero_point, lo, hi)
+
+
+def as_int32(exact, what):
+    """An exact integer result as int32; raises OverflowError naming ``what`` if it does not fit."""
+    if exact.size:
+        worst = max(abs(float(exact.max())), abs(float(exact.min())))
+        if worst > INT32_MAX:
+            raise OverflowError(f"{what}: the accumulator reaches {worst:.0f}, beyond int32")
+    return exact.astype(np.int32)
+
+
+def output_size(size, kernel, stride, dilation, before, after):
+    """Length of a convolution's or pool's output along one axis."""
+    return (size + before + after - (kernel - 1) * dilation - 1) // stride + 1
+
+
+def windows(x, kernel, strides, padding, dilation, fill):
+    """Sliding windows of a feature map.
+
+    x: (N, H, W, C); padding: (top, left, bottom, right), filled with ``fill``.
+    Returns a view (N, OH, OW, R, S, C) of the padded map; read only.
+    """
+    top, left, bottom, right = padding
+    if any(padding):
+        x = np.pad(
+            x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=x.dtype.type(fill)
+        )
+    (n, h, w, c), (r, s) = x.shape, kernel
+    oh = output_size(h, r, strides[0], dilation[0], 0, 0)
+    ow = output_size(w, s, strides[1], dilation[1], 0, 0)
+    sn, sh, sw, sc = x.strides
+    return np.lib.stride_tricks.as_strided(
+        x,
+        (n, oh, ow, r, s, c),
+        (sn, sh * strides[0], sw * strides[1], sh * dilation[0], sw * dilation[1], sc),
+        writeable=False,
+    )
+
+
+def conv2d(data, weight, *, zero_point=0, strides=(1, 1), padding=(0, 0, 0, 0),
+           dilation=(1, 1), groups=1):  # fmt: skip
+    """Exact convolution: ``acc = sum((data - zero_point) * weight)``; padding contributes zero.
+
+    data: uint8 (N, H, W, C); weight: int8 (R, S, C / groups, K), output channels of a group
+    contiguous; returns int32 (N, OH, OW, K).
+    Computed in float64, exact because every partial sum is far below 2**53.
+    """
+    r, s, depth, k = weight.shape
+    if depth * groups != data.shape[-1] or k % groups:
+        raise ValueError(
+            f"conv2d: data {data.shape} and weight {weight.shape} do not fit {groups} groups"
+        )
+    x = data.astype(np.float64) - zero_point
+    patches = windows(x, (r, s), strides, padding, dilation, 0)
+    n, oh, ow = patches.shape[:3]
+    if depth == 1 and k == groups:  # depthwise
+        acc = np.zeros((n, oh, ow, k))
+        for i in range(r):
+            for j in range(s):
+                acc += patches[:, :, :, i, j] * weight[i, j, 0].astype(np.float64)
+        return as_int32(acc, "conv2d")
+    out = np.empty((n, oh, ow, k))
+    per = k // groups
+    for g in range(groups):
+        columns = patches[..., g * depth : (g + 1) * depth].reshape(n * oh * ow, r * s * depth)
+        kernel = weight[..., g * per : (g + 1) * per].reshape(-1, per).astype(np.float64)
+        out[..., g * per : (g + 1) * per] = (columns @ kernel).reshape(n, oh, ow, per)
+    return as_int32(out, "conv2d")
+
+
+def dense(data, weight, *, zero_point=0):
+    """uint8 (N, C), int8 (K, C) -> int32 (N, K): ``sum((data - zero_point) * weight)``."""
+    x = data.astype(np.float64) - zero_point
+    return as_int32(x @ weight.T.astype(np.float64), "dense")
+
+
+def max_pool2d(data, *, pool_size, strides, padding=(0, 0, 0, 0), dilation=(1, 1)):
+    """uint8 (N, H, W, C) -> uint8 (N, OH, OW, C); padding never wins."""
+    return windows(data, pool_size, strides, padding, dilation, 0).max(axis=(3, 4))
+
+
+def avg_pool2d(data, multiplier, *, input_zero_point, zero_point, pool_size, strides,
+               padding=(0, 0, 0, 0), count_include_pad=False, lo=0, hi=255):  # fmt: skip
+    """uint8 (N, H, W, C) -> uint8 (N, OH, OW, C).
+
+    ``clip(rint(float32(sum) * multiplier / float32(count)) + zero_point, lo, hi)`` where ``sum``
+    is the exact int32 sum of ``q - input_zero_point`` in the window and ``multiplier`` is
+    input scale / output scale. ``count`` is the number of elements of the window, padding
+    included or not.
+    """
+    steps = data.astype(np.int32) - np.int32(input_zero_point)
+    dilation = (1, 1)
+    total = windows(steps, pool_size, strides, padding, dilation, 0).sum(axis=(3, 4), dtype=np.int32)
+    if count_include_pad:
+        count = np.float32(pool_size[0] * pool_size[1])
+    else:
+        ones = np.ones((1, *data.shape[1:3], 1), np.int32)
+        count = windows(ones, pool_size, strides, padding, dilation, 0).sum(axis=(3, 4))
+        count = count.astype(np.float32)
+    mean = total.astype(np.float32) * np.float32(multiplier) / count
+    return _store(np.rint(mean), zero_point, lo, hi)

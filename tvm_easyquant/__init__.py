@@ -1,0 +1,38 @@
+"""EasyQuant post-training quantization (arXiv 2006.16669) for Apache TVM.
+
+`quantize` does the main job in one call; `EasyQuant` is the same as a Relay pass. Importing this
+package imports no TVM and registers nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+#: public name -> the module it lives in; loaded on first use, so that `import tvm_easyquant` is light
+_PUBLIC = {
+    "quantize": "pipeline",
+    "Quantized": "pipeline",
+    "QuantConfig": "numerics",
+    "Scale": "numerics",
+    "ScaleTable": "scale_table",
+    "Graph": "graph",
+    "load_onnx": "relay_frontend",
+    "from_relay": "relay_frontend",
+    "EasyQuant": "relay_pass",
+    "rewrite": "relay_rewrite",
+    "build": "relay_build",
+    "Executor": "relay_build",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

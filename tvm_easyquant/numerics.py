@@ -1,0 +1,156 @@
+"""Which numbers a quantized tensor may hold, and the settings of a quantization.
+
+``real = scale * (q - zero_point)``: a scale is in real units per step (the EasyQuant paper's S is its
+inverse). Activations are stored as uint8 on every target: the fast x86 multiply takes one unsigned
+operand. A signed symmetric 7-bit activation, -63..63, is stored with zero point 64, as 1..127;
+nothing but the stored byte differs from the paper. Weights are int8, symmetric, one scale per
+output channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: method -> (search scales?, unsigned activations where the values are never negative?)
+METHODS = {
+    "easyquant": (True, False),  # the paper: signed symmetric everywhere (method of section 3.2)
+    "easyquant_unsigned": (True, True),  # 0..127 instead of 0..63 after a ReLU
+    "minmax": (False, True),  # the starting point of the search, unsearched
+}
+BITS = (7, 8)
+DEFAULT_METHOD = "easyquant_unsigned"
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message names it and what is allowed."""
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """Settings of one quantization; immutable, comparable, stored in the scale table.
+
+    bits: 7 or 8, of weights and of every activation that a convolution or dense layer reads
+        (tensors read only by add, pool or concat keep 8: nothing there can overflow).
+    method: a key of `METHODS`.
+    search_images: samples used by the scale search (paper: 50).
+    grid, alpha, beta: ``grid`` candidate factors evenly spaced over ``[alpha, beta]`` (paper: 100
+        over [0.5, 2]), plus the factor 1.
+    rounds: weight pass + activation pass, repeated (paper: 1).
+    skip: names of layers that stay float.
+    """
+
+    bits: int = 7
+    method: str = DEFAULT_METHOD
+    search_images: int = 50
+    grid: int = 100
+    alpha: float = 0.5
+    beta: float = 2.0
+    rounds: int = 1
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "skip", tuple(self.skip))
+        if self.bits not in BITS:
+            raise ConfigError(f"bits is {self.bits!r}; use 7 or 8")
+        if self.method not in METHODS:
+            raise ConfigError(f"method is {self.method!r}; use one of {', '.join(METHODS)}")
+        for name in ("search_images", "grid", "rounds"):
+            if int(getattr(self, name)) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; use 1 or more")
+        if not 0 < self.alpha <= 1 <= self.beta:
+            raise ConfigError(f"alpha {self.alpha} and beta {self.beta} must enclose 1")
+
+    @property
+    def searches(self) -> bool:
+        return METHODS[self.method][0]
+
+    @property
+    def unsigned(self) -> bool:
+        return METHODS[self.method][1]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How one activation tensor is stored: ``real = scale * (q - zero_point)``, lo <= q <= hi.
+
+    scale: float32-representable, real units per step, > 0. q is uint8.
+    """
+
+    scale: float
+    zero_point: int
+    lo: int
+    hi: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "scale", float(np.float32(self.scale)))
+        if not (self.scale > 0 and np.isfinite(self.scale)):
+            raise ConfigError(f"a scale is {self.scale}; it must be positive and finite")
+        if not 0 <= self.lo <= self.zero_point <= self.hi <= 255:
+            raise ConfigError(
+                f"zero point {self.zero_point} and range {self.lo}..{self.hi} must lie in uint8"
+            )
+
+    def with_scale(self, scale: float) -> Scale:
+        return Scale(scale, self.zero_point, self.lo, self.hi)
+
+
+def steps(bits: int, signed: bool) -> int:
+    """The largest |q - zero_point|: 63 or 127 signed, 127 or 255 unsigned."""
+    return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+
+
+def scale_for(absmax: float, bits: int, signed: bool) -> Scale:
+    """The scale that just holds ``[-absmax, absmax]``, or ``[0, absmax]`` if not signed.
+
+    An all-zero tensor gets scale 1.
+    """
+    top = steps(bits, signed)
+    zero_point = 2 ** (bits - 1) if signed else 0
+    scale = np.float32(absmax / top) if absmax > 0 else np.float32(1)
+    scale = max(scale, np.finfo(np.float32).tiny)
+    return Scale(scale, zero_point, zero_point - top if signed else 0, zero_point + top)
+
+
+def weight_scales(
+    weight_2d: np.ndarray, bits: int, bias: np.ndarray | None = None, input_scale: float = 1.0
+) -> np.ndarray:
+    """float32 (K,) scales that just hold each output channel of ``weight_2d`` (any, K).
+
+    A channel whose bias (K,) is huge beside its weights (a batch normalization that switched the
+    channel off leaves weights of 1e-14) gets the scale that keeps the int32 bias at 2**22 steps of
+    ``input_scale * scale``. A channel of zeros with no bias gets scale 1.
+    """
+    scales = np.abs(weight_2d).max(axis=0).astype(np.float64) / steps(bits, signed=True)
+    if bias is not None:
+        scales = np.maximum(scales, np.abs(bias) / (float(input_scale) * 2.0**22))
+    scales = scales.astype(np.float32)
+    return np.where(scales > np.finfo(np.float32).tiny, scales, np.float32(1)).astype(np.float32)
+
+
+def quantize_weight(weight_2d: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
+    """float32 (any, K) -> int8: ``clip(rint(w / scale), -qmax, qmax)``, a hard clip at +-63 or 127."""
+    top = steps(bits, signed=True)
+    return np.clip(np.rint(weight_2d / scales), -top, top).astype(np.int8)
+
+
+def quantize_bias(bias: np.ndarray, input_scale: float, scales: np.ndarray, name: str) -> np.ndarray:
+    """float32 (K,) -> int32 steps of ``input_scale * weight_scale``; OverflowError names the layer."""
+    exact = np.rint(np.asarray(bias, np.float64) / (float(input_scale) * scales.astype(np.float64)))
+    if exact.size and np.abs(exact).max() > 2**30:
+        channel = int(np.abs(exact).argmax())
+        raise OverflowError(
+            f"layer {name}: the bias of channel {channel} is {bias[channel]:g}, too large for int32 "
+            f"at scale {float(input_scale) * scales[channel]:g}; keep the layer float (skip)"
+        )
+    return exact.astype(np.int32)
+
+
+def integer_limits(scale: Scale, limits: tuple[float, float]) -> tuple[int, int]:
+    """The stored range (lo, hi) of a tensor that is clipped to the real ``limits``."""
+    with np.errstate(over="ignore"):
+        low, high = (np.rint(np.float32(limit) / np.float32(scale.scale)) for limit in limits)
+    lo = scale.lo if low <= scale.lo - scale.zero_point else int(low) + scale.zero_point
+    hi = scale.hi if high >= scale.hi - scale.zero_point else int(high) + scale.zero_point
+    return lo, max(lo, hi)

@@ -1,0 +1,128 @@
+"""`quantize`: load -> calibrate -> search -> rewrite, in one call."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from . import calibrate as _calibrate
+from . import search as _search
+from .graph import Graph
+from .numerics import QuantConfig
+from .scale_table import ScaleTable
+from .sites import Plan, plan
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The result of a quantization.
+
+    module: the integer Relay module (``tvm.IRModule``); table: its scales; graph: the float network
+    it came from; plan: what runs in integers; seconds: time of each step.
+    """
+
+    module: object
+    table: ScaleTable
+    graph: Graph
+    plan: Plan
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def coverage(self) -> float:
+        """Percentage of the multiply-accumulates that run in integers."""
+        return self.plan.coverage(self.graph)
+
+    @property
+    def layers(self) -> list[dict]:
+        """One row per convolution or dense layer: name, op, shape, macs, kind and its figures."""
+        rows = []
+        for node in self.graph.compute_nodes:
+            integer = node.name in self.plan.integer
+            rows.append(
+                {
+                    "layer": node.name,
+                    "op": node.op,
+                    "weight": tuple(node.weight.shape),
+                    "output": tuple(node.shape),
+                    "macs": node.macs,
+                    "kind": f"int{self.table.config.bits}" if integer else "float32",
+                    **self.table.figures.get(node.name, {}),
+                }
+            )
+        return rows
+
+    def build(self, target=None, *, lower: bool = True):
+        """Compile for ``target`` (default: this CPU); returns TVM's library. See `relay_build.build`."""
+        from .relay_build import build
+
+        return build(self.module, target, lower=lower)
+
+
+def as_graph(model, params=None, **load_options) -> Graph:
+    """A `Graph` from a Graph, an ONNX path or ModelProto, or a Relay module (with params)."""
+    if isinstance(model, Graph):
+        return model
+    from .host import tvm
+    from .relay_frontend import from_relay, load_onnx
+
+    if isinstance(model, tvm.IRModule):
+        return from_relay(model, params)
+    return load_onnx(model, **load_options)
+
+
+def quantize(
+    model,
+    calibration,
+    *,
+    params=None,
+    config: QuantConfig | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    progress: Progress | None = None,
+    input_shapes=None,
+    batch: int = 1,
+    **settings,
+) -> Quantized:
+    """Quantize a float CNN to an integer Relay module.
+
+    model: an ONNX path, an ``onnx.ModelProto``, or a Relay module with ``params``. calibration: any
+    iterable of inputs (see `calibrate.samples`). settings: fields of `QuantConfig` such as ``bits``,
+    ``method`` or ``skip``; or a whole ``config``. checkpoint: a file that lets an interrupted search
+    go on. progress(done, total, text) is called as the work proceeds.
+
+    Raises LoadError, CalibrationError, ConfigError, GraphError or CheckpointError, all ValueErrors
+    whose message names the cause and the cure.
+    """
+    config = replace(config or QuantConfig(), **settings) if settings else config or QuantConfig()
+    seconds, clock = {}, time.perf_counter()
+
+    def lap(step):
+        nonlocal clock
+        now = time.perf_counter()
+        seconds[step], clock = now - clock, now
+
+    graph = as_graph(model, params, **({} if params else dict(input_shapes=input_shapes, batch=batch)))
+    plan_ = plan(graph, config.skip)
+    lap("load")
+    calibrated = _calibrate.calibrate(graph, plan_, calibration, config, progress=progress)
+    lap("calibrate")
+    if config.searches:
+        table = _search.search(
+            graph, plan_, calibrated, config, progress=progress, checkpoint=checkpoint
+        )
+    else:
+        table = _calibrate.start_table(graph, plan_, calibrated, config)
+    lap("search")
+    module = apply(graph, table)
+    lap("rewrite")
+    return Quantized(module, table, graph, plan_, seconds)
+
+
+def apply(graph: Graph, table: ScaleTable):
+    """The integer Relay module of ``graph`` under ``table``; TableError if they do not fit."""
+    from .relay_rewrite import rewrite
+
+    return rewrite(graph, table)

@@ -1,0 +1,120 @@
+"""Build an integer module for a CPU and run it.
+
+``lower=True`` hands every integer operator to our kernels (`topi_ext.lower`): integers equal to the
+norm on every CPU. ``lower=False`` leaves TVM's stock lowering: it rounds ties differently, and its
+int8 kernels are slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from .graph import GraphError
+from .host import tvm
+
+
+class TargetError(ValueError):
+    """The target cannot run these kernels; the message says what to name instead."""
+
+
+def host_target() -> str:
+    """A target string for the CPU this runs on."""
+    cpu = tvm.target.codegen.llvm_get_system_cpu() if hasattr(tvm.target, "codegen") else ""
+    return f"llvm -mcpu={cpu}" if cpu else "llvm"
+
+
+def cpu_target(target) -> object:
+    """``target`` (a string or tvm.target.Target, None for this CPU) checked to be a CPU target."""
+    try:
+        target = tvm.target.Target(target if target is not None else host_target())
+    except (ValueError, TypeError, tvm.TVMError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise TargetError(f"target {target!r} is not a TVM target: {reason}") from None
+    if target.kind.name != "llvm":
+        raise TargetError(
+            f"target {target.kind.name!r} is not a CPU; name an llvm target, such as "
+            "'llvm -mcpu=core-avx2'"
+        )
+    from tvm.target.codegen import llvm_get_cpu_archlist
+
+    cpu = str(target.attrs.get("mcpu", ""))
+    if cpu and cpu not in {str(c) for c in llvm_get_cpu_archlist(target)}:
+        raise TargetError(f"LLVM knows no -mcpu={cpu} for this target and would ignore it; mend the name")
+    return target
+
+
+@contextlib.contextmanager
+def no_tophub() -> Iterator[None]:
+    """Keep TVM from looking for downloadable schedules; the environment is restored."""
+    before = os.environ.get("TOPHUB_LOCATION")
+    os.environ["TOPHUB_LOCATION"] = "NONE"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOPHUB_LOCATION"]
+        else:
+            os.environ["TOPHUB_LOCATION"] = before
+
+
+def build(module, target=None, *, lower: bool = True, opt_level: int = 3):
+    """Compile an integer Relay module; returns TVM's library (``export_library`` works on it).
+
+    Raises TargetError if the target is not a CPU that LLVM knows.
+    """
+    from tvm import relay
+
+    target = cpu_target(target)
+    with no_tophub(), tvm.transform.PassContext(opt_level=opt_level):
+        if lower:
+            from topi_ext.lower import LowerInteger
+
+            module = LowerInteger(target)(module)
+        return relay.build(module, target)
+
+
+class Executor:
+    """A built library with its inputs and outputs by name.
+
+    ``executor(feed)`` takes {input: float32 NCHW array} and returns the outputs as a list.
+    """
+
+    def __init__(self, library, device=None):
+        from tvm.contrib import graph_executor
+
+        self.library = library
+        self.device = device or tvm.cpu()
+        self.module = graph_executor.GraphModule(library["default"](self.device))
+        shapes, dtypes = self.module.get_input_info()
+        self.inputs = {
+            name: (tuple(int(d) for d in shape), str(dtypes[name]))
+            for name, shape in shapes.items()
+            if not re.fullmatch(r"p\d+", name)  # TVM's names for bound constants
+        }
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        for name in feed:
+            if name not in self.inputs:
+                raise GraphError(f"there is no input {name}; the inputs are {sorted(self.inputs)}")
+        for name, (shape, dtype) in self.inputs.items():
+            array = feed.get(name)
+            if array is None:
+                raise GraphError(f"input {name} is missing")
+            if tuple(array.shape) != shape or str(array.dtype) != dtype:
+                raise GraphError(
+                    f"input {name} is {array.dtype} {tuple(array.shape)}, "
+                    f"the model takes {dtype} {shape}"
+                )
+            self.module.set_input(name, array)
+        self.module.run()
+        return [self.module.get_output(i).numpy() for i in range(self.module.get_num_outputs())]
+
+    def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
+        """Times of ``repeat`` runs (each the mean of ``number``), after the inputs were set."""
+        timer = self.module.module.time_evaluator("run", self.device, number=number, repeat=repeat)
+        return [1e3 * float(t) for t in timer().results]

@@ -1,0 +1,47 @@
+"""`EasyQuant`: the quantizer as a Relay module pass."""
+
+from __future__ import annotations
+
+from .calibrate import calibrate, start_table
+from .host import tvm
+from .numerics import QuantConfig
+from .relay_frontend import from_relay
+from .relay_rewrite import rewrite
+from .scale_table import ScaleTable
+from .search import search
+from .sites import plan
+
+
+@tvm.transform.module_pass(opt_level=0, name="EasyQuant")
+class EasyQuant:
+    """Float Relay module in, integer Relay module of standard qnn ops out.
+
+    Compose it in ``tvm.transform.Sequential`` before ``topi_ext.lower.LowerInteger``. Give it either
+    a ``table`` found before, or ``calibration`` data and a ``config`` to search one; the table it
+    used is then its attribute ``table``. params are bound to the module first.
+
+    Raises what `tvm_easyquant.quantize` raises.
+    """
+
+    def __init__(
+        self,
+        table: ScaleTable | None = None,
+        *,
+        calibration=None,
+        config: QuantConfig | None = None,
+        params=None,
+        progress=None,
+    ):
+        if (table is None) == (calibration is None):
+            raise ValueError("EasyQuant takes either a scale table or calibration data")
+        self.table, self.calibration, self.params = table, calibration, params
+        self.config, self.progress = config or QuantConfig(), progress
+
+    def transform_module(self, mod, ctx):
+        graph = from_relay(mod, self.params)
+        if self.table is None:
+            plan_ = plan(graph, self.config.skip)
+            found = calibrate(graph, plan_, self.calibration, self.config, progress=self.progress)
+            make = search if self.config.searches else start_table
+            self.table = make(graph, plan_, found, self.config)
+        return rewrite(graph, self.table)
