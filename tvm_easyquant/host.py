@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+
 INSTALL = (
     "tvm_easyquant needs Apache TVM 0.19 with Relay: install the extra with "
     "pip install 'tvm_easyquant[relay]', or put your own build of TVM 0.19 on PYTHONPATH"
@@ -19,4 +23,18 @@ except (ImportError, OSError, RuntimeError) as _error:
     _reason = str(_error).strip().splitlines()[-1] if str(_error).strip() else type(_error).__name__
     raise TVMMissing(f"{INSTALL} ({_reason})") from None
 
-__all__ = ["relay", "tvm"]
+@contextlib.contextmanager
+def no_tophub() -> Iterator[None]:
+    """Keep TVM from looking for downloadable schedules; the environment is restored."""
+    before = os.environ.get("TOPHUB_LOCATION")
+    os.environ["TOPHUB_LOCATION"] = "NONE"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOPHUB_LOCATION"]
+        else:
+            os.environ["TOPHUB_LOCATION"] = before
+
+
+__all__ = ["no_tophub", "relay", "tvm"]

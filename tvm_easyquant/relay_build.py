@@ -7,15 +7,13 @@ int8 kernels are slower.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from .graph import GraphError
-from .host import tvm
+from .host import no_tophub, tvm
 
 
 class TargetError(ValueError):
@@ -46,20 +44,6 @@ def cpu_target(target) -> object:
     if cpu and cpu not in {str(c) for c in llvm_get_cpu_archlist(target)}:
         raise TargetError(f"LLVM knows no -mcpu={cpu} for this target and would ignore it; mend the name")
     return target
-
-
-@contextlib.contextmanager
-def no_tophub() -> Iterator[None]:
-    """Keep TVM from looking for downloadable schedules; the environment is restored."""
-    before = os.environ.get("TOPHUB_LOCATION")
-    os.environ["TOPHUB_LOCATION"] = "NONE"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TOPHUB_LOCATION"]
-        else:
-            os.environ["TOPHUB_LOCATION"] = before
 
 
 def build(module, target=None, *, lower: bool = True, opt_level: int = 3):

@@ -15,7 +15,7 @@ from math import inf, prod
 import numpy as np
 
 from .graph import Graph, GraphError, Node, to_nchw, to_nhwc
-from .host import relay, tvm
+from .host import no_tophub, relay, tvm
 
 
 class LoadError(ValueError):
@@ -126,7 +126,7 @@ class RelayOp:
                 for i, a in enumerate(arrays)
             ]
             module = tvm.IRModule.from_expr(relay.Function(arguments, self.rebuild(arguments)))
-            with tvm.transform.PassContext(opt_level=2):
+            with no_tophub(), tvm.transform.PassContext(opt_level=2):
                 library = relay.build(module, "llvm")
             from tvm.contrib import graph_executor
 

@@ -1,0 +1,147 @@
+"""Accuracy of the compiled integer networks against fp32, paired on the same images.
+
+    python benchmarks/accuracy.py --data DIR --json FILE [--nets NAME ...] [--images N]
+
+For every network: fp32 (the float module compiled by TVM), then INT8 and INT7 by each method, all
+from the same calibration images, *executed by the compiled integer module*. ``gained`` and ``lost``
+count the images that only the integer network, or only fp32, gets right; ``interval`` is the 95 %
+confidence interval of the paired difference in points. The first ``--exact`` images are also run by
+the numpy reference, and the number of differing output values is stored (it must be 0). Rows: net,
+method, bits, calibration_images, n, top1, fp32_top1 (percent), gained, lost, runner, cpu.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import machine
+import numpy as np
+from data import NETWORKS, Network
+from tqdm import tqdm
+
+import tvm_easyquant as eq
+from tvm_easyquant.files import write_text
+from tvm_easyquant.host import no_tophub
+from tvm_easyquant.relay_build import host_target
+from tvm_easyquant.relay_reference import execute
+
+
+def float_executor(path, target):
+    """The float network, compiled by TVM with its default schedules."""
+    import onnx
+    import tvm
+    from tvm import relay
+
+    module, params = relay.frontend.from_onnx(onnx.load(path), freeze_params=True)
+    with no_tophub(), tvm.transform.PassContext(opt_level=3):
+        return eq.Executor(relay.build(module, target, params=params))
+
+
+def outputs(executor, name, network, count, what):
+    """Logits of the first ``count`` test images: (count, classes)."""
+    rows = []
+    for i in tqdm(range(count), desc=what, disable=not sys.stderr.isatty()):
+        rows.append(executor({name: network.test(i)})[0].reshape(-1))
+    return np.stack(rows)
+
+
+def compare(right, reference):
+    """gained, lost and the 95 % interval of the paired difference, in points."""
+    gained, lost = int((right & ~reference).sum()), int((~right & reference).sum())
+    n = len(right)
+    mean = (gained - lost) / n
+    half = 1.96 * np.sqrt(max((gained + lost) / n - mean**2, 0) / n)
+    return gained, lost, [round(100 * (mean - half), 2), round(100 * (mean + half), 2)]
+
+
+def measure(folder, name, args, facts):
+    network = Network(folder, name)
+    count = min(args.images or len(network.test_set), len(network.test_set))
+    labels = network.test_set.labels[:count]
+    target = args.target or host_target()
+    graph = eq.load_onnx(network.path)
+    (tensor,) = graph.inputs
+    fp32 = outputs(float_executor(network.path, target), tensor, network, count, f"{name} fp32")
+    fp32_right = fp32.argmax(1) == labels
+    base = {
+        "net": name,
+        "n": count,
+        "fp32_top1": round(100 * float(fp32_right.mean()), 3),
+        "runner": "tvm_easyquant",
+        "cpu": facts["cpu"],
+        "target": target,
+    }
+    for method in args.methods:
+        for bits in (8, 7):
+            started = time.perf_counter()
+            q = eq.quantize(
+                graph, network.calibration(args.calibration), bits=bits, method=method
+            )
+            seconds = time.perf_counter() - started
+            executor = eq.Executor(q.build(target))
+            logits = outputs(executor, tensor, network, count, f"{name} {method} INT{bits}")
+            right = logits.argmax(1) == labels
+            gained, lost, interval = compare(right, fp32_right)
+            different = 0
+            exact = min(args.exact, count)
+            for i in range(exact):
+                expected = execute(q.module, {tensor: network.test(i)})[0].reshape(-1)
+                different += int((expected != logits[i]).sum())
+            worst = min(q.layers, key=lambda row: row.get("cosine", 1.0))
+            yield {
+                **base,
+                "method": method,
+                "bits": bits,
+                "calibration_images": args.calibration,
+                "search_images": q.table.config.search_images,
+                "top1": round(100 * float(right.mean()), 3),
+                "gained": gained,
+                "lost": lost,
+                "interval": interval,
+                "coverage_percent": q.coverage,
+                "quantize_seconds": round(seconds, 1),
+                "peak_memory_gib": round(
+                    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
+                ),
+                "exact_images": exact,
+                "values_differing_from_reference": different,
+                "worst_layer": worst["layer"],
+                "worst_cosine": round(worst.get("cosine", 1.0), 5),
+            }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of networks and images")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--nets", nargs="+", default=NETWORKS)
+    parser.add_argument("--methods", nargs="+", default=["easyquant", "easyquant_unsigned"])
+    parser.add_argument("--images", type=int, help="only the first N test images")
+    parser.add_argument("--calibration", type=int, default=50, help="calibration images (50)")
+    parser.add_argument("--exact", type=int, default=100, help="images also run by the reference")
+    parser.add_argument("--target", help="TVM target (this CPU)")
+    args = parser.parse_args()
+    facts = machine.describe()
+    rows = []
+    for name in args.nets:
+        for row in measure(args.data, name, args, facts):
+            rows.append(row)
+            print(
+                f"{row['net']:28} {row['method']:20} INT{row['bits']}  top-1 {row['top1']:.2f} "
+                f"(fp32 {row['fp32_top1']:.2f}, +{row['gained']} -{row['lost']})  "
+                f"{row['quantize_seconds']:.0f} s, {row['peak_memory_gib']:.1f} GiB, differing "
+                f"{row['values_differing_from_reference']}, worst layer {row['worst_layer']} "
+                f"{row['worst_cosine']:.4f}",
+                flush=True,
+            )
+            if args.json:
+                write_text(args.json, json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

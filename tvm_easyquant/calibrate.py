@@ -1,0 +1,195 @@
+"""Calibration: stream samples through the float network and observe the range of every site.
+
+Memory does not depend on the number of samples, but for the first ``search_images`` of them, which
+are kept for the scale search.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+
+from .graph import Graph, GraphError, model_shape, run
+from .numerics import QuantConfig, Scale, scale_for, weight_scales
+from .scale_table import ScaleTable
+from .sites import Plan
+
+Progress = Callable[[int, int, str], None]
+
+
+class CalibrationError(ValueError):
+    """Calibration data cannot be used; the message names the sample, the tensor and the cure."""
+
+
+@dataclass
+class Range:
+    """Observer of one site: the smallest and largest value seen; order does not matter."""
+
+    low: float = 0.0
+    high: float = 0.0
+
+    def see(self, value: np.ndarray) -> None:
+        self.low = min(self.low, float(value.min(initial=0.0)))
+        self.high = max(self.high, float(value.max(initial=0.0)))
+
+    @property
+    def absmax(self) -> float:
+        return max(-self.low, self.high)
+
+
+@dataclass
+class Calibration:
+    """What calibration found: ranges by site, the samples kept for the search, and their number."""
+
+    ranges: dict[str, Range]
+    samples: list[dict[str, np.ndarray]] = field(default_factory=list)
+    seen: int = 0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the kept samples and the ranges: what the search depends on."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            for name in sorted(sample):
+                digest.update(sample[name].tobytes())
+        digest.update(repr(sorted((k, r.low, r.high) for k, r in self.ranges.items())).encode())
+        return digest.hexdigest()
+
+
+def _items(data) -> Iterator:
+    """The items of anything that yields calibration data."""
+    if hasattr(data, "get_next"):  # onnxruntime's CalibrationDataReader
+        while (item := data.get_next()) is not None:
+            yield item
+    elif isinstance(data, np.ndarray):
+        yield data
+    elif isinstance(data, Mapping) or hasattr(data, "files"):  # a dict of arrays, or an .npz
+        yield {name: np.asarray(data[name]) for name in data}
+    else:
+        try:
+            iterator = iter(data)
+        except TypeError:
+            raise CalibrationError(
+                f"calibration data is a {type(data).__name__}; give an iterable of arrays or of "
+                "{input name: array}"
+            ) from None
+        yield from iterator
+
+
+def samples(data, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
+    """Checked samples {input name: float32 array of the model's input shape}, one at a time.
+
+    data: an iterable of dicts, of arrays (for a model with one input), or of (array, label) pairs as
+    a DataLoader yields; an array or a dict of arrays with a leading sample axis; or an ONNX Runtime
+    CalibrationDataReader. A batch larger than the model's is cut up. Raises CalibrationError.
+    """
+    number = count(1)
+    for item in _items(data):
+        for piece in _pieces(item, graph, next(number)):
+            yield piece
+
+
+def _pieces(item, graph, number):
+    what = f"calibration item {number}"
+    if isinstance(item, (tuple, list)) and item:
+        item = item[0]  # (images, labels)
+    if not isinstance(item, Mapping):
+        if len(graph.inputs) != 1:
+            raise CalibrationError(
+                f"{what} is one array, the model has inputs {list(graph.inputs)}; give a dict"
+            )
+        item = {graph.inputs[0]: item}
+    if set(item) != set(graph.inputs):
+        raise CalibrationError(
+            f"{what} has tensors {sorted(map(str, item))}, the model's inputs are "
+            f"{sorted(graph.inputs)}"
+        )
+    arrays = {}
+    for name, value in item.items():
+        array = np.asarray(value)
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+        if array.dtype != np.float32:
+            raise CalibrationError(
+                f"{what}: {name} is {array.dtype}; the model takes float32, normalised as in its "
+                "training"
+            )
+        shape = model_shape(graph[name])
+        if array.shape == shape[1:]:
+            array = array[None]
+        if array.ndim != len(shape) or array.shape[1:] != shape[1:]:
+            raise CalibrationError(
+                f"{what}: {name} has shape {array.shape}, the model takes {shape}"
+            )
+        if array.shape[0] % shape[0]:
+            raise CalibrationError(
+                f"{what}: {name} holds {array.shape[0]} samples, not a multiple of the model's "
+                f"batch {shape[0]}; drop the incomplete batch"
+            )
+        arrays[name] = array
+    pieces = {name: array.shape[0] // model_shape(graph[name])[0] for name, array in arrays.items()}
+    if len(set(pieces.values())) != 1:
+        raise CalibrationError(f"{what}: its tensors hold different numbers of samples: {pieces}")
+    for i in range(next(iter(pieces.values()))):
+        sample = {}
+        for name, array in arrays.items():
+            batch = model_shape(graph[name])[0]
+            sample[name] = np.ascontiguousarray(array[i * batch : (i + 1) * batch])
+            if not np.isfinite(sample[name]).all():
+                raise CalibrationError(
+                    f"{what}, sample {i}: {name} holds NaN or infinity; remove or mend it"
+                )
+        yield sample
+
+
+def calibrate(
+    graph: Graph, plan: Plan, data, config: QuantConfig, progress: Progress | None = None
+) -> Calibration:
+    """Run the float network on every sample of ``data`` and observe each site's range.
+
+    Raises CalibrationError; an empty ``data`` is one.
+    """
+    result = Calibration({name: Range() for name in plan.sites})
+
+    def observe(node, value):
+        site = plan.site_of.get(node.name)
+        if site is not None:
+            if not np.isfinite(value).all():
+                raise GraphError(f"{node.name} overflows float32 on calibration sample {result.seen}")
+            result.ranges[site].see(value)
+
+    for sample in samples(data, graph):
+        result.seen += 1
+        run(graph, sample, observe)
+        if len(result.samples) < config.search_images:
+            result.samples.append(sample)
+        if progress is not None:
+            progress(result.seen, 0, "calibrate")
+    if not result.seen:
+        raise CalibrationError("calibration data is empty; give at least one sample, better 50")
+    return result
+
+
+def site_scale(plan: Plan, name: str, found: Range, config: QuantConfig) -> Scale:
+    """The starting scale of a site, from its maximum (paper, section 4.1)."""
+    site = plan.sites[name]
+    signed = not (config.unsigned and (site.nonnegative or found.low >= 0))
+    return scale_for(found.absmax, config.bits if site.readers else 8, signed)
+
+
+def start_table(graph: Graph, plan: Plan, calibration: Calibration, config: QuantConfig) -> ScaleTable:
+    """Every scale from the maximum: the start of the search, and the method ``minmax``."""
+    activations = {
+        name: site_scale(plan, name, found, config) for name, found in calibration.ranges.items()
+    }
+    weights = {}
+    for node in graph.compute_nodes:
+        if node.name in plan.integer:
+            flat = node.weight.T if node.op == "dense" else node.weight.reshape(-1, node.channels)
+            input_scale = activations[plan.site_of[node.inputs[0]]].scale
+            weights[node.name] = weight_scales(flat, config.bits, node.bias, input_scale)
+    return ScaleTable(graph.fingerprint, config, activations, weights)

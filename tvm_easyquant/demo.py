@@ -1,0 +1,108 @@
+"""The demo: quantize the embedded network, run it, and say what it gained and lost.
+
+``python -m tvm_easyquant.demo [FOLDER]``, ``tvmc-easyquant demo`` or ``make demo``.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+MEAN, STD = np.float32(0.2860), np.float32(0.3530)
+
+
+def network_path() -> Path:
+    """The embedded ONNX network; its input ``image`` is float32 (1, 1, 28, 28)."""
+    return Path(str(files("tvm_easyquant") / "data" / "fashion_cnn.onnx"))
+
+
+def images() -> dict[str, np.ndarray]:
+    """calibration_images (200), test_images (2000), both float32 (N, 1, 28, 28); test_labels."""
+    stored = np.load(Path(str(files("tvm_easyquant") / "data" / "fashion_mnist.npz")))
+
+    def normalised(name):
+        return (stored[name][:, None] / np.float32(255) - MEAN) / STD
+
+    return {
+        "calibration_images": normalised("calibration_images"),
+        "test_images": normalised("test_images"),
+        "test_labels": stored["test_labels"].astype(np.int64),
+    }
+
+
+def _classify(executor, pictures) -> np.ndarray:
+    return np.array([executor({"image": x[None]})[0].argmax() for x in pictures])
+
+
+def _median_microseconds(executors, rounds=15) -> list[float]:
+    """Interleaved times, so that a noisy machine disturbs all alike."""
+    times = [[e.milliseconds(repeat=3, number=10) for e in executors] for _ in range(rounds)]
+    return [1e3 * float(np.median([min(row[i]) for row in times])) for i in range(len(executors))]
+
+
+def main(out: str = "easyquant_demo") -> int:
+    """Run the demo; artefacts go to the folder ``out``. Returns 0."""
+    from . import pipeline
+    from .cli import Bar, peak_memory_gib
+    from .files import replacing
+    from .host import tvm
+    from .relay_build import Executor, build, host_target
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = images()
+    labels, target = data["test_labels"], host_target()
+    graph = pipeline.as_graph(network_path())
+    rows, executors = [], []
+
+    library = build(_float_module(network_path()), target, lower=False)
+    executors.append(Executor(library))
+    right = _classify(executors[0], data["test_images"]) == labels
+    rows.append(("fp32", right, None))
+    for bits in (8, 7):
+        bar = Bar()
+        result = pipeline.quantize(graph, data["calibration_images"], bits=bits, progress=bar)
+        bar.close()
+        library = result.build(target)
+        result.table.save(folder / f"int{bits}.json")
+        with replacing(folder / f"int{bits}.so") as temporary:
+            library.export_library(str(temporary))
+        with replacing(folder / f"int{bits}.relay.json") as temporary:
+            temporary.write_text(tvm.ir.save_json(result.module))
+        executors.append(Executor(library))
+        rows.append((f"INT{bits}", _classify(executors[-1], data["test_images"]) == labels, result))
+    times = _median_microseconds(executors)
+
+    print(f"Fashion-MNIST, {len(labels)} test images, target {target!r}")
+    print(f"{'':6}{'top-1 %':>9}{'gained':>8}{'lost':>6}{'us/image':>10}{'coverage %':>12}{'search s':>10}")
+    base = rows[0][1]
+    for (name, hits, result), microseconds in zip(rows, times, strict=True):
+        line = f"{name:6}{100 * hits.mean():9.2f}"
+        if result is None:
+            line += f"{'':14}{microseconds:10.1f}"
+        else:
+            gained, lost = int((hits & ~base).sum()), int((~hits & base).sum())
+            line += f"{gained:8}{lost:6}{microseconds:10.1f}{result.coverage:12.1f}"
+            line += f"{result.seconds['search']:10.1f}"
+        print(line)
+    print(f"INT7 takes {times[2] / times[0]:.2f} of the fp32 time; peak memory {peak_memory_gib():.2f} GiB")
+    print(f"artefacts: {folder}/int7.so, int7.json (scale table), int7.relay.json; the same for int8")
+    return 0
+
+
+def _float_module(path):
+    """The float network as TVM compiles it by default."""
+    import onnx
+
+    from .host import relay
+
+    module, params = relay.frontend.from_onnx(onnx.load(path), freeze_params=True)
+    module["main"] = relay.build_module.bind_params_by_name(module["main"], params)
+    return module
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

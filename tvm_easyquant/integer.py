@@ -1,0 +1,216 @@
+"""The quantized network in numpy, node by node: exactly what the compiled module computes.
+
+`Sample` carries one input through the float and the quantized network side by side. The search uses
+it to see each layer behind the quantized prefix; `run_integer` is the plain forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+
+from topi_ext import reference
+
+from .graph import COMPUTE, MOVES, Graph, Node, evaluate, move, to_nchw, to_nhwc
+from .numerics import Scale, integer_limits, quantize_bias, quantize_weight
+from .sites import Plan, clip_limits
+
+
+def integer_weight(node: Node, scales: np.ndarray, bits: int) -> np.ndarray:
+    """The node's weights as int8, in the node's own layout."""
+    if node.op == "dense":
+        return quantize_weight(node.weight.T, scales, bits).T
+    flat = node.weight.reshape(-1, node.channels)
+    return quantize_weight(flat, scales, bits).reshape(node.weight.shape)
+
+
+class Scales:
+    """The scales a walk uses: what a `ScaleTable` holds, mutable while they are searched.
+
+    activations: site -> Scale, None while undecided; weights: layer -> float32 (K,).
+    """
+
+    def __init__(self, graph: Graph, plan: Plan, bits: int, activations, weights):
+        self.graph, self.plan, self.bits = graph, plan, bits
+        self.activations: dict[str, Scale | None] = dict(activations)
+        self.weights: dict[str, np.ndarray] = dict(weights)
+
+    def of(self, tensor: str) -> Scale | None:
+        return self.activations[self.plan.site_of[tensor]]
+
+    def unit(self, node: Node) -> np.ndarray:
+        """float32: real units per step of the node's int32 accumulator, () or (K,)."""
+        scale = np.float32(self.of(node.inputs[0]).scale)
+        if node.op in COMPUTE:
+            return scale * np.asarray(self.weights[node.name], np.float32)
+        if node.op == "avg_pool2d":
+            return scale * (np.float32(1) / np.float32(prod(node.attrs["pool_size"])))
+        return scale
+
+
+class Sample:
+    """One input on its way through the network.
+
+    floats: tensor -> its value in the float network. stored: tensor -> uint8. real: tensor ->
+    float32, made by float nodes. raw: what a producer has before it is stored: an int32 accumulator,
+    or a float32 sum for add; kept while the scale of its site is undecided. ran: nodes that have run.
+    gone: tensors that nobody needs any more.
+    """
+
+    def __init__(self, feed: Mapping[str, np.ndarray]):
+        self.feed = feed
+        self.floats: dict[str, np.ndarray] = {}
+        self.stored: dict[str, np.ndarray] = {}
+        self.real: dict[str, np.ndarray] = {}
+        self.raw: dict[str, np.ndarray] = {}
+        self.ran: set[str] = set()
+        self.gone: set[str] = set()
+
+    def advance_float(self, node: Node) -> None:
+        if node.op == "input":
+            self.floats[node.name] = to_nhwc(self.feed[node.name])
+        else:
+            self.floats[node.name] = evaluate(node, *(self.floats[t] for t in node.inputs))
+
+    def stored_value(self, tensor: str, scales: Scales) -> np.ndarray:
+        """The tensor as uint8; a float node's or an input's value is quantized here."""
+        if tensor not in self.stored:
+            s = scales.of(tensor)
+            self.stored[tensor] = reference.quantize(
+                self.real[tensor], s.scale, s.zero_point, s.lo, s.hi
+            )
+        return self.stored[tensor]
+
+    def real_value(self, tensor: str, scales: Scales) -> np.ndarray:
+        """The tensor as float32, as a float node reads it."""
+        if tensor in self.real:
+            return self.real[tensor]
+        s = scales.of(tensor)
+        return reference.dequantize(self.stored_value(tensor, scales), s.scale, s.zero_point)
+
+    def advance(self, node: Node, scales: Scales) -> None:
+        """Run one node of the quantized network; its input sites must be decided."""
+        plan = scales.plan
+        self.ran.add(node.name)
+        if node.op == "input":
+            self.real[node.name] = to_nhwc(self.feed[node.name])
+        elif node.name in plan.fused:
+            pass  # done by its producer
+        elif node.name not in plan.integer:
+            inputs = [self.real_value(t, scales) for t in node.inputs]
+            self.real[node.name] = evaluate(node, *inputs)
+        elif node.op in MOVES:
+            if scales.of(node.name) is not None:
+                self._move(node, scales)
+        else:
+            raw = self._produce(node, scales)
+            if node.name in plan.accumulators:
+                self.real[node.name] = reference.dequantize(raw, scales.unit(node), 0)
+                return
+            self.raw[node.name] = raw
+            target = plan.stored(node, scales.graph)
+            if scales.of(target) is not None:
+                self.store(node, scales)
+
+    def _move(self, node, scales):
+        q = [self.stored_value(t, scales) for t in node.inputs]
+        a = node.attrs
+        if node.op == "max_pool2d":
+            self.stored[node.name] = reference.max_pool2d(q[0], **a)
+        else:
+            self.stored[node.name] = move(node, scales.of(node.name).zero_point, *q)
+
+    def _produce(self, node, scales):
+        """The int32 accumulator of a node, or the float32 sum of an add."""
+        q = [self.stored_value(t, scales) for t in node.inputs]
+        s = [scales.of(t) for t in node.inputs]
+        if node.op == "add":
+            left, right = (
+                reference.dequantize(x, z.scale, z.zero_point) for x, z in zip(q, s, strict=True)
+            )
+            return left + right
+        steps = q[0].astype(np.int32) - np.int32(s[0].zero_point)
+        if node.op == "clip":
+            return steps
+        if node.op == "avg_pool2d":
+            a = node.attrs
+            window = (a["pool_size"], a["strides"], a["padding"], (1, 1), 0)
+            return reference.windows(steps, *window).sum(axis=(3, 4), dtype=np.int32)
+        weight = integer_weight(node, scales.weights[node.name], scales.bits)
+        bias = quantize_bias(node.bias, s[0].scale, scales.weights[node.name], node.name)
+        if node.op == "dense":
+            acc = reference.dense(q[0], weight, zero_point=s[0].zero_point)
+        else:
+            acc = reference.conv2d(q[0], weight, zero_point=s[0].zero_point, **node.attrs)
+        return reference.as_int32(acc.astype(np.int64) + bias, f"layer {node.name}")
+
+    def unstored(self, node: Node, scales: Scales) -> np.ndarray:
+        """What ``node`` produced, as float32 before it is rounded to its site, fused clip applied."""
+        raw = self.raw[node.name]
+        value = raw if node.op == "add" else reference.dequantize(raw, scales.unit(node), 0)
+        lo, hi = node_limits(node, scales)
+        return np.clip(value, np.float32(lo), np.float32(hi))
+
+    def store(self, node: Node, scales: Scales) -> None:
+        """Round what ``node`` produced to the scale of its site, by the norm."""
+        target = scales.plan.stored(node, scales.graph)
+        s, raw = scales.of(target), self.raw.pop(node.name)
+        lo, hi = integer_limits(s, node_limits(node, scales))
+        if node.op == "add":
+            self.stored[target] = reference.quantize(raw, s.scale, s.zero_point, lo, hi)
+        else:
+            factor = reference.multiplier(1, scales.unit(node), s.scale)
+            self.stored[target] = reference.requantize(raw, factor, s.zero_point, lo, hi)
+
+    def settle(self, tensors, scales: Scales) -> None:
+        """Store what waited for the scale of a site; ``tensors``: the site's, in topological order."""
+        for tensor in tensors:
+            node = scales.graph[scales.plan.fused.get(tensor, tensor)]
+            if node.name in self.raw:
+                self.store(node, scales)
+            elif node.op in MOVES and node.name in scales.plan.integer and node.name in self.ran:
+                self._move(node, scales)
+        self.forget(self.gone.intersection(tensors))
+
+    def forget(self, tensors) -> None:
+        """Drop tensors that nobody needs any more."""
+        for tensor in tensors:
+            self.gone.add(tensor)
+            for values in (self.floats, self.stored, self.real):
+                values.pop(tensor, None)
+
+
+def node_limits(node: Node, scales: Scales) -> tuple[float, float]:
+    """Real limits of what ``node`` stores: its own if it is a clip, else those of the fused clip."""
+    if node.op == "clip":
+        return node.attrs["lo"], node.attrs["hi"]
+    return clip_limits(scales.graph, scales.plan, node)
+
+
+def last_uses(graph: Graph) -> dict[str, list[str]]:
+    """node -> the tensors nobody needs after it has run."""
+    last = {}
+    for node in graph:
+        last[node.name] = node.name
+        for tensor in node.inputs:
+            last[tensor] = node.name
+    dead: dict[str, list[str]] = {}
+    for tensor, node_name in last.items():
+        if tensor not in graph.outputs:
+            dead.setdefault(node_name, []).append(tensor)
+    return dead
+
+
+def run_integer(graph: Graph, table, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs of the quantized network for one input, in the model's own layout.
+
+    Equal, bit for bit, to the compiled module. Raises TableError if the table does not fit.
+    """
+    plan = table.check(graph)
+    scales = Scales(graph, plan, table.config.bits, table.activations, table.weights)
+    sample = Sample(graph.check_inputs(feed))
+    for node in graph:
+        sample.advance(node, scales)
+    return {t: to_nchw(sample.real_value(t, scales)) for t in graph.outputs}

@@ -1,0 +1,456 @@
+"""EasyQuant scale search (arXiv 2006.16669, section 3.2 and Algorithm 1), in numpy.
+
+For every layer the scales are chosen that make its quantized output most similar to the float one:
+the mean over images of the cosine between ``O``, the layer's output in the float network, and
+``O^``, the dequantized output of the quantized layer fed by the quantized network before it (both
+with the bias, before the activation). From a start at the maximum, a full pass over all weight
+scales, one per output channel, then a full pass over all activation scales; candidates are
+``linspace(alpha, beta, grid)`` times the starting scale of the paper, S = 1 / scale, and S itself.
+
+Where the paper has one activation scale per layer *input*, one tensor stored once has one scale: a
+site read by several layers takes the mean of their objectives (those whose input exists when the
+first is reached). Sites that no layer reads keep their start.
+
+The candidates of a channel need no convolution each. For a fixed input matrix X (im2col of the
+quantized input) and float output o, a candidate w has ``num = w . (X^T o)`` and
+``|O^|^2 = w^T (X^T X) w``: the Gram matrix is made once per image. Where X has fewer rows than about
+twice its columns the plain product is cheaper and is used instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
+
+from topi_ext.reference import quantize as quantize_tensor
+from topi_ext.reference import windows
+
+from .calibrate import Calibration, start_table
+from .files import write_text
+from .graph import MOVES, Graph, Node, conv_columns, is_depthwise, linear, move
+from .integer import Sample, Scales, integer_weight, last_uses
+from .numerics import QuantConfig, steps
+from .scale_table import ScaleTable
+from .sites import Plan
+
+Progress = Callable[[int, int, str], None]
+CHUNK = 2**26  # bytes of candidate weights held at once
+
+
+class CheckpointError(ValueError):
+    """A checkpoint does not belong to this search; the message names the file and the cure."""
+
+
+def factors(config: QuantConfig) -> np.ndarray:
+    """Candidate factors of S, nearest to 1 first: on a tie the smaller change wins."""
+    grid = np.linspace(config.alpha, config.beta, config.grid)
+    grid = np.unique(np.append(grid, 1.0))
+    return grid[np.argsort(np.abs(np.log(grid)), kind="stable")]
+
+
+def cosine(dot, norm_a, norm_b):
+    """``dot / sqrt(norm_a * norm_b)`` of squared norms; two zero vectors are alike (1), one is not (0)."""
+    product = np.sqrt(np.maximum(norm_a, 0.0)) * np.sqrt(np.maximum(norm_b, 0.0))
+    both = (norm_a <= 0) & (norm_b <= 0)
+    return np.where(product > 0, dot / np.where(product > 0, product, 1.0), np.where(both, 1.0, 0.0))
+
+
+# -- weights: every channel of a layer at once
+
+
+def _candidate_weights(weight_2d, scales, bits):
+    """int8-valued float64 (len(scales), K, C): weight_2d (K, C) at candidate scales (F, C)."""
+    top = steps(bits, signed=True)
+    return np.clip(np.rint(weight_2d / scales[:, None, :]), -top, top)
+
+
+def _channel_similarity(columns, outputs, weight_2d, bias, units, candidates):
+    """Mean over images of each channel's cosine: (F, C).
+
+    columns: per image X (M, K), integer steps; outputs: per image O (M, C); units: (F, C) real units
+    per step of the accumulator; candidates: (F, K, C).
+    """
+    total = np.zeros(units.shape)
+    depth = weight_2d.shape[0]
+    count, _, channels = candidates.shape
+    offset = bias / units  # the bias in accumulator steps
+    for x, o in zip(columns, outputs, strict=True):
+        o = o.astype(np.float64)
+        norm_o, sum_o = (o * o).sum(axis=0), o.sum(axis=0)
+        rows = x.shape[0]
+        if rows > 2 * depth:
+            x64 = x.astype(np.float64)
+            gram, cross, colsum = x64.T @ x64, x64.T @ o, x64.sum(axis=0)
+            flat = np.ascontiguousarray(candidates.transpose(1, 0, 2)).reshape(depth, -1)
+            square = (flat * (gram @ flat)).sum(axis=0).reshape(count, channels)
+            linear_sum = (colsum @ flat).reshape(count, channels)
+            dot = np.einsum("fkc,kc->fc", candidates, cross)
+        else:
+            square, linear_sum, dot = (np.empty((count, channels)) for _ in range(3))
+            x32 = x.astype(np.float32)
+            for f in range(count):
+                y = (x32 @ candidates[f].astype(np.float32)).astype(np.float64)
+                square[f], linear_sum[f] = (y * y).sum(axis=0), y.sum(axis=0)
+                dot[f] = (y * o).sum(axis=0)
+        norm = square + 2 * offset * linear_sum + rows * offset**2
+        total += cosine(dot + offset * sum_o, norm_o[None], norm)
+    return total / len(columns)
+
+
+def _depthwise_similarity(patches, outputs, weight_2d, bias, units, candidates):
+    """`_channel_similarity` where every channel has its own X: patches per image (M, K, C)."""
+    total = np.zeros(units.shape)
+    offset = bias / units
+    for x, o in zip(patches, outputs, strict=True):
+        x, o = x.astype(np.float64), o.astype(np.float64)
+        gram = np.einsum("mkc,mlc->ckl", x, x, optimize=True)
+        cross = np.einsum("mkc,mc->kc", x, o)
+        square = np.einsum("fkc,ckl,flc->fc", candidates, gram, candidates, optimize=True)
+        linear_sum = np.einsum("fkc,kc->fc", candidates, x.sum(axis=0))
+        dot = np.einsum("fkc,kc->fc", candidates, cross)
+        norm = square + 2 * offset * linear_sum + x.shape[0] * offset**2
+        total += cosine(dot + offset * o.sum(axis=0), (o * o).sum(axis=0)[None], norm)
+    return total / len(patches)
+
+
+def search_weights(node: Node, inputs, outputs, start, input_scale, config: QuantConfig, jobs=1):
+    """The best weight scales of a layer: float32 (K,).
+
+    inputs: per image float32 steps ``q - zero_point`` of the quantized input, NHWC or (N, C);
+    outputs: per image the float output O; start: float32 (K,) scales. Every channel takes its own
+    best candidate (paper, 3.2: "all filters of a layer are searched in one sweep").
+    """
+    grid = factors(config)
+    scales = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)  # S * f = 1 / scale
+    units = np.float64(input_scale) * scales
+    flat_out = [o.reshape(-1, node.channels) for o in outputs]
+    weight = node.weight.T if node.op == "dense" else node.weight.reshape(-1, node.channels)
+    weight = weight.astype(np.float64)
+    best = np.empty(node.channels, np.float32)
+
+    def one(similarity, views, channels):
+        """Scales of a slice of channels, in pieces that fit in memory."""
+        width = max(1, CHUNK // (8 * len(grid) * weight.shape[0]))
+        pieces = [
+            slice(first, min(first + width, channels.stop))
+            for first in range(channels.start, channels.stop, width)
+        ]
+
+        def piece(part):
+            w = weight[:, part].astype(np.float32)
+            candidates = _candidate_weights(w, scales[:, part], config.bits).astype(np.float64)
+            found = similarity(
+                views(part),
+                [o[:, part] for o in flat_out],
+                w,
+                node.bias[part].astype(np.float64),
+                units[:, part],
+                candidates,
+            )
+            return scales[found.argmax(axis=0), np.arange(part.start, part.stop)]
+
+        for part, found in zip(
+            pieces, Parallel(jobs, prefer="threads")(delayed(piece)(p) for p in pieces), strict=True
+        ):
+            best[part] = found
+
+    if node.op == "dense":
+        one(_channel_similarity, lambda part: inputs, slice(0, node.channels))
+    elif is_depthwise(node):
+        a = node.attrs
+        views = [windows(x, node.weight.shape[:2], a["strides"], a["padding"], a["dilation"], 0)
+                 for x in inputs]  # fmt: skip
+
+        def patches(part):
+            return [v[..., part].reshape(-1, weight.shape[0], part.stop - part.start) for v in views]
+
+        one(_depthwise_similarity, patches, slice(0, node.channels))
+    else:
+        per = node.channels // node.attrs["groups"]
+        for group in range(node.attrs["groups"]):
+            columns = [conv_columns(x, node, group) for x in inputs]
+            one(
+                _channel_similarity,
+                lambda part, columns=columns: columns,
+                slice(group * per, (group + 1) * per),
+            )
+    return best
+
+
+# -- activations
+
+
+def _site_similarity(values, layers, candidates):
+    """Mean over layers and one image of the cosine of the whole output, per candidate: (F,).
+
+    values: {layer: its input, float32, before it is rounded}; layers: (node, int weight as float32,
+    unit weight scales, float output O).
+    """
+    found = np.zeros(len(candidates))
+    for node, weight, scales, o in layers:
+        o64 = o.astype(np.float64).ravel()
+        norm_o = o64 @ o64
+        for f, s in enumerate(candidates):
+            q = quantize_tensor(values[node.name], s.scale, s.zero_point, s.lo, s.hi)
+            x = q.astype(np.float32) - np.float32(s.zero_point)
+            y = linear(x, node, weight) * (np.float32(s.scale) * scales) + node.bias
+            y = y.ravel()
+            found[f] += cosine(float(y @ o.ravel()), norm_o, float(y @ y))
+    return found / len(layers)
+
+
+# -- the two passes
+
+
+class _Search:
+    def __init__(self, graph, plan, calibration, config, progress, checkpoint, jobs):
+        self.graph, self.plan, self.config = graph, plan, config
+        self.calibration, self.progress = calibration, progress
+        self.jobs = jobs if jobs is not None else min(os.cpu_count() or 1, len(calibration.samples))
+        start = start_table(graph, plan, calibration, config)
+        self.scales = Scales(graph, plan, config.bits, start.activations, start.weights)
+        self.start = start
+        self.layers = [n for n in graph.compute_nodes if n.name in plan.integer]
+        searched = [site for site in plan.sites.values() if site.readers]
+        self.total = config.rounds * (len(self.layers) + len(searched))
+        self.done = 0
+        self.checkpoint = _Checkpoint(checkpoint, graph, config, calibration)
+
+    def run(self) -> ScaleTable:
+        for round_ in range(self.config.rounds):
+            self._weight_pass(round_)
+            self._activation_pass(round_)
+        table = ScaleTable(
+            self.graph.fingerprint,
+            self.config,
+            self.scales.activations,
+            self.scales.weights,
+        )
+        figures = layer_figures(self.graph, self.plan, table, self.calibration.samples)
+        self.checkpoint.remove()
+        return ScaleTable(table.model, table.config, table.activations, table.weights, figures)
+
+    def _tick(self, text):
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total, text)
+
+    def _walk(self, before):
+        """Every sample through both networks; before(node, samples) runs ahead of each node."""
+        samples = [Sample(feed) for feed in self.calibration.samples]
+        dead = last_uses(self.graph)
+        threads = Parallel(self.jobs, prefer="threads")
+        for node in self.graph:
+            threads(delayed(s.advance_float)(node) for s in samples)
+            before(node, samples)
+            threads(delayed(s.advance)(node, self.scales) for s in samples)
+            for sample in samples:
+                sample.forget(dead.get(node.name, ()))
+
+    def _weight_pass(self, round_):
+        def choose(node, samples):
+            if node not in self.layers:
+                return
+            key = f"{round_} weights {node.name}"
+            found = self.checkpoint.get(key)
+            if found is None:
+                (tensor,) = node.inputs
+                s = self.scales.of(tensor)
+                inputs = [
+                    x.stored_value(tensor, self.scales).astype(np.float32) - np.float32(s.zero_point)
+                    for x in samples
+                ]
+                found = search_weights(
+                    node,
+                    inputs,
+                    [x.floats[node.name] for x in samples],
+                    self.scales.weights[node.name],
+                    s.scale,
+                    self.config,
+                    self.jobs,
+                )
+                self.checkpoint.put(key, found)
+            self.scales.weights[node.name] = np.asarray(found, np.float32)
+            self._tick(f"weights {node.name}")
+
+        self._walk(choose)
+
+    def _activation_pass(self, round_):
+        starts = dict(self.scales.activations)
+        for site in self.plan.sites.values():
+            if site.readers:
+                self.scales.activations[site.name] = None
+
+        def decide(node, samples):
+            if node.name in self.plan.integer and node.op in MOVES:
+                return  # moves wait with their site
+            for tensor in node.inputs:
+                site = self.plan.site_of.get(tensor)
+                if site is not None and self.scales.activations[site] is None:
+                    self._decide(self.plan.sites[site], starts[site], samples, round_)
+
+        self._walk(decide)
+        for name, scale in self.scales.activations.items():
+            if scale is None:  # nobody read it as integers after all
+                self.scales.activations[name] = starts[name]
+
+    def _decide(self, site, start, samples, round_):
+        key = f"{round_} activations {site.name}"
+        found = self.checkpoint.get(key)
+        if found is None:
+            found = self._search_site(site, start, samples)
+            self.checkpoint.put(key, found)
+        self.scales.activations[site.name] = start.with_scale(float(found))
+        for sample in samples:
+            sample.settle(site.tensors, self.scales)
+        self._tick(f"activations {site.name}")
+
+    def _producer(self, tensor):
+        """The node whose result is stored as ``tensor``."""
+        return self.graph[self.plan.fused.get(tensor, tensor)]
+
+    def _search_site(self, site, start, samples):
+        values = [self._site_values(site, sample) for sample in samples]
+        ready = [self.graph[r] for r in site.readers if self.graph[r].inputs[0] in values[0]]
+        grid = [start.with_scale(start.scale / f) for f in factors(self.config)]
+        weights = {
+            node.name: integer_weight(
+                node, self.scales.weights[node.name], self.config.bits
+            ).astype(np.float32)
+            for node in ready
+        }
+
+        def one(sample, value):
+            layers = []
+            for node in ready:
+                x = sample.floats[node.inputs[0]]
+                o = linear(x, node, node.weight) + node.bias
+                layers.append((node, weights[node.name], self.scales.weights[node.name], o))
+            inputs = {node.name: value[node.inputs[0]] for node in ready}
+            return _site_similarity(inputs, layers, grid)
+
+        found = Parallel(self.jobs, prefer="threads")(
+            delayed(one)(s, v) for s, v in zip(samples, values, strict=True)
+        )
+        return grid[int(np.mean(found, axis=0).argmax())].scale
+
+    def _site_values(self, site, sample):
+        """tensor -> float32 before rounding, for the tensors of a site that exist by now."""
+        values = {}
+        for name in site.tensors:
+            producer = self._producer(name)
+            if producer.name in sample.raw:
+                values[name] = sample.unstored(producer, self.scales)
+            elif name in sample.real:
+                values[name] = sample.real[name]
+            elif producer.op in MOVES and producer.name in sample.ran:
+                if all(t in values for t in producer.inputs):
+                    inputs = [values[t] for t in producer.inputs]
+                    values[name] = _move_real(producer, inputs)
+        return values
+
+
+def _move_real(node, inputs):
+    if node.op == "max_pool2d":
+        a = node.attrs
+        window = (a["pool_size"], a["strides"], a["padding"], a["dilation"], -np.inf)
+        return windows(inputs[0], *window).max(axis=(3, 4))
+    return move(node, 0.0, *inputs)
+
+
+class _Checkpoint:
+    """Decisions made so far, in a file written after each of them; a no-op without a path."""
+
+    def __init__(self, path, graph, config, calibration):
+        self.path = None if path is None else Path(path)
+        self.found: dict[str, list[float]] = {}
+        self.identity = {
+            "model": graph.fingerprint,
+            "config": json.loads(json.dumps(asdict(config))),
+            "data": calibration.digest if path is not None else "",
+        }
+        if self.path is not None and self.path.exists():
+            try:
+                saved = json.loads(self.path.read_text(encoding="utf-8"))
+                self.found = saved.pop("found")
+            except (OSError, ValueError, KeyError, AttributeError):
+                raise CheckpointError(
+                    f"{self.path} is not a search checkpoint; delete it or name another file"
+                ) from None
+            for key, mine in self.identity.items():
+                if saved.get(key) != mine:
+                    raise CheckpointError(
+                        f"{self.path} belongs to a search with another {key}; delete it to start anew"
+                    )
+
+    def get(self, key):
+        return self.found.get(key)
+
+    def put(self, key, value):
+        if self.path is not None:
+            self.found[key] = np.asarray(value, np.float64).tolist()
+            write_text(self.path, json.dumps({**self.identity, "found": self.found}))
+
+    def remove(self):
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def layer_figures(graph: Graph, plan: Plan, table: ScaleTable, samples) -> dict[str, dict]:
+    """How well each layer's output survives in the quantized network.
+
+    {layer: {"cosine": mean over samples, "sqnr_db": signal to noise over all samples}}, of the
+    layer's output before its activation.
+    """
+    scales = Scales(graph, plan, table.config.bits, table.activations, table.weights)
+    sums = {n.name: np.zeros(3) for n in graph.compute_nodes if n.name in plan.integer}
+    dead = last_uses(graph)
+    for feed in samples:
+        sample = Sample(feed)
+        for node in graph:
+            sample.advance_float(node)
+            if node.name in sums:
+                weight = integer_weight(node, scales.weights[node.name], scales.bits)
+                s = scales.of(node.inputs[0])
+                x = sample.stored_value(node.inputs[0], scales).astype(np.float32) - s.zero_point
+                y = linear(x, node, weight.astype(np.float32)) * scales.unit(node) + node.bias
+                o = sample.floats[node.name].astype(np.float64).ravel()
+                y = y.astype(np.float64).ravel()
+                noise = o - y
+                sums[node.name] += (cosine(y @ o, o @ o, y @ y), o @ o, noise @ noise)
+            sample.advance(node, scales)
+            sample.forget(dead.get(node.name, ()))
+    return {
+        name: {
+            "cosine": float(similarity / len(samples)),
+            "sqnr_db": float(10 * np.log10(signal / noise)) if noise > 0 < signal else float("inf"),
+        }
+        for name, (similarity, signal, noise) in sums.items()
+    }
+
+
+def search(
+    graph: Graph,
+    plan: Plan,
+    calibration: Calibration,
+    config: QuantConfig,
+    *,
+    progress: Progress | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    jobs: int | None = None,
+) -> ScaleTable:
+    """Search every scale of a graph; deterministic, whatever the number of ``jobs`` (threads).
+
+    checkpoint: a file that is written after each layer and taken up again by a later call; it is
+    removed at the end. progress(done, total, text) is called after each layer.
+    Raises CheckpointError if the file belongs to another model, data or config.
+    """
+    with threadpool_limits(1):  # the threads are ours: one BLAS order, one result
+        return _Search(graph, plan, calibration, config, progress, checkpoint, jobs).run()
