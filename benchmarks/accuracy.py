@@ -79,9 +79,7 @@ def measure(folder, name, args, facts):
     for method in args.methods:
         for bits in (8, 7):
             started = time.perf_counter()
-            q = eq.quantize(
-                graph, network.calibration(args.calibration), bits=bits, method=method
-            )
+            q = eq.quantize(graph, network.calibration(args.calibration), bits=bits, method=method)
             seconds = time.perf_counter() - started
             executor = eq.Executor(q.build(target))
             logits = outputs(executor, tensor, network, count, f"{name} {method} INT{bits}")
@@ -105,9 +103,7 @@ def measure(folder, name, args, facts):
                 "interval": interval,
                 "coverage_percent": q.coverage,
                 "quantize_seconds": round(seconds, 1),
-                "peak_memory_gib": round(
-                    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
-                ),
+                "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
                 "exact_images": exact,
                 "values_differing_from_reference": different,
                 "worst_layer": worst["layer"],

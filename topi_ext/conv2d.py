@@ -102,9 +102,7 @@ class ConvSpec:
     @property
     def out_height(self) -> int:
         top, _, bottom, _ = self.padding
-        return output_size(
-            self.height, self.kernel[0], self.strides[0], self.dilation[0], top, bottom
-        )
+        return output_size(self.height, self.kernel[0], self.strides[0], self.dilation[0], top, bottom)
 
     @property
     def out_width(self) -> int:

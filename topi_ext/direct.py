@@ -158,9 +158,7 @@ class Writer:
         with ib.for_range(0, valid, "channel") as j:
             residual = None if self.residual is None else self.residual.vload(index(k + j))
             scale = self.multiplier.vload([padded_k + j])
-            ib.emit(
-                self.out.vstore(index(k + j), finish(spec, spill.vload([j]), scale, residual))
-            )
+            ib.emit(self.out.vstore(index(k + j), finish(spec, spill.vload([j]), scale, residual)))
 
 
 class _Body:
@@ -313,6 +311,3 @@ def schedule(cfg, outs):
     for tensor in outs:
         walk(tensor.op)
     return s
-
-
-

@@ -275,9 +275,7 @@ class _Lowering:
         in_zero = int(_value(call.args[2]))
 
         def emit(x):
-            return relay_op.requantize(
-                x, factor, in_zero, numbers["out_zero_point"], **_limits(clip)
-            )
+            return relay_op.requantize(x, factor, in_zero, numbers["out_zero_point"], **_limits(clip))
 
         return _Chain(_between(root, call), (call.args[0],), emit)
 

@@ -103,9 +103,7 @@ def windows(x, kernel, strides, padding, dilation, fill):
     """
     top, left, bottom, right = padding
     if any(padding):
-        x = np.pad(
-            x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=x.dtype.type(fill)
-        )
+        x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=x.dtype.type(fill))
     (n, h, w, c), (r, s) = x.shape, kernel
     oh = output_size(h, r, strides[0], dilation[0], 0, 0)
     ow = output_size(w, s, strides[1], dilation[1], 0, 0)
@@ -128,9 +126,7 @@ def conv2d(data, weight, *, zero_point=0, strides=(1, 1), padding=(0, 0, 0, 0),
     """
     r, s, depth, k = weight.shape
     if depth * groups != data.shape[-1] or k % groups:
-        raise ValueError(
-            f"conv2d: data {data.shape} and weight {weight.shape} do not fit {groups} groups"
-        )
+        raise ValueError(f"conv2d: data {data.shape} and weight {weight.shape} do not fit {groups} groups")
     x = data.astype(np.float64) - zero_point
     patches = windows(x, (r, s), strides, padding, dilation, 0)
     n, oh, ow = patches.shape[:3]

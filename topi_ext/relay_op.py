@@ -53,9 +53,7 @@ def _declare(row):
     @autotvm.register_topi_compute(_template_name(row))
     def compute(cfg, data, weight, bias, multiplier, *rest):
         *residual, spec = rest
-        return row.compute(
-            cfg, ConvSpec.from_json(spec), data, weight, bias, multiplier, *residual
-        )
+        return row.compute(cfg, ConvSpec.from_json(spec), data, weight, bias, multiplier, *residual)
 
     @autotvm.register_topi_schedule(_template_name(row))
     def schedule(cfg, outs):
@@ -145,9 +143,7 @@ def _dequantize(attrs, inputs):
     a, (x, scale) = _numbers(attrs), inputs
     return te.compute(
         x.shape,
-        lambda *i: epilogue.fence(
-            _steps(x(*i), a["zero_point"]).astype("float32") * _along_last(scale, i)
-        ),
+        lambda *i: epilogue.fence(_steps(x(*i), a["zero_point"]).astype("float32") * _along_last(scale, i)),
         name="dequantize",
     )
 
@@ -239,9 +235,7 @@ def conv2d(data, spec: ConvSpec, row: manifest.Kernel, constants, residual=None)
 
 def quantize(data, scale: float, zero_point: int, lo: int = 0, hi: int = 255):
     """float32 -> uint8."""
-    return _elementwise(
-        "easyquant.quantize", [data], scale=scale, zero_point=zero_point, lo=lo, hi=hi
-    )
+    return _elementwise("easyquant.quantize", [data], scale=scale, zero_point=zero_point, lo=lo, hi=hi)
 
 
 def requantize(data, multiplier, in_zero_point: int, zero_point: int, lo: int = 0, hi: int = 255):

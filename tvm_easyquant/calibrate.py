@@ -89,8 +89,7 @@ def samples(data, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
     """
     number = count(1)
     for item in _items(data):
-        for piece in _pieces(item, graph, next(number)):
-            yield piece
+        yield from _pieces(item, graph, next(number))
 
 
 def _pieces(item, graph, number):
@@ -105,8 +104,7 @@ def _pieces(item, graph, number):
         item = {graph.inputs[0]: item}
     if set(item) != set(graph.inputs):
         raise CalibrationError(
-            f"{what} has tensors {sorted(map(str, item))}, the model's inputs are "
-            f"{sorted(graph.inputs)}"
+            f"{what} has tensors {sorted(map(str, item))}, the model's inputs are {sorted(graph.inputs)}"
         )
     arrays = {}
     for name, value in item.items():
@@ -115,16 +113,13 @@ def _pieces(item, graph, number):
             array = array.astype(np.float32)
         if array.dtype != np.float32:
             raise CalibrationError(
-                f"{what}: {name} is {array.dtype}; the model takes float32, normalised as in its "
-                "training"
+                f"{what}: {name} is {array.dtype}; the model takes float32, normalised as in its training"
             )
         shape = model_shape(graph[name])
         if array.shape == shape[1:]:
             array = array[None]
         if array.ndim != len(shape) or array.shape[1:] != shape[1:]:
-            raise CalibrationError(
-                f"{what}: {name} has shape {array.shape}, the model takes {shape}"
-            )
+            raise CalibrationError(f"{what}: {name} has shape {array.shape}, the model takes {shape}")
         if array.shape[0] % shape[0]:
             raise CalibrationError(
                 f"{what}: {name} holds {array.shape[0]} samples, not a multiple of the model's "

@@ -23,6 +23,7 @@ except (ImportError, OSError, RuntimeError) as _error:
     _reason = str(_error).strip().splitlines()[-1] if str(_error).strip() else type(_error).__name__
     raise TVMMissing(f"{INSTALL} ({_reason})") from None
 
+
 @contextlib.contextmanager
 def no_tophub() -> Iterator[None]:
     """Keep TVM from looking for downloadable schedules; the environment is restored."""

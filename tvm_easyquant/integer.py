@@ -78,9 +78,7 @@ class Sample:
         """The tensor as uint8; a float node's or an input's value is quantized here."""
         if tensor not in self.stored:
             s = scales.of(tensor)
-            self.stored[tensor] = reference.quantize(
-                self.real[tensor], s.scale, s.zero_point, s.lo, s.hi
-            )
+            self.stored[tensor] = reference.quantize(self.real[tensor], s.scale, s.zero_point, s.lo, s.hi)
         return self.stored[tensor]
 
     def real_value(self, tensor: str, scales: Scales) -> np.ndarray:

@@ -110,9 +110,7 @@ def quantize(
     calibrated = _calibrate.calibrate(graph, plan_, calibration, config, progress=progress)
     lap("calibrate")
     if config.searches:
-        table = _search.search(
-            graph, plan_, calibrated, config, progress=progress, checkpoint=checkpoint
-        )
+        table = _search.search(graph, plan_, calibrated, config, progress=progress, checkpoint=checkpoint)
     else:
         table = _calibrate.start_table(graph, plan_, calibrated, config)
     lap("search")

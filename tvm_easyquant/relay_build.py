@@ -35,8 +35,7 @@ def cpu_target(target) -> object:
         raise TargetError(f"target {target!r} is not a TVM target: {reason}") from None
     if target.kind.name != "llvm":
         raise TargetError(
-            f"target {target.kind.name!r} is not a CPU; name an llvm target, such as "
-            "'llvm -mcpu=core-avx2'"
+            f"target {target.kind.name!r} is not a CPU; name an llvm target, such as 'llvm -mcpu=core-avx2'"
         )
     from tvm.target.codegen import llvm_get_cpu_archlist
 
@@ -91,8 +90,7 @@ class Executor:
                 raise GraphError(f"input {name} is missing")
             if tuple(array.shape) != shape or str(array.dtype) != dtype:
                 raise GraphError(
-                    f"input {name} is {array.dtype} {tuple(array.shape)}, "
-                    f"the model takes {dtype} {shape}"
+                    f"input {name} is {array.dtype} {tuple(array.shape)}, the model takes {dtype} {shape}"
                 )
             self.module.set_input(name, array)
         self.module.run()

@@ -84,9 +84,7 @@ def _input_shapes(model, given, batch, name):
                 )
         shapes[value.name] = shape
     if given:
-        raise LoadError(
-            f"{name}: input_shapes names {sorted(given)}, its inputs are {sorted(shapes)}"
-        )
+        raise LoadError(f"{name}: input_shapes names {sorted(given)}, its inputs are {sorted(shapes)}")
     if not shapes:
         raise LoadError(f"{name} has no input")
     return shapes
@@ -122,8 +120,7 @@ class RelayOp:
         """Run the call on NHWC arrays through TVM; compiled once."""
         if "executor" not in self.__dict__:
             arguments = [
-                relay.var(f"x{i}", shape=to_nchw(a).shape, dtype=str(a.dtype))
-                for i, a in enumerate(arrays)
+                relay.var(f"x{i}", shape=to_nchw(a).shape, dtype=str(a.dtype)) for i, a in enumerate(arrays)
             ]
             module = tvm.IRModule.from_expr(relay.Function(arguments, self.rebuild(arguments)))
             with no_tophub(), tvm.transform.PassContext(opt_level=2):
@@ -492,8 +489,7 @@ class _Importer:
                 return False
             begin[axis], end[axis], strides[axis] = first, last, step
         attrs = {
-            key: _nhwc_shape(value)
-            for key, value in (("begin", begin), ("end", end), ("strides", strides))
+            key: _nhwc_shape(value) for key, value in (("begin", begin), ("end", end), ("strides", strides))
         }
         shape = _nhwc_shape(_shape(call.checked_type, "strided_slice"))
         return self._add(call, "slice", [self.tensor[data]], shape, attrs)

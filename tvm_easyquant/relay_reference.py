@@ -171,5 +171,3 @@ def _reshape(call, attrs, x):
 
 def _transpose(call, attrs, x):
     return np.ascontiguousarray(x.transpose(_ints(attrs.axes)))
-
-

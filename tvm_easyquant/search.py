@@ -11,6 +11,10 @@ Where the paper has one activation scale per layer *input*, one tensor stored on
 site read by several layers takes the mean of their objectives (those whose input exists when the
 first is reached). Sites that no layer reads keep their start.
 
+A channel of a dense layer, or of a convolution with a 1x1 output, has one number per image, and the
+cosine of two numbers says nothing (the paper leaves dense layers float). There the cosine runs over
+the images instead of being averaged over them.
+
 The candidates of a channel need no convolution each. For a fixed input matrix X (im2col of the
 quantized input) and float output o, a candidate w has ``num = w . (X^T o)`` and
 ``|O^|^2 = w^T (X^T X) w``: the Gram matrix is made once per image. Where X has fewer rows than about
@@ -127,6 +131,8 @@ def search_weights(node: Node, inputs, outputs, start, input_scale, config: Quan
     outputs: per image the float output O; start: float32 (K,) scales. Every channel takes its own
     best candidate (paper, 3.2: "all filters of a layer are searched in one sweep").
     """
+    if node.shape[1:-1] in ((), (1, 1)):  # one position: the cosine runs over the images
+        inputs, outputs = [np.concatenate(inputs)], [np.concatenate(outputs)]
     grid = factors(config)
     scales = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)  # S * f = 1 / scale
     units = np.float64(input_scale) * scales
@@ -321,9 +327,9 @@ class _Search:
         ready = [self.graph[r] for r in site.readers if self.graph[r].inputs[0] in values[0]]
         grid = [start.with_scale(start.scale / f) for f in factors(self.config)]
         weights = {
-            node.name: integer_weight(
-                node, self.scales.weights[node.name], self.config.bits
-            ).astype(np.float32)
+            node.name: integer_weight(node, self.scales.weights[node.name], self.config.bits).astype(
+                np.float32
+            )
             for node in ready
         }
 

@@ -157,9 +157,7 @@ def _sites(graph, integer, fused, accumulators):
     for root in [name for name in leader if find(name) == name]:
         tensors = tuple(name for name in leader if find(name) == root)
         readers = [
-            node.name
-            for node in graph.compute_nodes
-            if node.name in integer and node.inputs[0] in tensors
+            node.name for node in graph.compute_nodes if node.name in integer and node.inputs[0] in tensors
         ]
         sites[root] = Site(root, tensors, tuple(readers), all(t in positive for t in tensors))
     return sites, {tensor: site.name for site in sites.values() for tensor in site.tensors}

@@ -1,0 +1,155 @@
+"""Small networks for tests: as `Graph` in numpy, and as ONNX models."""
+
+from __future__ import annotations
+
+from math import inf
+
+import numpy as np
+
+from tvm_easyquant.graph import Graph, Node
+
+RELU = dict(lo=0.0, hi=inf)
+
+
+class Builder:
+    """Builds a Graph node by node with random weights; every method returns the tensor's name."""
+
+    def __init__(self, seed=0, batch=1, size=10, channels=3):
+        self.rng = np.random.default_rng(seed)
+        self.nodes = {"image": Node("image", "input", (), (batch, size, size, channels))}
+
+    def add(self, name, op, inputs, shape, attrs, weight=None, bias=None):
+        self.nodes[name] = Node(name, op, tuple(inputs), tuple(shape), attrs, weight, bias)
+        return name
+
+    def conv(self, name, x, channels, kernel=3, stride=1, groups=1, dilation=1, scale=1.0):
+        n, h, w, c = self.nodes[x].shape
+        pad = dilation * (kernel // 2)
+        attrs = dict(strides=(stride,) * 2, padding=(pad,) * 4, dilation=(dilation,) * 2, groups=groups)
+        size = [(d + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 for d in (h, w)]
+        weight = self.rng.standard_normal((kernel, kernel, c // groups, channels)) * scale
+        weight = (weight / np.sqrt(kernel * kernel * c / groups)).astype(np.float32)
+        bias = (self.rng.standard_normal(channels) * 0.1).astype(np.float32)
+        return self.add(name, "conv2d", [x], (n, *size, channels), attrs, weight, bias)
+
+    def relu(self, name, x, hi=inf):
+        return self.add(name, "clip", [x], self.nodes[x].shape, dict(lo=0.0, hi=hi))
+
+    def join(self, name, a, b):
+        return self.add(name, "add", [a, b], self.nodes[a].shape, {})
+
+    def concat(self, name, *xs):
+        shape = list(self.nodes[xs[0]].shape)
+        shape[3] = sum(self.nodes[x].shape[3] for x in xs)
+        return self.add(name, "concat", xs, shape, dict(axis=3))
+
+    def pool(self, name, x, op="max_pool2d", size=2, stride=2):
+        n, h, w, c = self.nodes[x].shape
+        attrs = dict(pool_size=(size,) * 2, strides=(stride,) * 2, padding=(0,) * 4)
+        attrs |= dict(dilation=(1, 1)) if op == "max_pool2d" else dict(count_include_pad=True)
+        shape = (n, (h - size) // stride + 1, (w - size) // stride + 1, c)
+        return self.add(name, op, [x], shape, attrs)
+
+    def global_pool(self, name, x):
+        n, h, w, c = self.nodes[x].shape
+        attrs = dict(pool_size=(h, w), strides=(1, 1), padding=(0,) * 4, count_include_pad=True)
+        return self.add(name, "avg_pool2d", [x], (n, 1, 1, c), attrs)
+
+    def flatten(self, name, x):
+        n, h, w, c = self.nodes[x].shape
+        attrs = dict(shape=(n, h * w * c), channels_first=h * w > 1)
+        return self.add(name, "reshape", [x], attrs["shape"], attrs)
+
+    def dense(self, name, x, units):
+        n, k = self.nodes[x].shape
+        weight = (self.rng.standard_normal((units, k)) / np.sqrt(k)).astype(np.float32)
+        bias = (self.rng.standard_normal(units) * 0.1).astype(np.float32)
+        return self.add(name, "dense", [x], (n, units), {}, weight, bias)
+
+    def graph(self, *outputs):
+        return Graph(self.nodes.values(), outputs, "test")
+
+    def images(self, count):
+        n, h, w, c = self.nodes["image"].shape
+        return [self.rng.standard_normal((n, c, h, w)).astype(np.float32) for _ in range(count)]
+
+
+def residual(seed=0, **options):
+    """Residual add, concat, depthwise, grouped, dilated, every pool, ReLU6, dense: (graph, images)."""
+    b = Builder(seed, **options)
+    x = b.relu("stem.relu", b.conv("stem", "image", 8))
+    y = b.relu("dw.relu", b.conv("dw", x, 8, groups=8), hi=6.0)
+    y = b.conv("pw", y, 8, kernel=1)
+    x = b.relu("join.relu", b.join("join", x, y))
+    left = b.relu("left.relu", b.conv("left", x, 8, kernel=1))
+    right = b.relu("right.relu", b.conv("right", x, 12, groups=4, dilation=2))
+    x = b.pool("pool", b.concat("cat", left, right))
+    x = b.relu("down.relu", b.conv("down", x, 16, stride=2))
+    x = b.pool("avg", x, "avg_pool2d", 2, 1)
+    x = b.flatten("flat", b.global_pool("gap", x))
+    b.dense("logits", x, 5)
+    return b.graph("logits"), b.images(6)
+
+
+def chain(seed=0, relu=True, channels=4, **options):
+    """conv - (relu) - conv: the smallest network with a searched activation scale."""
+    b = Builder(seed, **options)
+    x = b.conv("first", "image", channels)
+    x = b.relu("first.relu", x) if relu else x
+    b.conv("second", x, 3, kernel=1)
+    return b.graph("second"), b.images(4)
+
+
+# -- ONNX
+
+
+def onnx_model(nodes, inputs, outputs, constants, opset=13):
+    """A ModelProto; nodes: (op, inputs, outputs, name, attributes); constants: {name: array}."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    def info(name, shape):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    graph = helper.make_graph(
+        [helper.make_node(op, i, o, n, **a) for op, i, o, n, a in nodes],
+        "test",
+        [info(n, s) for n, s in inputs.items()],
+        [info(n, s) for n, s in outputs.items()],
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7)
+    checker.check_model(model)
+    return model
+
+
+def small_onnx(opset=13, batch=1, island=False, seed=0, norm=True):
+    """conv - bn - relu - conv(+sigmoid island) - global pool - flatten - gemm, input ``x`` (n, 3, 8, 8)."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return (rng.standard_normal(shape) * 0.3).astype(np.float32)
+
+    constants = {"w1": normal(8, 3, 3, 3), "b1": normal(8), "w2": normal(8, 8, 1, 1)}
+    constants |= {"gamma": normal(8) + 1, "beta": normal(8), "mean": normal(8), "var": normal(8) ** 2 + 0.5}
+    constants |= {"w3": normal(4, 8), "b3": normal(4)}
+    conv = dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    nodes = [("Conv", ["x", "w1", "b1"], ["t1"], "conv1", conv)]
+    last = "t1"
+    if norm:
+        nodes.append(("BatchNormalization", ["t1", "gamma", "beta", "mean", "var"], ["t2"], "bn1", {}))
+        last = "t2"
+    else:
+        for name in ("gamma", "beta", "mean", "var"):
+            del constants[name]
+    nodes.append(("Relu", [last], ["t3"], "relu1", {}))
+    last = "t3"
+    if island:
+        nodes += [("Sigmoid", [last], ["t4"], "gate", {}), ("Mul", [last, "t4"], ["t5"], "swish", {})]
+        last = "t5"
+    nodes += [
+        ("Conv", [last, "w2"], ["t6"], "conv2", dict(kernel_shape=[1, 1])),
+        ("GlobalAveragePool", ["t6"], ["t7"], "pool", {}),
+        ("Flatten", ["t7"], ["t8"], "flatten", {}),
+        ("Gemm", ["t8", "w3", "b3"], ["y"], "classifier", dict(transB=1)),
+    ]
+    return onnx_model(nodes, {"x": [batch, 3, 8, 8]}, {"y": [batch, 4]}, constants, opset)

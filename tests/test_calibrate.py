@@ -1,0 +1,119 @@
+"""Calibration data in every form users have it, and what is wrong with it. No TVM."""
+
+import networks
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tvm_easyquant.calibrate import CalibrationError, calibrate, samples, start_table
+from tvm_easyquant.numerics import QuantConfig
+from tvm_easyquant.sites import plan
+
+GRAPH, IMAGES = networks.chain()
+STACK = np.concatenate(IMAGES)
+
+
+class Reader:
+    """ONNX Runtime's CalibrationDataReader."""
+
+    def __init__(self):
+        self.items = iter([{"image": x} for x in IMAGES])
+
+    def get_next(self):
+        return next(self.items, None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        IMAGES,
+        iter(IMAGES),
+        (x for x in IMAGES),
+        [{"image": x} for x in IMAGES],
+        [(x, 7) for x in IMAGES],
+        [x[0] for x in IMAGES],
+        STACK,
+        {"image": STACK},
+        [STACK[:3], STACK[3:]],
+        STACK.astype(np.float64),
+        Reader(),
+    ],
+    ids=["list", "iterator", "generator", "dicts", "labelled", "no batch axis", "array", "dict of arrays",
+         "batches", "float64", "CalibrationDataReader"],
+)  # fmt: skip
+def test_every_form_of_data_gives_the_same_samples(data):
+    got = [s["image"] for s in samples(data, GRAPH)]
+    assert len(got) == 4 and all(x.dtype == np.float32 for x in got)
+    np.testing.assert_array_equal(np.concatenate(got), STACK)
+
+
+BAD = np.where(np.arange(STACK.size).reshape(STACK.shape) == 700, np.nan, STACK).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ([], "calibration data is empty"),
+        (5, "calibration data is a int"),
+        ([{"picture": IMAGES[0]}], r"item 1 has tensors \['picture'\].*\['image'\]"),
+        ([IMAGES[0], IMAGES[1][:, :2]], "item 2: image has shape"),
+        ([(IMAGES[0] * 255).astype(np.uint8)], "item 1: image is uint8.*float32"),
+        (BAD, "item 1, sample 2: image holds NaN"),
+    ],
+)
+def test_bad_data_is_named(data, message):
+    with pytest.raises(CalibrationError, match=message):
+        calibrate(GRAPH, plan(GRAPH), data, QuantConfig())
+
+
+def test_an_incomplete_batch_is_named():
+    graph, _ = networks.chain(batch=2)
+    with pytest.raises(CalibrationError, match="3 samples, not a multiple of the model's batch 2"):
+        list(samples(STACK[:3], graph))
+
+
+def test_memory_does_not_grow_with_the_number_of_images():
+    """Only the search images are kept; the iterable is consumed one item at a time."""
+    alive, most = 0, 0
+
+    class Item(np.ndarray):
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    def stream():
+        nonlocal alive, most
+        for i in range(100):
+            alive += 1
+            most = max(most, alive)
+            yield IMAGES[i % 4].copy().view(Item)
+
+    result = calibrate(GRAPH, plan(GRAPH), stream(), QuantConfig(search_images=3))
+    assert result.seen == 100 and len(result.samples) == 3 and most < 12
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(4)))
+def test_ranges_do_not_depend_on_the_order(order):
+    config = QuantConfig()
+    base = calibrate(GRAPH, plan(GRAPH), IMAGES, config).ranges
+    assert calibrate(GRAPH, plan(GRAPH), [IMAGES[i] for i in order], config).ranges == base
+
+
+@pytest.mark.parametrize("method, zero_point, hi", [("easyquant", 64, 127), ("easyquant_unsigned", 0, 127)])
+def test_signs_and_bits_of_sites(method, zero_point, hi):
+    graph, images = networks.residual()
+    plan_, config = plan(graph), QuantConfig(method=method)
+    table = start_table(graph, plan_, calibrate(graph, plan_, images, config), config)
+    relu, image, added = (table.activations[n] for n in ("stem.relu", "image", "pw"))
+    assert (relu.zero_point, relu.hi) == (zero_point, hi)
+    assert (image.zero_point, image.lo, image.hi) == (64, 1, 127)
+    assert (added.zero_point, added.lo, added.hi) == (128, 1, 255)  # only an add reads it: 8 bits
+
+
+def test_an_input_that_is_never_negative_is_unsigned():
+    images = [np.abs(x) for x in IMAGES]
+    config = QuantConfig()
+    table = start_table(GRAPH, plan(GRAPH), calibrate(GRAPH, plan(GRAPH), images, config), config)
+    assert table.activations["image"].zero_point == 0

@@ -1,0 +1,221 @@
+"""Every row of the manifest equals the norm, bit for bit: extremes, then tails, then random."""
+
+import numpy as np
+import pytest
+
+tvm = pytest.importorskip("tvm")
+from tvm import relay
+
+from topi_ext import isa, manifest, reference, relay_op
+from topi_ext.conv2d import Bound, ConvSpec, Refusal, Residual, accumulator_bound, fold_zero_point
+from tvm_easyquant.host import no_tophub
+from tvm_easyquant.relay_build import Executor
+
+relay_op.register()
+RESIDUAL = Residual(0.013, 64, 1, 127, 0.0217, 3, True, 0.0301)
+PAD = (1, 1, 1, 1)
+
+TAILS = {
+    "plain": ConvSpec(1, 9, 14, 16, 16, (3, 3), padding=PAD, data_max=127, hi=127),
+    "first layer, stride, odd sizes": ConvSpec(
+        2, 17, 13, 3, 20, (3, 3), (2, 2), (0, 1, 1, 0), data_max=127, zero_point=64, out_zero_point=64,
+        lo=1, hi=127,
+    ),
+    "1x1 flattened, 7x7, batch": ConvSpec(2, 7, 7, 20, 9, (1, 1), data_max=127, zero_point=5),
+    "1x1 strided": ConvSpec(1, 8, 9, 8, 8, (1, 1), (2, 2), data_max=127),
+    "dense": ConvSpec(1, 1, 1, 100, 10, (1, 1), data_max=127, epilogue="dequantize"),
+    "dense, many": ConvSpec(3, 1, 1, 7, 33, (1, 1), data_max=127),
+    "residual": ConvSpec(
+        1, 5, 10, 32, 24, (1, 1), data_max=127, epilogue="add", residual=RESIDUAL, out_zero_point=3, lo=3,
+        hi=250,
+    ),
+    "residual, ragged": ConvSpec(1, 5, 5, 4, 5, (3, 3), padding=PAD, epilogue="add", data_max=127,
+                                 residual=Residual(0.02, 0, 0, 255, 0.01, 128, False, 0.03)),
+    "dilated": ConvSpec(1, 12, 11, 8, 16, (3, 3), dilation=(2, 2), padding=(2, 2, 2, 2), data_max=127),
+    "5x1 kernel": ConvSpec(1, 9, 6, 5, 8, (5, 1), padding=(2, 0, 2, 0), data_max=127),
+    "grouped": ConvSpec(1, 8, 8, 16, 24, (3, 3), groups=4, padding=PAD, data_max=127),
+    "grouped by 1": ConvSpec(1, 6, 6, 4, 8, (3, 3), groups=4, padding=PAD, data_max=127),
+}  # fmt: skip
+DEPTHWISE = {
+    "plain": ConvSpec(1, 11, 12, 32, 32, (3, 3), groups=32, padding=PAD, data_max=127, hi=127),
+    "stride, tail": ConvSpec(2, 11, 9, 20, 20, (3, 3), (2, 2), (0, 0, 1, 1), groups=20, data_max=127,
+                             zero_point=64),
+    "5x5 residual": ConvSpec(1, 9, 9, 40, 40, (5, 5), padding=(2,) * 4, groups=40, data_max=127,
+                             epilogue="add", residual=RESIDUAL),
+    "dilated, float": ConvSpec(1, 9, 9, 16, 16, (3, 3), dilation=(2, 2), padding=(2,) * 4, groups=16,
+                               data_max=127, epilogue="dequantize"),
+}  # fmt: skip
+
+
+def expected(spec, data, weight, bias, factor, residual):
+    acc = reference.conv2d(
+        data, weight, zero_point=spec.zero_point, strides=spec.strides, padding=spec.padding,
+        dilation=spec.dilation, groups=spec.groups,
+    ) + bias  # fmt: skip
+    if spec.epilogue == "dequantize":
+        return reference.dequantize(acc, factor, 0)
+    if spec.epilogue == "requantize":
+        return reference.requantize(acc, factor, spec.out_zero_point, spec.lo, spec.hi)
+    r = spec.residual
+    own = (reference.requantize(acc, factor, r.own_zero_point, r.own_lo, r.own_hi),
+           r.own_scale, r.own_zero_point)  # fmt: skip
+    other = (residual, r.scale, r.zero_point)
+    a, b = (own, other) if r.own_first else (other, own)
+    return reference.add(a[0], b[0], *a[1:], *b[1:], r.out_scale, spec.out_zero_point, spec.lo, spec.hi)
+
+
+def run(row, spec, data, weight, bias, factor, residual=None, mcpu=None):
+    """The kernel's output through relay.build and the graph executor."""
+    x = relay.var("x", shape=data.shape, dtype="uint8")
+    arguments, feed = [x], {"x": data}
+    if residual is not None:
+        arguments.append(relay.var("r", shape=residual.shape, dtype="uint8"))
+        feed["r"] = residual
+    folded = fold_zero_point(bias, weight, spec.zero_point)
+    constants = [relay.const(c) for c in row.pack(spec, weight, folded, factor)]
+    call = relay_op.conv2d(x, spec, row, constants, *arguments[1:])
+    module = tvm.IRModule.from_expr(relay.Function(arguments, call))
+    mcpu = isa.ISAS[row.isa].mcpu if mcpu is None else mcpu
+    with no_tophub(), tvm.transform.PassContext(opt_level=3):
+        library = relay.build(module, f"llvm -mcpu={mcpu}" if mcpu else "llvm")
+    return Executor(library)(feed)[0], library
+
+
+def operands(spec, weight_max, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (spec.batch, spec.height, spec.width, spec.in_channels)
+    data = rng.integers(0, spec.data_max + 1, shape).astype(np.uint8)
+    weight = rng.integers(-weight_max, weight_max + 1, spec.weight_shape).astype(np.int8)
+    bias = rng.integers(-1000, 1000, spec.out_channels).astype(np.int32)
+    factor = (rng.random(spec.out_channels) * 1e-3 + 1e-4).astype(np.float32)
+    residual = None
+    if spec.epilogue == "add":
+        residual = rng.integers(0, 256, spec.out_shape).astype(np.uint8)
+    return data, weight, bias, factor, residual
+
+
+def cases(depthwise):
+    for row in manifest.KERNELS:
+        for name, spec in (DEPTHWISE if depthwise else TAILS).items():
+            if row.name.startswith("depthwise") == depthwise:
+                yield pytest.param(
+                    row, spec, id=f"{row.isa}-{row.name}-{name}", marks=pytest.mark.isa(row.isa)
+                )
+
+
+def check(row, spec):
+    refused = row.proves(spec, np.zeros(spec.weight_shape, np.int8))
+    if isinstance(refused, Refusal):  # a shape the row does not take: the reason must be the shape
+        assert spec.groups > 1 and "multiple" in refused.why
+        return
+    weight_max = next(w for w in (127, 63, 31, 15, 7) if legal(row, spec, w))
+    data, weight, bias, factor, residual = operands(spec, weight_max)
+    out, _ = run(row, spec, data, weight, bias, factor, residual)
+    np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factor, residual))
+
+
+def legal(row, spec, weight_max):
+    return isinstance(row.proves(spec, np.full(spec.weight_shape, weight_max, np.int8)), Bound)
+
+
+@pytest.mark.parametrize("row, spec", cases(False))
+def test_kernel_equals_the_norm(row, spec):
+    check(row, spec)
+
+
+@pytest.mark.parametrize("row, spec", cases(True))
+def test_depthwise_kernel_equals_the_norm(row, spec):
+    check(row, spec)
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(r, id=f"{r.isa}-{r.name}", marks=pytest.mark.isa(r.isa)) for r in manifest.KERNELS]
+)
+@pytest.mark.parametrize("data_max", [63, 127, 255])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_extremes(row, data_max, sign):
+    """The largest equal weights each kernel can prove, on data that is all data_max: no lane may wrap."""
+    groups = 16 if row.name.startswith("depthwise") else 1
+    spec = ConvSpec(1, 4, 7, 16, 16, (3, 3), groups=groups, data_max=data_max, epilogue="dequantize")
+    largest = max(w for w in range(128) if isinstance(
+        row.proves(spec, np.full(spec.weight_shape, w, np.int8)), Bound))  # fmt: skip
+    weight = np.full(spec.weight_shape, sign * largest, np.int8)
+    if largest < 127:
+        assert isinstance(row.proves(spec, np.full(spec.weight_shape, largest + 1, np.int8)), Refusal)
+    data = np.full((1, 4, 7, 16), data_max, np.uint8)
+    bias, factor = np.zeros(16, np.int32), np.ones(16, np.float32)
+    out, _ = run(row, spec, data, weight, bias, factor)
+    assert (out == np.float32(sign * largest * data_max * 9 * (16 // groups))).all()
+
+
+@pytest.mark.isa("avx2")
+@pytest.mark.parametrize("seed", range(6))
+def test_random_layers_take_the_planned_kernel_and_are_exact(seed):
+    rng = np.random.default_rng(seed)
+    kernel = tuple(int(v) for v in rng.integers(1, 5, 2))
+    spec = ConvSpec(
+        batch=int(rng.integers(1, 3)), height=int(rng.integers(6, 20)), width=int(rng.integers(6, 20)),
+        in_channels=int(rng.integers(1, 40)), out_channels=int(rng.integers(1, 40)), kernel=kernel,
+        strides=tuple(int(v) for v in rng.integers(1, 4, 2)),
+        padding=tuple(int(v) for v in rng.integers(0, 3, 4)), data_max=int(rng.choice([63, 127, 255])),
+        zero_point=int(rng.integers(0, 64)),
+    )  # fmt: skip
+    data, weight, bias, factor, _ = operands(spec, int(rng.choice([63, 127])), seed)
+    chosen = manifest.plan(spec, weight, bias, "avx2")
+    out, _ = run(chosen.kernel, spec, data, weight, bias, factor, mcpu="core-avx2")
+    np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factor, None))
+
+
+def planned(data_max, weight_max, row_isa="avx2", **changes):
+    spec = ConvSpec(1, 8, 8, 64, 64, (3, 3), padding=PAD, data_max=data_max, **changes)
+    weight = np.full(spec.weight_shape, weight_max, np.int8)
+    return manifest.plan(spec, weight, np.zeros(64, np.int32), row_isa)
+
+
+def test_the_planner_picks_the_fastest_legal_kernel_and_says_why_not_the_others():
+    table = {
+        (63, 63, "avx2"): "direct_avx2_d4",
+        (127, 63, "avx2"): "direct_avx2_d2",
+        (255, 63, "avx2"): "direct_avx2_d1",
+        (255, 127, "avx2"): "wide_avx2",
+        (127, 63, "avx512bw"): "direct_avx512bw_d2",
+        (255, 127, "avx512bw"): "wide_avx512bw",
+        (255, 127, "avx512vnni"): "direct_avx512vnni",
+        (63, 63, "generic"): "direct_generic",
+    }
+    assert {key: planned(*key).kernel.name for key in table} == table
+    refused = dict(planned(255, 127).refused)
+    assert set(refused) >= {"direct_avx2_d4", "direct_avx2_d2", "direct_avx2_d1"}
+    assert "64770" in refused["direct_avx2_d1"]  # 255 * (127 + 127), beyond int16
+
+
+def test_depthwise_falls_back_to_int32_where_int16_is_not_proven():
+    spec = ConvSpec(1, 8, 8, 16, 16, (3, 3), groups=16, data_max=127)
+    bias = np.zeros(16, np.int32)
+    small, big = (np.full(spec.weight_shape, w, np.int8) for w in (28, 63))
+    assert manifest.plan(spec, small, bias, "avx2").kernel.name == "depthwise_int16"
+    assert manifest.plan(spec, big, bias, "avx2").kernel.name == "depthwise_int32"
+
+
+def test_a_layer_beyond_int32_is_refused_by_every_kernel():
+    spec = ConvSpec(1, 1, 1, 4, 8, (1, 1), data_max=255)
+    weight, bias = np.ones(spec.weight_shape, np.int8), np.full(8, 2**31 - 1, np.int64)
+    assert isinstance(accumulator_bound(spec, weight, bias), Refusal)
+    with pytest.raises(OverflowError, match="may reach"):
+        manifest.plan(spec, weight, bias, "avx2")
+
+
+@pytest.mark.isa("avx2")
+def test_the_inner_loop_is_what_the_design_says():
+    """Depth 4: four vpmaddubsw for each vpmaddwd, accumulators in registers, nothing called."""
+    spec = ConvSpec(1, 14, 14, 64, 64, (3, 3), padding=PAD, data_max=63)
+    data, weight, bias, factor, _ = operands(spec, 63)
+    _, library = run(manifest.kernel("direct_avx2_d4"), spec, data, weight, bias, factor)
+    assembly = library.get_lib().get_source("asm")
+    multiplies, widenings = assembly.count("vpmaddubsw"), assembly.count("vpmaddwd")
+    assert multiplies == 4 * widenings > 0
+    loop = max(assembly.split("\n.LBB"), key=lambda block: block.count("vpmaddubsw"))
+    loop = loop[: loop.index("\tjne")]
+    assert loop.count("vpmaddubsw") == 28  # 7 pixels
+    assert "(%rsp)" not in loop  # no spill
+    assert "call" not in loop

@@ -1,0 +1,165 @@
+"""Ranges, settings and the scale table. No TVM."""
+
+import json
+from dataclasses import replace
+from math import inf
+
+import networks
+import numpy as np
+import pytest
+
+from tvm_easyquant.calibrate import calibrate, start_table
+from tvm_easyquant.files import replacing
+from tvm_easyquant.numerics import (
+    ConfigError,
+    QuantConfig,
+    Scale,
+    integer_limits,
+    quantize_bias,
+    quantize_weight,
+    scale_for,
+    steps,
+    weight_scales,
+)
+from tvm_easyquant.scale_table import ScaleTable, TableError
+from tvm_easyquant.sites import plan
+
+
+def test_the_ranges_of_the_paper():
+    assert [steps(b, s) for b in (7, 8) for s in (True, False)] == [63, 127, 127, 255]
+    assert scale_for(6.3, 7, True) == Scale(0.1, 64, 1, 127)
+    assert scale_for(25.5, 8, False) == Scale(0.1, 0, 0, 255)
+    assert scale_for(0.0, 7, True).scale == 1
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(bits=6), "bits is 6; use 7 or 8"),
+        (dict(method="magic"), "method is 'magic'.*easyquant"),
+        (dict(search_images=0), "search_images is 0"),
+        (dict(grid=0), "grid is 0"),
+        (dict(alpha=1.5), "alpha 1.5"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        QuantConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "values", [(0.0, 0, 0, 255), (np.inf, 0, 0, 255), (0.1, 300, 0, 255), (1, 5, 9, 3)]
+)
+def test_impossible_scales_are_refused(values):
+    with pytest.raises(ConfigError):
+        Scale(*values)
+
+
+def test_integer_limits_of_relu_relu6_and_none():
+    s = Scale(0.1, 64, 1, 127)
+    assert integer_limits(s, (-inf, inf)) == (1, 127)
+    assert integer_limits(s, (0.0, inf)) == (64, 127)
+    assert integer_limits(s, (0.0, 6.0)) == (64, 124)
+    assert integer_limits(Scale(0.1, 0, 0, 127), (0.0, 1e30)) == (0, 127)
+
+
+def test_weights_are_clipped_hard_and_zero_channels_are_safe():
+    w = np.array([[1.0, 0.0, -2.0], [-0.5, 0.0, 1.0]], np.float32)
+    scales = weight_scales(w, 7)
+    assert scales[1] == 1
+    assert quantize_weight(w, scales, 7).tolist() == [
+        [63, 0, -63],
+        [-31, 0, 31],
+    ]  # 31.5 lies just below in float32
+    assert quantize_weight(w, scales / 2, 7).tolist() == [[63, 0, -63], [-63, 0, 63]]
+
+
+def test_a_switched_off_channel_keeps_its_bias():
+    """Story: MobileNetV1-0.75's first convolution has channels whose batch norm is zero; folding left
+    weights of 1e-14 beside a bias of -1.6, and the bias no longer fitted int32."""
+    w, bias = np.array([[1e-14, 0.0, 1.0]], np.float32), np.array([-1.6384, 3.0, 0.1], np.float32)
+    scales = weight_scales(w, 7, bias, 0.02)
+    integers = quantize_bias(bias, 0.02, scales, "conv1")
+    np.testing.assert_allclose(integers * scales * 0.02, bias, rtol=1e-6)
+    with pytest.raises(OverflowError, match="layer conv1: the bias of channel 0"):
+        quantize_bias(bias, 0.02, weight_scales(w, 7), "conv1")
+
+
+def table(bits=7, seed=0):
+    graph, images = networks.residual(seed)
+    config = QuantConfig(bits=bits, method="minmax")
+    plan_ = plan(graph)
+    return graph, start_table(graph, plan_, calibrate(graph, plan_, images, config), config)
+
+
+def test_the_table_round_trips_bit_for_bit(tmp_path):
+    graph, mine = table()
+    mine.save(tmp_path / "t.json")
+    again = ScaleTable.load(tmp_path / "t.json")
+    assert mine.diff(again) == [] and again.config == mine.config and again.model == graph.fingerprint
+    assert again.to_json() == mine.to_json()
+    again.check(graph)
+
+
+def test_diff_says_where_two_tables_differ():
+    _, mine = table()
+    weights = {**mine.weights, "stem": mine.weights["stem"] * np.float32(2)}
+    activations = dict(mine.activations)
+    gone = activations.pop("image")
+    activations["left.relu"] = activations["left.relu"].with_scale(0.5)
+    lines = mine.diff(replace(mine, weights=weights, activations=activations))
+    assert gone and len(lines) == 3
+    assert any("image: only in the first" in line for line in lines)
+    assert any("weight stem: 8 of 8 channels differ, factors 2 to 2" in line for line in lines)
+
+
+def test_a_table_that_does_not_fit_lists_both_sides():
+    graph, mine = table()
+    activations = {("other" if k == "image" else k): v for k, v in mine.activations.items()}
+    with pytest.raises(TableError, match=r"lack \['image'\] and have unknown \['other'\]"):
+        replace(mine, activations=activations).check(graph)
+    weights = {k: v for k, v in mine.weights.items() if k != "dw"}
+    with pytest.raises(TableError, match=r"weight scales lack \['dw'\]"):
+        replace(mine, weights=weights).check(graph)
+    with pytest.raises(TableError, match="another model"):
+        table(seed=1)[1].check(graph)
+    short = {**mine.weights, "dw": mine.weights["dw"][:3]}
+    with pytest.raises(TableError, match="3 weight scales for layer dw.*8 channels"):
+        replace(mine, weights=short).check(graph)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda d: d.update(format="x"), "not a tvm_easyquant scale table"),
+        (lambda d: d.update(version=99), "version 99"),
+        (lambda d: d.pop("weights"), "damaged"),
+        (lambda d: d["config"].update(bits=5), "damaged: bits is 5"),
+        (lambda d: d["activations"]["image"].update(scale=-1), "damaged: a scale is -1"),
+        (lambda d: d["weights"].update(stem=[0.0]), "damaged.*stem"),
+    ],
+)
+def test_a_damaged_table_says_what_is_wrong(tmp_path, change, message):
+    data = json.loads(table()[1].to_json())
+    change(data)
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(TableError, match=message):
+        ScaleTable.load(path)
+
+
+def test_unreadable_tables(tmp_path):
+    with pytest.raises(TableError, match="cannot read the scale table .*missing.json"):
+        ScaleTable.load(tmp_path / "missing.json")
+    (tmp_path / "t.json").write_text("{")
+    with pytest.raises(TableError, match="t.json is not JSON"):
+        ScaleTable.load(tmp_path / "t.json")
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,98 @@
+"""Legality from real weights: bounds are reached by witnesses, and refused one step beyond. No TVM."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from topi_ext.conv2d import (
+    INT16_MAX,
+    Bound,
+    ConvSpec,
+    Refusal,
+    Residual,
+    accumulator_bound,
+    fold_zero_point,
+    lane_bound,
+    pack,
+    tap_bound,
+)
+
+
+def lanes(values):
+    """Packed weights (1, 1, L, 1, 4) of one output channel."""
+    return np.array(values, np.int8).reshape(1, 1, -1, 1, 4)
+
+
+@pytest.mark.parametrize("bits, data_max, depth", [(63, 63, 4), (63, 127, 2), (63, 255, 1), (127, 127, 1)])
+def test_guaranteed_depths_of_the_paper(bits, data_max, depth):
+    """Section 3.3: 8 products of 63 x 63 fit int16 (four vpmaddubsw), 4 of 127 x 63, 2 of 127 x 127."""
+    worst = lanes([bits] * 64)
+    assert isinstance(lane_bound(worst, depth, data_max), Bound)
+    assert isinstance(lane_bound(worst, 2 * depth, data_max), Refusal)
+
+
+def test_one_past_the_bound_is_refused_with_the_figure():
+    """255 * (64 + 64) = 32640 fits, 255 * (65 + 64) = 32895 does not."""
+    assert lane_bound(lanes([64, 64, 0, 0]), 1, 255) == Bound("int16 lane of 2 products", 32640, INT16_MAX)
+    refusal = lane_bound(lanes([65, 64, 0, 0]), 1, 255)
+    assert isinstance(refusal, Refusal) and "32895" in str(refusal)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-127, 127), min_size=32, max_size=32), st.sampled_from([63, 127, 255]))
+def test_lane_bound_is_attained(weights, data_max):
+    """The bound is exact: the data that is data_max under one sign and 0 under the other reaches it."""
+    answer = lane_bound(lanes(weights), 2, data_max)
+    w = np.array(weights).reshape(-1, 2, 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)  # group, half
+    reach = data_max * max(np.maximum(w, 0).sum(1).max(), np.maximum(-w, 0).sum(1).max())
+    if isinstance(answer, Bound):
+        assert answer.value == reach <= INT16_MAX
+    else:
+        assert reach > INT16_MAX
+
+
+def test_depthwise_bound_is_one_sided():
+    spec = ConvSpec(1, 5, 5, 2, 2, (3, 3), groups=2, data_max=127)
+    mixed = np.tile(np.array([63, -63]), 9).reshape(3, 3, 1, 2).astype(np.int8)
+    mixed[..., 1] = np.where(np.arange(9).reshape(3, 3, 1) % 2, 63, -63)
+    assert isinstance(tap_bound(spec, mixed), Refusal)  # nine times 63 in channel 0
+    mixed[..., 0] = mixed[..., 1]
+    assert isinstance(tap_bound(spec, mixed), Refusal)  # five of one sign: 5 * 63 * 127
+    mixed[0] = 0
+    assert tap_bound(spec, mixed).value == 127 * 63 * 3
+
+
+def test_accumulator_bound_counts_the_bias():
+    spec = ConvSpec(1, 1, 1, 4, 1, (1, 1), data_max=255)
+    weight = np.full((1, 1, 4, 1), 127, np.int8)
+    assert accumulator_bound(spec, weight, np.array([5])).value == 4 * 127 * 255 + 5
+    assert isinstance(accumulator_bound(spec, weight, np.array([2**31 - 1])), Refusal)
+
+
+def test_fold_zero_point_is_exact_and_checked():
+    weight = np.array([3, -5], np.int8).reshape(1, 1, 1, 2)
+    assert fold_zero_point(np.array([10, 20]), weight, 7).tolist() == [10 - 21, 20 + 35]
+    with pytest.raises(OverflowError):
+        fold_zero_point(np.array([2**31 - 1, 0]), -weight, 7)
+
+
+@pytest.mark.parametrize("groups, dilation", [(1, 1), (1, 2), (2, 1)])
+def test_pack_keeps_every_weight_once(groups, dilation):
+    spec = ConvSpec(1, 9, 9, 6, 10, (3, 2), dilation=(dilation,) * 2, groups=groups)
+    weight = np.arange(1, 1 + np.prod(spec.weight_shape)).reshape(spec.weight_shape).astype(np.int16)
+    packed = pack(spec, weight, 8, 4)
+    kept = packed[packed != 0]
+    assert sorted(kept.tolist()) == sorted(weight.ravel().tolist())
+
+
+def test_spec_round_trips_as_json_and_refuses_nonsense():
+    residual = Residual(0.1, 64, 1, 127, 0.2, 0, True, 0.3)
+    spec = ConvSpec(1, 8, 8, 4, 4, (3, 3), epilogue="add", residual=residual)
+    assert ConvSpec.from_json(spec.to_json()) == spec
+    with pytest.raises(ValueError, match="residual"):
+        ConvSpec(1, 8, 8, 4, 4, (3, 3), epilogue="add")
+    with pytest.raises(ValueError, match="larger than the padded map"):
+        ConvSpec(1, 2, 2, 4, 4, (3, 3))
+    with pytest.raises(ValueError, match="groups"):
+        ConvSpec(1, 8, 8, 4, 4, (3, 3), groups=3)

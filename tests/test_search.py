@@ -1,0 +1,269 @@
+"""The scale search against the paper's pseudo-code, and its properties. No TVM."""
+
+import json
+
+import networks
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from topi_ext import reference
+from tvm_easyquant import search as search_module
+from tvm_easyquant.calibrate import calibrate, start_table
+from tvm_easyquant.graph import evaluate, linear, to_nhwc
+from tvm_easyquant.integer import integer_weight, run_integer
+from tvm_easyquant.numerics import QuantConfig, quantize_bias, quantize_weight
+from tvm_easyquant.search import CheckpointError, cosine, factors, layer_figures, search
+from tvm_easyquant.sites import plan
+
+
+def searched(graph, images, progress=None, checkpoint=None, jobs=None, **settings):
+    config = QuantConfig(**settings)
+    plan_ = plan(graph)
+    found = calibrate(graph, plan_, images, config)
+    return search(graph, plan_, found, config, progress=progress, checkpoint=checkpoint, jobs=jobs)
+
+
+def cos(a, b):
+    a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def plain_search(graph, images, config):
+    """Algorithm 1 on a chain of two layers, one direct convolution per candidate, in plain loops."""
+    plan_ = plan(graph)
+    start = start_table(graph, plan_, calibrate(graph, plan_, images, config), config)
+    weights, sites = dict(start.weights), dict(start.activations)
+    first, second = graph.compute_nodes
+    read = {first.name: "image", second.name: second.inputs[0]}
+    inputs = {}
+    for node in graph:
+        inputs[node.name] = [
+            to_nhwc(x) if node.op == "input" else evaluate(node, *(inputs[t][i] for t in node.inputs))
+            for i, x in enumerate(images)
+        ]
+    outputs = {n.name: inputs[n.name] for n in (first, second)}
+
+    def stored(node):
+        """The quantized input of a layer, as integers minus the zero point, for every image."""
+        s = sites[read[node.name]]
+        result = []
+        for x in images:
+            q = reference.quantize(to_nhwc(x), sites["image"].scale, sites["image"].zero_point,
+                                   sites["image"].lo, sites["image"].hi)  # fmt: skip
+            if node is second:
+                q = requantized(q, s)
+            result.append(q.astype(np.float64) - s.zero_point)
+        return result
+
+    def before_rounding(x):
+        """The first layer's output in the quantized network, real, after the ReLU."""
+        s = sites["image"]
+        q = reference.quantize(to_nhwc(x), s.scale, s.zero_point, s.lo, s.hi)
+        return np.maximum(
+            reference.dequantize(accumulator(q), np.float32(s.scale) * weights["first"], 0), 0
+        )
+
+    def accumulator(q):
+        s = sites["image"]
+        w = integer_weight(first, weights["first"], config.bits)
+        acc = reference.conv2d(q, w, zero_point=s.zero_point, **first.attrs)
+        return acc + quantize_bias(first.bias, s.scale, weights["first"], "first")
+
+    def requantized(q, s):
+        factor = reference.multiplier(1, np.float32(sites["image"].scale) * weights["first"], s.scale)
+        return reference.requantize(accumulator(q), factor, s.zero_point, max(s.lo, s.zero_point), s.hi)
+
+    for node in (first, second):
+        base = weights[node.name]
+        flat = node.weight.reshape(-1, node.channels)
+        best, chosen = np.full(node.channels, -2.0), base.copy()
+        xs, s = stored(node), sites[read[node.name]]
+        for factor in factors(config):
+            scales = (base.astype(np.float64) / factor).astype(np.float32)
+            w = quantize_weight(flat, scales, config.bits).reshape(node.weight.shape).astype(np.float64)
+            for c in range(node.channels):
+                similarity = np.mean([
+                    cos(o[..., c], linear(x, node, w)[..., c] * (s.scale * float(scales[c])) + node.bias[c])
+                    for x, o in zip(xs, outputs[node.name], strict=True)
+                ])  # fmt: skip
+                if similarity > best[c] + 1e-12:
+                    best[c], chosen[c] = similarity, scales[c]
+        weights[node.name] = chosen
+    for node in (first, second):
+        name = read[node.name]
+        base, best = sites[name], -2.0
+        w = integer_weight(node, weights[node.name], config.bits).astype(np.float64)
+        reals = [to_nhwc(x) if node is first else before_rounding(x) for x in images]
+        for factor in factors(config):
+            s = base.with_scale(base.scale / factor)
+            similarity = []
+            for real, o in zip(reals, outputs[node.name], strict=True):
+                x = reference.quantize(real, s.scale, s.zero_point, s.lo, s.hi).astype(np.float64)
+                y = linear(x - s.zero_point, node, w) * (s.scale * weights[node.name].astype(np.float64))
+                similarity.append(cos(o, y + node.bias))
+            if np.mean(similarity) > best + 1e-9:
+                best, sites[name] = np.mean(similarity), s
+    return weights, sites
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+@pytest.mark.parametrize("method", ["easyquant", "easyquant_unsigned"])
+def test_the_search_equals_algorithm_1_in_plain_loops(bits, method):
+    graph, images = networks.chain(bits, size=6)
+    config = QuantConfig(bits=bits, method=method, grid=20)
+    weights, sites = plain_search(graph, images, config)
+    table = searched(graph, images, bits=bits, method=method, grid=20)
+    for name, expected in weights.items():
+        np.testing.assert_array_equal(table.weights[name], expected)
+    assert {n: s.scale for n, s in table.activations.items()} == {n: s.scale for n, s in sites.items()}
+
+
+def test_both_routes_to_a_channels_cosine_agree():
+    """Gram matrix (many rows) and plain product (few rows) are the same number."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-63, 64, (200, 9)).astype(np.float32)
+    o, w = rng.standard_normal((200, 4)), rng.standard_normal((9, 4)).astype(np.float32)
+    candidates = rng.integers(-63, 64, (5, 9, 4)).astype(np.float64)
+    units, bias = rng.random((5, 4)) + 0.1, rng.standard_normal(4)
+    gram = search_module._channel_similarity([x], [o], w, bias, units, candidates)
+    for f in range(5):
+        for c in range(4):
+            y = x.astype(np.float64) @ candidates[f, :, c] * units[f, c] + bias[c]
+            assert gram[f, c] == pytest.approx(cos(o[:, c], y), abs=1e-12)
+    few = search_module._channel_similarity([x[:10]], [o[:10]], w, bias, units, candidates)
+    y = x[:10].astype(np.float64) @ candidates[3, :, 1] * units[3, 1] + bias[1]
+    assert few[3, 1] == pytest.approx(cos(o[:10, 1], y), abs=1e-6)
+
+
+def test_candidates_hold_the_start_and_prefer_it():
+    grid = factors(QuantConfig())
+    assert grid[0] == 1 and len(grid) == 100 and grid.min() == 0.5 and grid.max() == 2
+    assert len(factors(QuantConfig(grid=20))) == 21  # 1 is no grid point then
+
+
+def test_cosine_of_zeros_is_no_nan():
+    assert cosine(0.0, 0.0, 0.0) == 1 and cosine(0.0, 1.0, 0.0) == 0
+    assert cosine(np.float64(2.0), 4.0, 1.0) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_objective_of_the_last_layer_is_not_worse_than_at_the_start(seed):
+    graph, images = networks.residual(seed)
+    config = QuantConfig()
+    plan_ = plan(graph)
+    found = calibrate(graph, plan_, images, config)
+    start = layer_figures(graph, plan_, start_table(graph, plan_, found, config), found.samples)
+    end = layer_figures(graph, plan_, search(graph, plan_, found, config), found.samples)
+    first = graph.compute_nodes[0].name  # no quantized prefix: the search's own objective
+    assert end[first]["cosine"] >= start[first]["cosine"] - 1e-9
+    assert end["logits"]["cosine"] > 0.99
+
+
+def test_deterministic_whatever_the_number_of_threads():
+    graph, images = networks.residual()
+    texts = {searched(graph, images, jobs=jobs).to_json() for jobs in (1, 2, 3)}
+    assert len(texts) == 1
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(-6, 6), st.integers(-6, 6))
+def test_powers_of_two_pass_through_exactly(input_power, weight_power):
+    """Scaling images by 2**i and the first layer's weights by 2**j scales its scales exactly."""
+    graph, images = networks.chain(3, size=5)
+    bias = graph["first"].bias
+    bias[...] = 0
+    base = searched(graph, images, grid=10)
+    graph["first"].weight[...] *= np.float32(2.0**weight_power)
+    scaled = searched(graph, [x * np.float32(2.0**input_power) for x in images], grid=10)
+    image = base.activations["image"].scale * 2.0**input_power
+    assert scaled.activations["image"].scale == image
+    np.testing.assert_array_equal(scaled.weights["first"], base.weights["first"] * 2.0**weight_power)
+
+
+def test_zero_images_zero_channels_and_zero_weights_are_safe():
+    graph, images = networks.chain(4)
+    graph["first"].weight[..., 0] = 0
+    graph["first"].bias[0] = 0
+    table = searched(graph, [np.zeros_like(images[0])] + images)
+    assert all(np.isfinite(w).all() and (w > 0).all() for w in table.weights.values())
+    graph["second"].weight[...] = 0
+    graph["second"].bias[...] = 0
+    searched(graph, [np.zeros_like(images[0])])
+
+
+def test_a_dense_layer_is_not_searched_by_the_cosine_of_single_numbers():
+    """Story: per image a dense channel is one number, every candidate had cosine 1, and rounding noise
+    picked the scale; the logits' SQNR fell from 37 to 13 dB."""
+    graph, images = networks.residual(5)
+    figures = searched(graph, images, bits=8).figures
+    assert figures["logits"]["sqnr_db"] > 30
+
+
+@pytest.mark.parametrize("bits, least", [(8, 0.998), (7, 0.99)])
+def test_the_integer_network_is_close_to_the_float_one(bits, least):
+    graph, images = networks.residual(5)
+    table = searched(graph, images, bits=bits)
+    from tvm_easyquant.graph import run
+
+    for x in images:
+        integer = run_integer(graph, table, {"image": x})["logits"]
+        assert cos(run(graph, {"image": x})["logits"], integer) > least
+
+
+def test_progress_counts_every_layer_and_site():
+    graph, images = networks.residual()
+    calls = []
+    searched(graph, images, progress=lambda *call: calls.append(call))
+    done, total, text = calls[-1]
+    assert done == total == len(calls) and text.startswith("activations")
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 6, 12])
+def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(tmp_path, after):
+    graph, images = networks.residual()
+    whole = searched(graph, images).to_json()
+    path = tmp_path / "search.json"
+
+    def stop(done, total, text):
+        if done == after:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        searched(graph, images, progress=stop, checkpoint=path)
+    assert len(json.loads(path.read_text())["found"]) == after
+    assert searched(graph, images, checkpoint=path).to_json() == whole
+    assert not path.exists()
+
+
+def test_a_checkpoint_of_another_search_is_refused(tmp_path):
+    graph, images = networks.chain()
+    path = tmp_path / "search.json"
+
+    def stop(done, total, text):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        searched(graph, images, progress=stop, checkpoint=path)
+    with pytest.raises(CheckpointError, match="another config; delete it"):
+        searched(graph, images, checkpoint=path, bits=8)
+    with pytest.raises(CheckpointError, match="another data"):
+        searched(graph, images[1:], checkpoint=path)
+    with pytest.raises(CheckpointError, match="another model"):
+        searched(networks.chain(9)[0], images, checkpoint=path)
+    path.write_text("{")
+    with pytest.raises(CheckpointError, match="not a search checkpoint"):
+        searched(graph, images, checkpoint=path)
+
+
+def test_several_rounds_and_skipped_layers():
+    graph, images = networks.residual()
+    config = QuantConfig(rounds=2, skip=("pw",))
+    plan_ = plan(graph, config.skip)
+    table = search(graph, plan_, calibrate(graph, plan_, images, config), config)
+    assert "pw" not in table.weights and table.check(graph)
