@@ -23,6 +23,7 @@ import numpy as np
 import tvm
 from tvm import autotvm, relay, te
 from tvm.relay.op import op as _op
+from tvm.topi import tag
 from tvm.topi.x86.injective import schedule_injective
 
 from . import epilogue, isa, manifest
@@ -125,7 +126,7 @@ def _quantize(attrs, inputs):
         steps = epilogue.round_to_step(scaled, a["zero_point"], a["lo"], a["hi"])
         return epilogue.store_byte(steps, a["zero_point"])
 
-    return te.compute(x.shape, element, name="quantize")
+    return te.compute(x.shape, element, name="quantize", tag=tag.BROADCAST)
 
 
 def _requantize(attrs, inputs):
@@ -136,7 +137,7 @@ def _requantize(attrs, inputs):
         steps = epilogue.round_to_step(real, a["zero_point"], a["lo"], a["hi"])
         return epilogue.store_byte(steps, a["zero_point"])
 
-    return te.compute(x.shape, element, name="requantize")
+    return te.compute(x.shape, element, name="requantize", tag=tag.BROADCAST)
 
 
 def _dequantize(attrs, inputs):
@@ -145,6 +146,7 @@ def _dequantize(attrs, inputs):
         x.shape,
         lambda *i: epilogue.fence(_steps(x(*i), a["zero_point"]).astype("float32") * _along_last(scale, i)),
         name="dequantize",
+        tag=tag.BROADCAST,
     )
 
 
@@ -156,7 +158,7 @@ def _add(attrs, inputs):
         right = epilogue.real(_steps(b(*i), n["b_zero_point"]), n["b_scale"])
         return epilogue.add_stored(left, right, n["scale"], n["zero_point"], n["lo"], n["hi"])
 
-    return te.compute(a.shape, element, name="add")
+    return te.compute(a.shape, element, name="add", tag=tag.BROADCAST)
 
 
 # -- registration

@@ -110,7 +110,8 @@ def _pieces(item, graph, number):
     for name, value in item.items():
         array = np.asarray(value)
         if array.dtype == np.float64:
-            array = array.astype(np.float32)
+            with np.errstate(over="ignore"):  # infinity is found, and named, below
+                array = array.astype(np.float32)
         if array.dtype != np.float32:
             raise CalibrationError(
                 f"{what}: {name} is {array.dtype}; the model takes float32, normalised as in its training"
@@ -161,7 +162,8 @@ def calibrate(
         result.seen += 1
         run(graph, sample, observe)
         if len(result.samples) < config.search_images:
-            result.samples.append(sample)
+            # a copy: the user may fill one buffer again and again, or hand out slices of a big array
+            result.samples.append({name: array.copy() for name, array in sample.items()})
         if progress is not None:
             progress(result.seen, 0, "calibrate")
     if not result.seen:

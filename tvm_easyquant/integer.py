@@ -170,14 +170,19 @@ class Sample:
                 self.store(node, scales)
             elif node.op in MOVES and node.name in scales.plan.integer and node.name in self.ran:
                 self._move(node, scales)
-        self.forget(self.gone.intersection(tensors))
+        self.forget(self.gone.intersection(tensors), scales)
 
-    def forget(self, tensors) -> None:
-        """Drop tensors that nobody needs any more."""
+    def forget(self, tensors, scales: Scales) -> None:
+        """Drop tensors that nobody needs any more.
+
+        What waits for the scale of its site stays: the moves that read it run when that is settled.
+        """
         for tensor in tensors:
             self.gone.add(tensor)
-            for values in (self.floats, self.stored, self.real):
-                values.pop(tensor, None)
+            self.floats.pop(tensor, None)
+            if tensor not in scales.plan.site_of or scales.of(tensor) is not None:
+                self.stored.pop(tensor, None)
+                self.real.pop(tensor, None)
 
 
 def node_limits(node: Node, scales: Scales) -> tuple[float, float]:

@@ -8,8 +8,8 @@ scales, one per output channel, then a full pass over all activation scales; can
 ``linspace(alpha, beta, grid)`` times the starting scale of the paper, S = 1 / scale, and S itself.
 
 Where the paper has one activation scale per layer *input*, one tensor stored once has one scale: a
-site read by several layers takes the mean of their objectives (those whose input exists when the
-first is reached). Sites that no layer reads keep their start.
+site read by several layers takes the mean of their objectives (those whose input exists, or follows by
+moves alone, when the site is first read). A site that no layer reads keeps its start.
 
 A channel of a dense layer, or of a convolution with a 1x1 output, has one number per image, and the
 cosine of two numbers says nothing (the paper leaves dense layers float). There the cosine runs over
@@ -38,7 +38,7 @@ from topi_ext.reference import windows
 
 from .calibrate import Calibration, start_table
 from .files import write_text
-from .graph import MOVES, Graph, Node, conv_columns, is_depthwise, linear, move
+from .graph import MOVES, Graph, Node, conv_columns, evaluate, is_depthwise, linear
 from .integer import Sample, Scales, integer_weight, last_uses
 from .numerics import QuantConfig, steps
 from .scale_table import ScaleTable
@@ -46,6 +46,7 @@ from .sites import Plan
 
 Progress = Callable[[int, int, str], None]
 CHUNK = 2**26  # bytes of candidate weights held at once
+TIE = 1e-12  # mean cosines nearer than this are equal: the rest is float64 rounding
 
 
 class CheckpointError(ValueError):
@@ -63,7 +64,17 @@ def cosine(dot, norm_a, norm_b):
     """``dot / sqrt(norm_a * norm_b)`` of squared norms; two zero vectors are alike (1), one is not (0)."""
     product = np.sqrt(np.maximum(norm_a, 0.0)) * np.sqrt(np.maximum(norm_b, 0.0))
     both = (norm_a <= 0) & (norm_b <= 0)
-    return np.where(product > 0, dot / np.where(product > 0, product, 1.0), np.where(both, 1.0, 0.0))
+    found = np.where(product > 0, dot / np.where(product > 0, product, 1.0), np.where(both, 1.0, 0.0))
+    return np.clip(found, -1.0, 1.0)
+
+
+def choose(similarity):
+    """Index of the best candidate along axis 0; among equals the first, which is nearest to 1.
+
+    Without this a dead channel, whose candidates are all alike, gets the scale that rounding noise
+    picks, and so does every dense channel where the search sees one image.
+    """
+    return (similarity >= similarity.max(axis=0) - TIE).argmax(axis=0)
 
 
 # -- weights: every channel of a layer at once
@@ -72,122 +83,110 @@ def cosine(dot, norm_a, norm_b):
 def _candidate_weights(weight_2d, scales, bits):
     """int8-valued float64 (len(scales), K, C): weight_2d (K, C) at candidate scales (F, C)."""
     top = steps(bits, signed=True)
-    return np.clip(np.rint(weight_2d / scales[:, None, :]), -top, top)
+    return np.clip(np.rint(weight_2d / scales[:, None, :]), -top, top).astype(np.float64)
 
 
-def _channel_similarity(columns, outputs, weight_2d, bias, units, candidates):
-    """Mean over images of each channel's cosine: (F, C).
+def _channel_cosine(x, o, bias, units, candidates):
+    """Each channel's cosine on one image, for every candidate: (F, C).
 
-    columns: per image X (M, K), integer steps; outputs: per image O (M, C); units: (F, C) real units
-    per step of the accumulator; candidates: (F, K, C).
+    x: (M, K) integer steps, in a float type that holds their dot products exactly; o: (M, C) float
+    output; bias: (C,); units: (F, C) real units per step of the accumulator; candidates: (F, K, C).
     """
-    total = np.zeros(units.shape)
-    depth = weight_2d.shape[0]
+    rows, depth = x.shape
     count, _, channels = candidates.shape
+    o = o.astype(np.float64)
     offset = bias / units  # the bias in accumulator steps
-    for x, o in zip(columns, outputs, strict=True):
-        o = o.astype(np.float64)
-        norm_o, sum_o = (o * o).sum(axis=0), o.sum(axis=0)
-        rows = x.shape[0]
-        if rows > 2 * depth:
-            x64 = x.astype(np.float64)
-            gram, cross, colsum = x64.T @ x64, x64.T @ o, x64.sum(axis=0)
-            flat = np.ascontiguousarray(candidates.transpose(1, 0, 2)).reshape(depth, -1)
-            square = (flat * (gram @ flat)).sum(axis=0).reshape(count, channels)
-            linear_sum = (colsum @ flat).reshape(count, channels)
-            dot = np.einsum("fkc,kc->fc", candidates, cross)
-        else:
-            square, linear_sum, dot = (np.empty((count, channels)) for _ in range(3))
-            x32 = x.astype(np.float32)
-            for f in range(count):
-                y = (x32 @ candidates[f].astype(np.float32)).astype(np.float64)
-                square[f], linear_sum[f] = (y * y).sum(axis=0), y.sum(axis=0)
-                dot[f] = (y * o).sum(axis=0)
-        norm = square + 2 * offset * linear_sum + rows * offset**2
-        total += cosine(dot + offset * sum_o, norm_o[None], norm)
-    return total / len(columns)
-
-
-def _depthwise_similarity(patches, outputs, weight_2d, bias, units, candidates):
-    """`_channel_similarity` where every channel has its own X: patches per image (M, K, C)."""
-    total = np.zeros(units.shape)
-    offset = bias / units
-    for x, o in zip(patches, outputs, strict=True):
-        x, o = x.astype(np.float64), o.astype(np.float64)
-        gram = np.einsum("mkc,mlc->ckl", x, x, optimize=True)
-        cross = np.einsum("mkc,mc->kc", x, o)
-        square = np.einsum("fkc,ckl,flc->fc", candidates, gram, candidates, optimize=True)
-        linear_sum = np.einsum("fkc,kc->fc", candidates, x.sum(axis=0))
+    if rows > 2 * depth:
+        x = x.astype(np.float64)
+        gram, cross, colsum = x.T @ x, x.T @ o, x.sum(axis=0)
+        flat = np.ascontiguousarray(candidates.transpose(1, 0, 2)).reshape(depth, -1)
+        square = (flat * (gram @ flat)).sum(axis=0).reshape(count, channels)
+        linear_sum = (colsum @ flat).reshape(count, channels)
         dot = np.einsum("fkc,kc->fc", candidates, cross)
-        norm = square + 2 * offset * linear_sum + x.shape[0] * offset**2
-        total += cosine(dot + offset * o.sum(axis=0), (o * o).sum(axis=0)[None], norm)
-    return total / len(patches)
+    else:
+        square, linear_sum, dot = (np.empty((count, channels)) for _ in range(3))
+        for f in range(count):
+            y = (x @ candidates[f].astype(x.dtype)).astype(np.float64)
+            square[f], linear_sum[f] = (y * y).sum(axis=0), y.sum(axis=0)
+            dot[f] = (y * o).sum(axis=0)
+    norm = square + 2 * offset * linear_sum + rows * offset**2
+    return cosine(dot + offset * o.sum(axis=0), (o * o).sum(axis=0), norm)
 
 
-def search_weights(node: Node, inputs, outputs, start, input_scale, config: QuantConfig, jobs=1):
+def _depthwise_cosine(x, o, bias, units, candidates):
+    """`_channel_cosine` where every channel has its own X: x (M, K, C)."""
+    x, o = x.astype(np.float64), o.astype(np.float64)
+    offset = bias / units
+    gram = np.einsum("mkc,mlc->ckl", x, x, optimize=True)
+    cross = np.einsum("mkc,mc->kc", x, o)
+    square = np.einsum("fkc,ckl,flc->fc", candidates, gram, candidates, optimize=True)
+    linear_sum = np.einsum("fkc,kc->fc", candidates, x.sum(axis=0))
+    dot = np.einsum("fkc,kc->fc", candidates, cross)
+    norm = square + 2 * offset * linear_sum + x.shape[0] * offset**2
+    return cosine(dot + offset * o.sum(axis=0), (o * o).sum(axis=0), norm)
+
+
+def _depthwise_columns(x, node, part):
+    """The windows of some channels of a depthwise convolution's input: (M, R * S, channels)."""
+    a = node.attrs
+    view = windows(x[..., part], node.weight.shape[:2], a["strides"], a["padding"], a["dilation"], 0)
+    return view.reshape(-1, node.weight.shape[0] * node.weight.shape[1], part.stop - part.start)
+
+
+def _columns(x, node, part):
+    """The im2col matrix that output channels ``part``, all of one group, are computed from: (M, K)."""
+    if node.op == "dense":
+        return x
+    return conv_columns(x, node, part.start * node.attrs["groups"] // node.channels)
+
+
+def search_weights(node: Node, inputs, outputs, start, scale, config: QuantConfig, jobs=1):
     """The best weight scales of a layer: float32 (K,).
 
-    inputs: per image float32 steps ``q - zero_point`` of the quantized input, NHWC or (N, C);
+    inputs: per image the quantized input, uint8 NHWC or (N, C), stored with ``scale`` (`Scale`);
     outputs: per image the float output O; start: float32 (K,) scales. Every channel takes its own
-    best candidate (paper, 3.2: "all filters of a layer are searched in one sweep").
+    best candidate (paper, 3.2: "all filters of a layer are searched in one sweep"). The im2col
+    matrices of at most ``jobs`` images exist at a time.
     """
     if node.shape[1:-1] in ((), (1, 1)):  # one position: the cosine runs over the images
         inputs, outputs = [np.concatenate(inputs)], [np.concatenate(outputs)]
     grid = factors(config)
     scales = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)  # S * f = 1 / scale
-    units = np.float64(input_scale) * scales
-    flat_out = [o.reshape(-1, node.channels) for o in outputs]
+    units = np.float64(scale.scale) * scales
     weight = node.weight.T if node.op == "dense" else node.weight.reshape(-1, node.channels)
-    weight = weight.astype(np.float64)
-    best = np.empty(node.channels, np.float32)
+    depthwise = is_depthwise(node)
+    similarity, matrix = (
+        (_depthwise_cosine, _depthwise_columns) if depthwise else (_channel_cosine, _columns)
+    )
+    farthest = max(scale.hi - scale.zero_point, scale.zero_point - scale.lo)
 
-    def one(similarity, views, channels):
-        """Scales of a slice of channels, in pieces that fit in memory."""
-        width = max(1, CHUNK // (8 * len(grid) * weight.shape[0]))
-        pieces = [
-            slice(first, min(first + width, channels.stop))
-            for first in range(channels.start, channels.stop, width)
-        ]
+    def of_piece(part, threads):
+        """The scales of a slice of channels."""
+        candidates = _candidate_weights(weight[:, part], scales[:, part], config.bits)
+        reach = farthest * np.abs(candidates).sum(axis=1).max()
+        exact = np.float32 if reach < 2**24 else np.float64  # holds every partial sum
 
-        def piece(part):
-            w = weight[:, part].astype(np.float32)
-            candidates = _candidate_weights(w, scales[:, part], config.bits).astype(np.float64)
-            found = similarity(
-                views(part),
-                [o[:, part] for o in flat_out],
-                w,
-                node.bias[part].astype(np.float64),
-                units[:, part],
-                candidates,
-            )
-            return scales[found.argmax(axis=0), np.arange(part.start, part.stop)]
+        def of_image(q, o):
+            x = matrix(q.astype(exact) - exact(scale.zero_point), node, part)
+            o = o.reshape(-1, node.channels)[:, part]
+            return similarity(x, o, node.bias[part].astype(np.float64), units[:, part], candidates)
 
-        for part, found in zip(
-            pieces, Parallel(jobs, prefer="threads")(delayed(piece)(p) for p in pieces), strict=True
-        ):
-            best[part] = found
+        found = Parallel(threads, prefer="threads")(
+            delayed(of_image)(q, o) for q, o in zip(inputs, outputs, strict=True)
+        )
+        return scales[choose(sum(found) / len(found)), np.arange(part.start, part.stop)]
 
-    if node.op == "dense":
-        one(_channel_similarity, lambda part: inputs, slice(0, node.channels))
-    elif is_depthwise(node):
-        a = node.attrs
-        views = [windows(x, node.weight.shape[:2], a["strides"], a["padding"], a["dilation"], 0)
-                 for x in inputs]  # fmt: skip
-
-        def patches(part):
-            return [v[..., part].reshape(-1, weight.shape[0], part.stop - part.start) for v in views]
-
-        one(_depthwise_similarity, patches, slice(0, node.channels))
-    else:
-        per = node.channels // node.attrs["groups"]
-        for group in range(node.attrs["groups"]):
-            columns = [conv_columns(x, node, group) for x in inputs]
-            one(
-                _channel_similarity,
-                lambda part, columns=columns: columns,
-                slice(group * per, (group + 1) * per),
-            )
-    return best
+    # pieces of channels whose candidates fit in memory, none across two groups
+    per = node.channels if depthwise or node.op == "dense" else node.channels // node.attrs["groups"]
+    width = max(1, CHUNK // (8 * len(grid) * weight.shape[0]))
+    pieces = [
+        slice(first, min(first + width, group + per))
+        for group in range(0, node.channels, per)
+        for first in range(group, group + per, width)
+    ]
+    outer, inner = (1, jobs) if len(inputs) > 1 else (jobs, 1)
+    best = Parallel(outer, prefer="threads")(delayed(of_piece)(part, inner) for part in pieces)
+    return np.concatenate(best)
 
 
 # -- activations
@@ -258,7 +257,7 @@ class _Search:
             before(node, samples)
             threads(delayed(s.advance)(node, self.scales) for s in samples)
             for sample in samples:
-                sample.forget(dead.get(node.name, ()))
+                sample.forget(dead.get(node.name, ()), self.scales)
 
     def _weight_pass(self, round_):
         def choose(node, samples):
@@ -269,16 +268,12 @@ class _Search:
             if found is None:
                 (tensor,) = node.inputs
                 s = self.scales.of(tensor)
-                inputs = [
-                    x.stored_value(tensor, self.scales).astype(np.float32) - np.float32(s.zero_point)
-                    for x in samples
-                ]
                 found = search_weights(
                     node,
-                    inputs,
+                    [x.stored_value(tensor, self.scales) for x in samples],
                     [x.floats[node.name] for x in samples],
                     self.scales.weights[node.name],
-                    s.scale,
+                    s,
                     self.config,
                     self.jobs,
                 )
@@ -323,8 +318,10 @@ class _Search:
         return self.graph[self.plan.fused.get(tensor, tensor)]
 
     def _search_site(self, site, start, samples):
-        values = [self._site_values(site, sample) for sample in samples]
-        ready = [self.graph[r] for r in site.readers if self.graph[r].inputs[0] in values[0]]
+        known = self._site_values(site, samples[0])
+        ready = [self.graph[r] for r in site.readers if self.graph[r].inputs[0] in known]
+        if not ready:  # something else reads the site before any layer's input exists
+            return start.scale
         grid = [start.with_scale(start.scale / f) for f in factors(self.config)]
         weights = {
             node.name: integer_weight(node, self.scales.weights[node.name], self.config.bits).astype(
@@ -333,22 +330,27 @@ class _Search:
             for node in ready
         }
 
-        def one(sample, value):
+        def one(sample):
+            values = self._site_values(site, sample)
             layers = []
             for node in ready:
-                x = sample.floats[node.inputs[0]]
-                o = linear(x, node, node.weight) + node.bias
+                o = evaluate(node, self._float_value(node.inputs[0], sample))
                 layers.append((node, weights[node.name], self.scales.weights[node.name], o))
-            inputs = {node.name: value[node.inputs[0]] for node in ready}
+            inputs = {node.name: values[node.inputs[0]] for node in ready}
             return _site_similarity(inputs, layers, grid)
 
-        found = Parallel(self.jobs, prefer="threads")(
-            delayed(one)(s, v) for s, v in zip(samples, values, strict=True)
-        )
-        return grid[int(np.mean(found, axis=0).argmax())].scale
+        found = Parallel(self.jobs, prefer="threads")(delayed(one)(s) for s in samples)
+        return grid[int(choose(np.mean(found, axis=0)))].scale
+
+    def _float_value(self, tensor, sample):
+        """A tensor of the float network that exists, or that moves alone make of those that do."""
+        if tensor in sample.floats:
+            return sample.floats[tensor]
+        node = self.graph[tensor]
+        return evaluate(node, *(self._float_value(t, sample) for t in node.inputs))
 
     def _site_values(self, site, sample):
-        """tensor -> float32 before rounding, for the tensors of a site that exist by now."""
+        """tensor -> float32 before rounding: those of a site that exist, and what moves make of them."""
         values = {}
         for name in site.tensors:
             producer = self._producer(name)
@@ -356,19 +358,10 @@ class _Search:
                 values[name] = sample.unstored(producer, self.scales)
             elif name in sample.real:
                 values[name] = sample.real[name]
-            elif producer.op in MOVES and producer.name in sample.ran:
+            elif producer.op in MOVES and name in self.plan.integer:
                 if all(t in values for t in producer.inputs):
-                    inputs = [values[t] for t in producer.inputs]
-                    values[name] = _move_real(producer, inputs)
+                    values[name] = evaluate(producer, *(values[t] for t in producer.inputs))
         return values
-
-
-def _move_real(node, inputs):
-    if node.op == "max_pool2d":
-        a = node.attrs
-        window = (a["pool_size"], a["strides"], a["padding"], a["dilation"], -np.inf)
-        return windows(inputs[0], *window).max(axis=(3, 4))
-    return move(node, 0.0, *inputs)
 
 
 class _Checkpoint:
@@ -385,8 +378,8 @@ class _Checkpoint:
         if self.path is not None and self.path.exists():
             try:
                 saved = json.loads(self.path.read_text(encoding="utf-8"))
-                self.found = saved.pop("found")
-            except (OSError, ValueError, KeyError, AttributeError):
+                self.found = dict(saved.pop("found"))
+            except (OSError, ValueError, KeyError, AttributeError, TypeError):
                 raise CheckpointError(
                     f"{self.path} is not a search checkpoint; delete it or name another file"
                 ) from None
@@ -432,7 +425,7 @@ def layer_figures(graph: Graph, plan: Plan, table: ScaleTable, samples) -> dict[
                 noise = o - y
                 sums[node.name] += (cosine(y @ o, o @ o, y @ y), o @ o, noise @ noise)
             sample.advance(node, scales)
-            sample.forget(dead.get(node.name, ()))
+            sample.forget(dead.get(node.name, ()), scales)
     return {
         name: {
             "cosine": float(similarity / len(samples)),

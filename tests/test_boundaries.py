@@ -1,0 +1,75 @@
+"""Import rules: what must not know TVM does not, and importing registers nothing."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TVM_FREE = [
+    "tvm_easyquant", "tvm_easyquant.graph", "tvm_easyquant.sites", "tvm_easyquant.numerics",
+    "tvm_easyquant.calibrate", "tvm_easyquant.integer", "tvm_easyquant.search",
+    "tvm_easyquant.scale_table", "tvm_easyquant.files", "tvm_easyquant.pipeline", "tvm_easyquant.demo",
+    "tvm_easyquant.cli", "topi_ext", "topi_ext.reference", "topi_ext.conv2d", "topi_ext.isa",
+]  # fmt: skip
+
+
+def imports_tvm(modules):
+    code = f"import sys\nfor m in {modules!r}: __import__(m)\nsys.exit('tvm' in sys.modules)"
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 1
+
+
+def test_tvm_free_modules_do_not_import_tvm():
+    assert not imports_tvm(TVM_FREE)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="no TVM here")
+def test_the_check_above_can_fail():
+    assert imports_tvm(["tvm_easyquant.relay_frontend"])
+
+
+def imported(path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "topi_ext").glob("*.py")), ids=lambda p: p.name)
+def test_kernels_never_import_the_quantizer(path):
+    assert not any(name.startswith("tvm_easyquant") for name in imported(path))
+
+
+RELAY_FILES = {"host.py", "lower.py", "relay_op.py"}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("t*_e*/*.py")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_only_the_front_end_knows_relay(path):
+    relay = any(
+        name.startswith("tvm.relay")
+        or (name == "tvm" and "from tvm import" in path.read_text() and " relay" in path.read_text())
+        for name in imported(path)
+    )
+    assert not relay or path.name in RELAY_FILES or path.name.startswith("relay_")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="no TVM here")
+def test_importing_registers_no_relay_operator():
+    code = (
+        "import tvm; from tvm import relay\n"
+        "before = set(tvm.ir.Op.list_op_names())\n"
+        "import tvm_easyquant, tvm_easyquant.relay_pass, topi_ext.lower, tvm_easyquant.cli\n"
+        "assert set(tvm.ir.Op.list_op_names()) == before\n"
+        "from tvm.driver.tvmc import main, composite_target\n"
+        "assert not any('easyquant' in f.__module__ for f in main.REGISTERED_PARSER)\n"
+        "assert 'easyquant' not in composite_target.REGISTERED_CODEGEN\n"
+        "from topi_ext import relay_op; relay_op.register(); relay_op.register()\n"
+        "new = set(tvm.ir.Op.list_op_names()) - before\n"
+        "assert new and all(n.startswith('easyquant.') for n in new), new\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,118 @@
+"""``tvmc-easyquant``: the verbs, end to end, as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import networks
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm")
+import onnx
+
+from tvm_easyquant import ScaleTable
+from tvm_easyquant.integer import run_integer
+from tvm_easyquant.relay_frontend import load_onnx
+
+
+def tvmc(*arguments, cwd, env=None):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tvm_easyquant.cli", *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, env={**os.environ, **(env or {})},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a network, calibration images as .npz and as a folder, and a quantized table."""
+    folder = tmp_path_factory.mktemp("cli")
+    onnx.save(networks.small_onnx(), folder / "net.onnx")
+    images = np.random.default_rng(0).standard_normal((6, 3, 8, 8)).astype(np.float32)
+    np.savez(folder / "images.npz", x=images)
+    (folder / "images").mkdir()
+    for i, image in enumerate(images):
+        np.save(folder / "images" / f"{i}.npy", image[None])
+    result = tvmc("quantize", "net.onnx", "--calibration", "images.npz", "-o", "table.json", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "100.0 % of the multiply-accumulates run in integers" in result.stdout
+    assert "conv1" in result.stdout and "peak memory" in result.stdout
+    assert "it/s" not in result.stderr  # a pipe: no progress bar
+    return folder
+
+
+def test_quantize_compile_run_give_the_integers_of_the_reference(work):
+    compiled = tvmc(
+        "compile", "net.onnx", "-o", "net.tar", "--target", "easyquant -table=table.json, llvm", cwd=work
+    )
+    assert compiled.returncode == 0, compiled.stderr
+    image = np.load(work / "images" / "0.npy")
+    np.savez(work / "input.npz", x=image)
+    ran = tvmc("run", "net.tar", "--inputs", "input.npz", "-o", "output.npz", cwd=work)
+    assert ran.returncode == 0, ran.stderr
+    graph, table = load_onnx(work / "net.onnx"), ScaleTable.load(work / "table.json")
+    expected = run_integer(graph, table, {"x": image})["classifier"]
+    np.testing.assert_array_equal(np.load(work / "output.npz")["output_0"], expected)
+
+
+@pytest.mark.isa("avx2")
+def test_the_target_s_mcpu_reaches_our_kernels(work):
+    for target in (["easyquant -table=table.json, llvm -mcpu=core-avx2"],
+                   ["easyquant -table=table.json, llvm", "--target-llvm-mcpu", "core-avx2"]):  # fmt: skip
+        result = tvmc("compile", "net.onnx", "-o", "avx2.tar", "--target", *target, "--dump-code", "asm",
+                      cwd=work)  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert "vpmaddubsw" in (work / "avx2.tar.asm").read_text()
+
+
+def test_a_folder_of_images_gives_the_same_table(work):
+    result = tvmc("quantize", "net.onnx", "--calibration", "images", "-o", "again.json", cwd=work)
+    assert result.returncode == 0, result.stderr
+    assert (work / "again.json").read_text() == (work / "table.json").read_text()
+
+
+def test_json_dry_run_and_module_out(work):
+    result = tvmc(
+        "quantize", "net.onnx", "--calibration", "images.npz", "-o", "t8.json", "--bits", "8",
+        "--method", "minmax", "--skip", "conv2", "--module-out", "module.json", "--json", cwd=work,
+    )  # fmt: skip
+    facts = json.loads(result.stdout)
+    assert [row["kind"] for row in facts["layers"]] == ["int8", "float32", "int8"]
+    assert facts["float_nodes"]["conv2"] == "kept float by skip"
+    import tvm
+
+    assert tvm.ir.load_json((work / "module.json").read_text())["main"]
+    result = tvmc("quantize", "net.onnx", "--dry-run", cwd=work)
+    assert result.returncode == 0 and "classifier" in result.stdout and "MACs" in result.stdout
+
+
+def test_tvmc_s_own_verbs_and_help_are_there(work):
+    result = tvmc("--help", cwd=work)
+    for verb in ("compile", "run", "tune", "quantize", "demo"):
+        assert verb in result.stdout
+    assert "examples:" in tvmc("quantize", "--help", cwd=work).stdout
+
+
+def test_a_progress_bar_with_an_eta_on_a_terminal_only(work):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "tvm_easyquant.cli", "quantize", "net.onnx",
+         "--calibration", "images.npz", "-o", "tty.json"],
+        cwd=work, stdout=subprocess.DEVNULL, stderr=child,
+    )  # fmt: skip
+    os.close(child)
+    seen = b""
+    while True:
+        try:
+            seen += os.read(parent, 4096)
+        except OSError:  # the terminal's other end is closed
+            break
+    assert process.wait() == 0
+    assert b"calibrate" in seen and b"activations" in seen and b"<" in seen  # elapsed<remaining

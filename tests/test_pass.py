@@ -1,0 +1,122 @@
+"""The pass inside a TVM build, AutoTVM on our templates, and the demo network end to end."""
+
+import networks
+import numpy as np
+import pytest
+
+tvm = pytest.importorskip("tvm")
+from tvm import autotvm, relay
+
+import tvm_easyquant as eq
+from topi_ext.lower import LowerInteger
+from tvm_easyquant import demo
+from tvm_easyquant.host import no_tophub
+from tvm_easyquant.integer import run_integer
+from tvm_easyquant.relay_build import Executor, host_target
+from tvm_easyquant.relay_frontend import load_onnx
+from tvm_easyquant.relay_reference import execute
+
+
+def onnx_relay(model):
+    module, params = relay.frontend.from_onnx(model, {"x": (1, 3, 8, 8)}, freeze_params=False)
+    return module, params
+
+
+def pictures(count=4):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((1, 3, 8, 8)).astype(np.float32) for _ in range(count)]
+
+
+def test_the_pass_composes_in_a_sequential_under_a_pass_context():
+    module, params = onnx_relay(networks.small_onnx())
+    quantizer = eq.EasyQuant(calibration=pictures(), config=eq.QuantConfig(grid=8), params=params)
+    with no_tophub(), tvm.transform.PassContext(opt_level=3):
+        passes = tvm.transform.Sequential([quantizer, LowerInteger(host_target())])
+        library = relay.build(passes(module), host_target())
+    graph = eq.from_relay(module, params)
+    out = Executor(library)({"x": pictures(1)[0]})[0]
+    np.testing.assert_array_equal(
+        out, run_integer(graph, quantizer.table, {"x": pictures(1)[0]})["classifier"]
+    )
+
+
+def test_the_pass_takes_a_table_found_before_and_gives_the_same_module():
+    module, params = onnx_relay(networks.small_onnx())
+    first = eq.EasyQuant(calibration=pictures(), config=eq.QuantConfig(grid=8), params=params)
+    again = eq.EasyQuant(first(module) and first.table, params=params)
+    tvm.ir.assert_structural_equal(first(module), again(module))
+
+
+def test_the_pass_wants_one_source_of_scales():
+    with pytest.raises(ValueError, match="either a scale table or calibration"):
+        eq.EasyQuant()
+
+
+def tasks_of(target):
+    graph, images = networks.residual(1)
+    module = eq.quantize(graph, images, method="minmax").module
+    with no_tophub():
+        return autotvm.task.extract_from_program(LowerInteger(target)(module)["main"], {}, target)
+
+
+@pytest.mark.isa("avx2")
+def test_autotvm_finds_our_templates_and_tunes_them(tmp_path):
+    tasks = tasks_of("llvm -mcpu=core-avx2")
+    names = {t.name for t in tasks}
+    assert {"easyquant_direct_avx2_d2.cpu", "easyquant_depthwise_int16.cpu"} <= names
+    task = next(t for t in tasks if t.name == "easyquant_direct_avx2_d2.cpu" and len(t.config_space) > 3)
+    results = []
+    with no_tophub():
+        autotvm.tuner.GridSearchTuner(task).tune(
+            n_trial=2,
+            measure_option=autotvm.measure_option(
+                autotvm.LocalBuilder(n_parallel=1), autotvm.LocalRunner(number=1, repeat=1, min_repeat_ms=0)
+            ),
+            callbacks=[
+                autotvm.callback.log_to_file(str(tmp_path / "log.json")),
+                lambda tuner, inputs, found: results.extend(found),
+            ],
+        )
+    assert len(results) == 2 and all(r.error_no == 0 for r in results), results
+    graph, images = networks.residual(1)
+    q = eq.quantize(graph, images, method="minmax")
+    with autotvm.apply_history_best(str(tmp_path / "log.json")):
+        out = Executor(q.build("llvm -mcpu=core-avx2"))({"image": images[0]})[0]
+    np.testing.assert_array_equal(out, run_integer(graph, q.table, {"image": images[0]})["logits"])
+
+
+@pytest.mark.isa("avx2")
+def test_every_configuration_of_a_template_is_exact():
+    graph, images = networks.residual(1)
+    q = eq.quantize(graph, images, method="minmax")
+    expected = run_integer(graph, q.table, {"image": images[0]})["logits"]
+    target = tvm.target.Target("llvm -mcpu=core-avx2")
+    tasks = tasks_of(target)
+    for choice in (0, 3, -1):
+        with autotvm.apply_history_best(None) as best:
+            for task in tasks:
+                config = task.config_space.get(choice % len(task.config_space))
+                best.update(target, task.workload, config)
+            out = Executor(q.build(target))({"image": images[0]})[0]
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("bits, allowed", [(8, 0.5), (7, 1.0)])
+def test_the_embedded_network_keeps_its_accuracy(bits, allowed):
+    """1,000 labelled images: top-1 within 0.5 points of fp32 at 8 bits, within 1.0 at 7."""
+    data = demo.images()
+    graph = load_onnx(demo.network_path())
+    q = eq.quantize(graph, data["calibration_images"], bits=bits)
+    assert q.coverage == 100
+    integer = Executor(q.build())
+    test, labels = data["test_images"][:1000], data["test_labels"][:1000]
+    right = np.mean([integer({"image": x[None]})[0].argmax() == y for x, y in zip(test, labels, strict=True)])
+    from tvm_easyquant.graph import run
+
+    base = np.mean(
+        [run(graph, {"image": x[None]})["logits"].argmax() == y for x, y in zip(test, labels, strict=True)]
+    )
+    assert base > 0.91 and right >= base - allowed / 100
+    for x in test[:20]:
+        want = execute(q.module, {"image": x[None]})[0]
+        np.testing.assert_array_equal(integer({"image": x[None]})[0], want)
