@@ -48,6 +48,21 @@ def test_every_form_of_data_gives_the_same_samples(data):
     np.testing.assert_array_equal(np.concatenate(got), STACK)
 
 
+def test_kept_samples_are_copies():
+    """Story: a reader that filled one buffer again and again made all 50 search images the last one."""
+
+    def one_buffer():
+        buffer = np.empty_like(IMAGES[0])
+        for x in IMAGES:
+            buffer[...] = x
+            yield buffer
+
+    result = calibrate(GRAPH, plan(GRAPH), one_buffer(), QuantConfig())
+    np.testing.assert_array_equal(np.concatenate([s["image"] for s in result.samples]), STACK)
+    (sample,) = calibrate(GRAPH, plan(GRAPH), STACK, QuantConfig(search_images=1)).samples
+    assert sample["image"].base is None  # the big array is not kept alive
+
+
 BAD = np.where(np.arange(STACK.size).reshape(STACK.shape) == 700, np.nan, STACK).astype(np.float32)
 
 
@@ -60,6 +75,7 @@ BAD = np.where(np.arange(STACK.size).reshape(STACK.shape) == 700, np.nan, STACK)
         ([IMAGES[0], IMAGES[1][:, :2]], "item 2: image has shape"),
         ([(IMAGES[0] * 255).astype(np.uint8)], "item 1: image is uint8.*float32"),
         (BAD, "item 1, sample 2: image holds NaN"),
+        ([IMAGES[0] * np.float64(1e300)], "item 1, sample 0: image holds NaN or infinity"),
     ],
 )
 def test_bad_data_is_named(data, message):

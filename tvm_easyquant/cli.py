@@ -50,7 +50,7 @@ def calibration_files(path: str) -> list[Path]:
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     files = [f for f in files if f.suffix in (".npy", ".npz")]
     if not files:
-        raise UserError(f"--calibration: {path} is or holds no .npy or .npz file")
+        raise UserError(f"--calibration: {path} holds no .npy or .npz file")
     return files
 
 
@@ -81,7 +81,7 @@ class Bar:
         if self.bar is None or (self.bar.total or 0) != total:
             self.close()
             self.bar = tqdm(total=total or None, disable=not sys.stderr.isatty(), file=sys.stderr)
-        self.bar.set_description(text, refresh=False)
+        self.bar.set_description(text)
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ def _add_quantize(subparsers, main_parser, json_params):
     add("--skip", nargs="+", default=(), metavar="NAME", help="layers that stay float")
     add("--input-shapes", metavar="SHAPES", help='such as "data:[1,3,224,224]"')
     add("--batch", type=int, default=1, metavar="N", help="size of an open first dimension (1)")
-    add("--resume", action="store_true", help="go on where an interrupted search stopped")
+    add("--resume", action="store_true", help="save the search in OUTPUT.search and go on from it")
     add("--dry-run", action="store_true", help="only say what would run in integers")
     add("--module-out", metavar="FILE", help="also write the integer Relay module (TVM's JSON)")
     add("--json", action="store_true", help="print the result as JSON")
@@ -141,9 +141,7 @@ def _quantize(args) -> int:
     graph = pipeline.as_graph(args.FILE, input_shapes=_shapes(args.input_shapes), batch=args.batch)
     if args.dry_run:
         return _dry_run(graph, sites.plan(graph, config.skip), args.json)
-    checkpoint = Path(f"{args.output}.search")
-    if checkpoint.exists() and not args.resume:
-        raise UserError(f"{checkpoint} holds an interrupted search: go on with --resume, or delete it")
+    checkpoint = Path(f"{args.output}.search") if args.resume else None
     bar = Bar()
     try:
         data = calibration_data(files, graph.inputs)
@@ -308,7 +306,7 @@ class _Pipeline:
                 raise UserError('target easyquant needs a scale table: "easyquant -table=FILE, llvm"')
             unknown = sorted(set(options) - {"table"})
             if unknown:
-                raise UserError(f"target easyquant has no option {', '.join(unknown)}; it takes -table=FILE")
+                raise UserError(f"target easyquant has no option {unknown}; it takes -table=FILE")
             target = cpu_target(self.target)
             table = ScaleTable.load(options["table"])
             passes = [EasyQuant(table, params=params), LowerInteger(target)]
@@ -334,7 +332,8 @@ def _plugged_in() -> Iterator[None]:
     }
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        enter(mock.patch.object(tvmc, "REGISTERED_PARSER", [*tvmc.REGISTERED_PARSER, _add_quantize, _add_demo]))
+        parsers = [*tvmc.REGISTERED_PARSER, _add_quantize, _add_demo]
+        enter(mock.patch.object(tvmc, "REGISTERED_PARSER", parsers))
         enter(mock.patch.dict(composite_target.REGISTERED_CODEGEN, easyquant=codegen))
         for module in (compiler, autotuner):
             watched = pipeline.watching(module.target_from_cli)
@@ -404,17 +403,26 @@ def run(argv: Sequence[str]) -> int:
     try:
         from . import host  # noqa: F401  says what to install if there is no TVM
 
-        plugged_in = _plugged_in()
-        with plugged_in:
+        with _plugged_in():
+            from tvm.driver.tvmc import TVMCException
             from tvm.driver.tvmc import main as tvmc
 
-            return tvmc._main(list(argv))
+            try:
+                return tvmc._main(list(argv))
+            except TVMCException as error:  # from before tvmc's own handler, such as --config's
+                return _fail(USER_ERROR, _one_line(error))
     except ImportError as error:
         return _missing(error)
     except OSError as error:  # tvmc leaves these to Python
         return _fail(USER_ERROR, _one_line(error))
+    except TypeError:  # tvmc's ``compile`` calls None if it finds no compiler to link with
+        from tvm.contrib.cc import get_cc
+
+        if get_cc() is not None:
+            raise
+        return _fail(MISSING_PACKAGE, "no C++ compiler to link the result: install g++, or set CXX to one")
     except KeyboardInterrupt:
-        return _fail(INTERRUPTED, "interrupted; an interrupted search goes on with --resume")
+        return _fail(INTERRUPTED, "interrupted; a search begun with --resume goes on from there")
 
 
 def main() -> None:

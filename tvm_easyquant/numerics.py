@@ -10,14 +10,25 @@ output channel.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-#: method -> (search scales?, unsigned activations where the values are never negative?)
+
+
+class Method(NamedTuple):
+    """objective: what the search maximises, "cosine" (the paper) or "mse" (less squared error), None for
+    no search; unsigned: 0..127 instead of 0..63 for tensors that are never negative."""
+
+    objective: str | None
+    unsigned: bool
+
+
 METHODS = {
-    "easyquant": (True, False),  # the paper: signed symmetric everywhere (method of section 3.2)
-    "easyquant_unsigned": (True, True),  # 0..127 instead of 0..63 after a ReLU
-    "minmax": (False, True),  # the starting point of the search, unsearched
+    "easyquant": Method("cosine", False),  # the paper: signed symmetric everywhere (section 3.2)
+    "easyquant_unsigned": Method("cosine", True),
+    "easyquant_mse": Method("mse", True),
+    "minmax": Method(None, True),  # the starting point of the search, unsearched
 }
 BITS = (7, 8)
 DEFAULT_METHOD = "easyquant_unsigned"
@@ -64,11 +75,15 @@ class QuantConfig:
 
     @property
     def searches(self) -> bool:
-        return METHODS[self.method][0]
+        return METHODS[self.method].objective is not None
+
+    @property
+    def objective(self) -> str | None:
+        return METHODS[self.method].objective
 
     @property
     def unsigned(self) -> bool:
-        return METHODS[self.method][1]
+        return METHODS[self.method].unsigned
 
 
 @dataclass(frozen=True)

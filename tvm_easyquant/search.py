@@ -15,6 +15,9 @@ A channel of a dense layer, or of a convolution with a 1x1 output, has one numbe
 cosine of two numbers says nothing (the paper leaves dense layers float). There the cosine runs over
 the images instead of being averaged over them.
 
+The method ``easyquant_mse`` keeps all this but the objective: minus the squared error relative to the
+output. The cosine does not see a channel's gain; the error does.
+
 The candidates of a channel need no convolution each. For a fixed input matrix X (im2col of the
 quantized input) and float output o, a candidate w has ``num = w . (X^T o)`` and
 ``|O^|^2 = w^T (X^T X) w``: the Gram matrix is made once per image. Where X has fewer rows than about
@@ -60,12 +63,21 @@ def factors(config: QuantConfig) -> np.ndarray:
     return grid[np.argsort(np.abs(np.log(grid)), kind="stable")]
 
 
-def cosine(dot, norm_a, norm_b):
-    """``dot / sqrt(norm_a * norm_b)`` of squared norms; two zero vectors are alike (1), one is not (0)."""
-    product = np.sqrt(np.maximum(norm_a, 0.0)) * np.sqrt(np.maximum(norm_b, 0.0))
-    both = (norm_a <= 0) & (norm_b <= 0)
-    found = np.where(product > 0, dot / np.where(product > 0, product, 1.0), np.where(both, 1.0, 0.0))
-    return np.clip(found, -1.0, 1.0)
+def cosine(dot, norm_o, norm):
+    """``dot / sqrt(norm_o * norm)`` of squared norms; two zero vectors are alike (1), one is not (0)."""
+    product = np.sqrt(np.maximum(norm_o, 0.0)) * np.sqrt(np.maximum(norm, 0.0))
+    both = (norm_o <= 0) & (norm <= 0)
+    return np.where(product > 0, dot / np.where(product > 0, product, 1.0), np.where(both, 1.0, 0.0))
+
+
+def less_error(dot, norm_o, norm):
+    """Minus the squared error relative to the output: ``-|O - O^|^2 / |O|^2``; no division by zero."""
+    error = norm_o - 2 * dot + norm
+    return -error / np.where(norm_o > 0, norm_o, 1.0)
+
+
+#: objective -> score(O . O^, |O|^2, |O^|^2), larger is better
+OBJECTIVES = {"cosine": cosine, "mse": less_error}
 
 
 def choose(similarity):
@@ -86,8 +98,8 @@ def _candidate_weights(weight_2d, scales, bits):
     return np.clip(np.rint(weight_2d / scales[:, None, :]), -top, top).astype(np.float64)
 
 
-def _channel_cosine(x, o, bias, units, candidates):
-    """Each channel's cosine on one image, for every candidate: (F, C).
+def _channel_similarity(x, o, bias, units, candidates, score=cosine):
+    """Each channel's score on one image, for every candidate: (F, C).
 
     x: (M, K) integer steps, in a float type that holds their dot products exactly; o: (M, C) float
     output; bias: (C,); units: (F, C) real units per step of the accumulator; candidates: (F, K, C).
@@ -110,11 +122,11 @@ def _channel_cosine(x, o, bias, units, candidates):
             square[f], linear_sum[f] = (y * y).sum(axis=0), y.sum(axis=0)
             dot[f] = (y * o).sum(axis=0)
     norm = square + 2 * offset * linear_sum + rows * offset**2
-    return cosine(dot + offset * o.sum(axis=0), (o * o).sum(axis=0), norm)
+    return score(units * (dot + offset * o.sum(axis=0)), (o * o).sum(axis=0), units**2 * norm)
 
 
-def _depthwise_cosine(x, o, bias, units, candidates):
-    """`_channel_cosine` where every channel has its own X: x (M, K, C)."""
+def _depthwise_similarity(x, o, bias, units, candidates, score=cosine):
+    """`_channel_similarity` where every channel has its own X: x (M, K, C)."""
     x, o = x.astype(np.float64), o.astype(np.float64)
     offset = bias / units
     gram = np.einsum("mkc,mlc->ckl", x, x, optimize=True)
@@ -123,7 +135,7 @@ def _depthwise_cosine(x, o, bias, units, candidates):
     linear_sum = np.einsum("fkc,kc->fc", candidates, x.sum(axis=0))
     dot = np.einsum("fkc,kc->fc", candidates, cross)
     norm = square + 2 * offset * linear_sum + x.shape[0] * offset**2
-    return cosine(dot + offset * o.sum(axis=0), (o * o).sum(axis=0), norm)
+    return score(units * (dot + offset * o.sum(axis=0)), (o * o).sum(axis=0), units**2 * norm)
 
 
 def _depthwise_columns(x, node, part):
@@ -156,7 +168,7 @@ def search_weights(node: Node, inputs, outputs, start, scale, config: QuantConfi
     weight = node.weight.T if node.op == "dense" else node.weight.reshape(-1, node.channels)
     depthwise = is_depthwise(node)
     similarity, matrix = (
-        (_depthwise_cosine, _depthwise_columns) if depthwise else (_channel_cosine, _columns)
+        (_depthwise_similarity, _depthwise_columns) if depthwise else (_channel_similarity, _columns)
     )
     farthest = max(scale.hi - scale.zero_point, scale.zero_point - scale.lo)
 
@@ -169,7 +181,8 @@ def search_weights(node: Node, inputs, outputs, start, scale, config: QuantConfi
         def of_image(q, o):
             x = matrix(q.astype(exact) - exact(scale.zero_point), node, part)
             o = o.reshape(-1, node.channels)[:, part]
-            return similarity(x, o, node.bias[part].astype(np.float64), units[:, part], candidates)
+            bias = node.bias[part].astype(np.float64)
+            return similarity(x, o, bias, units[:, part], candidates, OBJECTIVES[config.objective])
 
         found = Parallel(threads, prefer="threads")(
             delayed(of_image)(q, o) for q, o in zip(inputs, outputs, strict=True)
@@ -192,8 +205,8 @@ def search_weights(node: Node, inputs, outputs, start, scale, config: QuantConfi
 # -- activations
 
 
-def _site_similarity(values, layers, candidates):
-    """Mean over layers and one image of the cosine of the whole output, per candidate: (F,).
+def _site_similarity(values, layers, candidates, score):
+    """Mean over layers of the score of one image's whole output, per candidate: (F,).
 
     values: {layer: its input, float32, before it is rounded}; layers: (node, int weight as float32,
     unit weight scales, float output O).
@@ -206,8 +219,8 @@ def _site_similarity(values, layers, candidates):
             q = quantize_tensor(values[node.name], s.scale, s.zero_point, s.lo, s.hi)
             x = q.astype(np.float32) - np.float32(s.zero_point)
             y = linear(x, node, weight) * (np.float32(s.scale) * scales) + node.bias
-            y = y.ravel()
-            found[f] += cosine(float(y @ o.ravel()), norm_o, float(y @ y))
+            y = y.astype(np.float64).ravel()
+            found[f] += score(y @ o64, norm_o, y @ y)
     return found / len(layers)
 
 
@@ -337,7 +350,7 @@ class _Search:
                 o = evaluate(node, self._float_value(node.inputs[0], sample))
                 layers.append((node, weights[node.name], self.scales.weights[node.name], o))
             inputs = {node.name: values[node.inputs[0]] for node in ready}
-            return _site_similarity(inputs, layers, grid)
+            return _site_similarity(inputs, layers, grid, OBJECTIVES[self.config.objective])
 
         found = Parallel(self.jobs, prefer="threads")(delayed(one)(s) for s in samples)
         return grid[int(choose(np.mean(found, axis=0)))].scale

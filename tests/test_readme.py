@@ -1,0 +1,76 @@
+"""Every snippet of the README runs, and every figure in it is in a stored result."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import networks
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm")
+import onnx
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
+
+
+@pytest.mark.parametrize("code", [code for kind, code in BLOCKS if kind == "python"])
+def test_python_snippets_run(tmp_path, code):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_shell_snippets_are_real_commands(tmp_path):
+    """make's are targets of the Makefile; tvmc-easyquant's run."""
+    makefile = (ROOT / "Makefile").read_text()
+    shell = [line.split("#")[0].strip() for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()]
+    images = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
+    onnx.save(networks.small_onnx(), tmp_path / "net.onnx")
+    np.savez(tmp_path / "images.npz", x=images)
+    np.savez(tmp_path / "input.npz", x=images[:1])
+    ran = 0
+    for line in shell:
+        if line.startswith("make "):
+            assert re.search(rf"^{line.split()[1]}:", makefile, re.M), line
+        elif line.startswith("tvmc-easyquant"):
+            command = f'"{sys.executable}" -W ignore -m tvm_easyquant.cli' + line[len("tvmc-easyquant") :]
+            env = {**os.environ, "PYTHONPATH": str(ROOT)}
+            result = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True)
+            assert result.returncode == 0, f"{line}\n{result.stderr}"
+            ran += 1
+        else:
+            assert line.startswith("pip install"), line
+    assert ran == 3
+
+
+def rows(name):
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text())["rows"]
+
+
+def table_rows(first_cell):
+    pattern = rf"^\| *{re.escape(first_cell)} *\|(.*)\|$"
+    return [[c.strip() for c in found.split("|")] for found in re.findall(pattern, README, re.M)]
+
+
+def test_the_kernel_table_is_the_stored_result():
+    for row in rows("layers_avx2.json"):
+        (cells,) = table_rows(row["layer"])
+        assert cells == [
+            row["kernel"], f"{row['gmacs']:.0f}", f"{row['ratio_vs_tvm_int8']:.2f}",
+            f"{row['ratio_vs_tvm_fp32']:.2f}",
+        ]  # fmt: skip
+
+
+def test_the_accuracy_table_is_the_stored_result():
+    for row in rows("accuracy.json"):
+        found = [c for c in table_rows(row["net"]) if c[:2] == [row["method"], f"INT{row['bits']}"]]
+        assert found == [
+            [row["method"], f"INT{row['bits']}", f"{row['fp32_top1']:.2f}", f"{row['top1']:.2f}",
+             f"+{row['gained']} / -{row['lost']}"]
+        ]  # fmt: skip
