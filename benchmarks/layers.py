@@ -87,9 +87,7 @@ def tvm_conv(spec, data, dtypes, target, rng):
     wrong = None
     if weight_type == "int8":
         full = rng.integers(0, 256, data.shape).astype(np.uint8)
-        exact = reference.conv2d(
-            full, weight.astype(np.int8), strides=spec.strides, padding=spec.padding
-        )
+        exact = reference.conv2d(full, weight.astype(np.int8), strides=spec.strides, padding=spec.padding)
         out = run({"x": np.ascontiguousarray(full.transpose(0, 3, 1, 2))})[0]
         wrong = float((out.transpose(0, 2, 3, 1) != exact).mean())
     run({"x": nchw})
@@ -145,7 +143,9 @@ def main():
     relay_op.register()
     target, rng = f"llvm -mcpu={isa.ISAS[args.isa].mcpu}", np.random.default_rng(0)
     rows = []
-    print(f"{'layer':20}{'kernel':22}{'us':>9}{'GMAC/s':>8}{'x TVM int8':>12}{'x TVM fp32':>12}  int8 wrong")
+    print(
+        f"{'layer':20}{'kernel':22}{'us':>9}{'GMAC/s':>8}{'x TVM int8':>12}{'x TVM fp32':>12}  int8 wrong"
+    )
     for name in list(LAYERS)[: 3 if args.quick else None]:
         row = measure(name, args.isa, target, 5 if args.quick else 15, rng)
         rows.append(row)

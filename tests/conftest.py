@@ -1,4 +1,7 @@
-"""Shared test machinery: instruction sets are skipped by name, and counted at the end."""
+"""Shared test machinery: a missing instruction set skips tests by name, and the end counts them.
+
+Without TVM the modules that need it skip themselves; what is left is the TVM-free half.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +18,59 @@ from topi_ext import isa
 RAN: Counter = Counter()
 
 
+def required(config) -> list[str]:
+    return [name for name in config.getoption("--require-isa").split(",") if name]
+
+
 def pytest_addoption(parser):
-    parser.addoption("--require-isa", default="", help="comma-separated ISA rows that must not be skipped")
+    parser.addoption(
+        "--require-isa",
+        default="",
+        metavar="ROWS",
+        help="comma-separated rows of topi_ext.isa: fail where one of their tests is skipped or none ran",
+    )
+
+
+def pytest_report_header(config):
+    here = ", ".join(name for name in isa.ISAS if isa.host_has(name))
+    return f"ISAs of this CPU: {here}; numpy seeds are in the tests, hypothesis takes --hypothesis-seed"
 
 
 def pytest_collection_modifyitems(config, items):
-    required = [name for name in config.getoption("--require-isa").split(",") if name]
-    for name in required:
-        if not isa.host_has(name):
-            raise pytest.UsageError(f"--require-isa={name}: this CPU does not have it")
+    for name in required(config):
+        if name not in isa.ISAS:
+            raise pytest.UsageError(f"--require-isa={name}: there are {', '.join(isa.ISAS)}")
     for item in items:
         for mark in item.iter_markers("isa"):
-            if not isa.host_has(mark.args[0]):
-                item.add_marker(pytest.mark.skip(reason=f"this CPU lacks {mark.args[0]}"))
+            name = mark.args[0]
+            item.user_properties.append(("isa", name))
+            if not isa.host_has(name) and name not in required(config):
+                item.add_marker(pytest.mark.skip(reason=f"this CPU lacks {name}"))
+
+
+def pytest_runtest_setup(item):
+    for mark in item.iter_markers("isa"):
+        if not isa.host_has(mark.args[0]):  # not skipped above: required
+            pytest.fail(f"this CPU lacks {mark.args[0]}, which --require-isa wants", pytrace=False)
 
 
 def pytest_runtest_logreport(report):
-    if report.when == "call" or report.skipped:
-        for name in isa.ISAS:
-            if name in report.keywords.get("isa_rows", ()) or f"[{name}-" in report.nodeid:
-                RAN[name, report.outcome] += 1
+    if report.when == "call" or report.outcome != "passed":
+        for key, name in report.user_properties:
+            if key == "isa":
+                RAN[name, "skipped" if report.skipped else "executed"] += 1
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_sessionfinish(session):
+    if not session.config.option.collectonly:
+        if any(not RAN[name, "executed"] for name in required(session.config)):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
     for name in isa.ISAS:
-        done, skipped = RAN[name, "passed"] + RAN[name, "failed"], RAN[name, "skipped"]
-        if done or skipped:
-            terminalreporter.write_line(f"kernels of {name}: {done} tests executed, {skipped} skipped")
+        executed, skipped = RAN[name, "executed"], RAN[name, "skipped"]
+        if executed or skipped:
+            terminalreporter.write_line(f"ISA {name}: {executed} tests executed, {skipped} skipped")
+        elif name in required(config):
+            terminalreporter.write_line(f"ISA {name}: no test ran, and --require-isa wants some", red=True)

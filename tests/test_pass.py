@@ -110,7 +110,9 @@ def test_the_embedded_network_keeps_its_accuracy(bits, allowed):
     assert q.coverage == 100
     integer = Executor(q.build())
     test, labels = data["test_images"][:1000], data["test_labels"][:1000]
-    right = np.mean([integer({"image": x[None]})[0].argmax() == y for x, y in zip(test, labels, strict=True)])
+    right = np.mean(
+        [integer({"image": x[None]})[0].argmax() == y for x, y in zip(test, labels, strict=True)]
+    )
     from tvm_easyquant.graph import run
 
     base = np.mean(

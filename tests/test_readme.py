@@ -22,14 +22,18 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
 @pytest.mark.parametrize("code", [code for kind, code in BLOCKS if kind == "python"])
 def test_python_snippets_run(tmp_path, code):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
 
 
 def test_the_shell_snippets_are_real_commands(tmp_path):
     """make's are targets of the Makefile; tvmc-easyquant's run."""
     makefile = (ROOT / "Makefile").read_text()
-    shell = [line.split("#")[0].strip() for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()]
+    shell = [
+        line.split("#")[0].strip() for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()
+    ]
     images = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
     onnx.save(networks.small_onnx(), tmp_path / "net.onnx")
     np.savez(tmp_path / "images.npz", x=images)
@@ -41,7 +45,9 @@ def test_the_shell_snippets_are_real_commands(tmp_path):
         elif line.startswith("tvmc-easyquant"):
             command = f'"{sys.executable}" -W ignore -m tvm_easyquant.cli' + line[len("tvmc-easyquant") :]
             env = {**os.environ, "PYTHONPATH": str(ROOT)}
-            result = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True)
+            result = subprocess.run(
+                command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True
+            )
             assert result.returncode == 0, f"{line}\n{result.stderr}"
             ran += 1
         else:

@@ -79,11 +79,15 @@ def relay_cases():
     conv = conv2d(x, const(6, 4, 3, 3), padding=(1, 1))
     bn = relay.nn.batch_norm(x, const(4), const(4), const(4), relay.const(np.full(4, 0.7, "float32")))[0]
     yield "batch norm before any layer", conv2d(relay.nn.relu(bn), const(2, 4, 1, 1))
-    yield "constants folded into a convolution", relay.nn.relu(
-        (conv + const(6, 1, 1)) * const(6, 1, 1) - relay.const(0.3)
+    yield (
+        "constants folded into a convolution",
+        relay.nn.relu((conv + const(6, 1, 1)) * const(6, 1, 1) - relay.const(0.3)),
     )
-    yield "ceil mode and padding of pools", relay.nn.avg_pool2d(
-        relay.nn.max_pool2d(conv, (3, 3), (2, 2), padding=(1, 1), ceil_mode=True), (2, 2), (1, 1)
+    yield (
+        "ceil mode and padding of pools",
+        relay.nn.avg_pool2d(
+            relay.nn.max_pool2d(conv, (3, 3), (2, 2), padding=(1, 1), ceil_mode=True), (2, 2), (1, 1)
+        ),
     )
     yield "mean over the map", relay.nn.dense(relay.mean(conv, [2, 3]), const(3, 6))
     flat = relay.nn.batch_flatten(relay.nn.max_pool2d(conv, (2, 2), (2, 2)))
@@ -93,16 +97,22 @@ def relay_cases():
     yield "slice and pad", conv2d(padded, const(2, 8, 1, 1))
     yield "concat of three", conv2d(relay.concatenate([conv, x, conv], 1), const(2, 16, 1, 1))
     yield "float island", conv2d(relay.sigmoid(conv) * conv, const(2, 6, 1, 1))
-    yield "relu6, strided grouped convolution", conv2d(
-        relay.clip(conv, 0.0, 6.0), const(4, 3, 3, 3), strides=(2, 1), groups=2
+    yield (
+        "relu6, strided grouped convolution",
+        conv2d(relay.clip(conv, 0.0, 6.0), const(4, 3, 3, 3), strides=(2, 1), groups=2),
     )
     yield "global max pool", conv2d(relay.nn.global_max_pool2d(conv), const(2, 6, 1, 1))
     yield "dropout is nothing", conv2d(relay.nn.dropout(conv), const(2, 6, 1, 1))
-    yield "average pool with padding", conv2d(
-        relay.nn.avg_pool2d(conv, (3, 3), (1, 1), padding=(1, 1)), const(2, 6, 1, 1)
+    yield (
+        "average pool with padding",
+        conv2d(relay.nn.avg_pool2d(conv, (3, 3), (1, 1), padding=(1, 1)), const(2, 6, 1, 1)),
     )
-    yield "average pool that counts its padding", conv2d(
-        relay.nn.avg_pool2d(conv, (3, 3), (2, 2), padding=(1, 1), count_include_pad=True), const(2, 6, 1, 1)
+    yield (
+        "average pool that counts its padding",
+        conv2d(
+            relay.nn.avg_pool2d(conv, (3, 3), (2, 2), padding=(1, 1), count_include_pad=True),
+            const(2, 6, 1, 1),
+        ),
     )
     yield "two outputs", relay.Tuple([relay.nn.relu(conv), conv2d(conv, const(2, 6, 1, 1))])
     yield "a tensor clipped and added", conv2d(relay.nn.relu(conv) + conv, const(2, 6, 1, 1))

@@ -285,6 +285,15 @@ def test_the_integer_network_is_close_to_the_float_one(bits, least):
         assert cos(run(graph, {"image": x})["logits"], integer) > least
 
 
+def test_a_model_with_a_batch_is_searched_image_by_image():
+    graph, images = networks.chain(6, size=6)
+    pairs = [np.concatenate(images[i : i + 2]) for i in (0, 2)]
+    one, two = searched(graph, images), searched(networks.chain(6, size=6, batch=2)[0], pairs)
+    assert one.activations == two.activations
+    for name, scales in one.weights.items():
+        np.testing.assert_array_equal(two.weights[name], scales)
+
+
 def test_progress_counts_every_layer_and_site():
     graph, images = networks.residual()
     calls = []

@@ -19,7 +19,7 @@ quantize        ``clip(rint(x / scale) + zero_point, lo, hi)``
 dequantize      ``float32(q - zero_point) * scale``
 requantize      ``clip(rint(float32(acc) * multiplier) + zero_point, lo, hi)``
 add             ``quantize(dequantize(a) + dequantize(b))``
-average pool    ``clip(rint(float32(sum) * multiplier / float32(count)) + zero_point, lo, hi)``
+average pool    requantize of the exact int32 sum, with ``multiplier(in, 1 / count, out)``
 ==============  ==========================================================================
 
 This is the meaning ONNX gives to QuantizeLinear, DequantizeLinear and QLinearConv, and what a SIMD
@@ -154,25 +154,3 @@ def dense(data, weight, *, zero_point=0):
 def max_pool2d(data, *, pool_size, strides, padding=(0, 0, 0, 0), dilation=(1, 1)):
     """uint8 (N, H, W, C) -> uint8 (N, OH, OW, C); padding never wins."""
     return windows(data, pool_size, strides, padding, dilation, 0).max(axis=(3, 4))
-
-
-def avg_pool2d(data, multiplier, *, input_zero_point, zero_point, pool_size, strides,
-               padding=(0, 0, 0, 0), count_include_pad=False, lo=0, hi=255):  # fmt: skip
-    """uint8 (N, H, W, C) -> uint8 (N, OH, OW, C).
-
-    ``clip(rint(float32(sum) * multiplier / float32(count)) + zero_point, lo, hi)`` where ``sum``
-    is the exact int32 sum of ``q - input_zero_point`` in the window and ``multiplier`` is
-    input scale / output scale. ``count`` is the number of elements of the window, padding
-    included or not.
-    """
-    steps = data.astype(np.int32) - np.int32(input_zero_point)
-    dilation = (1, 1)
-    total = windows(steps, pool_size, strides, padding, dilation, 0).sum(axis=(3, 4), dtype=np.int32)
-    if count_include_pad:
-        count = np.float32(pool_size[0] * pool_size[1])
-    else:
-        ones = np.ones((1, *data.shape[1:3], 1), np.int32)
-        count = windows(ones, pool_size, strides, padding, dilation, 0).sum(axis=(3, 4))
-        count = count.astype(np.float32)
-    mean = total.astype(np.float32) * np.float32(multiplier) / count
-    return _store(np.rint(mean), zero_point, lo, hi)

@@ -126,6 +126,8 @@ class Graph:
         digest = hashlib.sha256()
         for node in self:
             attrs = sorted((k, v) for k, v in node.attrs.items() if k not in ("fn", "handle"))
+            if node.op == "float":
+                attrs.append(("handle", str(node.attrs["handle"])))
             digest.update(repr((node.name, node.op, node.inputs, node.shape, attrs)).encode())
             for array in (node.weight, node.bias):
                 digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 
 
-
 class Method(NamedTuple):
     """objective: what the search maximises, "cosine" (the paper) or "mse" (less squared error), None for
     no search; unsigned: 0..127 instead of 0..63 for tensors that are never negative."""

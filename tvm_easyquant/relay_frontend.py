@@ -103,6 +103,14 @@ class RelayOp:
     tensors: tuple
     index: int | None = None
 
+    def __str__(self):
+        """The operator with its attributes and constants, as `Graph.fingerprint` sees it."""
+        attrs = tvm.ir.save_json(self.call.attrs) if self.call.attrs is not None else ""
+        constants = [
+            a.data.numpy().tobytes().hex() for a in self.call.args if isinstance(a, relay.Constant)
+        ]
+        return repr((self.op, self.index, attrs, constants))
+
     def rebuild(self, tensors: Sequence) -> object:
         """The call on other arguments: a Relay expression."""
         new = {old: arg for old, arg in zip(self.tensors, tensors, strict=True)}

@@ -155,11 +155,12 @@ def _columns(x, node, part):
 def search_weights(node: Node, inputs, outputs, start, scale, config: QuantConfig, jobs=1):
     """The best weight scales of a layer: float32 (K,).
 
-    inputs: per image the quantized input, uint8 NHWC or (N, C), stored with ``scale`` (`Scale`);
-    outputs: per image the float output O; start: float32 (K,) scales. Every channel takes its own
-    best candidate (paper, 3.2: "all filters of a layer are searched in one sweep"). The im2col
-    matrices of at most ``jobs`` images exist at a time.
+    inputs: the quantized input, uint8 NHWC or (N, C), stored with ``scale`` (`Scale`), as a list of
+    batches; outputs: the float output O in the same batches; both are taken image by image. start:
+    float32 (K,) scales. Every channel takes its own best candidate (paper, 3.2: "all filters of a
+    layer are searched in one sweep"). The im2col matrices of at most ``jobs`` images exist at a time.
     """
+    inputs, outputs = ([x[i : i + 1] for x in xs for i in range(len(x))] for xs in (inputs, outputs))
     if node.shape[1:-1] in ((), (1, 1)):  # one position: the cosine runs over the images
         inputs, outputs = [np.concatenate(inputs)], [np.concatenate(outputs)]
     grid = factors(config)
@@ -206,21 +207,22 @@ def search_weights(node: Node, inputs, outputs, start, scale, config: QuantConfi
 
 
 def _site_similarity(values, layers, candidates, score):
-    """Mean over layers of the score of one image's whole output, per candidate: (F,).
+    """Mean over layers and the images of a batch of the score of the whole output, per candidate: (F,).
 
     values: {layer: its input, float32, before it is rounded}; layers: (node, int weight as float32,
     unit weight scales, float output O).
     """
     found = np.zeros(len(candidates))
     for node, weight, scales, o in layers:
-        o64 = o.astype(np.float64).ravel()
-        norm_o = o64 @ o64
+        o64 = o.astype(np.float64).reshape(len(o), -1)
+        norm_o = [image @ image for image in o64]
         for f, s in enumerate(candidates):
             q = quantize_tensor(values[node.name], s.scale, s.zero_point, s.lo, s.hi)
             x = q.astype(np.float32) - np.float32(s.zero_point)
             y = linear(x, node, weight) * (np.float32(s.scale) * scales) + node.bias
-            y = y.astype(np.float64).ravel()
-            found[f] += score(y @ o64, norm_o, y @ y)
+            y = y.astype(np.float64).reshape(len(o), -1)
+            scores = [score(a @ b, n, a @ a) for a, b, n in zip(y, o64, norm_o, strict=True)]
+            found[f] += np.mean(scores)
     return found / len(layers)
 
 
