@@ -36,6 +36,17 @@ TAILS = {
     "grouped": ConvSpec(1, 8, 8, 16, 24, (3, 3), groups=4, padding=PAD, data_max=127),
     "grouped by 1": ConvSpec(1, 6, 6, 4, 8, (3, 3), groups=4, padding=PAD, data_max=127),
 }  # fmt: skip
+WINOGRAD = {
+    "whole tiles": ConvSpec(1, 16, 16, 16, 16, (3, 3), padding=PAD, data_max=127, hi=127),
+    "partial tiles, batch, odd channels": ConvSpec(
+        2, 9, 14, 20, 48, (3, 3), padding=(0, 1, 2, 1), data_max=127, zero_point=64
+    ),
+    "residual": ConvSpec(
+        1, 13, 10, 64, 32, (3, 3), padding=PAD, data_max=255, epilogue="add", residual=RESIDUAL
+    ),
+    "no padding, float": ConvSpec(1, 12, 11, 8, 16, (3, 3), data_max=127, epilogue="dequantize"),
+    "one tile": ConvSpec(1, 3, 4, 33, 16, (3, 3), padding=PAD, data_max=63),
+}
 DEPTHWISE = {
     "plain": ConvSpec(1, 11, 12, 32, 32, (3, 3), groups=32, padding=PAD, data_max=127, hi=127),
     "stride, tail": ConvSpec(2, 11, 9, 20, 20, (3, 3), (2, 2), (0, 0, 1, 1), groups=20, data_max=127,
@@ -94,13 +105,12 @@ def operands(spec, weight_max, seed=0):
     return data, weight, bias, factor, residual
 
 
-def cases(depthwise):
+def cases():
+    """Every row of the manifest with the shapes of its kind."""
     for row in manifest.KERNELS:
-        for name, spec in (DEPTHWISE if depthwise else TAILS).items():
-            if row.name.startswith("depthwise") == depthwise:
-                yield pytest.param(
-                    row, spec, id=f"{row.isa}-{row.name}-{name}", marks=pytest.mark.isa(row.isa)
-                )
+        kinds = {"depthwise": DEPTHWISE, "winograd": WINOGRAD}
+        for name, spec in kinds.get(row.name.split("_")[0], TAILS).items():
+            yield pytest.param(row, spec, id=f"{row.isa}-{row.name}-{name}", marks=pytest.mark.isa(row.isa))
 
 
 def check(row, spec):
@@ -118,13 +128,8 @@ def legal(row, spec, weight_max):
     return isinstance(row.proves(spec, np.full(spec.weight_shape, weight_max, np.int8)), Bound)
 
 
-@pytest.mark.parametrize("row, spec", cases(False))
+@pytest.mark.parametrize("row, spec", cases())
 def test_kernel_equals_the_norm(row, spec):
-    check(row, spec)
-
-
-@pytest.mark.parametrize("row, spec", cases(True))
-def test_depthwise_kernel_equals_the_norm(row, spec):
     check(row, spec)
 
 
@@ -137,11 +142,10 @@ def test_extremes(row, data_max, sign):
     """The largest equal weights each kernel can prove, on data that is all data_max: no lane may wrap."""
     groups = 16 if row.name.startswith("depthwise") else 1
     spec = ConvSpec(1, 4, 7, 16, 16, (3, 3), groups=groups, data_max=data_max, epilogue="dequantize")
-    largest = max(w for w in range(128) if isinstance(
-        row.proves(spec, np.full(spec.weight_shape, w, np.int8)), Bound))  # fmt: skip
+    answers = [row.proves(spec, np.full(spec.weight_shape, w, np.int8)) for w in range(128)]
+    largest = max(w for w, answer in enumerate(answers) if isinstance(answer, Bound))
     weight = np.full(spec.weight_shape, sign * largest, np.int8)
-    if largest < 127:
-        assert isinstance(row.proves(spec, np.full(spec.weight_shape, largest + 1, np.int8)), Refusal)
+    assert all(isinstance(answer, Refusal) for answer in answers[largest + 1 :])
     data = np.full((1, 4, 7, 16), data_max, np.uint8)
     bias, factor = np.zeros(16, np.int32), np.ones(16, np.float32)
     out, _ = run(row, spec, data, weight, bias, factor)
@@ -174,12 +178,11 @@ def planned(data_max, weight_max, row_isa="avx2", **changes):
 
 def test_the_planner_picks_the_fastest_legal_kernel_and_says_why_not_the_others():
     table = {
-        (63, 63, "avx2"): "direct_avx2_d4",
+        (63, 63, "avx2"): "direct_avx2_d4",  # 8x8: four tiles are too few for Winograd
         (127, 63, "avx2"): "direct_avx2_d2",
         (255, 63, "avx2"): "direct_avx2_d1",
         (255, 127, "avx2"): "wide_avx2",
-        (127, 63, "avx512bw"): "direct_avx512bw_d2",
-        (255, 127, "avx512bw"): "wide_avx512bw",
+        (127, 63, "avx512bw"): "winograd_f43_avx512bw",
         (255, 127, "avx512vnni"): "direct_avx512vnni",
         (63, 63, "generic"): "direct_generic",
     }
@@ -187,6 +190,36 @@ def test_the_planner_picks_the_fastest_legal_kernel_and_says_why_not_the_others(
     refused = dict(planned(255, 127).refused)
     assert set(refused) >= {"direct_avx2_d4", "direct_avx2_d2", "direct_avx2_d1"}
     assert "64770" in refused["direct_avx2_d1"]  # 255 * (127 + 127), beyond int16
+
+
+def test_winograd_is_taken_where_it_pays_and_is_proven():
+    def plan(size, data_max, weight_max, channels=64):
+        spec = ConvSpec(1, size, size, channels, 64, (3, 3), padding=PAD, data_max=data_max)
+        weight = np.full(spec.weight_shape, weight_max, np.int8)
+        return manifest.plan(spec, weight, np.zeros(64, np.int32), "avx2")
+
+    assert plan(16, 127, 63).kernel.name == "winograd_f43_avx2"
+    assert "4 tiles are too few" in dict(plan(8, 127, 63).refused)["winograd_f43_avx2"]
+    assert "too few channels" in dict(plan(16, 127, 63, 16).refused)["winograd_f43_avx2"]
+    refused = dict(plan(16, 127, 63, 512).refused)["winograd_f43_avx2"]
+    assert f"may reach {64 * 127 * 63 * 9 * 512}, beyond int32" in refused
+
+
+@pytest.mark.isa("avx2")
+def test_winograd_wraps_and_is_still_exact():
+    """All data 127, all weights 63, C = 448: 576 y is 1.6e10, far beyond int32; 64 y just fits."""
+    spec = ConvSpec(1, 8, 8, 448, 16, (3, 3), padding=PAD, data_max=127, epilogue="dequantize")
+    data = np.full((1, 8, 8, 448), 127, np.uint8)
+    weight = np.full(spec.weight_shape, 63, np.int8)
+    row = manifest.kernel("winograd_f43_avx2")
+    assert isinstance(row.proves(spec, weight), Bound)
+    one_more = ConvSpec(1, 8, 8, 480, 16, (3, 3), padding=PAD, data_max=127, epilogue="dequantize")
+    assert isinstance(row.proves(one_more, np.full(one_more.weight_shape, 63, np.int8)), Refusal)
+    bias, factor = np.zeros(16, np.int32), np.ones(16, np.float32)
+    out, library = run(row, spec, data, weight, bias, factor)
+    np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factor, None))
+    assembly = library.get_lib().get_source("asm")
+    assert "vpmulld" in assembly and "easyquant_mul" not in assembly  # inlined, nothing called
 
 
 def test_depthwise_falls_back_to_int32_where_int16_is_not_proven():

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import depthwise, direct, isa, x86
+from . import depthwise, direct, isa, winograd, winograd_conv, x86
 from .conv2d import (
     Bound,
     ConvSpec,
@@ -31,6 +31,7 @@ class Kernel(NamedTuple):
     proves(spec, weight) -> Bound | Refusal: whether it is legal for these weights (bias aside).
     pack(spec, weight, bias, multiplier) -> the constant arrays it takes.
     compute(cfg, spec, data, *constants[, residual]) -> te.Tensor. schedule(cfg, outs) -> te.Schedule.
+    pays(spec) -> None, or a Refusal where the kernel is legal but another one is faster.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Kernel(NamedTuple):
     pack: Callable
     compute: Callable
     schedule: Callable = direct.schedule
+    pays: Callable = lambda spec: None
 
 
 class KernelPlan(NamedTuple):
@@ -99,14 +101,41 @@ def _depthwise(name: str, accumulator: str) -> Kernel:
     return Kernel(name, "generic", proves, constants, compute)
 
 
+def _winograd(m: int, isa_name: str, bits: int, tiles: int) -> Kernel:
+    """F(m, 3) on vectors of ``bits``; it pays from ``tiles`` tiles on (below, reading U dominates)."""
+    t = winograd.transform(m, 3)
+
+    def proves(spec, weight):
+        if spec.out_channels % (bits // 32):
+            return Refusal(f"{spec.out_channels} output channels are not a multiple of {bits // 32}")
+        return winograd.proves(t, spec, weight)
+
+    def pays(spec):
+        down, across = winograd_conv.tiles_of(spec, t)
+        if spec.batch * down * across < tiles:
+            return Refusal(f"{spec.batch * down * across} tiles are too few to pay for the transforms")
+        return Refusal("too few channels to pay for the transforms") if spec.in_channels < 32 else None
+
+    def constants(spec, weight, bias, multiplier):
+        block, pairs = winograd_conv.block_of(spec, bits), winograd_conv.pairs_of(spec)
+        return (winograd.pack(spec, t, weight, block, pairs), bias, multiplier)
+
+    def compute(cfg, spec, data, *rest):
+        return winograd_conv.compute(cfg, spec, t, bits, x86.word_pairs(bits), data, *rest)
+
+    return Kernel(f"winograd_f{m}3_{isa_name}", isa_name, proves, constants, compute, pays=pays)
+
+
 KERNELS = (
     _depthwise("depthwise_int16", "int16"),
     _depthwise("depthwise_int32", "int32"),
     _direct("direct_avx512vnni", "avx512vnni", x86.vnni_dot(512)),
+    _winograd(4, "avx512bw", 512, 4),
     _direct("direct_avx512bw_d4", "avx512bw", x86.int16_dot(512, 4), _lanes(4)),
     _direct("direct_avx512bw_d2", "avx512bw", x86.int16_dot(512, 2), _lanes(2)),
     _direct("direct_avx512bw_d1", "avx512bw", x86.int16_dot(512, 1), _lanes(1)),
     _direct("wide_avx512bw", "avx512bw", x86.int32_dot(512)),
+    _winograd(4, "avx2", 256, 16),
     _direct("direct_avx2_d4", "avx2", x86.int16_dot(256, 4), _lanes(4)),
     _direct("direct_avx2_d2", "avx2", x86.int16_dot(256, 2), _lanes(2)),
     _direct("direct_avx2_d1", "avx2", x86.int16_dot(256, 1), _lanes(1)),
@@ -137,7 +166,7 @@ def plan(spec: ConvSpec, weight: np.ndarray, bias: np.ndarray, isa_name: str) ->
     for row in KERNELS:
         if row.isa not in rows:
             continue
-        answer = row.proves(spec, weight)
+        answer = row.pays(spec) or row.proves(spec, weight)
         if isinstance(answer, Bound):
             return KernelPlan(row, answer if answer.limit else total, tuple(refused))
         refused.append((row.name, answer.why))

@@ -17,6 +17,12 @@ MULTIPLY = {
 REGISTERS = {256: 7, 512: 14}  # accumulators of a tile that leave room for weights and temporaries
 
 
+def word_pairs(bits: int):
+    """vpmaddwd: int16 pairs multiplied and added into int32 lanes."""
+    lanes = bits // 32
+    return lambda x, w: pure(f"int32x{lanes}", MULTIPLY[bits][1], x, w)
+
+
 def _sum(parts):
     return functools.reduce(lambda a, b: a + b, parts)
 

@@ -30,7 +30,7 @@ METHODS = {
     "minmax": Method(None, True),  # the starting point of the search, unsearched
 }
 BITS = (7, 8)
-DEFAULT_METHOD = "easyquant_unsigned"
+DEFAULT_METHOD = "easyquant_mse"
 
 
 class ConfigError(ValueError):

@@ -1,0 +1,324 @@
+"""Winograd convolution F(m, 3) as loops: exact integers, bit for bit the direct convolution.
+
+For a block of tiles: transform the data (int16), then for each block of output channels one int16 x
+int16 -> int32 matrix product per position of the tile, then the inverse transform, the exact division
+and the epilogue. int32 arithmetic may wrap between the products and the quotient (`winograd`); TVM emits
+its own as undefined on overflow, so add, subtract and multiply come from imported LLVM IR, inlined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from tvm import te, tir
+
+from .conv2d import ConvSpec
+from .direct import Dot, Writer, padded_map
+from .epilogue import const, with_lanes
+from .winograd import Transform
+
+CHANNELS = 16  # input channels transformed at once
+ROWS = {256: 4, 512: 6}  # tiles of a matrix product's register block
+V_BYTES = 400_000  # transformed data of a block of tiles, to stay in a core's own cache
+
+
+class Wrapping:
+    """int32 vector arithmetic modulo 2**32."""
+
+    def __init__(self, lanes: int):
+        self.type = with_lanes("int32", lanes)
+        self.name = f"easyquant_%s_v{lanes}i32"
+        vector = f"<{lanes} x i32>"
+        self.llvm = "\n".join(
+            f"define {vector} @{self.name % op}({vector} %a, {vector} %b) alwaysinline {{\n"
+            f"  %r = {op} {vector} %a, %b\n  ret {vector} %r\n}}"
+            for op in ("add", "sub", "mul")
+        )
+
+    def _call(self, op, a, b):
+        return tir.call_pure_extern(self.type, self.name % op, a, b)
+
+    def add(self, a, b):
+        return self._call("add", a, b)
+
+    def sub(self, a, b):
+        return self._call("sub", a, b)
+
+    def scale(self, factor, a):
+        if factor > 0 and factor & (factor - 1) == 0:
+            return a << const(factor.bit_length() - 1, self.type) if factor > 1 else a
+        return self._call("mul", a, const(factor, self.type))
+
+
+class Plain:
+    """int16 vector arithmetic; TVM's own wraps below 32 bits."""
+
+    @staticmethod
+    def add(a, b):
+        return a + b
+
+    @staticmethod
+    def sub(a, b):
+        return a - b
+
+    @staticmethod
+    def scale(factor, a):
+        return a if factor == 1 else a * const(factor, a.dtype)
+
+
+def _weighted(coefficients, values, ops, keep):
+    """``sum(c * v)`` over the non-zero coefficients; None if there are none."""
+    total = None
+    terms = sorted(
+        ((int(c), v) for c, v in zip(coefficients, values, strict=True) if c), key=lambda t: t[0] < 0
+    )
+    for c, v in terms:
+        term = ops.scale(abs(c), v)
+        if total is None:
+            total = term if c > 0 else ops.scale(-1, term)
+        else:
+            total = (ops.add if c > 0 else ops.sub)(total, term)
+    return None if total is None else keep(total)
+
+
+def _sign_pair(a, b):
+    """Where b is a with some signs turned: the +-1 pattern; None if it is not, or no sign is turned."""
+    if not np.array_equal(np.abs(a), np.abs(b)) or not a.any():
+        return None
+    signs = np.where((a != 0) & (a == -b), -1, 1)
+    mixed = (signs[a != 0] == 1).any() and (signs == -1).any()
+    return signs if mixed else None
+
+
+def apply(matrix: np.ndarray, values, ops, keep):
+    """``matrix @ values`` for vectors; columns, or rows, that differ in signs only share their work."""
+    if matrix.shape[0] < matrix.shape[1]:
+        matrix, values = _fold_columns(matrix, values, ops, keep)
+    return _apply_rows(matrix, values, ops, keep)
+
+
+def _fold_columns(matrix, values, ops, keep):
+    """Replace each pair of columns that differ in signs by their values' sum and difference."""
+    matrix, values = matrix.copy(), list(values)
+    for j in range(matrix.shape[1]):
+        for k in range(j + 1, matrix.shape[1]):
+            signs = _sign_pair(matrix[:, j], matrix[:, k])
+            if signs is not None:
+                plus, minus = (keep(op(values[j], values[k])) for op in (ops.add, ops.sub))
+                values[j], values[k] = plus, minus
+                both = matrix[:, j].copy()
+                matrix[:, j], matrix[:, k] = np.where(signs > 0, both, 0), np.where(signs < 0, both, 0)
+                break
+    return matrix, values
+
+
+def _apply_rows(matrix, values, ops, keep):
+    """`apply` where pairs of rows share an even and an odd half."""
+    result = [None] * len(matrix)
+    for i in range(len(matrix)):
+        if result[i] is not None:
+            continue
+        for k in range(i + 1, len(matrix)):
+            signs = _sign_pair(matrix[i], matrix[k])
+            if result[k] is None and signs is not None:
+                even = _weighted(np.where(signs > 0, matrix[i], 0), values, ops, keep)
+                odd = _weighted(np.where(signs < 0, matrix[i], 0), values, ops, keep)
+                result[i], result[k] = keep(ops.add(even, odd)), keep(ops.sub(even, odd))
+                break
+        else:
+            result[i] = _weighted(matrix[i], values, ops, keep)
+    return result
+
+
+def tiles_of(spec: ConvSpec, t: Transform) -> tuple[int, int]:
+    """Tiles that cover the output map: down, across."""
+    return -(-spec.out_height // t.m), -(-spec.out_width // t.m)
+
+
+def block_of(spec: ConvSpec, bits: int) -> int:
+    """Output channels computed together."""
+    lanes = bits // 32
+    return 2 * lanes if spec.out_channels % (2 * lanes) == 0 else lanes
+
+
+def pairs_of(spec: ConvSpec) -> int:
+    """Pairs of input channels, rounded up to what is transformed at once."""
+    return -(-spec.in_channels // CHANNELS) * CHANNELS // 2
+
+
+def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, data, weight, bias, multiplier,
+            residual=None):  # fmt: skip
+    """TE tensor; weight: U as `winograd.pack` makes it; word_pairs(x, w): the pmaddwd of ``bits``.
+
+    AutoTVM knobs: ``tiles`` (of a block), ``unroll`` (pairs of channels in the innermost loop).
+    """
+    down, across = tiles_of(spec, t)
+    total = spec.batch * down * across
+    rows = min(ROWS[bits], total)
+    tile_bytes = t.n * t.n * 4 * pairs_of(spec)
+    budget = max(rows, V_BYTES // tile_bytes)
+
+    def even(limit):
+        """A block size near ``limit`` whose blocks are equally full."""
+        blocks = -(-total // max(limit, 1))
+        return -(-(-(-total // blocks)) // rows) * rows
+
+    sizes = dict.fromkeys(even(n) for n in (budget, budget // 2, 2 * budget, 16))
+    cfg.define_knob("tiles", list(sizes))
+    cfg.define_knob("unroll", [1, 2])
+    cfg.add_flop(2 * spec.macs)
+    top, left, _, _ = spec.padding
+    padding = (
+        top,
+        left,
+        down * t.m + t.r - 1 - top - spec.height,
+        across * t.m + t.r - 1 - left - spec.width,
+    )
+    # A map larger than its tiles need keeps what it has; the rows beyond are never read.
+    padding = (*padding[:2], *(max(p, 0) for p in padding[2:]))
+    source = padded_map(
+        replace(spec, padding=padding), Dot(0, CHANNELS, "uint8", "", 1, None, None, 0), data
+    )
+    inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
+
+    def body(ins, outs):
+        emitter = _Body(spec, t, bits, word_pairs, ins, outs[0])
+        return emitter.loops(total, cfg["tiles"].val, rows, cfg["unroll"].val)
+
+    return te.extern(
+        [spec.out_shape], inputs, body, dtype=spec.out_dtype, name="conv2d", tag="easyquant_conv2d"
+    )
+
+
+class _Body:
+    """Emits the loops as TIR; one instance per kernel."""
+
+    def __init__(self, spec, t, bits, word_pairs, ins, out):
+        self.spec, self.t, self.word_pairs = spec, t, word_pairs
+        self.lanes = bits // 32
+        self.block = block_of(spec, bits)
+        self.vectors = self.block // self.lanes
+        self.data, self.weight, self.bias, multiplier = ins[:4]
+        self.ib = tir.ir_builder.create()
+        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None)
+        self.wrap = Wrapping(self.lanes)
+        self.vector = self.wrap.type
+
+    def keeper(self, dtype, lanes):
+        """keep(expression): its value in a slot of its own (TVM's vector lets do not compile)."""
+        slots = 512
+        pool = self.ib.allocate(dtype, slots * lanes, name="kept", scope="local")._buffer
+        used = iter(range(slots))
+
+        def keep(value):
+            slot = next(used) * lanes
+            self.ib.emit(pool.vstore([slot], value))
+            return pool.vload([slot], with_lanes(dtype, lanes))
+
+        return keep
+
+    def loops(self, total, size, rows, unroll):
+        ib, t, spec = self.ib, self.t, self.spec
+        positions, channels = t.n * t.n, 2 * pairs_of(spec)
+        ib.scope_attr(self.data.data, "pragma_import_llvm", self.wrap.llvm)
+        with ib.for_range(0, -(-total // size), "tile_block", kind="parallel") as tb:
+            v = ib.allocate("int16", positions * size * channels, name="V", scope="global")._buffer
+            m = ib.allocate("int32", positions * size * self.block, name="M", scope="global")._buffer
+            with ib.for_range(0, size, "tile") as ti:
+                with ib.for_range(0, channels // CHANNELS, "c") as c:
+                    self.transform_data(tb * size + ti, ti, c * CHANNELS, total, size, channels, v)
+            with ib.for_range(0, spec.out_channels // self.block, "block") as block:
+                with ib.for_range(0, positions, "position") as position:
+                    with ib.for_range(0, size // rows, "rows") as group:
+                        self.multiply(block, position, group * rows, rows, size, channels, unroll, v, m)
+                with ib.for_range(0, size, "tile") as ti:
+                    with ib.if_scope(tb * size + ti < total):
+                        for vector in range(self.vectors):
+                            self.finish(tb * size + ti, ti, block, vector, size, m)
+        return ib.get()
+
+    def place(self, tile):
+        """(image, first output row, first output column) of a tile."""
+        down, across = tiles_of(self.spec, self.t)
+        return tile // (down * across), (tile // across) % down * self.t.m, tile % across * self.t.m
+
+    def transform_data(self, tile, ti, channel, total, size, channels, v):
+        t, keep = self.t, self.keeper("int16", CHANNELS)
+        image, y, x = self.place(tir.min(tile, total - 1))
+        wide = f"int16x{CHANNELS}"
+        lines = []
+        for i in range(t.n):
+            row = [
+                keep(self.data.vload([image, y + i, x + j, channel], f"uint8x{CHANNELS}").astype(wide))
+                for j in range(t.n)
+            ]
+            lines.append(apply(t.bt, row, Plain, keep))
+        for j in range(t.n):
+            column = apply(t.bt, [lines[i][j] for i in range(t.n)], Plain, keep)
+            for i in range(t.n):
+                index = ((i * t.n + j) * size + ti) * channels + channel
+                self.ib.emit(v.vstore([index], column[i]))
+
+    def multiply(self, block, position, first, rows, size, channels, unroll, v, m):
+        ib, lanes = self.ib, self.lanes
+        acc = ib.allocate("int32", rows * self.block, name="acc", scope="local")._buffer
+
+        def slot(r, vector):
+            return [(r * self.vectors + vector) * lanes]
+
+        for r in range(rows):
+            for vector in range(self.vectors):
+                ib.emit(acc.vstore(slot(r, vector), const(0, self.vector)))
+        with ib.for_range(0, channels // 2 // unroll, "k") as k:
+            for u in range(unroll):
+                pair = k * unroll + u
+                for r in range(rows):
+                    index = (position * size + first + r) * channels + pair * 2
+                    x = tir.reinterpret("int32", v.vload([index], "int16x2")).astype(self.vector)
+                    x = tir.reinterpret(f"int16x{2 * lanes}", x)
+                    for vector in range(self.vectors):
+                        w = self.weight.vload(
+                            [block, position, pair, vector * lanes, 0], f"int16x{2 * lanes}"
+                        )
+                        total = self.wrap.add(
+                            acc.vload(slot(r, vector), self.vector), self.word_pairs(x, w)
+                        )
+                        ib.emit(acc.vstore(slot(r, vector), total))
+        for r in range(rows):
+            for vector in range(self.vectors):
+                index = (position * size + first + r) * self.block + vector * lanes
+                ib.emit(m.vstore([index], acc.vload(slot(r, vector), self.vector)))
+
+    def finish(self, tile, ti, block, vector, size, m):
+        t, spec, ib = self.t, self.spec, self.ib
+        keep = self.keeper("int32", self.lanes)
+        image, y, x = self.place(tile)
+        channel = block * self.block + vector * self.lanes
+        columns = []
+        for j in range(t.n):
+            column = [
+                keep(m.vload([((i * t.n + j) * size + ti) * self.block + vector * self.lanes], self.vector))
+                for i in range(t.n)
+            ]
+            columns.append(apply(t.at, column, self.wrap, keep))
+        for i in range(t.m):
+            line = apply(t.at, [columns[j][i] for j in range(t.n)], self.wrap, keep)
+            for j in range(t.m):
+                exact = self.wrap.scale(t.inverse, line[j]) if t.inverse != 1 else line[j]
+                acc = keep(exact >> const(t.shift, self.vector))
+                acc = acc + self.bias.vload([channel], self.vector)
+
+                def index(k, i=i, j=j):
+                    return [image, y + i, x + j, k]
+
+                inside = []
+                if i >= spec.out_height % t.m > 0:
+                    inside.append(y + i < spec.out_height)
+                if j >= spec.out_width % t.m > 0:
+                    inside.append(x + j < spec.out_width)
+                if inside:
+                    with ib.if_scope(tir.all(*inside)):
+                        self.write(acc, index, channel, channel)
+                else:
+                    self.write(acc, index, channel, channel)
