@@ -43,8 +43,13 @@ def cos(a, b):
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
+def relative_error(a, b):
+    return -float(((a - b) ** 2).sum() / (a.astype(np.float64) ** 2).sum())
+
+
 def plain_search(graph, images, config):
     """Algorithm 1 on a chain of two layers, one direct convolution per candidate, in plain loops."""
+    score = {"cosine": cos, "mse": relative_error}[config.objective]
     plan_ = plan(graph)
     start = start_table(graph, plan_, calibrate(graph, plan_, images, config), config)
     weights, sites = dict(start.weights), dict(start.activations)
@@ -91,14 +96,14 @@ def plain_search(graph, images, config):
     for node in (first, second):
         base = weights[node.name]
         flat = node.weight.reshape(-1, node.channels)
-        best, chosen = np.full(node.channels, -2.0), base.copy()
+        best, chosen = np.full(node.channels, -np.inf), base.copy()
         xs, s = stored(node), sites[read[node.name]]
         for factor in factors(config):
             scales = (base.astype(np.float64) / factor).astype(np.float32)
             w = quantize_weight(flat, scales, config.bits).reshape(node.weight.shape).astype(np.float64)
             for c in range(node.channels):
                 similarity = np.mean([
-                    cos(o[..., c], linear(x, node, w)[..., c] * (s.scale * float(scales[c])) + node.bias[c])
+                    score(o[..., c], linear(x, node, w)[..., c] * (s.scale * float(scales[c])) + node.bias[c])
                     for x, o in zip(xs, outputs[node.name], strict=True)
                 ])  # fmt: skip
                 if similarity > best[c] + 1e-12:
@@ -106,7 +111,7 @@ def plain_search(graph, images, config):
         weights[node.name] = chosen
     for node in (first, second):
         name = read[node.name]
-        base, best = sites[name], -2.0
+        base, best = sites[name], -np.inf
         w = integer_weight(node, weights[node.name], config.bits).astype(np.float64)
         reals = [to_nhwc(x) if node is first else before_rounding(x) for x in images]
         for factor in factors(config):
@@ -115,14 +120,14 @@ def plain_search(graph, images, config):
             for real, o in zip(reals, outputs[node.name], strict=True):
                 x = reference.quantize(real, s.scale, s.zero_point, s.lo, s.hi).astype(np.float64)
                 y = linear(x - s.zero_point, node, w) * (s.scale * weights[node.name].astype(np.float64))
-                similarity.append(cos(o, y + node.bias))
+                similarity.append(score(o, y + node.bias))
             if np.mean(similarity) > best + 1e-9:
                 best, sites[name] = np.mean(similarity), s
     return weights, sites
 
 
 @pytest.mark.parametrize("bits", [7, 8])
-@pytest.mark.parametrize("method", ["easyquant", "easyquant_unsigned"])
+@pytest.mark.parametrize("method", ["easyquant", "easyquant_unsigned", "easyquant_mse"])
 def test_the_search_equals_algorithm_1_in_plain_loops(bits, method):
     graph, images = networks.chain(bits, size=6)
     config = QuantConfig(bits=bits, method=method, grid=20)
@@ -150,7 +155,7 @@ def one_layer(groups=1, kernel=3, seed=0, size=6, bits=7, images=2, **settings):
     """(node, arguments of search_weights) of a lone convolution."""
     b = networks.Builder(seed, size=size, channels=4)
     b.conv("c", "image", 8 if groups < 4 else 4, kernel=kernel, groups=groups)
-    node, config = b.nodes["c"], QuantConfig(bits=bits, grid=15, **settings)
+    node, config = b.nodes["c"], QuantConfig(bits=bits, grid=15, method="easyquant_unsigned", **settings)
     xs = [to_nhwc(x) for x in b.images(images)]
     scale = scale_for(max(float(np.abs(x).max()) for x in xs), bits, True)
     stored = [reference.quantize(x, scale.scale, scale.zero_point, scale.lo, scale.hi) for x in xs]
@@ -202,7 +207,7 @@ def test_candidates_that_are_all_alike_leave_the_start():
     x = b.relu("first.relu", b.conv("first", "image", 6))
     b.dense("logits", b.flatten("flat", b.global_pool("gap", x)), 5)
     b.nodes["first"].weight[..., :3] = 0
-    graph, images, config = b.graph("logits"), b.images(1), QuantConfig()
+    graph, images, config = b.graph("logits"), b.images(1), QuantConfig(method="easyquant_unsigned")
     plan_ = plan(graph)
     found = calibrate(graph, plan_, images, config)
     start, table = start_table(graph, plan_, found, config), search(graph, plan_, found, config)

@@ -9,6 +9,7 @@ its own as undefined on overflow, so add, subtract and multiply come from import
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 
 import numpy as np
 from tvm import te, tir
@@ -161,8 +162,8 @@ def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, data, weig
 
     def even(limit):
         """A block size near ``limit`` whose blocks are equally full."""
-        blocks = -(-total // max(limit, 1))
-        return -(-(-(-total // blocks)) // rows) * rows
+        blocks = ceil(total / max(limit, 1))
+        return ceil(ceil(total / blocks) / rows) * rows
 
     sizes = dict.fromkeys(even(n) for n in (budget, budget // 2, 2 * budget, 16))
     cfg.define_knob("tiles", list(sizes))
