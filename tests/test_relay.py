@@ -12,7 +12,7 @@ from topi_ext.lower import LoweringError, LowerInteger
 from tvm_easyquant import graph as graphs
 from tvm_easyquant.host import no_tophub
 from tvm_easyquant.integer import run_integer
-from tvm_easyquant.relay_build import Executor, build, cpu_target, host_target
+from tvm_easyquant.relay_build import Executor, TargetError, build, cpu_target, host_target
 from tvm_easyquant.relay_frontend import LoadError, from_relay, load_onnx
 from tvm_easyquant.relay_reference import execute
 from tvm_easyquant.relay_rewrite import rewrite
@@ -310,6 +310,16 @@ def test_tvm_s_stock_int8_kernel_is_wrong_on_avx2_and_ours_is_right():
     call = relay_op.conv2d(d, spec, row, constants)
     ours = Executor(build(tvm.IRModule.from_expr(call), "llvm -mcpu=core-avx2", lower=False))
     np.testing.assert_array_equal(ours({"x": data})[0], exact.astype(np.float32))
+
+
+def test_stock_dense_is_refused_where_it_would_abort_the_process():
+    """Story: on cascadelake TVM passes i32 vectors to vpdpbusd, LLVM 22 asserts, and Python is gone."""
+    graph, pictures = networks.residual(3)
+    module = eq.quantize(graph, pictures, method="minmax").module
+    with pytest.raises(TargetError, match="stock int8 dense kernel aborts"):
+        build(module, "llvm -mcpu=cascadelake", lower=False)
+    build(module, "llvm -mcpu=skylake-avx512", lower=False)
+    build(module, "llvm -mcpu=cascadelake")
 
 
 # -- artefacts

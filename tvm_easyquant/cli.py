@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
+from .progress import Bar, peak_memory_gib
+
 USER_ERROR, MISSING_PACKAGE, INTERRUPTED = 4, 5, 130  # the first two are tvmc's own exit codes
 
 EXAMPLES = """\
@@ -67,27 +69,6 @@ def calibration_data(files: Sequence[Path], inputs: Sequence[str]) -> Iterator:
         if file.suffix == ".npz" and len(arrays) == len(inputs) == 1:
             arrays = next(iter(arrays.values()))
         yield arrays
-
-
-class Bar:
-    """A progress bar with an ETA on a terminal, nothing elsewhere; one bar for each total."""
-
-    def __init__(self):
-        self.bar = None
-
-    def __call__(self, done: int, total: int, text: str) -> None:
-        from tqdm import tqdm
-
-        if self.bar is None or (self.bar.total or 0) != total:
-            self.close()
-            self.bar = tqdm(total=total or None, disable=not sys.stderr.isatty(), file=sys.stderr)
-        self.bar.set_description(text)
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
 
 
 # -- the verb ``quantize``
@@ -180,14 +161,6 @@ def _shapes(text: str | None):
         return parse_shape_string(text)
     except (argparse.ArgumentTypeError, TVMCException) as error:
         raise UserError(f"--input-shapes {text!r}: {error}") from None
-
-
-def peak_memory_gib() -> float:
-    """The peak memory of this process, in GiB."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _facts(result, output) -> dict:

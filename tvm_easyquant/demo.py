@@ -51,7 +51,7 @@ def _median_microseconds(executors, rounds=15) -> list[float]:
 def main(out: str = "easyquant_demo") -> int:
     """Run the demo; artefacts go to the folder ``out``. Returns 0."""
     from . import pipeline
-    from .cli import Bar, peak_memory_gib
+    from .progress import Bar, peak_memory_gib
     from .files import replacing
     from .host import tvm
     from .relay_build import Executor, build, host_target

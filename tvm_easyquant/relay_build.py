@@ -48,17 +48,39 @@ def cpu_target(target) -> object:
 def build(module, target=None, *, lower: bool = True, opt_level: int = 3):
     """Compile an integer Relay module; returns TVM's library (``export_library`` works on it).
 
-    Raises TargetError if the target is not a CPU that LLVM knows.
+    Raises TargetError if the target is not a CPU that LLVM knows, or if the stock lowering is asked for
+    where TVM's int8 dense kernel aborts the process (targets with AVX-512 VNNI).
     """
     from tvm import relay
 
+    from topi_ext.relay_op import target_isa
+
     target = cpu_target(target)
+    if not lower and target_isa(target) == "avx512vnni" and "qnn.dense" in _operators(module):
+        raise TargetError(
+            f"TVM's stock int8 dense kernel aborts the process on target '{target}'; leave lower=True, or "
+            "name a -mcpu without AVX-512 VNNI, such as skylake-avx512"
+        )
     with no_tophub(), tvm.transform.PassContext(opt_level=opt_level):
         if lower:
             from topi_ext.lower import LowerInteger
 
             module = LowerInteger(target)(module)
         return relay.build(module, target)
+
+
+def _operators(module) -> set[str]:
+    """Names of the operators that a Relay module calls."""
+    from tvm import relay
+
+    names = set()
+
+    def visit(expr):
+        if isinstance(expr, relay.Call) and isinstance(expr.op, tvm.ir.Op):
+            names.add(expr.op.name)
+
+    relay.analysis.post_order_visit(module["main"], visit)
+    return names
 
 
 class Executor:
