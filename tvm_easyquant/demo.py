@@ -51,9 +51,9 @@ def _median_microseconds(executors, rounds=15) -> list[float]:
 def main(out: str = "easyquant_demo") -> int:
     """Run the demo; artefacts go to the folder ``out``. Returns 0."""
     from . import pipeline
-    from .progress import Bar, peak_memory_gib
     from .files import replacing
     from .host import tvm
+    from .progress import Bar, peak_memory_gib
     from .relay_build import Executor, build, host_target
 
     suffix = ".so" if tvm.contrib.cc.get_cc() else ".tar"  # object files, if nothing can link them
