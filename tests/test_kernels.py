@@ -6,7 +6,7 @@ import pytest
 tvm = pytest.importorskip("tvm")
 from tvm import relay
 
-from topi_ext import isa, manifest, reference, relay_op
+from topi_ext import direct, isa, manifest, reference, relay_op
 from topi_ext.conv2d import Bound, ConvSpec, Refusal, Residual, accumulator_bound, fold_zero_point
 from tvm_easyquant.host import no_tophub
 from tvm_easyquant.relay_build import Executor
@@ -36,7 +36,10 @@ TAILS = {
     "grouped": ConvSpec(1, 8, 8, 16, 24, (3, 3), groups=4, padding=PAD, data_max=127),
     "grouped by 1": ConvSpec(1, 6, 6, 4, 8, (3, 3), groups=4, padding=PAD, data_max=127),
 }  # fmt: skip
+LARGE = "large enough for threads"
+TAILS[LARGE] = ConvSpec(1, 28, 30, 32, 32, (3, 3), padding=PAD, data_max=127)
 WINOGRAD = {
+    LARGE: TAILS[LARGE],
     "whole tiles": ConvSpec(1, 16, 16, 16, 16, (3, 3), padding=PAD, data_max=127, hi=127),
     "partial tiles, batch, odd channels": ConvSpec(
         2, 9, 14, 20, 48, (3, 3), padding=(0, 1, 2, 1), data_max=127, zero_point=64
@@ -48,6 +51,7 @@ WINOGRAD = {
     "one tile": ConvSpec(1, 3, 4, 33, 16, (3, 3), padding=PAD, data_max=63),
 }
 DEPTHWISE = {
+    LARGE: ConvSpec(1, 40, 40, 400, 400, (3, 3), groups=400, padding=PAD, data_max=127),
     "plain": ConvSpec(1, 11, 12, 32, 32, (3, 3), groups=32, padding=PAD, data_max=127, hi=127),
     "stride, tail": ConvSpec(2, 11, 9, 20, 20, (3, 3), (2, 2), (0, 0, 1, 1), groups=20, data_max=127,
                              zero_point=64),
@@ -174,6 +178,11 @@ def planned(data_max, weight_max, row_isa="avx2", **changes):
     spec = ConvSpec(1, 8, 8, 64, 64, (3, 3), padding=PAD, data_max=data_max, **changes)
     weight = np.full(spec.weight_shape, weight_max, np.int8)
     return manifest.plan(spec, weight, np.zeros(64, np.int32), row_isa)
+
+
+def test_the_large_shapes_do_use_threads():
+    assert TAILS[LARGE].macs > direct.PARALLEL_MACS < DEPTHWISE[LARGE].macs
+    assert max(spec.macs for name, spec in TAILS.items() if name != LARGE) < direct.PARALLEL_MACS
 
 
 def test_the_planner_picks_the_fastest_legal_kernel_and_says_why_not_the_others():

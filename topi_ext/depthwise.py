@@ -8,7 +8,7 @@ from __future__ import annotations
 from tvm import te, tir
 
 from .conv2d import ConvSpec
-from .direct import Dot, Writer, padded_map
+from .direct import Dot, Writer, outer_loop, padded_map
 from .epilogue import with_lanes
 
 LANES = 16
@@ -76,7 +76,7 @@ def _emit(spec, accumulator, pixels, ins, out):
         if tail:
             tile(n, y, tir.const(tiles * pixels), tail, block, valid)
 
-    with ib.for_range(0, spec.batch * spec.out_height, "row", kind="parallel") as ny:
+    with ib.for_range(0, spec.batch * spec.out_height, "row", kind=outer_loop(spec)) as ny:
         n, y = ny // spec.out_height, ny % spec.out_height
         if blocks:
             with ib.for_range(0, blocks, "block") as block:

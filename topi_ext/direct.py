@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 from tvm import te, tir
 
 from .conv2d import ConvSpec, blocks_of, runs_of
 from .epilogue import const, finish, lanes_of, with_lanes
+
+PARALLEL_MACS = 5_000_000  # a layer of less takes some 30 us on one core, a thread's wake-up some 5
+PARALLEL_BYTES = 500_000  # the same for copying a map
 
 
 class Dot(NamedTuple):
@@ -81,6 +85,11 @@ def padded_map(spec: ConvSpec, dot: Dot, data):
         return value.astype(dot.data)
 
     return te.compute(shape, element, name="padded", tag="easyquant_padded")
+
+
+def outer_loop(spec: ConvSpec) -> str:
+    """Kind of a kernel's outermost loop: small layers are done before other threads have woken up."""
+    return "parallel" if spec.macs > PARALLEL_MACS else "serial"
 
 
 def flattens(spec: ConvSpec) -> bool:
@@ -194,7 +203,7 @@ class _Body:
                 row(y, group, tir.const(whole), True)
 
         if order == "rows" or spec.groups > 1:
-            with ib.for_range(0, rows, "row", kind="parallel") as y:
+            with ib.for_range(0, rows, "row", kind=outer_loop(spec)) as y:
                 with ib.for_range(0, spec.groups, "group") as group:
                     if whole:
                         with ib.for_range(0, whole, "block") as step:
@@ -202,11 +211,11 @@ class _Body:
                     ragged(y, group)
             return ib.get()
         if whole:
-            with ib.for_range(0, whole, "block", kind="parallel") as step:
+            with ib.for_range(0, whole, "block", kind=outer_loop(spec)) as step:
                 with ib.for_range(0, rows, "row") as y:
                     row(y, tir.const(0), step, False)
         if whole < steps:
-            with ib.for_range(0, rows, "row", kind="parallel") as y:
+            with ib.for_range(0, rows, "row", kind=outer_loop(spec)) as y:
                 ragged(y, tir.const(0))
         return ib.get()
 
@@ -300,7 +309,9 @@ def schedule(cfg, outs):
         if getattr(op, "tag", "") == "easyquant_padded":
             n, y, x, c = s[op].op.axis
             channels = int(op.output(0).shape[3])
-            s[op].parallel(s[op].fuse(n, y))
+            rows = s[op].fuse(n, y)
+            if np.prod([int(d) for d in op.output(0).shape]) > PARALLEL_BYTES:
+                s[op].parallel(rows)
             width = next((v for v in (32, 16, 8, 4) if channels % v == 0), 1)
             if width > 1:
                 _, inner = s[op].split(c, width)

@@ -15,7 +15,7 @@ import numpy as np
 from tvm import te, tir
 
 from .conv2d import ConvSpec
-from .direct import Dot, Writer, padded_map
+from .direct import Dot, Writer, outer_loop, padded_map
 from .epilogue import const, with_lanes
 from .winograd import Transform
 
@@ -223,7 +223,7 @@ class _Body:
         ib, t, spec = self.ib, self.t, self.spec
         positions, channels = t.n * t.n, 2 * pairs_of(spec)
         ib.scope_attr(self.data.data, "pragma_import_llvm", self.wrap.llvm)
-        with ib.for_range(0, -(-total // size), "tile_block", kind="parallel") as tb:
+        with ib.for_range(0, -(-total // size), "tile_block", kind=outer_loop(spec)) as tb:
             v = ib.allocate("int16", positions * size * channels, name="V", scope="global")._buffer
             m = ib.allocate("int32", positions * size * self.block, name="M", scope="global")._buffer
             with ib.for_range(0, size, "tile") as ti:
