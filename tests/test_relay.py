@@ -357,6 +357,23 @@ def test_targets():
     assert cpu_target(None).kind.name == "llvm"
 
 
+def test_another_layout_is_refused_with_the_cure():
+    x = relay.var("x", shape=(1, 6, 6, 3))
+    w = relay.const(np.ones((3, 3, 3, 3), "float32"))
+    y = relay.nn.conv2d(x, w, kernel_size=(3, 3), channels=3, data_layout="NHWC", kernel_layout="HWIO")
+    with pytest.raises(
+        LoadError, match="NHWC, HWIO; convert the module with relay.transform.ConvertLayout"
+    ):
+        from_relay(tvm.IRModule.from_expr(y))
+
+
+def test_an_input_named_like_tvm_s_constants_is_refused():
+    """TVM's graph executor would take the constant p0 and the input p0 for one another."""
+    y = relay.nn.relu(relay.var("p0", shape=(1, 3, 6, 6)))
+    with pytest.raises(LoadError, match="input p0 is named as TVM names constants.*rename it"):
+        from_relay(tvm.IRModule.from_expr(y))
+
+
 def test_dynamic_relay_is_refused():
     x = relay.var("x", shape=(relay.Any(), 3, 6, 6))
     w = relay.const(np.ones((3, 3, 3, 3), "float32"))

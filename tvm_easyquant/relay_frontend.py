@@ -8,6 +8,7 @@ importer leaves in ``call.span``; they are read here, before any Relay pass can 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod
@@ -218,6 +219,10 @@ class _Importer:
         shape = _shape(kind, expr.name_hint)
         if kind.dtype != "float32":
             raise LoadError(f"input {expr.name_hint} is {kind.dtype}; only float32 inputs are supported")
+        if re.fullmatch(r"p\d+", expr.name_hint):
+            raise LoadError(
+                f"input {expr.name_hint} is named as TVM names constants (p0, p1, ..); rename it"
+            )
         self.taken.add(expr.name_hint)
         node = Node(expr.name_hint, "input", (), _nhwc_shape(shape))
         self.nodes[node.name] = node
@@ -325,7 +330,12 @@ class _Importer:
 
     def _op_nn_conv2d(self, call):
         weight, a = self._constant(call.args[1]), call.attrs
-        if weight is None or a.data_layout != "NCHW" or a.kernel_layout != "OIHW":
+        if a.data_layout != "NCHW" or a.kernel_layout != "OIHW":
+            raise LoadError(
+                f"a convolution has layout {a.data_layout}, {a.kernel_layout}; convert the module with "
+                "relay.transform.ConvertLayout({'nn.conv2d': ['NCHW', 'OIHW']}) first"
+            )
+        if weight is None:
             return False
         data = call.args[0]
         top, left, bottom, right = _four(a.padding)
