@@ -221,7 +221,7 @@ class _Importer:
             raise LoadError(f"input {expr.name_hint} is {kind.dtype}; only float32 inputs are supported")
         if re.fullmatch(r"p\d+", expr.name_hint):
             raise LoadError(
-                f"input {expr.name_hint} is named as TVM names constants (p0, p1, ..); rename it"
+                f"input {expr.name_hint} has a name that TVM gives to constants; rename it"
             )
         self.taken.add(expr.name_hint)
         node = Node(expr.name_hint, "input", (), _nhwc_shape(shape))
