@@ -6,6 +6,7 @@ Without TVM the modules that need it skip themselves; what is left is the TVM-fr
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 
 import pytest
@@ -16,10 +17,16 @@ os.environ.setdefault("TVM_NUM_THREADS", "2")
 from topi_ext import isa
 
 RAN: Counter = Counter()
+COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")  # what tvm.contrib.cc links with
 
 
 def required(config) -> list[str]:
     return [name for name in config.getoption("--require-isa").split(",") if name]
+
+
+def can_link() -> bool:
+    """Whether TVM finds a compiler to link a shared library with."""
+    return any(map(os.environ.get, ("CXX", "CC"))) or any(map(shutil.which, COMPILERS))
 
 
 def pytest_addoption(parser):
@@ -41,6 +48,8 @@ def pytest_collection_modifyitems(config, items):
         if name not in isa.ISAS:
             raise pytest.UsageError(f"--require-isa={name}: there are {', '.join(isa.ISAS)}")
     for item in items:
+        if item.get_closest_marker("linker") and not can_link():
+            item.add_marker(pytest.mark.skip(reason="no C++ compiler here to link a library with"))
         for mark in item.iter_markers("isa"):
             name = mark.args[0]
             item.user_properties.append(("isa", name))

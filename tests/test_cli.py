@@ -42,6 +42,7 @@ def work(tmp_path_factory):
     return folder
 
 
+@pytest.mark.linker
 def test_quantize_compile_run_give_the_integers_of_the_reference(work):
     compiled = tvmc(
         "compile", "net.onnx", "-o", "net.tar", "--target", "easyquant -table=table.json, llvm", cwd=work
@@ -56,6 +57,7 @@ def test_quantize_compile_run_give_the_integers_of_the_reference(work):
     np.testing.assert_array_equal(np.load(work / "output.npz")["output_0"], expected)
 
 
+@pytest.mark.linker
 @pytest.mark.isa("avx2")
 def test_the_target_s_mcpu_reaches_our_kernels(work):
     for target in (["easyquant -table=table.json, llvm -mcpu=core-avx2"],

@@ -19,7 +19,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
 
 
-@pytest.mark.parametrize("code", [code for kind, code in BLOCKS if kind == "python"])
+def snippet(code):
+    return pytest.param(code, marks=[pytest.mark.linker] if "export_library" in code else [])
+
+
+@pytest.mark.parametrize("code", [snippet(code) for kind, code in BLOCKS if kind == "python"])
 def test_python_snippets_run(tmp_path, code):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
@@ -28,6 +32,7 @@ def test_python_snippets_run(tmp_path, code):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.linker
 def test_the_shell_snippets_are_real_commands(tmp_path):
     """make's are targets of the Makefile; tvmc-easyquant's run."""
     makefile = (ROOT / "Makefile").read_text()
