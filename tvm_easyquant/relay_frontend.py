@@ -220,9 +220,7 @@ class _Importer:
         if kind.dtype != "float32":
             raise LoadError(f"input {expr.name_hint} is {kind.dtype}; only float32 inputs are supported")
         if re.fullmatch(r"p\d+", expr.name_hint):
-            raise LoadError(
-                f"input {expr.name_hint} has a name that TVM gives to constants; rename it"
-            )
+            raise LoadError(f"input {expr.name_hint} has a name that TVM gives to constants; rename it")
         self.taken.add(expr.name_hint)
         node = Node(expr.name_hint, "input", (), _nhwc_shape(shape))
         self.nodes[node.name] = node
