@@ -63,7 +63,10 @@ class Quantized:
 
 
 def as_graph(model, params=None, **load_options) -> Graph:
-    """A `Graph` from a Graph, an ONNX path or ModelProto, or a Relay module (with params)."""
+    """A `Graph` from a Graph, an ONNX path or ModelProto, or a Relay module (with params).
+
+    load_options: of `relay_frontend.load_onnx`; they say nothing to a Relay module, whose shapes are set.
+    """
     if isinstance(model, Graph):
         return model
     from .host import tvm
@@ -104,7 +107,7 @@ def quantize(
         now = time.perf_counter()
         seconds[step], clock = now - clock, now
 
-    graph = as_graph(model, params, **({} if params else dict(input_shapes=input_shapes, batch=batch)))
+    graph = as_graph(model, params, input_shapes=input_shapes, batch=batch)
     plan_ = plan(graph, config.skip)
     lap("load")
     calibrated = _calibrate.calibrate(graph, plan_, calibration, config, progress=progress)

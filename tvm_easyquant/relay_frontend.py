@@ -310,10 +310,10 @@ class _Importer:
         shape = _nhwc_shape(_shape(data.checked_type, "batch_norm"))
         attrs = dict(strides=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=shape[3])
         weight = scale.reshape(1, 1, 1, -1).astype(np.float32)
-        inputs = [self.tensor[data]]
-        return self._add(call, "conv2d", inputs, shape, attrs, weight, shift.astype(np.float32)) or (
-            self.tensor.__setitem__(expr, self.tensor[call])
-        )
+        bias = shift.astype(np.float32)
+        self._add(call, "conv2d", [self.tensor[data]], shape, attrs, weight, bias)
+        self.tensor[expr] = self.tensor[call]
+        return None
 
     def _call(self, call):
         if not isinstance(call.op, tvm.ir.Op):

@@ -78,7 +78,7 @@ def _why_float(node: Node, graph: Graph, integer: set[str], skip: set[str]) -> s
     if node.name in skip:
         return "kept float by skip"
     if node.op == "float":
-        return f"{node.attrs['handle'].op if hasattr(node.attrs['handle'], 'op') else 'op'} is not covered"
+        return f"{getattr(node.attrs['handle'], 'op', 'this operator')} is not covered"
     if node.op in COMPUTE or node.op == "input":
         return None
     if node.op == "avg_pool2d" and any(node.attrs["padding"]):
