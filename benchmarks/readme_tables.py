@@ -23,7 +23,15 @@ def cpu(machine):
 
 
 def main():
-    layers, accuracy = stored("layers_avx2.json"), stored("accuracy.json")
+    layers, accuracy, networks = map(stored, ("layers_avx2.json", "accuracy.json", "networks.json"))
+    peers = {"ort_int8": "ONNX Runtime int8", "ort_fp32": "ONNX Runtime fp32", "tvm_fp32": "TVM fp32"}
+    whole = table(
+        ["network", "our INT7, ms", *(f"{peer} / ours" for peer in peers.values())],
+        [
+            [r["net"], f"{r['ours_int7_ms']:.2f}", *(f"{r[f'{key}_over_ours']:.2f}" for key in peers)]
+            for r in networks["rows"]
+        ],
+    )
     kernels = table(
         ["ResNet-50 layer", "our kernel", "GMAC/s", "TVM int8 / ours", "TVM fp32 / ours"],
         [
@@ -50,13 +58,20 @@ ours equals the norm on full-range 7-bit weights.
 
 {kernels}
 
+Whole networks: the time of each runtime divided by ours; batch 1, one pinned thread, the CPU's own
+instructions for everybody (here {", ".join(networks["machine"]["flags"])}), ONNX Runtime
+{networks["machine"]["onnxruntime"]} with static QDQ, u8s8.
+
+{whole}
+
 Accuracy of the compiled integer networks: top-1 in percent, 50 calibration images, test images gained and
 lost against fp32 (10,000 CIFAR-10 images, 1,300 of ImageNet's validation set).
 
 {nets}
 
-Made by `python layers.py --isa avx2 --json results/layers_avx2.json` and
-`python accuracy.py --data DIR --json results/accuracy.json` in `benchmarks/`; the machine, the versions
+Made by `python layers.py --isa avx2 --json results/layers_avx2.json`,
+`python accuracy.py --data DIR --methods easyquant easyquant_mse --json results/accuracy.json` and
+`python networks.py --data DIR --json results/networks.json` in `benchmarks/`; the machine, the versions
 and every setting are in those files.
 
 <!-- /measured -->"""

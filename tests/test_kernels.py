@@ -192,13 +192,21 @@ def test_the_planner_picks_the_fastest_legal_kernel_and_says_why_not_the_others(
         (255, 63, "avx2"): "direct_avx2_d1",
         (255, 127, "avx2"): "wide_avx2",
         (127, 63, "avx512bw"): "winograd_f43_avx512bw",
-        (255, 127, "avx512vnni"): "direct_avx512vnni",
+        (255, 127, "avx512vnni"): "winograd_f43_avx512bw",
         (63, 63, "generic"): "direct_generic",
     }
     assert {key: planned(*key).kernel.name for key in table} == table
     refused = dict(planned(255, 127).refused)
     assert set(refused) >= {"direct_avx2_d4", "direct_avx2_d2", "direct_avx2_d1"}
     assert "64770" in refused["direct_avx2_d1"]  # 255 * (127 + 127), beyond int16
+
+
+def test_without_winograd_vnni_takes_any_operands():
+    spec = ConvSpec(1, 8, 8, 64, 64, (1, 1), data_max=255)
+    weight = np.full(spec.weight_shape, 127, np.int8)
+    assert (
+        manifest.plan(spec, weight, np.zeros(64, np.int32), "avx512vnni").kernel.name == "direct_avx512vnni"
+    )
 
 
 def test_winograd_is_taken_where_it_pays_and_is_proven():

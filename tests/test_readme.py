@@ -85,3 +85,10 @@ def test_the_accuracy_table_is_the_stored_result():
             [row["method"], f"INT{row['bits']}", f"{row['fp32_top1']:.2f}", f"{row['top1']:.2f}",
              f"+{row['gained']} / -{row['lost']}"]
         ]  # fmt: skip
+
+
+def test_the_network_table_is_the_stored_result():
+    for row in rows("networks.json"):
+        cells = [f"{row['ours_int7_ms']:.2f}"]
+        cells += [f"{row[f'{key}_over_ours']:.2f}" for key in ("ort_int8", "ort_fp32", "tvm_fp32")]
+        assert cells in table_rows(row["net"])

@@ -129,8 +129,8 @@ def _winograd(m: int, isa_name: str, bits: int, tiles: int) -> Kernel:
 KERNELS = (
     _depthwise("depthwise_int16", "int16"),
     _depthwise("depthwise_int32", "int32"),
-    _direct("direct_avx512vnni", "avx512vnni", x86.vnni_dot(512)),
     _winograd(4, "avx512bw", 512, 4),
+    _direct("direct_avx512vnni", "avx512vnni", x86.vnni_dot(512)),
     _direct("direct_avx512bw_d4", "avx512bw", x86.int16_dot(512, 4), _lanes(4)),
     _direct("direct_avx512bw_d2", "avx512bw", x86.int16_dot(512, 2), _lanes(2)),
     _direct("direct_avx512bw_d1", "avx512bw", x86.int16_dot(512, 1), _lanes(1)),
