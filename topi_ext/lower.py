@@ -53,6 +53,7 @@ class LowerInteger:
         module = relay.transform.InferType()(mod)
         self.layers = []
         lowering = _Lowering(module["main"], relay_op.target_isa(self.target), self.layers)
+        self.layers.reverse()  # patterns are matched from the outputs back
         module = tvm.IRModule(module.functions, module.type_definitions)
         module["main"] = lowering.function
         return relay.transform.InferType()(module)
