@@ -4,13 +4,20 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint format wheel clean
+RELAX = $(VENV)-relax
+RELAX_READY = $(RELAX)/.ready
+
+.PHONY: demo test test-kernels-relax lint format wheel clean
 
 demo: $(READY)
 	$(BIN)/tvmc-easyquant demo
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# every kernel of the manifest, built and run by today's apache-tvm: the same text, the same integers
+test-kernels-relax: $(RELAX_READY)
+	$(RELAX)/bin/python -m pytest tests/test_kernels.py $(PYTEST_FLAGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -24,9 +31,14 @@ wheel: $(READY)
 	$(BIN)/python -m build --wheel --outdir dist
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info easyquant_demo
+	rm -rf $(VENV) $(RELAX) build dist *.egg-info easyquant_demo
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e ".[relay,tune,dev]"
+	touch $@
+
+$(RELAX_READY): pyproject.toml
+	$(PYTHON) -m venv $(RELAX)
+	$(RELAX)/bin/python -m pip install --quiet -e ".[relax,test]"
 	touch $@

@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 
 tvm = pytest.importorskip("tvm")
-from tvm import relay
+from kernel_host import run
 
-from topi_ext import direct, isa, manifest, reference, relay_op
-from topi_ext.conv2d import Bound, ConvSpec, Refusal, Residual, accumulator_bound, fold_zero_point
-from tvm_easyquant.host import no_tophub
-from tvm_easyquant.relay_build import Executor
+from topi_ext import direct, manifest, reference
+from topi_ext.conv2d import Bound, ConvSpec, Refusal, Residual, accumulator_bound
 
-relay_op.register()
 RESIDUAL = Residual(0.013, 64, 1, 127, 0.0217, 3, True, 0.0301)
 PAD = (1, 1, 1, 1)
 
@@ -77,23 +74,6 @@ def expected(spec, data, weight, bias, factor, residual):
     other = (residual, r.scale, r.zero_point)
     a, b = (own, other) if r.own_first else (other, own)
     return reference.add(a[0], b[0], *a[1:], *b[1:], r.out_scale, spec.out_zero_point, spec.lo, spec.hi)
-
-
-def run(row, spec, data, weight, bias, factor, residual=None, mcpu=None):
-    """The kernel's output through relay.build and the graph executor."""
-    x = relay.var("x", shape=data.shape, dtype="uint8")
-    arguments, feed = [x], {"x": data}
-    if residual is not None:
-        arguments.append(relay.var("r", shape=residual.shape, dtype="uint8"))
-        feed["r"] = residual
-    folded = fold_zero_point(bias, weight, spec.zero_point)
-    constants = [relay.const(c) for c in row.pack(spec, weight, folded, factor)]
-    call = relay_op.conv2d(x, spec, row, constants, *arguments[1:])
-    module = tvm.IRModule.from_expr(relay.Function(arguments, call))
-    mcpu = isa.ISAS[row.isa].mcpu if mcpu is None else mcpu
-    with no_tophub(), tvm.transform.PassContext(opt_level=3):
-        library = relay.build(module, f"llvm -mcpu={mcpu}" if mcpu else "llvm")
-    return Executor(library)(feed)[0], library
 
 
 def operands(spec, weight_max, seed=0):
@@ -233,9 +213,8 @@ def test_winograd_wraps_and_is_still_exact():
     one_more = ConvSpec(1, 8, 8, 480, 16, (3, 3), padding=PAD, data_max=127, epilogue="dequantize")
     assert isinstance(row.proves(one_more, np.full(one_more.weight_shape, 63, np.int8)), Refusal)
     bias, factor = np.zeros(16, np.int32), np.ones(16, np.float32)
-    out, library = run(row, spec, data, weight, bias, factor)
+    out, assembly = run(row, spec, data, weight, bias, factor)
     np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factor, None))
-    assembly = library.get_lib().get_source("asm")
     assert "vpmulld" in assembly and "easyquant_mul" not in assembly  # inlined, nothing called
 
 
@@ -260,8 +239,7 @@ def test_the_inner_loop_is_what_the_design_says():
     """Depth 4: four vpmaddubsw for each vpmaddwd, accumulators in registers, nothing called."""
     spec = ConvSpec(1, 14, 14, 64, 64, (3, 3), padding=PAD, data_max=63)
     data, weight, bias, factor, _ = operands(spec, 63)
-    _, library = run(manifest.kernel("direct_avx2_d4"), spec, data, weight, bias, factor)
-    assembly = library.get_lib().get_source("asm")
+    _, assembly = run(manifest.kernel("direct_avx2_d4"), spec, data, weight, bias, factor)
     multiplies, widenings = assembly.count("vpmaddubsw"), assembly.count("vpmaddwd")
     assert multiplies == 4 * widenings > 0
     loop = max(assembly.split("\n.LBB"), key=lambda block: block.count("vpmaddubsw"))

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-from tvm import te, tir
-
 from .conv2d import ConvSpec
 from .direct import Dot, Writer, outer_loop, padded_map
-from .epilogue import with_lanes
+from .emit import Builder, extern, tir, with_lanes
 
 LANES = 16
 
@@ -25,17 +23,15 @@ def compute(cfg, spec: ConvSpec, accumulator: str, data, weight, bias, multiplie
     source = padded_map(spec, Dot(LANES, LANES, "uint8", "", 1, None, None, 0), data)
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
-    def body(ins, outs):
-        return _emit(spec, accumulator, cfg["tile"].val, ins, outs[0])
+    def body(ins, out):
+        return _emit(spec, accumulator, cfg["tile"].val, ins, out)
 
-    return te.extern(
-        [spec.out_shape], inputs, body, dtype=spec.out_dtype, name="conv2d", tag="easyquant_conv2d"
-    )
+    return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
 
 
 def _emit(spec, accumulator, pixels, ins, out):
     data, weight, bias, multiplier = ins[:4]
-    ib = tir.ir_builder.create()
+    ib = Builder()
     write = Writer(ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None)
     wide = with_lanes(accumulator, LANES)
     r, s = spec.kernel
@@ -43,7 +39,7 @@ def _emit(spec, accumulator, pixels, ins, out):
     blocks, ragged = divmod(spec.out_channels, LANES)
 
     def tile(n, y, x, count, block, valid):
-        acc = ib.allocate(accumulator, count * LANES, name="acc", scope="local")._buffer
+        acc = ib.allocate(accumulator, count * LANES, name="acc", scope="local")
         channel = block * LANES
         for p in range(count):
             total = None

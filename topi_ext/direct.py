@@ -9,13 +9,14 @@ multiplied with ``lanes`` output channels at once. Tails are smaller tiles of th
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
-from tvm import te, tir
 
 from .conv2d import ConvSpec, blocks_of, runs_of
-from .epilogue import const, finish, lanes_of, with_lanes
+from .emit import Builder, const, dtype_of, extern, lanes_of, tir, with_lanes
+from .epilogue import finish
 
 PARALLEL_MACS = 5_000_000  # a layer of less takes some 30 us on one core, a thread's wake-up some 5
 PARALLEL_BYTES = 500_000  # the same for copying a map
@@ -49,7 +50,7 @@ def plain_dot(lanes: int) -> Dot:
 
     def combine(acc, xs, ws):
         for x, w in zip(xs, ws, strict=True):
-            acc = acc + x * w.astype(acc.dtype)
+            acc = acc + x * w.astype(dtype_of(acc))
         return acc
 
     def broadcast(x):
@@ -70,21 +71,68 @@ def padded_map(spec: ConvSpec, dot: Dot, data):
     top, left, bottom, right = spec.padding
     channels = -(-spec.in_channels // dot.group) * dot.group
     shape = (spec.batch, spec.height + top + bottom, spec.width + left + right, channels)
+    return extern(shape, [data], lambda ins, out: _copy(spec, ins[0], out, shape, dot.data), dot.data,
+                  "padded", "easyquant_padded")  # fmt: skip
 
-    def element(n, y, x, c):
-        inside = []
-        if top or bottom:
-            inside += [y >= top, y < top + spec.height]
-        if left or right:
-            inside += [x >= left, x < left + spec.width]
-        if channels != spec.in_channels:
-            inside.append(c < spec.in_channels)
-        value = data[n, y - top, x - left, c]
-        if inside:
-            value = tir.if_then_else(tir.all(*inside), value, const(spec.zero_point, "uint8"))
-        return value.astype(dot.data)
 
-    return te.compute(shape, element, name="padded", tag="easyquant_padded")
+def _copy(spec: ConvSpec, data, out, shape, dtype):
+    """The rows of the padded map: what is inside is copied, what is not becomes the zero point."""
+    ib = Builder()
+    (_, rows, width, channels), (top, left, _, _) = shape, spec.padding
+
+    def fill(n, y, x, first, count):
+        """``count`` elements of a row from channel ``first`` of pixel ``x``: the zero point."""
+        for at, lanes in _pieces(ib, count):
+            value = const(spec.zero_point, with_lanes(dtype, lanes))
+            ib.emit(out.vstore(_at(n, y, x, first + at, channels), value))
+
+    def copy(n, y, x, from_x, count):
+        """``count`` elements from pixel ``from_x`` of the data's row to pixel ``x``."""
+        for at, lanes in _pieces(ib, count):
+            source = _at(n, y - top, from_x, at, spec.in_channels)
+            value = data.vload(source, with_lanes("uint8", lanes)).astype(with_lanes(dtype, lanes))
+            ib.emit(out.vstore(_at(n, y, x, at, channels), value))
+
+    parallel = np.prod(shape) > PARALLEL_BYTES
+    with ib.for_range(0, shape[0] * rows, "row", kind="parallel" if parallel else "serial") as row:
+        n, y = row // rows, row % rows
+        if rows != spec.height:
+            with ib.if_scope(tir.any(y < top, y >= top + spec.height)):
+                fill(n, y, 0, 0, width * channels)
+        inside = ib.if_scope(tir.all(y >= top, y < top + spec.height))
+        with inside if rows != spec.height else nullcontext():
+            if left:
+                fill(n, y, 0, 0, left * channels)
+            if channels == spec.in_channels:
+                copy(n, y, left, 0, spec.width * channels)
+            else:
+                with ib.for_range(0, spec.width, "x") as x:
+                    copy(n, y, x + left, x, spec.in_channels)
+                    fill(n, y, x + left, spec.in_channels, channels - spec.in_channels)
+            if width > left + spec.width:
+                right = width - left - spec.width
+                fill(n, y, left + spec.width, 0, right * channels)
+    return ib.get()
+
+
+def _at(n, y, x, element, channels):
+    """Indices of the ``element``-th value of a row from pixel ``x`` on."""
+    if isinstance(element, int) and element < channels:
+        return [n, y, x, element]
+    return [n, y, x + element // channels, element % channels]
+
+
+def _pieces(ib, count):
+    """(offset, lanes) of vectors that cover ``count`` contiguous elements; loops where there are many."""
+    done = 0
+    for lanes in (32, 16, 8, 4, 2, 1):
+        repeat, _ = divmod(count - done, lanes)
+        if repeat > 1:
+            with ib.for_range(0, repeat, "piece") as piece:
+                yield done + piece * lanes, lanes
+        elif repeat:
+            yield done, lanes
+        done += repeat * lanes
 
 
 def outer_loop(spec: ConvSpec) -> str:
@@ -133,13 +181,11 @@ def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, resid
     source = padded_map(spec, dot, data)
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
-    def body(ins, outs):
-        emitter = _Body(spec, dot, ins, outs[0])
+    def body(ins, out):
+        emitter = _Body(spec, dot, ins, out)
         return emitter.loops(rows, width, blocks, vectors, cfg["tile"].val, cfg["order"].val)
 
-    return te.extern(
-        [spec.out_shape], inputs, body, dtype=spec.out_dtype, name="conv2d", tag="easyquant_conv2d"
-    )
+    return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
 
 
 class Writer:
@@ -152,7 +198,7 @@ class Writer:
     def __call__(self, acc, index, k, padded_k, valid=None):
         """acc: int32 lanes with bias; index(channel) -> output indices; k: first output channel;
         padded_k: its place in the padded bias and multiplier vectors."""
-        lanes = lanes_of(acc.dtype)[1]
+        lanes = lanes_of(dtype_of(acc))[1]
         ib, spec = self.ib, self.spec
         if valid is None or valid == lanes:
             scale = self.multiplier.vload([padded_k], with_lanes("float32", lanes))
@@ -162,7 +208,7 @@ class Writer:
             ib.emit(self.out.vstore(index(k), finish(spec, acc, scale, residual)))
             return
         # Ragged: keep the accumulators, finish the valid ones one by one.
-        spill = ib.allocate("int32", lanes, name="spill", scope="local")._buffer
+        spill = ib.allocate("int32", lanes, name="spill", scope="local")
         ib.emit(spill.vstore([0], acc))
         with ib.for_range(0, valid, "channel") as j:
             residual = None if self.residual is None else self.residual.vload(index(k + j))
@@ -176,7 +222,7 @@ class _Body:
     def __init__(self, spec, dot, ins, out):
         self.spec, self.dot, self.flat = spec, dot, flattens(spec)
         self.data, self.weight, self.bias, multiplier = ins[:4]
-        self.ib = tir.ir_builder.create()
+        self.ib = Builder()
         self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None)
         self.vector = with_lanes("int32", dot.lanes)
 
@@ -232,7 +278,7 @@ class _Body:
     def tile(self, y, x, pixels, group, block, vectors, blocks, valid):
         ib, dot, spec = self.ib, self.dot, self.spec
         lanes, depth = dot.lanes, dot.depth
-        acc = ib.allocate("int32", pixels * vectors * lanes, name="acc", scope="local")._buffer
+        acc = ib.allocate("int32", pixels * vectors * lanes, name="acc", scope="local")
 
         def slot(p, v):
             return [(p * vectors + v) * lanes]
@@ -294,31 +340,3 @@ class _Body:
                     place(v) * lanes,
                     valid if v == vectors - 1 else None,
                 )
-
-
-def schedule(cfg, outs):
-    """Schedule of `compute`: the padded copy is parallel and vectorised, the rest is already TIR."""
-    outs = [outs] if isinstance(outs, te.Tensor) else list(outs)
-    s = te.create_schedule([t.op for t in outs])
-    seen = set()
-
-    def walk(op):
-        if op in seen:
-            return
-        seen.add(op)
-        if getattr(op, "tag", "") == "easyquant_padded":
-            n, y, x, c = s[op].op.axis
-            channels = int(op.output(0).shape[3])
-            rows = s[op].fuse(n, y)
-            if np.prod([int(d) for d in op.output(0).shape]) > PARALLEL_BYTES:
-                s[op].parallel(rows)
-            width = next((v for v in (32, 16, 8, 4) if channels % v == 0), 1)
-            if width > 1:
-                _, inner = s[op].split(c, width)
-                s[op].vectorize(inner)
-        for tensor in op.input_tensors:
-            walk(tensor.op)
-
-    for tensor in outs:
-        walk(tensor.op)
-    return s

@@ -12,66 +12,47 @@ Every operation is one IEEE float32 operation of the norm (`reference`). Three t
 from __future__ import annotations
 
 import numpy as np
-from tvm import tir
 
 from .conv2d import ConvSpec
+from .emit import const, dtype_of, lanes_of, pure, tir, with_lanes
 
 MAGIC = 12582912.0  # 1.5 * 2**23
 MAGIC_BITS = 0x4B400000
 
 
-def lanes_of(dtype: str) -> tuple[str, int]:
-    """("int32", 8) of "int32x8"; ("int32", 1) of "int32"."""
-    base, _, lanes = str(dtype).partition("x")
-    return base, int(lanes or 1)
-
-
-def with_lanes(base: str, lanes: int) -> str:
-    return base if lanes == 1 else f"{base}x{lanes}"
-
-
-def const(value, dtype):
-    return tir.const(value, dtype)
-
-
-def pure(dtype, name, *args):
-    """An LLVM intrinsic call; TVM 0.19 wants the number of arguments first."""
-    return tir.call_llvm_pure_intrin(dtype, name, tir.const(len(args), "uint32"), *args)
-
-
 def fence(x):
     """``x``, hidden from floating-point contraction."""
-    return pure(x.dtype, "llvm.arithmetic.fence", x)
+    return pure(dtype_of(x), "llvm.arithmetic.fence", x)
 
 
 def divide(x, divisor: float):
     """``x / divisor``, a true division: TVM would turn a literal divisor into a multiplication by its
     reciprocal, which rounds differently, so the divisor is given as its bits."""
-    base_lanes = lanes_of(x.dtype)[1]
+    base_lanes = lanes_of(dtype_of(x))[1]
     bits = int(np.float32(divisor).view(np.int32))
-    return x / tir.reinterpret(x.dtype, const(bits, with_lanes("int32", base_lanes)))
+    return x / tir.reinterpret(dtype_of(x), const(bits, with_lanes("int32", base_lanes)))
 
 
 def round_to_step(x, zero_point, lo, hi):
     """float32 lanes -> int32 lanes: ``clip(rint(x), lo - zero_point, hi - zero_point)``."""
-    lanes = lanes_of(x.dtype)[1]
+    lanes = lanes_of(dtype_of(x))[1]
     clipped = tir.max(
-        tir.min(x, const(float(hi - zero_point), x.dtype)), const(float(lo - zero_point), x.dtype)
+        tir.min(x, const(float(hi - zero_point), dtype_of(x))), const(float(lo - zero_point), dtype_of(x))
     )
-    bits = tir.reinterpret(with_lanes("int32", lanes), clipped + const(MAGIC, x.dtype))
-    return bits - const(MAGIC_BITS, bits.dtype)
+    bits = tir.reinterpret(with_lanes("int32", lanes), clipped + const(MAGIC, dtype_of(x)))
+    return bits - const(MAGIC_BITS, dtype_of(bits))
 
 
 def store_byte(steps, zero_point):
     """int32 steps -> uint8 stored value."""
-    lanes = lanes_of(steps.dtype)[1]
-    shifted = steps + const(zero_point, steps.dtype) if zero_point else steps
+    lanes = lanes_of(dtype_of(steps))[1]
+    shifted = steps + const(zero_point, dtype_of(steps)) if zero_point else steps
     return shifted.astype(with_lanes("uint8", lanes))
 
 
 def real(steps, scale):
     """int32 steps -> float32 ``float32(steps) * scale``, fenced so that an add cannot absorb it."""
-    dtype = with_lanes("float32", lanes_of(steps.dtype)[1])
+    dtype = with_lanes("float32", lanes_of(dtype_of(steps))[1])
     return fence(steps.astype(dtype) * const(scale, dtype))
 
 
@@ -86,7 +67,7 @@ def finish(spec: ConvSpec, acc, multiplier, residual=None):
 
     multiplier: float32 lanes; residual: uint8 lanes for the add epilogue.
     """
-    scaled = acc.astype(multiplier.dtype) * multiplier
+    scaled = acc.astype(dtype_of(multiplier)) * multiplier
     if spec.epilogue == "dequantize":
         return scaled
     if spec.epilogue == "requantize":
@@ -94,7 +75,7 @@ def finish(spec: ConvSpec, acc, multiplier, residual=None):
         return store_byte(steps, spec.out_zero_point)
     r = spec.residual
     own = real(round_to_step(scaled, r.own_zero_point, r.own_lo, r.own_hi), r.own_scale)
-    other = residual.astype(acc.dtype) - const(r.zero_point, acc.dtype)
+    other = residual.astype(dtype_of(acc)) - const(r.zero_point, dtype_of(acc))
     other = real(other, r.scale)
     pair = (own, other) if r.own_first else (other, own)
     return add_stored(*pair, r.out_scale, spec.out_zero_point, spec.lo, spec.hi)

@@ -30,7 +30,7 @@ class Kernel(NamedTuple):
 
     proves(spec, weight) -> Bound | Refusal: whether it is legal for these weights (bias aside).
     pack(spec, weight, bias, multiplier) -> the constant arrays it takes.
-    compute(cfg, spec, data, *constants[, residual]) -> te.Tensor. schedule(cfg, outs) -> te.Schedule.
+    compute(cfg, spec, data, *constants[, residual]) -> te.Tensor, its loops already made.
     pays(spec) -> None, or a Refusal where the kernel is legal but another one is faster.
     """
 
@@ -39,7 +39,6 @@ class Kernel(NamedTuple):
     proves: Callable
     pack: Callable
     compute: Callable
-    schedule: Callable = direct.schedule
     pays: Callable = lambda spec: None
 
 

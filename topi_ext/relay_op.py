@@ -58,7 +58,7 @@ def _declare(row):
 
     @autotvm.register_topi_schedule(_template_name(row))
     def schedule(cfg, outs):
-        return row.schedule(cfg, outs)
+        return te.create_schedule([t.op for t in ([outs] if isinstance(outs, te.Tensor) else outs)])
 
     return compute, schedule
 

@@ -12,11 +12,10 @@ from dataclasses import replace
 from math import ceil
 
 import numpy as np
-from tvm import te, tir
 
 from .conv2d import ConvSpec
 from .direct import Dot, Writer, outer_loop, padded_map
-from .epilogue import const, with_lanes
+from .emit import Builder, const, dtype_of, extern, tir, with_lanes
 from .winograd import Transform
 
 CHANNELS = 16  # input channels transformed at once
@@ -65,7 +64,7 @@ class Plain:
 
     @staticmethod
     def scale(factor, a):
-        return a if factor == 1 else a * const(factor, a.dtype)
+        return a if factor == 1 else a * const(factor, dtype_of(a))
 
 
 def _weighted(coefficients, values, ops, keep):
@@ -183,13 +182,11 @@ def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, data, weig
     )
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
-    def body(ins, outs):
-        emitter = _Body(spec, t, bits, word_pairs, ins, outs[0])
+    def body(ins, out):
+        emitter = _Body(spec, t, bits, word_pairs, ins, out)
         return emitter.loops(total, cfg["tiles"].val, rows, cfg["unroll"].val)
 
-    return te.extern(
-        [spec.out_shape], inputs, body, dtype=spec.out_dtype, name="conv2d", tag="easyquant_conv2d"
-    )
+    return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
 
 
 class _Body:
@@ -201,7 +198,7 @@ class _Body:
         self.block = block_of(spec, bits)
         self.vectors = self.block // self.lanes
         self.data, self.weight, self.bias, multiplier = ins[:4]
-        self.ib = tir.ir_builder.create()
+        self.ib = Builder()
         self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None)
         self.wrap = Wrapping(self.lanes)
         self.vector = self.wrap.type
@@ -209,7 +206,7 @@ class _Body:
     def keeper(self, dtype, lanes):
         """keep(expression): its value in a slot of its own (TVM's vector lets do not compile)."""
         slots = 512
-        pool = self.ib.allocate(dtype, slots * lanes, name="kept", scope="local")._buffer
+        pool = self.ib.allocate(dtype, slots * lanes, name="kept", scope="local")
         used = iter(range(slots))
 
         def keep(value):
@@ -224,8 +221,8 @@ class _Body:
         positions, channels = t.n * t.n, 2 * pairs_of(spec)
         ib.scope_attr(self.data.data, "pragma_import_llvm", self.wrap.llvm)
         with ib.for_range(0, -(-total // size), "tile_block", kind=outer_loop(spec)) as tb:
-            v = ib.allocate("int16", positions * size * channels, name="V", scope="global")._buffer
-            m = ib.allocate("int32", positions * size * self.block, name="M", scope="global")._buffer
+            v = ib.allocate("int16", positions * size * channels, name="V", scope="global")
+            m = ib.allocate("int32", positions * size * self.block, name="M", scope="global")
             with ib.for_range(0, size, "tile") as ti:
                 with ib.for_range(0, channels // CHANNELS, "c") as c:
                     self.transform_data(tb * size + ti, ti, c * CHANNELS, total, size, channels, v)
@@ -263,7 +260,7 @@ class _Body:
 
     def multiply(self, block, position, first, rows, size, channels, unroll, v, m):
         ib, lanes = self.ib, self.lanes
-        acc = ib.allocate("int32", rows * self.block, name="acc", scope="local")._buffer
+        acc = ib.allocate("int32", rows * self.block, name="acc", scope="local")
 
         def slot(r, vector):
             return [(r * self.vectors + vector) * lanes]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from tvm import tir
-
 from .direct import Dot, broadcast_word
-from .epilogue import const, pure
+from .emit import const, pure, tir
 
 #: vector bits -> (byte-pair multiply, word-pair multiply)
 MULTIPLY = {

@@ -1,0 +1,168 @@
+"""Writes kernels as TIR on either host: TVM 0.19 (``tvm.tir``) or apache-tvm 0.27 (``tvm.tirx``).
+
+Everything in `topi_ext` that makes TIR takes ``tir`` and `Builder` from here and is the same text on both.
+What differs between the hosts is in this file and nowhere else: the module's name, how an allocation is
+spelled, and whether an LLVM intrinsic's argument count is passed.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import tvm
+from tvm import te
+
+try:
+    from tvm import tir
+except ImportError:  # apache-tvm 0.24 and later
+    from tvm import tirx as tir
+
+HAS_ALLOCATE = hasattr(tir, "Allocate")  # else an allocation is a statement without a body
+
+KINDS = {"serial": tir.ForKind.SERIAL, "parallel": tir.ForKind.PARALLEL}
+
+
+def lanes_of(dtype) -> tuple[str, int]:
+    """("int32", 8) of "int32x8"; ("int32", 1) of "int32"."""
+    base, _, lanes = str(dtype).partition("x")
+    return base, int(lanes or 1)
+
+
+def with_lanes(base: str, lanes: int) -> str:
+    return base if lanes == 1 else f"{base}x{lanes}"
+
+
+def dtype_of(x) -> str:
+    """The element type of an expression, with its lanes."""
+    return str(x.dtype if hasattr(x, "dtype") else x.ty.dtype)
+
+
+def const(value, dtype):
+    """A literal; for a vector type the same in every lane."""
+    base, lanes = lanes_of(dtype)
+    scalar = tir.const(value, base)
+    return scalar if lanes == 1 else tir.Broadcast(scalar, lanes)
+
+
+def pure(dtype, name, *args):
+    """A call of a pure LLVM intrinsic."""
+    count = [tir.const(len(args), "uint32")] if HAS_ALLOCATE else []  # 0.19 wants their number first
+    return tir.call_llvm_pure_intrin(dtype, name, *count, *args)
+
+
+def extern(out_shape, inputs, body, dtype, name, tag):
+    """A TE tensor made by statements: body(input buffers, output buffer) -> stmt."""
+    return te.extern(
+        [tuple(out_shape)],
+        inputs,
+        lambda ins, outs: body(ins, outs[0]),
+        dtype=dtype,
+        name=name,
+        tag=tag,
+    )
+
+
+class Builder:
+    """Collects statements in the order they are emitted; loops and conditions are ``with`` blocks."""
+
+    def __init__(self):
+        self._blocks = [[]]
+
+    def emit(self, statement) -> None:
+        """Append a statement, such as ``buffer.vstore(indices, value)``."""
+        self._blocks[-1].append(statement)
+
+    def _body(self):
+        return _sequence(self._blocks.pop())
+
+    @contextmanager
+    def for_range(self, begin, end, name: str, kind: str = "serial"):
+        """``for name in begin..end``; yields the int32 loop variable."""
+        var = tir.Var(name, "int32")
+        self._blocks.append([])
+        yield var
+        body = self._body()
+        extent = end if isinstance(begin, int) and begin == 0 else end - begin
+        self.emit(tir.For(var, _int(begin), _int(extent), KINDS[kind], body))
+
+    @contextmanager
+    def if_scope(self, condition):
+        self._blocks.append([])
+        yield
+        self.emit(tir.IfThenElse(condition, self._body(), None))
+
+    def scope_attr(self, node, key: str, value: str) -> None:
+        """An attribute of everything emitted after it in this block."""
+        text = tir.StringImm(value) if hasattr(tir, "StringImm") else tvm.ir.StringImm(value)
+        self.emit(_Around(lambda body: tir.AttrStmt(node, key, text, body)))
+
+    def allocate(self, dtype: str, size: int, name: str, scope: str = "local"):
+        """A buffer of ``size`` scalars that lives to the end of the block; "local" is the stack or
+        registers, "global" the thread's workspace."""
+        if not HAS_ALLOCATE:
+            buffer = tir.decl_buffer((size,), dtype, name, scope=scope)
+            self.emit(tir.AllocBuffer(buffer))
+            return buffer
+        data = tir.Var(name, tvm.ir.PointerType(tvm.ir.PrimType(dtype), scope))
+        buffer = tir.decl_buffer((size,), dtype, name, data=data, scope=scope)
+        true = tir.const(1, "bool")
+        self.emit(
+            _Around(lambda body: tir.Allocate(data, dtype, [size], true, tir.DeclBuffer(buffer, body)))
+        )
+        return buffer
+
+    def get(self):
+        """The statement of everything emitted; the builder is spent."""
+        return self._body()
+
+
+class _Around:
+    """Takes the rest of its block as a body."""
+
+    def __init__(self, wrap):
+        self.wrap = wrap
+
+
+def _sequence(statements):
+    done = []
+    for statement in reversed(statements):
+        if isinstance(statement, _Around):
+            done = [statement.wrap(_flat(done))]
+        else:
+            done.insert(0, statement)
+    return _flat(done)
+
+
+def _flat(statements):
+    if len(statements) == 1:
+        return statements[0]
+    return tir.SeqStmt(statements) if statements else tir.Evaluate(tir.const(0, "int32"))
+
+
+def _int(value):
+    return tir.const(value, "int32") if isinstance(value, int) else value
+
+
+class DefaultKnobs:
+    """What AutoTVM's configuration is to a compute, without AutoTVM: each knob at its first candidate,
+    or as given by name. Raises ValueError for a value that is not a candidate."""
+
+    def __init__(self, **chosen):
+        self.chosen, self.values, self.flop = chosen, {}, 0
+
+    def define_knob(self, name: str, candidates: list) -> None:
+        value = self.chosen.get(name, candidates[0])
+        if value not in candidates:
+            raise ValueError(f"{name}={value!r} is not one of {candidates}")
+        self.values[name] = _Value(value)
+
+    def add_flop(self, flop: int) -> None:
+        self.flop += flop
+
+    def __getitem__(self, name):
+        return self.values[name]
+
+
+class _Value:
+    def __init__(self, val):
+        self.val = val
