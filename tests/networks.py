@@ -123,7 +123,7 @@ def onnx_model(nodes, inputs, outputs, constants, opset=13):
 
 
 def small_onnx(opset=13, batch=1, island=False, seed=0, norm=True):
-    """conv - bn - relu - conv(+sigmoid island) - global pool - flatten - gemm, input ``x`` (n, 3, 8, 8)."""
+    """conv - bn - relu - conv(+softmax island) - global pool - flatten - gemm, input ``x`` (n, 3, 8, 8)."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -144,7 +144,10 @@ def small_onnx(opset=13, batch=1, island=False, seed=0, norm=True):
     nodes.append(("Relu", [last], ["t3"], "relu1", {}))
     last = "t3"
     if island:
-        nodes += [("Sigmoid", [last], ["t4"], "gate", {}), ("Mul", [last, "t4"], ["t5"], "swish", {})]
+        nodes += [
+            ("Softmax", [last], ["t4"], "gate", dict(axis=1)),
+            ("Mul", [last, "t4"], ["t5"], "swish", {}),
+        ]
         last = "t5"
     nodes += [
         ("Conv", [last, "w2"], ["t6"], "conv2", dict(kernel_shape=[1, 1])),

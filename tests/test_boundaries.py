@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TVM_FREE = [
-    "tvm_easyquant", "tvm_easyquant.graph", "tvm_easyquant.sites", "tvm_easyquant.numerics",
+    "tvm_easyquant", "tvm_easyquant.graph", "tvm_easyquant.elementwise", "tvm_easyquant.sites", "tvm_easyquant.numerics",
     "tvm_easyquant.calibrate", "tvm_easyquant.integer", "tvm_easyquant.search",
     "tvm_easyquant.scale_table", "tvm_easyquant.files", "tvm_easyquant.pipeline", "tvm_easyquant.demo",
     "tvm_easyquant.cli", "topi_ext", "topi_ext.reference", "topi_ext.conv2d", "topi_ext.isa",

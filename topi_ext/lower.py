@@ -4,10 +4,11 @@ Takes a Relay module of standard qnn ops in NHWC (what `tvm_easyquant.rewrite` m
 
 * convolution or dense + bias + requantize + clip, and the residual add behind it, by one call of our
   own operator, with the kernel that `manifest.plan` proves legal from the real weights;
-* every other quantize, requantize, dequantize and add by an elementwise operator that computes the
+* every other quantize, requantize, dequantize, add and mul by an elementwise operator that computes the
   norm of `topi_ext.reference` (no stock qnn op rounds half to even).
 
-Max pool, concat, reshape, slice, pad and sums are exact in stock TVM and stay as they are.
+Max pool, concat, reshape, slice, pad, repeat, table lookups and sums are exact in stock TVM and stay as
+they are.
 """
 
 from __future__ import annotations
@@ -117,8 +118,11 @@ class _Lowering:
         name = expr.op.name if isinstance(expr.op, tvm.ir.Op) else ""
         if name == "clip":
             return min(255, int(expr.attrs.a_max))
-        if name in ("nn.max_pool2d", "reshape", "transpose", "strided_slice", "concatenate"):
+        if name in ("nn.max_pool2d", "reshape", "transpose", "strided_slice", "concatenate", "repeat",
+                    "nn.depth_to_space"):  # fmt: skip
             return self.bounds[expr.args[0]]
+        if name == "take" and isinstance(expr.args[0], relay.Constant):
+            return int(expr.args[0].data.numpy().max())
         if name == "nn.pad":
             return max(self.bounds[expr.args[0]], int(_value(expr.args[1])))
         return 255
@@ -133,7 +137,9 @@ class _Lowering:
         if name == "qnn.dequantize":
             return self._layer(root, None, call) or self._dequantize(call)
         if name == "qnn.add":
-            return self._residual(root, clip, call) or self._add(root, clip, call)
+            return self._residual(root, clip, call) or self._join(root, clip, call, relay_op.add)
+        if name == "qnn.mul":
+            return self._join(root, clip, call, relay_op.mul)
         if name == "qnn.quantize":
             return self._quantize(root, clip, call)
         if name.startswith("qnn."):
@@ -143,7 +149,7 @@ class _Lowering:
     def _under_clip(self, root):
         """(clip, the qnn call it limits), or (None, root)."""
         if _name(root) == "clip" and self._alone(root.args[0]):
-            if _name(root.args[0]) in ("qnn.requantize", "qnn.add", "qnn.quantize"):
+            if _name(root.args[0]) in ("qnn.requantize", "qnn.add", "qnn.mul", "qnn.quantize"):
                 return root, root.args[0]
         return None, root
 
@@ -292,11 +298,11 @@ class _Lowering:
 
         return _Chain(_between(root, call), (call.args[0],), emit)
 
-    def _add(self, root, clip, call):
+    def _join(self, root, clip, call, make):
         a_scale, a_zero, b_scale, b_zero, scale, zero = (_value(a) for a in call.args[2:])
 
         def emit(a, b):
-            return relay_op.add(
+            return make(
                 a, b, float(a_scale), int(a_zero), float(b_scale), int(b_zero),
                 float(scale), int(zero), **_limits(clip),
             )  # fmt: skip

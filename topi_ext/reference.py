@@ -19,12 +19,14 @@ quantize        ``clip(rint(x / scale) + zero_point, lo, hi)``
 dequantize      ``float32(q - zero_point) * scale``
 requantize      ``clip(rint(float32(acc) * multiplier) + zero_point, lo, hi)``
 add             ``quantize(dequantize(a) + dequantize(b))``
+mul             requantize of the int32 product of the steps, with ``multiplier(a, b, out)``
+elementwise     ``table[q]``, the table made of ``quantize(f(dequantize(q)))``
 average pool    requantize of the exact int32 sum, with ``multiplier(in, 1 / count, out)``
 ==============  ==========================================================================
 
 This is the meaning ONNX gives to QuantizeLinear, DequantizeLinear and QLinearConv, and what a SIMD
-unit does (``cvtdq2ps``, ``mulps``, round to nearest even). Max pool, concat, reshape, slice and pad
-move integers and compute nothing; their inputs and output share one scale.
+unit does (``cvtdq2ps``, ``mulps``, round to nearest even). Max pool, concat, reshape, slice, pad, resize
+and depth to space move integers and compute nothing; their inputs and output share one scale.
 
 ``float32(acc)`` is itself rounded to nearest even where ``|acc| > 2**24``. Every implementation
 rounds that conversion the same way, so integers stay equal on every CPU; against exact real
@@ -79,6 +81,12 @@ def add(a, b, a_scale, a_zero_point, b_scale, b_zero_point, scale, zero_point, l
     """uint8 + uint8 -> uint8, each with its own scale: dequantize, add, quantize in float32."""
     total = dequantize(a, a_scale, a_zero_point) + dequantize(b, b_scale, b_zero_point)
     return quantize(total, scale, zero_point, lo, hi)
+
+
+def mul(a, b, a_scale, a_zero_point, b_scale, b_zero_point, scale, zero_point, lo=0, hi=255):
+    """uint8 * uint8 -> uint8, broadcast: the exact product of the steps, requantized."""
+    product = (a.astype(np.int32) - np.int32(a_zero_point)) * (b.astype(np.int32) - np.int32(b_zero_point))
+    return requantize(product, multiplier(a_scale, b_scale, scale), zero_point, lo, hi)
 
 
 def as_int32(exact, what):

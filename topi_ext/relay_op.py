@@ -11,6 +11,7 @@ easyquant.quantize          float32 -> uint8                      (`reference.qu
 easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.requantize`)
 easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.dequantize`)
 easyquant.add               uint8, uint8 -> uint8                 (`reference.add`)
+easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
 ==========================  ==================================================================
 """
 
@@ -28,6 +29,7 @@ from tvm.topi.x86.injective import schedule_injective
 
 from . import epilogue, isa, manifest
 from .conv2d import ConvSpec
+from .reference import multiplier
 
 CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
 
@@ -161,6 +163,21 @@ def _add(attrs, inputs):
     return te.compute(a.shape, element, name="add", tag=tag.BROADCAST)
 
 
+def _mul(attrs, inputs):
+    n, (a, b) = _numbers(attrs), inputs
+    gate = [int(d) == 1 for d in b.shape]
+
+    def element(*i):
+        j = [0 if one else x for one, x in zip(gate, i, strict=True)]
+        product = _steps(a(*i), n["a_zero_point"]) * _steps(b(*j), n["b_zero_point"])
+        real = product.astype("float32") * epilogue.const(n["multiplier"], "float32")
+        return epilogue.store_byte(
+            epilogue.round_to_step(real, n["zero_point"], n["lo"], n["hi"]), n["zero_point"]
+        )
+
+    return te.compute(a.shape, element, name="mul", tag=tag.BROADCAST)
+
+
 # -- registration
 
 
@@ -179,6 +196,7 @@ _ELEMENTWISE = {
     "easyquant.requantize": (("data", "multiplier"), "uint8", _requantize),
     "easyquant.dequantize": (("data", "scale"), "float32", _dequantize),
     "easyquant.add": (("a", "b"), "uint8", _add),
+    "easyquant.mul": (("a", "b"), "uint8", _mul),
 }
 
 
@@ -260,4 +278,14 @@ def add(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: i
     return _elementwise(
         "easyquant.add", [a, b], a_scale=a_scale, a_zero_point=a_zero_point, b_scale=b_scale,
         b_zero_point=b_zero_point, scale=scale, zero_point=zero_point, lo=lo, hi=hi,
+    )  # fmt: skip
+
+
+def mul(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
+        scale: float, zero_point: int, lo: int = 0, hi: int = 255):  # fmt: skip
+    """uint8 * uint8 -> uint8; dimensions of ``b`` may be 1."""
+    factor = float(multiplier(a_scale, b_scale, scale))
+    return _elementwise(
+        "easyquant.mul", [a, b], a_zero_point=a_zero_point, b_zero_point=b_zero_point,
+        multiplier=factor, zero_point=zero_point, lo=lo, hi=hi,
     )  # fmt: skip

@@ -21,12 +21,16 @@ import numpy as np
 
 from topi_ext.reference import windows
 
+from . import elementwise
+
 #: op -> attributes (padding is top, left, bottom, right; axes are those of NHWC)
 OPS = {
     "input": (),
     "conv2d": ("strides", "padding", "dilation", "groups"),
     "dense": (),
     "add": (),
+    "mul": (),  # the second input may be (N, 1, 1, C): the gate of squeeze-and-excite
+    "elementwise": ("expression",),  # a function of one number, see `elementwise`
     "concat": ("axis",),
     "max_pool2d": ("pool_size", "strides", "padding", "dilation"),
     "avg_pool2d": ("pool_size", "strides", "padding", "count_include_pad"),
@@ -34,12 +38,14 @@ OPS = {
     "reshape": ("shape", "channels_first"),  # channels_first: flattened in the order N, C, H, W
     "slice": ("begin", "end", "strides"),
     "pad": ("widths",),  # with zeros
+    "resize": ("factors",),  # nearest: every row and column repeated (down, across)
+    "depth_to_space": ("block", "mode"),  # mode: DCR or CRD, as ONNX names the order of channels
     "float": ("fn", "handle"),  # anything else: stays float; fn(*arrays) -> array
 }
 #: ops that carry weights and do the multiply-accumulates
 COMPUTE = ("conv2d", "dense")
 #: ops that move numbers and compute none: input and output share one scale
-MOVES = ("concat", "max_pool2d", "reshape", "slice", "pad")
+MOVES = ("concat", "max_pool2d", "reshape", "slice", "pad", "resize", "depth_to_space")
 
 
 class GraphError(ValueError):
@@ -220,6 +226,10 @@ def evaluate(node: Node, *x: np.ndarray) -> np.ndarray:
         return linear(x[0], node, node.weight) + node.bias
     if node.op == "add":
         return x[0] + x[1]
+    if node.op == "mul":
+        return x[0] * x[1]
+    if node.op == "elementwise":
+        return elementwise.compute(a["expression"], x[0])
     if node.op == "concat":
         return np.concatenate(x, a["axis"])
     if node.op == "clip":
@@ -242,7 +252,7 @@ def _average(x, a):
 
 
 def move(node: Node, fill, *x: np.ndarray) -> np.ndarray:
-    """reshape, slice, pad, concat or a front end's float op, on arrays of any dtype."""
+    """An op of `MOVES` but max pool, or a front end's float op, on arrays of any dtype."""
     a = node.attrs
     if node.op == "reshape":
         source = to_nchw(x[0]) if a["channels_first"] else x[0]
@@ -254,9 +264,25 @@ def move(node: Node, fill, *x: np.ndarray) -> np.ndarray:
         return np.pad(x[0], a["widths"], constant_values=x[0].dtype.type(fill))
     if node.op == "concat":
         return np.concatenate(x, a["axis"])
+    if node.op == "resize":
+        down, across = a["factors"]
+        return x[0].repeat(down, axis=1).repeat(across, axis=2)
+    if node.op == "depth_to_space":
+        return depth_to_space(x[0], **a)
     if node.op == "float":
         return a["fn"](*x)
     raise GraphError(f"node {node.name}: no rule to run {node.op}")
+
+
+def depth_to_space(x: np.ndarray, block: int, mode: str) -> np.ndarray:
+    """(N, H, W, b * b * C) -> (N, H * b, W * b, C), as ONNX DepthToSpace with block size b."""
+    n, h, w, c = x.shape
+    depth = c // block**2
+    if mode == "DCR":
+        pieces = x.reshape(n, h, w, block, block, depth).transpose(0, 1, 3, 2, 4, 5)
+    else:
+        pieces = x.reshape(n, h, w, depth, block, block).transpose(0, 1, 4, 2, 5, 3)
+    return np.ascontiguousarray(pieces.reshape(n, h * block, w * block, depth))
 
 
 def run(

@@ -13,9 +13,12 @@ import numpy as np
 
 from topi_ext import reference
 
+from . import elementwise
 from .graph import COMPUTE, MOVES, Graph, Node, evaluate, move, to_nchw, to_nhwc
 from .numerics import Scale, integer_limits, quantize_bias, quantize_weight
 from .sites import Plan, clip_limits
+
+IN_FLOAT = ("add", "elementwise")  # computed in float32 from dequantized inputs, then quantized
 
 
 def integer_weight(node: Node, scales: np.ndarray, bits: int) -> np.ndarray:
@@ -24,6 +27,13 @@ def integer_weight(node: Node, scales: np.ndarray, bits: int) -> np.ndarray:
         return quantize_weight(node.weight.T, scales, bits).T
     flat = node.weight.reshape(-1, node.channels)
     return quantize_weight(flat, scales, bits).reshape(node.weight.shape)
+
+
+def function_values(node: Node, scale: Scale) -> np.ndarray:
+    """float32 (256,): an elementwise node's function of every stored value of its input."""
+    stored = np.arange(256, dtype=np.uint8)
+    real = reference.dequantize(stored, scale.scale, scale.zero_point)
+    return elementwise.compute(node.attrs["expression"], real)
 
 
 class Scales:
@@ -47,6 +57,8 @@ class Scales:
             return scale * np.asarray(self.weights[node.name], np.float32)
         if node.op == "avg_pool2d":
             return scale * (np.float32(1) / np.float32(prod(node.attrs["pool_size"])))
+        if node.op == "mul":
+            return scale * np.float32(self.of(node.inputs[1]).scale)
         return scale
 
 
@@ -55,8 +67,8 @@ class Sample:
 
     floats: tensor -> its value in the float network. stored: tensor -> uint8. real: tensor ->
     float32, made by float nodes. raw: what a producer has before it is stored: an int32 accumulator,
-    or a float32 sum for add; kept while the scale of its site is undecided. ran: nodes that have run.
-    gone: tensors that nobody needs any more.
+    or float32 for those of `IN_FLOAT`; kept while the scale of its site is undecided. ran: nodes that
+    have run. gone: tensors that nobody needs any more.
     """
 
     def __init__(self, feed: Mapping[str, np.ndarray]):
@@ -121,9 +133,11 @@ class Sample:
             self.stored[node.name] = move(node, scales.of(node.name).zero_point, *q)
 
     def _produce(self, node, scales):
-        """The int32 accumulator of a node, or the float32 sum of an add."""
+        """The int32 accumulator of a node, or float32 for those of `IN_FLOAT`."""
         q = [self.stored_value(t, scales) for t in node.inputs]
         s = [scales.of(t) for t in node.inputs]
+        if node.op == "elementwise":
+            return function_values(node, s[0])[q[0]]
         if node.op == "add":
             left, right = (
                 reference.dequantize(x, z.scale, z.zero_point) for x, z in zip(q, s, strict=True)
@@ -132,6 +146,8 @@ class Sample:
         steps = q[0].astype(np.int32) - np.int32(s[0].zero_point)
         if node.op == "clip":
             return steps
+        if node.op == "mul":
+            return steps * (q[1].astype(np.int32) - np.int32(s[1].zero_point))
         if node.op == "avg_pool2d":
             a = node.attrs
             window = (a["pool_size"], a["strides"], a["padding"], (1, 1), 0)
@@ -147,7 +163,7 @@ class Sample:
     def unstored(self, node: Node, scales: Scales) -> np.ndarray:
         """What ``node`` produced, as float32 before it is rounded to its site, fused clip applied."""
         raw = self.raw[node.name]
-        value = raw if node.op == "add" else reference.dequantize(raw, scales.unit(node), 0)
+        value = raw if node.op in IN_FLOAT else reference.dequantize(raw, scales.unit(node), 0)
         lo, hi = node_limits(node, scales)
         return np.clip(value, np.float32(lo), np.float32(hi))
 
@@ -156,7 +172,7 @@ class Sample:
         target = scales.plan.stored(node, scales.graph)
         s, raw = scales.of(target), self.raw.pop(node.name)
         lo, hi = integer_limits(s, node_limits(node, scales))
-        if node.op == "add":
+        if node.op in IN_FLOAT:
             self.stored[target] = reference.quantize(raw, s.scale, s.zero_point, lo, hi)
         else:
             factor = reference.multiplier(1, scales.unit(node), s.scale)

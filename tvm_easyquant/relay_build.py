@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from .graph import GraphError
-from .host import no_tophub, tvm
+from .host import BUILD_CONFIG, no_tophub, tvm
 
 
 class TargetError(ValueError):
@@ -61,7 +61,7 @@ def build(module, target=None, *, lower: bool = True, opt_level: int = 3):
             f"TVM's stock int8 dense kernel aborts the process on target '{target}'; leave lower=True, or "
             "name a -mcpu without AVX-512 VNNI, such as skylake-avx512"
         )
-    with no_tophub(), tvm.transform.PassContext(opt_level=opt_level):
+    with no_tophub(), tvm.transform.PassContext(opt_level=opt_level, config=BUILD_CONFIG):
         if lower:
             from topi_ext.lower import LowerInteger
 

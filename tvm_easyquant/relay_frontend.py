@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, prod
 
 import numpy as np
 
+from .elementwise import BINARY, UNARY
 from .graph import Graph, GraphError, Node, to_nchw, to_nhwc
-from .host import no_tophub, relay, tvm
+from .host import BUILD_CONFIG, no_tophub, relay, tvm
 
 
 class LoadError(ValueError):
@@ -132,7 +133,7 @@ class RelayOp:
                 relay.var(f"x{i}", shape=to_nchw(a).shape, dtype=str(a.dtype)) for i, a in enumerate(arrays)
             ]
             module = tvm.IRModule.from_expr(relay.Function(arguments, self.rebuild(arguments)))
-            with no_tophub(), tvm.transform.PassContext(opt_level=2):
+            with no_tophub(), tvm.transform.PassContext(opt_level=2, config=BUILD_CONFIG):
                 library = relay.build(module, "llvm")
             from tvm.contrib import graph_executor
 
@@ -169,6 +170,7 @@ class _Importer:
         self.nodes: dict[str, Node] = {}
         self.tensor = {}  # Relay expression -> node name
         self.taken: set[str] = set()
+        self.transposed: dict[str, str] = {}  # last node of a transposed convolution -> its conv2d
         self.uses: dict[object, int] = {}
         order = []
         relay.analysis.post_order_visit(function, order.append)
@@ -193,6 +195,7 @@ class _Importer:
             if result not in self.tensor:
                 raise LoadError(f"{name}: an output does not depend on any input")
             outputs.append(self.tensor[result])
+        self._drop_dead(outputs)
         self.graph = Graph(self.nodes.values(), outputs, name)
 
     # -- helpers
@@ -213,6 +216,7 @@ class _Importer:
         node = Node(name, op, tuple(inputs), tuple(shape), attrs, weight, bias, (name,))
         self.nodes[name] = node
         self.tensor[expr] = name
+        return name
 
     def _input(self, expr):
         kind = expr.checked_type
@@ -237,12 +241,23 @@ class _Importer:
         folded = relay.transform.FoldConstantExpr(expr, tvm.IRModule())
         return folded.data.numpy() if isinstance(folded, relay.Constant) else None
 
+    def _drop_dead(self, outputs):
+        """Drop elementwise nodes that were gathered into later ones."""
+        alive = set(outputs)
+        for node in reversed(list(self.nodes.values())):
+            if node.name in alive or node.op != "elementwise":
+                alive.update(node.inputs)
+            else:
+                del self.nodes[node.name]
+
     def _fold_affine(self, expr, data, scale, shift):
         """Fold ``scale * data + shift`` (each () or (K,)) into the node before it; False if not."""
-        name = self.tensor[data]
+        name = self.transposed.get(self.tensor[data], self.tensor[data])
         node = self.nodes[name]
         if node.weight is None or self.uses[data] != 1:
             return False
+        if name != self.tensor[data]:  # every phase has all the channels
+            scale, shift = (np.tile(v, node.channels // np.size(v)) for v in (scale, shift))
         scale = np.broadcast_to(scale, (node.channels,)).astype(np.float64)
         shift = np.broadcast_to(shift, (node.channels,)).astype(np.float64)
         factor = scale if node.op == "conv2d" else scale[:, None]
@@ -257,7 +272,7 @@ class _Importer:
             (node.bias * scale + shift).astype(np.float32),
             node.source if source in ("", *node.source) else (*node.source, source),
         )
-        self.tensor[expr] = name
+        self.tensor[expr] = self.tensor[data]
         return True
 
     def _float(self, expr, index=None):
@@ -306,14 +321,17 @@ class _Importer:
             return None
         if int(call.attrs.axis) != 1 or len(data.checked_type.shape) != 4:
             return self._float(expr, 0)
-        # Nothing to fold into: a 1x1 depthwise convolution says the same.
-        shape = _nhwc_shape(_shape(data.checked_type, "batch_norm"))
-        attrs = dict(strides=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=shape[3])
-        weight = scale.reshape(1, 1, 1, -1).astype(np.float32)
-        bias = shift.astype(np.float32)
-        self._add(call, "conv2d", [self.tensor[data]], shape, attrs, weight, bias)
+        self._channels(call, data, scale, shift)
         self.tensor[expr] = self.tensor[call]
         return None
+
+    def _channels(self, call, data, scale, shift):
+        """``scale * data + shift`` (each () or (C,)) with nothing to fold into: a 1x1 depthwise layer."""
+        shape = _nhwc_shape(_shape(data.checked_type, "batch_norm"))
+        attrs = dict(strides=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=shape[3])
+        weight, bias = (np.broadcast_to(v, shape[3:]).astype(np.float32) for v in (scale, shift))
+        weight = weight.reshape(1, 1, 1, -1)
+        self._add(call, "conv2d", [self.tensor[data]], shape, attrs, weight, bias)
 
     def _call(self, call):
         if not isinstance(call.op, tvm.ir.Op):
@@ -321,6 +339,8 @@ class _Importer:
         if not any(a in self.tensor for a in _arguments(call)):
             return  # constant
         rule = getattr(self, "_op_" + call.op.name.replace(".", "_"), None)
+        if rule is None and call.op.name in (*UNARY, *BINARY):
+            rule = self._function
         if call.op.name in ("nn.batch_norm", "nn.dropout"):
             return  # read through their field 0
         if rule is None or rule(call) is False:
@@ -348,6 +368,88 @@ class _Importer:
         bias = np.zeros(weight.shape[3], np.float32)
         return self._add(call, "conv2d", [self.tensor[data]], shape, attrs, weight, bias)
 
+    def _op_nn_conv2d_transpose(self, call):
+        """As a convolution that makes every phase of the output, then depth to space, then a crop.
+
+        Output o reads input i with weight k where ``o + pad = stride * i + k``: the phase
+        ``(o + pad) % stride`` takes every stride-th weight.
+        """
+        weight, a = self._constant(call.args[1]), call.attrs
+        (stride, other), top_left = _ints(a.strides), _four(a.padding)[:2]
+        plain = a.data_layout == "NCHW" and a.kernel_layout == "IOHW" and _ints(a.dilation) == (1, 1)
+        if weight is None or not plain or int(a.groups) != 1 or stride != other:
+            return False
+        data = call.args[0]
+        n, height, width, depth = _nhwc_shape(_shape(data.checked_type, "conv2d_transpose"))
+        out = _nhwc_shape(_shape(call.checked_type, "conv2d_transpose"))
+        channels, r, s = weight.shape[1:]
+        taps = [-(-k // stride) for k in (r, s)]
+        full = [(size + t - 1) * stride for size, t in zip((height, width), taps, strict=True)]
+        if any(p + o > f for p, o, f in zip(top_left, out[1:3], full, strict=True)):
+            return False  # output padding beyond the last tap
+        spread = np.zeros((depth, channels, taps[0] * stride, taps[1] * stride), np.float32)
+        spread[:, :, :r, :s] = weight
+        spread = spread.reshape(depth, channels, taps[0], stride, taps[1], stride)[:, :, ::-1, :, ::-1]
+        kernel = spread.transpose(2, 4, 0, 3, 5, 1).reshape(*taps, depth, stride**2 * channels)
+        attrs = dict(
+            strides=(1, 1), padding=(taps[0] - 1, taps[1] - 1) * 2, dilation=(1, 1), groups=1
+        )  # fmt: skip
+        bias = np.zeros(kernel.shape[3], np.float32)
+        phases = (n, full[0] // stride, full[1] // stride, kernel.shape[3])
+        name = self._add(
+            call, "conv2d", [self.tensor[data]], phases, attrs, np.ascontiguousarray(kernel), bias
+        )
+        attrs = dict(block=stride, mode="DCR")
+        last = self._add(call, "depth_to_space", [name], (n, *full, channels), attrs)
+        if tuple(full) != out[1:3] or any(top_left):
+            begin = (0, *top_left, 0)
+            end = tuple(b + size for b, size in zip(begin, out, strict=True))
+            attrs = dict(begin=begin, end=end, strides=(1, 1, 1, 1))
+            last = self._add(call, "slice", [last], out, attrs)
+        self.transposed[last] = name
+        return None
+
+    def _clip_before_moves(self, call, last, lo, hi):
+        """A clip behind a transposed convolution: put at once behind its conv2d, where it is free."""
+        conv = self.nodes[self.transposed.pop(last)]
+        names = list(self.nodes)
+        moves = [self.nodes.pop(name) for name in names[names.index(conv.name) + 1 :]]
+        if any(node.op not in ("depth_to_space", "slice") for node in moves):  # something came between
+            self.nodes.update((node.name, node) for node in moves)
+            attrs, shape = dict(lo=lo, hi=hi), self.nodes[last].shape
+            return self._add(call, "clip", [last], shape, attrs)
+        name = self._add(call, "clip", [conv.name], conv.shape, dict(lo=lo, hi=hi))
+        moves[0] = replace(moves[0], inputs=(name,))
+        self.nodes.update((node.name, node) for node in moves)
+        self.tensor[call] = last
+        return None
+
+    def _op_nn_depth_to_space(self, call):
+        a = call.attrs
+        if a.layout != "NCHW":
+            return False
+        shape = _nhwc_shape(_shape(call.checked_type, "depth_to_space"))
+        attrs = dict(block=int(a.block_size), mode=str(a.mode))
+        return self._add(call, "depth_to_space", [self.tensor[call.args[0]]], shape, attrs)
+
+    def _resize(self, call):
+        """A resize that repeats every row and column a whole number of times; asked of TVM itself."""
+        data = call.args[0]
+        before, after = (_shape(t.checked_type, "resize") for t in (data, call))
+        layout = str(call.attrs.layout)
+        if layout != "NCHW" or after[2] % before[2] or after[3] % before[3]:
+            return False
+        factors = (after[2] // before[2], after[3] // before[3])
+        places = np.arange(prod(before[2:]), dtype=np.float32).reshape(1, *before[2:], 1)
+        ramp = np.broadcast_to(places, _nhwc_shape(before))
+        moved = RelayOp(call.op.name, call, (data,)).evaluate(np.ascontiguousarray(ramp))
+        if not np.array_equal(moved, ramp.repeat(factors[0], 1).repeat(factors[1], 2)):
+            return False
+        shape = _nhwc_shape(after)
+        return self._add(call, "resize", [self.tensor[data]], shape, dict(factors=factors))
+
+    _op_image_resize2d = _op_nn_upsampling = _resize
+
     def _op_nn_dense(self, call):
         weight = self._constant(call.args[1])
         if weight is None or len(call.checked_type.shape) != 2:
@@ -363,9 +465,39 @@ class _Importer:
             return False
         return self._fold_affine(call, call.args[0], 1.0, bias)
 
+    def _function(self, call, *parameters):
+        """An operator whose tensors are all functions of one tensor: part of an elementwise node."""
+        inputs = [self._operand(a) for a in call.args]
+        bases = {base for base, _ in inputs if base is not None}
+        if len(bases) != 1 or any(e is None for _, e in inputs):
+            return False
+        shape = _nhwc_shape(_shape(call.checked_type, call.op.name))
+        (base,) = bases
+        if self.nodes[base].shape != shape:
+            return False
+        name = call.op.name.removeprefix("nn.")
+        expression = (name, *(e for _, e in inputs), *parameters)
+        return self._add(call, "elementwise", [base], shape, dict(expression=expression))
+
+    def _operand(self, arg):
+        """(tensor or None, expression of it or None) of an argument."""
+        if arg in self.tensor:
+            node = self.nodes[self.tensor[arg]]
+            if node.op == "elementwise":
+                return node.inputs[0], node.attrs["expression"]
+            return node.name, "x"
+        value = self._constant(arg)
+        single = value is not None and value.size == 1
+        return None, float(value.reshape(())) if single else None
+
+    def _op_nn_leaky_relu(self, call):
+        return self._function(call, float(call.attrs.alpha))
+
     def _op_add(self, call):
         a, b = call.args
         if a in self.tensor and b in self.tensor:
+            if self._function(call) is not False:
+                return None
             if list(a.checked_type.shape) != list(b.checked_type.shape):
                 return False
             inputs = [self.tensor[a], self.tensor[b]]
@@ -377,7 +509,19 @@ class _Importer:
         return self._affine(call, lambda c: (1.0, -c), lambda c: (-1.0, c))
 
     def _op_multiply(self, call):
-        return self._affine(call, lambda c: (c, 0.0), lambda c: (c, 0.0))
+        a, b = call.args
+        if a not in self.tensor or b not in self.tensor:
+            return self._affine(call, lambda c: (c, 0.0), lambda c: (c, 0.0))
+        if self._function(call) is not False:
+            return None
+        shape = _nhwc_shape(_shape(call.checked_type, "multiply"))
+        full, gate = sorted((self.tensor[a], self.tensor[b]), key=lambda t: -prod(self.nodes[t].shape))
+        same = self.nodes[full].shape == shape
+        if len(shape) == 4 and self.nodes[gate].shape == (shape[0], 1, 1, shape[3]):
+            return self._add(call, "mul", [full, gate], shape, {}) if same else False
+        if not same or self.nodes[gate].shape != shape:
+            return False
+        return self._add(call, "mul", [self.tensor[a], self.tensor[b]], shape, {})
 
     def _op_divide(self, call):
         return self._affine(call, lambda c: (1.0 / c, 0.0), None)
@@ -386,13 +530,27 @@ class _Importer:
         a, b = call.args
         data, other, rule = (a, b, constant_right) if a in self.tensor else (b, a, constant_left)
         constant = self._constant(other) if other not in self.tensor else None
-        if constant is None or rule is None:
-            return False
+        if constant is None:
+            return self._function(call)
         vector = _per_channel(constant, _shape(data.checked_type, "affine"))
-        return False if vector is None else self._fold_affine(call, data, *rule(vector))
+        if vector is None:
+            return False
+        if rule is not None and self._fold_affine(call, data, *rule(vector)):
+            return None
+        if vector.ndim == 0:
+            return self._function(call)
+        if rule is None or len(data.checked_type.shape) != 4:
+            return False
+        return self._channels(call, data, *rule(vector))
 
     def _clip(self, call, lo, hi):
         shape = _nhwc_shape(_shape(call.checked_type, "clip"))
+        data = self.nodes[self.tensor[call.args[0]]]
+        if data.op == "elementwise":
+            expression = ("clip", data.attrs["expression"], lo, hi)
+            return self._add(call, "elementwise", data.inputs, shape, dict(expression=expression))
+        if data.name in self.transposed and self.uses[call.args[0]] == 1:
+            return self._clip_before_moves(call, data.name, lo, hi)
         return self._add(call, "clip", [self.tensor[call.args[0]]], shape, dict(lo=lo, hi=hi))
 
     def _op_nn_relu(self, call):

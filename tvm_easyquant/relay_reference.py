@@ -12,7 +12,7 @@ import numpy as np
 
 from topi_ext import reference
 
-from .graph import to_nchw, to_nhwc
+from .graph import depth_to_space, to_nchw, to_nhwc
 from .host import relay
 from .relay_frontend import RelayOp
 
@@ -109,6 +109,28 @@ def _qnn_dense(call, attrs, data, weight, data_zero, weight_zero, data_scale, we
 
 def _qnn_add(call, attrs, a, b, a_scale, a_zero, b_scale, b_zero, scale, zero):
     return reference.add(a, b, a_scale, int(a_zero), b_scale, int(b_zero), scale, int(zero))
+
+
+def _qnn_mul(call, attrs, a, b, a_scale, a_zero, b_scale, b_zero, scale, zero):
+    return reference.mul(a, b, a_scale, int(a_zero), b_scale, int(b_zero), scale, int(zero))
+
+
+def _take(call, attrs, table, index):
+    if table.dtype != np.uint8 or table.ndim != 1:
+        return _float(call, [table, index])
+    return table[index]
+
+
+def _repeat(call, attrs, x):
+    if x.dtype != np.uint8:
+        return _float(call, [x])
+    return x.repeat(int(attrs.repeats), axis=int(attrs.axis))
+
+
+def _nn_depth_to_space(call, attrs, x):
+    if attrs.layout != "NHWC":
+        return _float(call, [x])
+    return depth_to_space(x, int(attrs.block_size), str(attrs.mode))
 
 
 def _nn_bias_add(call, attrs, x, bias):

@@ -14,10 +14,12 @@ from math import inf, prod
 
 import numpy as np
 
-from topi_ext.reference import multiplier
+from topi_ext.reference import multiplier, quantize
 
+from .elementwise import BINARY, UNARY
 from .graph import Graph, Node, is_depthwise, model_shape
 from .host import relay, tvm
+from .integer import function_values
 from .numerics import Scale, integer_limits, quantize_bias, quantize_weight
 from .scale_table import ScaleTable
 from .sites import Plan, clip_limits
@@ -102,8 +104,10 @@ class _Rewriter:
             s = self.scale(node.inputs[0])
             unit = _scalar(s.scale)
             self._finish(node, self.stored(node.inputs[0]), unit, s.zero_point)
-        elif node.op == "add":
-            self._add(node)
+        elif node.op in ("add", "mul"):
+            self._join(node)
+        elif node.op == "elementwise":
+            self._lookup(node)
         else:
             x = [self.stored(t) for t in node.inputs]
             fill = self.scale(node.name).zero_point
@@ -190,10 +194,19 @@ class _Rewriter:
         )
         return _conv(x, ones, window, common), unit
 
-    def _add(self, node):
+    def _lookup(self, node):
+        """A function of one number: a 256-entry table, made here by the norm."""
+        s = self.scale(node.name)
+        values = function_values(node, self.scale(node.inputs[0]))
+        table = relay.const(quantize(values, s.scale, s.zero_point, s.lo, s.hi))
+        index = relay.cast(self.stored(node.inputs[0]), "int32")
+        self.stored_of[node.name] = relay.take(table, index, axis=0, mode="fast")
+
+    def _join(self, node):
+        """add or mul of two tensors with scales of their own."""
         (a, b), target = node.inputs, self.plan.stored(node, self.graph)
         sa, sb, s = self.scale(a), self.scale(b), self.scale(target)
-        q = relay.qnn.add(
+        q = (relay.qnn.add if node.op == "add" else relay.qnn.mul)(
             self.stored(a), self.stored(b),
             _scalar(sa.scale), _zero(sa.zero_point),
             _scalar(sb.scale), _zero(sb.zero_point),
@@ -255,7 +268,39 @@ def _move(node, x, fill):
         return relay.strided_slice(x[0], a["begin"], a["end"], a["strides"])
     if node.op == "pad":
         return relay.nn.pad(x[0], a["widths"], pad_value=fill)
+    if node.op == "resize":
+        return _repeat(x[0], a["factors"], 1)
+    if node.op == "depth_to_space":
+        return relay.nn.depth_to_space(x[0], a["block"], layout="NHWC", mode=a["mode"])
     raise AssertionError(node.op)
+
+
+def _real_clip(x, lo, hi):
+    """Relay's clip takes no infinity."""
+    big = float(np.finfo(np.float32).max)
+    return relay.clip(x, max(lo, -big), min(hi, big))
+
+
+def _repeat(x, factors, first_axis):
+    for axis, factor in enumerate(factors, first_axis):
+        if factor > 1:
+            x = relay.repeat(x, factor, axis)
+    return x
+
+
+def _expression(e, x):
+    """An expression of `elementwise` as Relay calls."""
+    if e == "x":
+        return x
+    if not isinstance(e, tuple):
+        return relay.const(np.float32(e))
+    name, *arguments = e
+    if name == "clip":
+        return _real_clip(_expression(arguments[0], x), *arguments[1:])
+    if name == "leaky_relu":
+        return relay.nn.leaky_relu(_expression(arguments[0], x), arguments[1])
+    assert name in (*UNARY, *BINARY), name
+    return getattr(relay, name)(*(_expression(a, x) for a in arguments))
 
 
 def _nchw(values):
@@ -282,11 +327,18 @@ def _float_call(node, graph, x):
         return relay.nn.bias_add(y, relay.const(node.bias), axis=1)
     if node.op == "add":
         return x[0] + x[1]
+    if node.op == "mul":
+        return x[0] * x[1]
+    if node.op == "elementwise":
+        return _expression(a["expression"], x[0])
+    if node.op == "resize":
+        return _repeat(x[0], a["factors"], 2)
+    if node.op == "depth_to_space":
+        return relay.nn.depth_to_space(x[0], a["block"], mode=a["mode"])
     if node.op == "clip":
         if (a["lo"], a["hi"]) == (0.0, inf):
             return relay.nn.relu(x[0])
-        big = float(np.finfo(np.float32).max)
-        return relay.clip(x[0], max(a["lo"], -big), min(a["hi"], big))
+        return _real_clip(x[0], a["lo"], a["hi"])
     if node.op == "concat":
         axis = a["axis"] if len(node.shape) != 4 else (0, 2, 3, 1)[a["axis"]]
         return relay.concatenate(x, axis=axis)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 
+from .elementwise import nonnegative
 from .graph import COMPUTE, MOVES, Graph, GraphError, Node
 
 #: integer ops that end in an int32 accumulator, which a float reader gets without 8-bit rounding
@@ -67,8 +68,10 @@ def nonnegative_tensors(graph: Graph) -> set[str]:
         by_inputs = node.inputs and all(t in proven for t in node.inputs)
         if node.op == "clip":
             positive = node.attrs["lo"] >= 0 or by_inputs
+        elif node.op == "elementwise":
+            positive = nonnegative(node.attrs["expression"], bool(by_inputs))
         else:
-            positive = by_inputs and node.op in ("add", "avg_pool2d", *MOVES)
+            positive = by_inputs and node.op in ("add", "mul", "avg_pool2d", *MOVES)
         if positive:
             proven.add(node.name)
     return proven
@@ -122,7 +125,7 @@ def plan(graph: Graph, skip: Iterable[str] = ()) -> Plan:
         if node.op == "clip" and node.name in integer:
             (producer,) = node.inputs
             alone = graph.users[producer] == (node.name,) and producer not in graph.outputs
-            if alone and producer in integer and graph[producer].op in ("add", *ACCUMULATE):
+            if alone and producer in integer and graph[producer].op in ("add", "mul", *ACCUMULATE):
                 fused[node.name] = producer
     accumulators = frozenset(
         node.name

@@ -1,0 +1,228 @@
+"""Operators beside the convolution: read from ONNX, kept integer, exact, and close to the float model."""
+
+import networks
+import numpy as np
+import pytest
+
+tvm = pytest.importorskip("tvm")
+from test_relay import check_exact, float_output, images
+
+import tvm_easyquant as eq
+from tvm_easyquant import elementwise
+from tvm_easyquant.graph import run
+from tvm_easyquant.relay_build import Executor
+from tvm_easyquant.relay_frontend import load_onnx
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return (RNG.standard_normal(shape) * 0.3).astype(np.float32)
+
+
+def between(nodes, constants, channels=8, size=8, opset=14):
+    """conv - (nodes: from "a" to "b") - conv, input x (1, 3, 8, 8)."""
+    constants = {"w1": normal(8, 3, 3, 3), "w2": normal(4, channels, 1, 1), **constants}
+    nodes = [
+        ("Conv", ["x", "w1"], ["a"], "conv1", dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])),
+        *nodes,
+        ("Conv", ["b", "w2"], ["y"], "conv2", dict(kernel_shape=[1, 1])),
+    ]
+    return networks.onnx_model(nodes, {"x": [1, 3, 8, 8]}, {"y": [1, 4, size, size]}, constants, opset)
+
+
+def one(op, constants=None, inputs=(), **attributes):
+    return lambda: between([(op, ["a", *inputs], ["b"], "f", attributes)], constants or {})
+
+
+def hard_swish_in_pieces():
+    pieces = [
+        ("Add", ["a", "three"], ["t"], "plus", {}),
+        ("Clip", ["t", "zero", "six"], ["u"], "clip", {}),
+        ("Mul", ["a", "u"], ["v"], "times", {}),
+        ("Div", ["v", "six"], ["b"], "f", {}),
+    ]
+    values = {"three": np.float32(3), "zero": np.float32(0), "six": np.float32(6)}
+    return between(pieces, values)
+
+
+def gelu():
+    pieces = [
+        ("Div", ["a", "root"], ["t"], "div", {}),
+        ("Erf", ["t"], ["u"], "erf", {}),
+        ("Add", ["u", "one"], ["v"], "plus", {}),
+        ("Mul", ["a", "v"], ["w"], "times", {}),
+        ("Mul", ["w", "half"], ["b"], "f", {}),
+    ]
+    return between(pieces, {"root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)})
+
+
+def silu():
+    return between([("Sigmoid", ["a"], ["t"], "s", {}), ("Mul", ["t", "a"], ["b"], "f", {})], {})
+
+
+FUNCTIONS = {
+    "sigmoid": one("Sigmoid"),
+    "tanh": one("Tanh"),
+    "leaky relu": one("LeakyRelu", alpha=0.1),
+    "hard sigmoid": one("HardSigmoid", alpha=0.2),
+    "hard swish": one("HardSwish"),
+    "hard swish in pieces": hard_swish_in_pieces,
+    "silu": silu,
+    "gelu": gelu,
+}
+
+
+def squeeze_excite():
+    gate = [
+        ("Relu", ["a"], ["r"], "relu", {}),
+        ("GlobalAveragePool", ["r"], ["p"], "pool", {}),
+        ("Conv", ["p", "w3"], ["q"], "squeeze", dict(kernel_shape=[1, 1])),
+        ("Relu", ["q"], ["s"], "relu2", {}),
+        ("Conv", ["s", "w4"], ["t"], "excite", dict(kernel_shape=[1, 1])),
+        ("Sigmoid", ["t"], ["g"], "gate", {}),
+        ("Mul", ["g", "r"], ["b"], "scale", {}),
+    ]
+    return between(gate, {"w3": normal(4, 8, 1, 1), "w4": normal(8, 4, 1, 1)})
+
+
+def two_branches_times():
+    return between(
+        [
+            ("Conv", ["x", "w3"], ["c"], "other", dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])),
+            ("Mul", ["a", "c"], ["m"], "times", {}),
+            ("Relu", ["m"], ["b"], "relu", {}),
+        ],
+        {"w3": normal(8, 3, 3, 3)},
+    )
+
+
+def resize(mode, scale=2.0, size=16):
+    attributes = dict(mode="nearest", coordinate_transformation_mode=mode, nearest_mode="floor")
+    if mode == "half_pixel":
+        attributes["nearest_mode"] = "round_prefer_floor"
+    node = ("Resize", ["a", "", "scales"], ["b"], "up", attributes)
+    return lambda: between([node], {"scales": np.float32([1, 1, scale, scale])}, size=size)
+
+
+def transposed(kernel=3, stride=2, pad=1, extra=1, bias=True, relu=True, size=16):
+    def make():
+        constants = {"wt": normal(8, 6, kernel, kernel)} | ({"bt": normal(6)} if bias else {})
+        attributes = dict(kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4,
+                          output_padding=[extra] * 2)  # fmt: skip
+        inputs = ["a", "wt"] + (["bt"] if bias else [])
+        nodes = [("ConvTranspose", inputs, ["t" if relu else "b"], "up", attributes)]
+        nodes += [("Relu", ["t"], ["b"], "relu", {})] if relu else []
+        return between(nodes, constants, channels=6, size=size)
+
+    return make
+
+
+def pixel_shuffle(mode):
+    node = ("DepthToSpace", ["a"], ["b"], "up", dict(blocksize=2, mode=mode))
+    return lambda: between([node], {}, channels=2, size=16)
+
+
+def per_channel():
+    nodes = [("Relu", ["a"], ["t"], "relu", {}), ("Mul", ["t", "v"], ["b"], "scale", {})]
+    return between(nodes, {"v": normal(1, 8, 1, 1)})
+
+
+OTHERS = {
+    "squeeze and excite": squeeze_excite,
+    "product of two maps": two_branches_times,
+    "resize, asymmetric": resize("asymmetric"),
+    "resize, half pixel": resize("half_pixel"),
+    "resize, three times": resize("asymmetric", 3.0, 24),
+    "transposed": transposed(),
+    "transposed, kernel 2": transposed(2, 2, 0, 0),
+    "transposed, kernel 4, no bias": transposed(4, 2, 1, 0, bias=False),
+    "transposed, stride 3, no relu": transposed(5, 3, 1, 0, relu=False, size=24),
+    "transposed, stride 1": transposed(3, 1, 1, 0, size=8),
+    "depth to space": pixel_shuffle("DCR"),
+    "pixel shuffle": pixel_shuffle("CRD"),
+    "a factor for each channel behind a relu": per_channel,
+}
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *OTHERS])
+def test_operators_stay_integer_and_are_exact(name):
+    model = {**FUNCTIONS, **OTHERS}[name]()
+    graph = load_onnx(model)
+    feeds = [{"x": x} for x in images(graph, 6)]
+    (mine,) = run(graph, feeds[0]).values()
+    truth = float_output(model, feeds[0])
+    np.testing.assert_allclose(mine, truth, rtol=1e-4, atol=1e-5)
+    q = eq.quantize(graph, feeds, bits=8, grid=8)
+    assert not q.plan.floats and q.coverage == 100
+    check_exact(q, feeds[:2])
+    out = np.concatenate(
+        [np.ravel(v) for f in feeds for v in eq.integer.run_integer(graph, q.table, f).values()]
+    )
+    floats = np.concatenate([np.ravel(v) for f in feeds for v in run(graph, f).values()])
+    assert out @ floats / np.sqrt((out @ out) * (floats @ floats)) > 0.998
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_is_one_node_whatever_it_was_written_as(name):
+    graph = load_onnx(FUNCTIONS[name]())
+    kinds = [node.op for node in graph]
+    if name == "hard sigmoid":  # alpha and beta go into the convolution, the clip into its requantize
+        assert kinds == ["input", "conv2d", "clip", "conv2d"]
+    else:
+        assert kinds == ["input", "conv2d", "elementwise", "conv2d"]
+
+
+def test_a_relu_behind_a_transposed_convolution_costs_nothing():
+    graph = load_onnx(transposed()())
+    assert [n.op for n in graph] == [
+        "input",
+        "conv2d",
+        "conv2d",
+        "clip",
+        "depth_to_space",
+        "slice",
+        "conv2d",
+    ]
+    q = eq.quantize(graph, images(graph), method="minmax")
+    assert set(q.plan.fused) == {"relu"}
+
+
+@pytest.mark.parametrize("name", ["leaky relu", "gelu", "hard swish in pieces"])
+def test_a_function_that_stays_float_is_put_back(name):
+    model = FUNCTIONS[name]()
+    graph = load_onnx(model)
+    feeds = [{"x": x} for x in images(graph)]
+    (function,) = [n.name for n in graph if n.op == "elementwise"]
+    q = eq.quantize(graph, feeds, bits=8, method="minmax", skip=["conv2", function])
+    assert q.plan.floats[function] == "kept float by skip"
+    (mine,) = eq.integer.run_integer(graph, q.table, feeds[0]).values()
+    np.testing.assert_allclose(Executor(q.build())(feeds[0])[0], mine, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_a_repetition_stays_float():
+    model = between(
+        [("Resize", ["a", "", "scales"], ["b"], "up", dict(mode="linear"))],
+        {"scales": np.float32([1, 1, 2, 2])}, size=16,
+    )  # fmt: skip
+    graph = load_onnx(model)
+    q = eq.quantize(graph, images(graph), method="minmax")
+    assert q.plan.floats == {"up": "image.resize2d is not covered"}
+
+
+def test_expressions():
+    x = np.float32([-3, -0.5, 0, 0.5, 3])
+    swish = ("multiply", "x", ("sigmoid", "x"))
+    np.testing.assert_allclose(elementwise.compute(swish, x), x / (1 + np.exp(-x)), rtol=1e-6)
+    assert elementwise.compute(("log", "x"), x)[0] == 0  # nobody stores it; it must not be NaN
+    assert np.isfinite(elementwise.compute(("sigmoid", "x"), np.float32([-1e30, 1e30]))).all()
+    assert (elementwise.compute(("leaky_relu", "x", 2.0), x) == np.float32([-6, -1, 0, 0.5, 3])).all()
+    for expression, always, behind_relu in [
+        (swish, False, True),
+        (("sigmoid", ("negative", "x")), True, True),
+        (("clip", ("add", "x", 3.0), 0.0, 6.0), True, True),
+        (("subtract", "x", 1.0), False, False),
+        (("maximum", "x", 0.5), True, True),
+    ]:
+        assert elementwise.nonnegative(expression) == always
+        assert elementwise.nonnegative(expression, True) == behind_relu

@@ -1,0 +1,80 @@
+"""Functions of one number, as expressions: what a 256-entry table can hold. No TVM here.
+
+An expression is ``"x"``, a float, or a tuple ``(function, argument, ...)`` with a name of `FUNCTIONS`:
+hard-swish is ``("multiply", "x", ("clip", ("add", "x", 3.0), 0.0, 6.0))`` divided by 6. A front end
+gathers every chain of such operators on one tensor into one node, so that sigmoid, hard-swish, SiLU,
+leaky ReLU, tanh or GELU cost one table lookup each. The names are Relay's.
+"""
+
+from __future__ import annotations
+
+from math import erf
+
+import numpy as np
+
+
+def _sigmoid(x):
+    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
+
+
+#: name -> function of float64 arrays
+FUNCTIONS = {
+    "sigmoid": _sigmoid,
+    "tanh": np.tanh,
+    "exp": np.exp,
+    "log": np.log,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "abs": np.abs,
+    "negative": np.negative,
+    "erf": np.vectorize(erf, otypes=[np.float64]),
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "divide": np.divide,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "power": np.power,
+    "clip": np.clip,  # x, lo, hi
+    "leaky_relu": lambda x, slope: np.where(x >= 0, x, x * slope),
+}
+UNARY = ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "abs", "negative", "erf")
+BINARY = ("add", "subtract", "multiply", "divide", "maximum", "minimum", "power")
+
+
+def compute(expression, x: np.ndarray) -> np.ndarray:
+    """The expression of every number of ``x``: float32 of the same shape, computed in float64.
+
+    What is not a number (the logarithm of a negative step nobody stores) becomes 0.
+    """
+
+    def value(e):
+        if e == "x":
+            return x.astype(np.float64)
+        return FUNCTIONS[e[0]](*map(value, e[1:])) if isinstance(e, tuple) else np.float64(e)
+
+    with np.errstate(all="ignore"):
+        result = np.nan_to_num(value(expression), nan=0.0)
+        return np.broadcast_to(result, x.shape).astype(np.float32)
+
+
+def nonnegative(expression, x_nonnegative: bool = False) -> bool:
+    """Whether the expression is proven never to be negative."""
+
+    def proven(e):
+        if e == "x":
+            return x_nonnegative
+        if not isinstance(e, tuple):
+            return e >= 0
+        name, *arguments = e
+        if name in ("sigmoid", "exp", "abs", "sqrt", "rsqrt"):
+            return True
+        if name == "clip":
+            return arguments[1] >= 0 or proven(arguments[0])
+        if name == "maximum":
+            return any(map(proven, arguments))
+        return name in ("add", "multiply", "divide", "minimum", "leaky_relu") and all(
+            map(proven, arguments)
+        )
+
+    return proven(expression)
