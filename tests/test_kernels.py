@@ -1,12 +1,14 @@
 """Every row of the manifest equals the norm, bit for bit: extremes, then tails, then random."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 tvm = pytest.importorskip("tvm")
 from kernel_host import run
 
-from topi_ext import direct, manifest, reference
+from topi_ext import cost, direct, manifest, reference
 from topi_ext.conv2d import Bound, ConvSpec, Refusal, Residual, accumulator_bound
 
 RESIDUAL = Residual(0.013, 64, 1, 127, 0.0217, 3, True, 0.0301)
@@ -98,8 +100,8 @@ def cases():
 
 
 def check(row, spec):
-    refused = row.proves(spec, np.zeros(spec.weight_shape, np.int8))
-    if isinstance(refused, Refusal):  # a shape the row does not take: the reason must be the shape
+    refused = row.fits(spec)
+    if refused is not None:  # a shape the row does not take: the reason must be the shape
         assert spec.groups > 1 and "multiple" in refused.why
         return
     weight_max = next(w for w in (127, 63, 31, 15, 7) if legal(row, spec, w))
@@ -165,20 +167,58 @@ def test_the_large_shapes_do_use_threads():
     assert max(spec.macs for name, spec in TAILS.items() if name != LARGE) < direct.PARALLEL_MACS
 
 
-def test_the_planner_picks_the_fastest_legal_kernel_and_says_why_not_the_others():
+def test_the_planner_takes_the_fastest_proven_kernel_and_says_why_not_the_others():
+    """A 1x1 layer, where Winograd is out of the question."""
+    spec = ConvSpec(1, 14, 14, 64, 64, (1, 1), data_max=255)
     table = {
-        (63, 63, "avx2"): "direct_avx2_d4",  # 8x8: four tiles are too few for Winograd
+        (63, 63, "avx2"): "direct_avx2_d4",
         (127, 63, "avx2"): "direct_avx2_d2",
         (255, 63, "avx2"): "direct_avx2_d1",
         (255, 127, "avx2"): "wide_avx2",
-        (127, 63, "avx512bw"): "winograd_f43_avx512bw",
-        (255, 127, "avx512vnni"): "winograd_f43_avx512bw",
+        (127, 63, "avx512bw"): "direct_avx512bw_d2",
+        (255, 127, "avx512vnni"): "direct_avx512vnni",
         (63, 63, "generic"): "direct_generic",
     }
-    assert {key: planned(*key).kernel.name for key in table} == table
-    refused = dict(planned(255, 127).refused)
-    assert set(refused) >= {"direct_avx2_d4", "direct_avx2_d2", "direct_avx2_d1"}
-    assert "64770" in refused["direct_avx2_d1"]  # 255 * (127 + 127), beyond int16
+    for (data_max, weight_max, name), kernel in table.items():
+        layer = replace(spec, data_max=data_max)
+        weight = np.full(spec.weight_shape, weight_max, np.int8)
+        chosen = manifest.plan(layer, weight, np.zeros(64, np.int32), name)
+        assert chosen.kernel.name == kernel and chosen.reason.startswith("estimated")
+    chosen = manifest.plan(spec, weight, np.zeros(64, np.int32), "avx2")
+    assert "direct_generic" in dict(chosen.slower)
+    chosen = manifest.plan(spec, np.full(spec.weight_shape, 127, np.int8), np.zeros(64, np.int32), "avx2")
+    assert set(dict(chosen.refused)) == {"direct_avx2_d4", "direct_avx2_d2", "direct_avx2_d1"}
+    assert "64770" in dict(chosen.refused)["direct_avx2_d1"]  # 255 * (127 + 127), beyond int16
+    assert "only for depthwise" in dict(chosen.unfit)["depthwise_int16"]
+
+
+def test_a_tuning_record_outranks_the_estimate_and_never_the_proof():
+    spec = ConvSpec(1, 14, 14, 64, 64, (1, 1), data_max=127)
+    weight, bias = np.full(spec.weight_shape, 63, np.int8), np.zeros(64, np.int32)
+    measured = {"wide_avx2": 7.0, "direct_generic": 9.0, "direct_avx2_d4": 1.0}
+    chosen = manifest.plan(spec, weight, bias, "avx2", measured)
+    assert chosen.kernel.name == "wide_avx2" and chosen.reason == "tuned: 7 us"
+    assert [name for name, _ in chosen.refused] == ["direct_avx2_d4"]  # measured with other weights
+    assert chosen.slower[0] == ("direct_generic", "tuned: 9 us")
+
+
+def test_without_measured_costs_the_order_of_the_manifest_decides(monkeypatch):
+    monkeypatch.setattr(cost, "costs", dict)
+    assert planned(63, 63).kernel.name == "direct_avx2_d4"  # 8x8: four tiles are too few for Winograd
+    assert "4 tiles are too few" in dict(planned(63, 63).refused)["winograd_f43_avx2"]
+    spec = ConvSpec(1, 16, 16, 16, 16, (3, 3), padding=PAD, data_max=63)
+    chosen = manifest.plan(spec, np.ones(spec.weight_shape, np.int8), np.zeros(16, np.int32), "avx2")
+    assert "too few channels" in dict(chosen.refused)["winograd_f43_avx2"]
+    assert planned(63, 63, "avx512bw").kernel.name == "winograd_f43_avx512bw"
+
+
+def test_every_kernel_has_measured_costs_that_grow_with_the_layer():
+    small, large = (ConvSpec(1, n, n, 64, 64, (3, 3), padding=PAD) for n in (8, 32))
+    many = [replace(spec, groups=64) for spec in (small, large)]
+    for row in manifest.KERNELS:
+        little, much = many if row.fits(small) else (small, large)
+        times = [cost.estimate(row.name, row.work(spec)) for spec in (little, much)]
+        assert 0 < times[0] < times[1], row.name
 
 
 def test_without_winograd_vnni_takes_any_operands():
@@ -196,8 +236,7 @@ def test_winograd_is_taken_where_it_pays_and_is_proven():
         return manifest.plan(spec, weight, np.zeros(64, np.int32), "avx2")
 
     assert plan(16, 127, 63).kernel.name == "winograd_f43_avx2"
-    assert "4 tiles are too few" in dict(plan(8, 127, 63).refused)["winograd_f43_avx2"]
-    assert "too few channels" in dict(plan(16, 127, 63, 16).refused)["winograd_f43_avx2"]
+    assert "winograd_f43_avx2" in dict(plan(16, 127, 63, 8).slower)
     refused = dict(plan(16, 127, 63, 512).refused)["winograd_f43_avx2"]
     assert f"may reach {64 * 127 * 63 * 9 * 512}, beyond int32" in refused
 
@@ -224,6 +263,21 @@ def test_depthwise_falls_back_to_int32_where_int16_is_not_proven():
     small, big = (np.full(spec.weight_shape, w, np.int8) for w in (28, 63))
     assert manifest.plan(spec, small, bias, "avx2").kernel.name == "depthwise_int16"
     assert manifest.plan(spec, big, bias, "avx2").kernel.name == "depthwise_int32"
+
+
+def test_a_depthwise_sum_wraps_int16_on_its_way_and_is_still_exact():
+    """Sums from 0 to 64008: half of them beyond int16 until the constant each sum starts at brings them back."""
+    spec = ConvSpec(1, 6, 9, 32, 32, (3, 3), groups=32, padding=PAD, data_max=127, epilogue="dequantize")
+    weight = np.full(spec.weight_shape, 56, np.int8)
+    weight[..., 1::2] = -56
+    row = manifest.kernel("depthwise_int16")
+    assert row.proves(spec, weight).value == 9 * 56 * 127 > 2**15
+    data = np.random.default_rng(0).choice(np.array([0, 127], np.uint8), (1, 6, 9, 32))
+    data[0, :3, :3] = 127
+    bias, factor = np.arange(32, dtype=np.int32), np.ones(32, np.float32)
+    out, _ = run(row, spec, data, weight, bias, factor)
+    np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factor, None))
+    assert out.max() == 64008 + 30 and out.min() == -64008 + 1
 
 
 def test_a_layer_beyond_int32_is_refused_by_every_kernel():

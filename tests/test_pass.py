@@ -9,7 +9,7 @@ from tvm import autotvm, relay
 
 import tvm_easyquant as eq
 from topi_ext.lower import LowerInteger
-from tvm_easyquant import demo
+from tvm_easyquant import demo, relay_tune
 from tvm_easyquant.host import no_tophub
 from tvm_easyquant.integer import run_integer
 from tvm_easyquant.relay_build import Executor, host_target
@@ -122,3 +122,55 @@ def test_the_embedded_network_keeps_its_accuracy(bits, allowed):
     for x in test[:20]:
         want = execute(q.module, {"image": x[None]})[0]
         np.testing.assert_array_equal(integer({"image": x[None]})[0], want)
+
+
+# -- tuning and choosing
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The integer module of a small network."""
+    graph, images = networks.chain(3, channels=32, size=16)
+    return eq.quantize(graph, images, method="minmax", bits=7).module
+
+
+@pytest.mark.isa("avx2")
+@pytest.mark.linker
+@pytest.mark.parametrize("tuner", relay_tune.TUNERS)
+def test_tuning_goes_on_where_it_stopped(small, tmp_path, tuner):
+    log, target = tmp_path / "net.log", "llvm -mcpu=core-avx2"
+    first = relay_tune.tune(small, log, target, tuner=tuner, trials=2, alternatives=0)
+    assert first.kernels == first.measured == 2 and first.trials == 4 and not first.failed
+    assert len(relay_tune.read_log(log)) == 4
+    again = relay_tune.tune(small, log, target, tuner=tuner, trials=2, alternatives=0)
+    assert (again.measured, again.resumed, again.trials) == (0, 2, 0)
+    assert relay_tune.untuned(small, target) == (2, 2)
+    with autotvm.apply_history_best(relay_tune.read_log(log)):
+        assert relay_tune.untuned(small, target) == (0, 2)
+        assert all(p.plan.reason.startswith("tuned") for p in relay_tune.layer_plans(small, target))
+        assert relay_tune.untuned(small, "llvm -mcpu=skylake-avx512")[0] == 2  # records of another CPU
+    assert [p.name for p in relay_tune.layer_plans(small, target)] == ["first", "second"]
+
+
+@pytest.mark.isa("avx2")
+def test_our_tasks_are_those_that_autotvm_extracts(small):
+    target = tvm.target.Target("llvm -mcpu=core-avx2")
+    mine = relay_tune.tasks(relay_tune.layer_plans(small, target), target, alternatives=0)
+    with no_tophub():
+        lowered = LowerInteger(target)(small)
+        found = autotvm.task.extract_from_program(lowered["main"], {}, target)
+    assert {t.workload for t in mine} == {t.workload for t in found}
+    more = relay_tune.tasks(relay_tune.layer_plans(small, target), target, alternatives=2)
+    assert {t.workload for t in mine} < {t.workload for t in more}
+
+
+def test_a_damaged_log_is_refused_by_line(tmp_path):
+    log = tmp_path / "net.log"
+    assert relay_tune.read_log(log) == []
+    log.write_text("# a comment\n\n{half a li")
+    with pytest.raises(relay_tune.TuneError, match="line 3 is not a tuning record.*delete the line"):
+        relay_tune.read_log(log)
+    with pytest.raises(relay_tune.TuneError, match="tuner is 'best'; use one of xgb, ga, random, grid"):
+        relay_tune.tune(None, log, tuner="best")
+    with pytest.raises(relay_tune.TuneError, match="trials is 0"):
+        relay_tune.tune(None, log, trials=0)

@@ -52,15 +52,13 @@ def test_lane_bound_is_attained(weights, data_max):
         assert reach > INT16_MAX
 
 
-def test_depthwise_bound_is_one_sided():
+def test_depthwise_bound_is_the_span_of_a_channel():
     spec = ConvSpec(1, 5, 5, 2, 2, (3, 3), groups=2, data_max=127)
-    mixed = np.tile(np.array([63, -63]), 9).reshape(3, 3, 1, 2).astype(np.int8)
-    mixed[..., 1] = np.where(np.arange(9).reshape(3, 3, 1) % 2, 63, -63)
-    assert isinstance(tap_bound(spec, mixed), Refusal)  # nine times 63 in channel 0
-    mixed[..., 0] = mixed[..., 1]
-    assert isinstance(tap_bound(spec, mixed), Refusal)  # five of one sign: 5 * 63 * 127
-    mixed[0] = 0
-    assert tap_bound(spec, mixed).value == 127 * 63 * 3
+    weight = np.tile(np.array([57, 0]), 9).reshape(3, 3, 1, 2).astype(np.int8)
+    weight[0, 0, 0, 0] = -60  # 127 * (8 * 57 + 60) = 65532 of 65534
+    assert tap_bound(spec, weight) == Bound("span of a channel's int16 sum", 65532, 65534)
+    weight[1, 1, 0, 0] += 1
+    assert "65659" in tap_bound(spec, weight).why
 
 
 def test_accumulator_bound_counts_the_bias():

@@ -129,6 +129,14 @@ class ConvSpec:
     def macs(self) -> int:
         return int(np.prod(self.out_shape)) * int(np.prod(self.weight_shape[:3]))
 
+    @property
+    def shape_text(self) -> str:
+        """The layer's shape in a line, such as ``3x3 s2 64->128 @ 56x56``."""
+        kind = "dw " if self.depthwise else f"g{self.groups} " if self.groups > 1 else ""
+        stride = "" if self.strides == (1, 1) else f" s{self.strides[0]}"
+        size = f"{self.kernel[0]}x{self.kernel[1]}{stride} {self.in_channels}->{self.out_channels}"
+        return f"{kind}{size} @ {self.height}x{self.width}"
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 
@@ -185,11 +193,16 @@ def lane_bound(packed: np.ndarray, depth: int, data_max: int) -> Bound | Refusal
 
 
 def tap_bound(spec: ConvSpec, weight: np.ndarray) -> Bound | Refusal:
-    """All products of an output summed in int16 (depthwise kernels): weight (R, S, 1, K)."""
-    worst = int(spec.data_max * _reach(weight.reshape(-1, spec.out_channels), 0).max())
-    if worst > INT16_MAX:
-        return Refusal(f"the int16 sum of a channel may reach {worst}, beyond {INT16_MAX}")
-    return Bound("int16 sum of a channel", worst, INT16_MAX)
+    """All products of an output summed in int16 (depthwise kernels): weight (R, S, 1, K).
+
+    The sum lies in an interval ``data_max * sum(|w|)`` wide. Shifted by a constant (`depthwise.center`) it
+    fits int16 if the interval is no wider than int16; the additions on the way may wrap, as 16 bits do.
+    """
+    flat = np.abs(weight.reshape(-1, spec.out_channels).astype(np.int64))
+    worst = spec.data_max * int(flat.sum(axis=0).max())
+    if worst > 2 * INT16_MAX:
+        return Refusal(f"the sum of a channel may span {worst}, wider than int16 ({2 * INT16_MAX})")
+    return Bound("span of a channel's int16 sum", worst, 2 * INT16_MAX)
 
 
 def blocks_of(spec: ConvSpec, lanes: int) -> int:

@@ -1,19 +1,37 @@
 """Depthwise convolution, NHWC: vectors of channels, no intrinsic, so the same code on every CPU.
 
-``int16`` accumulators where `conv2d.tap_bound` proves that no partial sum leaves them, else int32.
+``int16`` accumulators where `conv2d.tap_bound` proves that a channel's sums are no further apart than int16
+is wide: each sum starts at a constant that puts the middle of its range at zero, and the bias takes it
+back. Else int32.
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from .conv2d import ConvSpec
-from .direct import Dot, Writer, outer_loop, padded_map
+from .direct import Dot, Writer, copied, outer_loop, padded_map
 from .emit import Builder, extern, tir, with_lanes
 
 LANES = 16
 
 
+def center(spec: ConvSpec, weight: np.ndarray) -> np.ndarray:
+    """int32 (K,): the middle of the range of each channel's sum; weight int8 (R, S, 1, K)."""
+    flat = weight.reshape(-1, spec.out_channels).astype(np.int64)
+    return (spec.data_max * flat.sum(axis=0) // 2).astype(np.int32)
+
+
+def work(spec: ConvSpec) -> tuple[float, ...]:
+    """Millions of: multiply-accumulates with padded channels, outputs, elements copied."""
+    outputs = spec.batch * spec.out_height * spec.out_width * (-(-spec.out_channels // LANES) * LANES)
+    taps = spec.kernel[0] * spec.kernel[1]
+    return tuple(n * 1e-6 for n in (outputs * taps, outputs, copied(spec) if any(spec.padding) else 0))
+
+
 def compute(cfg, spec: ConvSpec, accumulator: str, data, weight, bias, multiplier, residual=None):
-    """TE tensor; weight: ``accumulator`` type (R, S, C padded to 16), bias and multiplier padded.
+    """TE tensor; weight: ``accumulator`` type (R * S + 1, C padded to 16), the last row what every sum
+    starts with; bias and multiplier padded.
 
     AutoTVM knob: ``tile`` (pixels of a row computed at once).
     """
@@ -42,7 +60,7 @@ def _emit(spec, accumulator, pixels, ins, out):
         acc = ib.allocate(accumulator, count * LANES, name="acc", scope="local")
         channel = block * LANES
         for p in range(count):
-            total = None
+            total = weight.vload([r * s, channel], wide)
             for i in range(r):
                 for j in range(s):
                     index = [
@@ -52,8 +70,7 @@ def _emit(spec, accumulator, pixels, ins, out):
                         channel,
                     ]
                     product = data.vload(index, f"uint8x{LANES}").astype(wide)
-                    product = product * weight.vload([i, j, channel], wide)
-                    total = product if total is None else total + product
+                    total = total + product * weight.vload([i * s + j, channel], wide)
             ib.emit(acc.vstore([p * LANES], total))
         for p in range(count):
             value = acc.vload([p * LANES], wide).astype(f"int32x{LANES}")

@@ -155,17 +155,41 @@ def tile_pixels(width: int, most: int) -> int:
     return min(range(1, most + 1), key=lambda p: (cost(p), -p))
 
 
+def rows_of(spec: ConvSpec) -> tuple[int, int]:
+    """Rows of the output map, over the batch, and their width, as the loops see them."""
+    if flattens(spec):
+        return 1, spec.batch * spec.out_height * spec.out_width
+    return spec.batch * spec.out_height, spec.out_width
+
+
+def work(spec: ConvSpec, dot: Dot) -> tuple[float, ...]:
+    """Millions of: multiply-accumulates with padded channels, tiles, outputs, elements copied, weights."""
+    rows, width = rows_of(spec)
+    columns = spec.groups * blocks_of(spec, dot.lanes)
+    depth = -(-(spec.in_channels // spec.groups) // dot.group) * dot.group * int(np.prod(spec.kernel))
+    tiles = rows * -(-width // tile_pixels(width, min(dot.registers, width))) * columns
+    counts = (
+        rows * width * columns * dot.lanes * depth,
+        tiles,
+        np.prod(spec.out_shape),
+        copied(spec) if needs_copy(spec, dot) else 0,
+        columns * dot.lanes * depth,
+    )
+    return tuple(float(n) * 1e-6 for n in counts)
+
+
+def copied(spec: ConvSpec) -> int:
+    """Elements of the padded map."""
+    top, left, bottom, right = spec.padding
+    return spec.batch * (spec.height + top + bottom) * (spec.width + left + right) * spec.in_channels
+
+
 def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, residual=None):
     """TE tensor of the convolution; weight as `conv2d.pack` makes it, bias and multiplier padded.
 
     AutoTVM knobs: ``tile`` (pixels), ``order`` (which loop is outside).
     """
-    flat = flattens(spec)
-    rows, width = (
-        (1, spec.batch * spec.out_height * spec.out_width)
-        if flat
-        else (spec.batch * spec.out_height, spec.out_width)
-    )
+    rows, width = rows_of(spec)
     blocks = blocks_of(spec, dot.lanes)
     vectors = 1
     if width == 1:  # dense: one pixel, so make the tile wide in channels instead

@@ -14,7 +14,7 @@ they are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import tvm
@@ -31,9 +31,12 @@ class LoweringError(ValueError):
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One lowered convolution or dense layer: its shape, the kernel chosen and why, the refused ones."""
+    """One lowered convolution or dense layer: its name where the IR has one, its shape, its weights (int8
+    HWIO), the kernel chosen and why, the refused ones."""
 
+    name: str
     spec: ConvSpec
+    weight: np.ndarray = field(repr=False)
     plan: manifest.KernelPlan
 
 
@@ -53,7 +56,7 @@ class LowerInteger:
         relay_op.register()
         module = relay.transform.InferType()(mod)
         self.layers = []
-        lowering = _Lowering(module["main"], relay_op.target_isa(self.target), self.layers)
+        lowering = _Lowering(module["main"], self.target, self.layers)
         self.layers.reverse()  # patterns are matched from the outputs back
         module = tvm.IRModule(module.functions, module.type_definitions)
         module["main"] = lowering.function
@@ -70,8 +73,11 @@ class _Chain:
 
 
 class _Lowering:
-    def __init__(self, function, isa, layers):
-        self.isa, self.layers = isa, layers
+    def __init__(self, function, target, layers):
+        self.isa, self.layers = relay_op.target_isa(target), layers
+        self.measured = {}  # spec -> {kernel: microseconds}
+        for (kernel, spec), us in relay_op.recorded(target).items():
+            self.measured.setdefault(spec, {})[kernel] = us
         order = []
         relay.analysis.post_order_visit(function.body, order.append)
         self.uses = {}
@@ -262,8 +268,9 @@ class _Lowering:
         bias = np.zeros(channels, np.int32) if bias is None else bias
         bias = fold_zero_point(bias, weight, zero_point)
         factor = np.ascontiguousarray(np.broadcast_to(np.asarray(factor, np.float32), (channels,)))
-        chosen = manifest.plan(spec, weight, bias, self.isa)
-        self.layers.append(LayerPlan(spec, chosen))
+        chosen = manifest.plan(spec, weight, bias, self.isa, self.measured.get(spec.to_json()))
+        name = conv.span.source_name.name if conv.span else ""
+        self.layers.append(LayerPlan(name, spec, weight, chosen))
         constants = [relay.const(a) for a in chosen.kernel.pack(spec, weight, bias, factor)]
 
         def emit(x, *rest):

@@ -7,12 +7,12 @@ listed does not exist; what is listed is tested.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from . import depthwise, direct, isa, winograd, winograd_conv, x86
+from . import cost, depthwise, direct, isa, winograd, winograd_conv, x86
 from .conv2d import (
     Bound,
     ConvSpec,
@@ -28,26 +28,35 @@ from .conv2d import (
 class Kernel(NamedTuple):
     """One kernel.
 
+    fits(spec) -> None, or a Refusal for a shape that it does not take.
     proves(spec, weight) -> Bound | Refusal: whether it is legal for these weights (bias aside).
     pack(spec, weight, bias, multiplier) -> the constant arrays it takes.
     compute(cfg, spec, data, *constants[, residual]) -> te.Tensor, its loops already made.
-    pays(spec) -> None, or a Refusal where the kernel is legal but another one is faster.
+    work(spec) -> what it does, in millions of operations of each kind, for `cost.estimate`.
+    pays(spec) -> None, or a Refusal: a rule of thumb where there are no measured costs.
     """
 
     name: str
     isa: str
+    fits: Callable
     proves: Callable
     pack: Callable
     compute: Callable
+    work: Callable
     pays: Callable = lambda spec: None
 
 
 class KernelPlan(NamedTuple):
-    """The kernel chosen for a layer, the proof that it is legal, and the better ones refused."""
+    """The kernel chosen for a layer, the proof that it is legal, why it was preferred, the faster ones
+    that were refused and why, those that do not take the shape, and those not asked because they are
+    slower, with their times."""
 
     kernel: Kernel
     proof: Bound
-    refused: tuple[tuple[str, str], ...]
+    reason: str = ""
+    refused: tuple[tuple[str, str], ...] = ()
+    unfit: tuple[tuple[str, str], ...] = ()
+    slower: tuple[tuple[str, str], ...] = ()
 
     def __str__(self):
         return f"{self.kernel.name} ({self.proof})"
@@ -59,10 +68,13 @@ def _direct(name: str, isa_name: str, dot: direct.Dot, proof: Callable | None = 
     def packed(spec, weight):
         return pack(spec, weight.astype(dot.weight), dot.lanes, dot.group)
 
-    def proves(spec, weight):
+    def fits(spec):
         per_group = spec.in_channels // spec.groups
         if spec.groups > 1 and per_group % dot.group:
             return Refusal(f"{per_group} input channels a group are not a multiple of {dot.group}")
+        return None
+
+    def proves(spec, weight):
         return proof(spec, packed(spec, weight)) if proof else Bound("any int8 weights", 0, 0)
 
     def constants(spec, weight, bias, multiplier):
@@ -72,7 +84,7 @@ def _direct(name: str, isa_name: str, dot: direct.Dot, proof: Callable | None = 
     def compute(cfg, spec, data, *rest):
         return direct.compute(cfg, spec, dot, data, *rest)
 
-    return Kernel(name, isa_name, proves, constants, compute)
+    return Kernel(name, isa_name, fits, proves, constants, compute, lambda spec: direct.work(spec, dot))
 
 
 def _lanes(depth: int) -> Callable:
@@ -80,9 +92,10 @@ def _lanes(depth: int) -> Callable:
 
 
 def _depthwise(name: str, accumulator: str) -> Kernel:
+    def fits(spec):
+        return None if spec.depthwise else Refusal("only for depthwise convolutions")
+
     def proves(spec, weight):
-        if not spec.depthwise:
-            return Refusal("only for depthwise convolutions")
         if accumulator == "int16":
             return tap_bound(spec, weight)
         return Bound("any int8 weights", 0, 0)
@@ -92,21 +105,26 @@ def _depthwise(name: str, accumulator: str) -> Kernel:
             width = [(0, 0)] * (values.ndim - 1) + [(0, -spec.out_channels % depthwise.LANES)]
             return np.ascontiguousarray(np.pad(values, width))
 
-        return (padded(weight[:, :, 0].astype(accumulator)), padded(bias), padded(multiplier))
+        center = depthwise.center(spec, weight) if accumulator == "int16" else 0 * bias
+        taps = np.concatenate([weight.reshape(-1, spec.out_channels), -center[None]])
+        return (padded(taps.astype(accumulator)), padded(bias + center), padded(multiplier))
 
     def compute(cfg, spec, data, *rest):
         return depthwise.compute(cfg, spec, accumulator, data, *rest)
 
-    return Kernel(name, "generic", proves, constants, compute)
+    return Kernel(name, "generic", fits, proves, constants, compute, depthwise.work)
 
 
 def _winograd(m: int, isa_name: str, bits: int, tiles: int) -> Kernel:
     """F(m, 3) on vectors of ``bits``; it pays from ``tiles`` tiles on (below, reading U dominates)."""
     t = winograd.transform(m, 3)
 
-    def proves(spec, weight):
+    def fits(spec):
         if spec.out_channels % (bits // 32):
             return Refusal(f"{spec.out_channels} output channels are not a multiple of {bits // 32}")
+        return winograd.fits(t, spec)
+
+    def proves(spec, weight):
         return winograd.proves(t, spec, weight)
 
     def pays(spec):
@@ -122,19 +140,25 @@ def _winograd(m: int, isa_name: str, bits: int, tiles: int) -> Kernel:
     def compute(cfg, spec, data, *rest):
         return winograd_conv.compute(cfg, spec, t, bits, x86.word_pairs(bits), data, *rest)
 
-    return Kernel(f"winograd_f{m}3_{isa_name}", isa_name, proves, constants, compute, pays=pays)
+    def work(spec):
+        return winograd_conv.work(spec, t, bits)
+
+    name = f"winograd_f{m}3_{isa_name}"
+    return Kernel(name, isa_name, fits, proves, constants, compute, work, pays)
 
 
 KERNELS = (
     _depthwise("depthwise_int16", "int16"),
     _depthwise("depthwise_int32", "int32"),
     _winograd(4, "avx512bw", 512, 4),
+    _winograd(2, "avx512bw", 512, 2**30),  # by measurement only
     _direct("direct_avx512vnni", "avx512vnni", x86.vnni_dot(512)),
     _direct("direct_avx512bw_d4", "avx512bw", x86.int16_dot(512, 4), _lanes(4)),
     _direct("direct_avx512bw_d2", "avx512bw", x86.int16_dot(512, 2), _lanes(2)),
     _direct("direct_avx512bw_d1", "avx512bw", x86.int16_dot(512, 1), _lanes(1)),
     _direct("wide_avx512bw", "avx512bw", x86.int32_dot(512)),
     _winograd(4, "avx2", 256, 16),
+    _winograd(2, "avx2", 256, 2**30),
     _direct("direct_avx2_d4", "avx2", x86.int16_dot(256, 4), _lanes(4)),
     _direct("direct_avx2_d2", "avx2", x86.int16_dot(256, 2), _lanes(2)),
     _direct("direct_avx2_d1", "avx2", x86.int16_dot(256, 1), _lanes(1)),
@@ -152,21 +176,54 @@ def kernel(name: str) -> Kernel:
     raise KeyError(f"no kernel {name!r}; there are {', '.join(k.name for k in KERNELS)}")
 
 
-def plan(spec: ConvSpec, weight: np.ndarray, bias: np.ndarray, isa_name: str) -> KernelPlan:
-    """The first legal kernel for a layer on an instruction set, and why the earlier ones are not.
+def plan(
+    spec: ConvSpec,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    isa_name: str,
+    measured: Mapping[str, float] | None = None,
+) -> KernelPlan:
+    """The fastest legal kernel for a layer on an instruction set, and why others are not taken.
 
-    weight: int8 (R, S, C / groups, K); bias: int32 (K,) with the zero point folded in. Raises
-    OverflowError if the layer's accumulator does not fit int32 in any kernel.
+    weight: int8 (R, S, C / groups, K); bias: int32 (K,) with the zero point folded in. measured:
+    {kernel: microseconds} of this layer from tuning records; a kernel that has one comes before all that
+    have none. Those are ordered by `cost.estimate`, or by the order of `KERNELS` where one of them was
+    never measured. Raises OverflowError if the layer's accumulator does not fit int32 in any kernel.
     """
     total = accumulator_bound(spec, weight, bias)
     if isinstance(total, Refusal):
         raise OverflowError(total.why)
-    rows, refused = isa.usable(isa_name), []
+    usable, refused, unfits, measured = isa.usable(isa_name), [], [], measured or {}
+    rows = []
     for row in KERNELS:
-        if row.isa not in rows:
-            continue
-        answer = row.pays(spec) or row.proves(spec, weight)
+        if row.isa in usable:
+            unfit = row.fits(spec)
+            if unfit is None:
+                rows.append(row)
+            else:
+                unfits.append((row.name, unfit.why))
+    estimates = {row.name: cost.estimate(row.name, row.work(spec)) for row in rows}
+    if None in estimates.values():
+        estimates = {}
+        for row in list(rows):
+            unfit = row.pays(spec)
+            if unfit is not None:
+                rows.remove(row)
+                refused.append((row.name, unfit.why))
+    order = {row.name: i for i, row in enumerate(rows)}
+    rows.sort(key=lambda row: (0, measured[row.name]) if row.name in measured
+              else (1, estimates.get(row.name, order[row.name])))  # fmt: skip
+
+    def reason(row):
+        if row.name in measured:
+            return f"tuned: {measured[row.name]:.0f} us"
+        return f"estimated: {estimates[row.name]:.0f} us" if estimates else "first of the manifest"
+
+    for i, row in enumerate(rows):
+        answer = row.proves(spec, weight)
         if isinstance(answer, Bound):
-            return KernelPlan(row, answer if answer.limit else total, tuple(refused))
+            slower = tuple((other.name, reason(other)) for other in rows[i + 1 :])
+            proof = answer if answer.limit else total
+            return KernelPlan(row, proof, reason(row), tuple(refused), tuple(unfits), slower)
         refused.append((row.name, answer.why))
     raise AssertionError("direct_generic takes every layer")

@@ -48,21 +48,41 @@ def target_isa(target) -> str:
 # -- AutoTVM templates: one topi compute and schedule for each row of the manifest
 
 
-def _template_name(row):
+def template_name(row) -> str:
+    """The AutoTVM task name of a row of the manifest."""
     return f"easyquant_{row.name}.cpu"
 
 
 def _declare(row):
-    @autotvm.register_topi_compute(_template_name(row))
+    @autotvm.register_topi_compute(template_name(row))
     def compute(cfg, data, weight, bias, multiplier, *rest):
         *residual, spec = rest
         return row.compute(cfg, ConvSpec.from_json(spec), data, weight, bias, multiplier, *residual)
 
-    @autotvm.register_topi_schedule(_template_name(row))
+    @autotvm.register_topi_schedule(template_name(row))
     def schedule(cfg, outs):
         return te.create_schedule([t.op for t in ([outs] if isinstance(outs, te.Tensor) else outs)])
 
     return compute, schedule
+
+
+def recorded(target) -> dict[tuple[str, str], float]:
+    """{(kernel, spec as JSON): microseconds} in the AutoTVM records applied at the moment.
+
+    AutoTVM ignores ``-mcpu`` when it looks up a record; a time of another CPU says little, so only records
+    made for this target's ``-mcpu`` are read.
+    """
+    names = {template_name(row): row.name for row in manifest.KERNELS}
+    cpu, found = str(target.attrs.get("mcpu", "")), {}
+    context = autotvm.task.DispatchContext.current
+    while context is not None:
+        for (key, workload), (record, result) in getattr(context, "best_by_targetkey", {}).items():
+            mine = str(record.target.attrs.get("mcpu", "")) == cpu and key in target.keys
+            if mine and workload[0] in names and result.error_no == 0:
+                entry = (names[workload[0]], str(workload[-1]))
+                found.setdefault(entry, 1e6 * float(np.mean(result.costs)))
+        context = getattr(context, "_old_ctx", None)
+    return found
 
 
 _TEMPLATES = {row.name: _declare(row) for row in manifest.KERNELS}
@@ -81,7 +101,7 @@ def _conv_strategy(attrs, inputs, out_type, target):
     strategy.add_implementation(
         lambda attrs, inputs, out_type: [compute(*inputs, spec)],
         run_schedule,
-        name=_template_name(manifest.kernel(name)),
+        name=template_name(manifest.kernel(name)),
     )
     return strategy
 

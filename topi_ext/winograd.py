@@ -123,11 +123,16 @@ def transform_weight(t: Transform, weight: np.ndarray) -> np.ndarray:
     return np.einsum("ia,abck,jb->ijck", t.g, weight.astype(np.int64), t.g)
 
 
-def proves(t: Transform, spec: ConvSpec, weight: np.ndarray) -> Bound | Refusal:
-    """Whether F(m, r) is exact for a layer, from its real weights (int8 HWIO)."""
+def fits(t: Transform, spec: ConvSpec) -> Refusal | None:
+    """Whether F(m, r) takes the shape of a layer: None if it does."""
     plain = spec.strides == (1, 1) and spec.dilation == (1, 1) and spec.groups == 1
-    if spec.kernel != (t.r, t.r) or not plain:
-        return Refusal(f"only for {t.r}x{t.r} with stride 1, dilation 1 and one group")
+    if spec.kernel == (t.r, t.r) and plain:
+        return None
+    return Refusal(f"only for {t.r}x{t.r} with stride 1, dilation 1 and one group")
+
+
+def proves(t: Transform, spec: ConvSpec, weight: np.ndarray) -> Bound | Refusal:
+    """Whether F(m, r) is exact for a layer whose shape `fits`, from its real weights (int8 HWIO)."""
     v = spec.data_max * data_growth(t)
     if v > INT16_MAX:
         return Refusal(f"transformed data may reach {v}, beyond int16")

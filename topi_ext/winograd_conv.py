@@ -14,13 +14,14 @@ from math import ceil
 import numpy as np
 
 from .conv2d import ConvSpec
-from .direct import Dot, Writer, outer_loop, padded_map
+from .direct import Dot, Writer, copied, outer_loop, padded_map
 from .emit import Builder, const, dtype_of, extern, tir, with_lanes
 from .winograd import Transform
 
 CHANNELS = 16  # input channels transformed at once
 ROWS = {256: 4, 512: 6}  # tiles of a matrix product's register block
 V_BYTES = 400_000  # transformed data of a block of tiles, to stay in a core's own cache
+LARGE_U = 2_000_000  # bytes of transformed weights that do not stay there
 
 
 class Wrapping:
@@ -147,6 +148,42 @@ def pairs_of(spec: ConvSpec) -> int:
     return -(-spec.in_channels // CHANNELS) * CHANNELS // 2
 
 
+def block_sizes(spec: ConvSpec, t: Transform, bits: int) -> list[int]:
+    """Tiles of a block, the default first. All of U is read for every block, so where U is larger than a
+    core's own cache the blocks are larger, too."""
+    down, across = tiles_of(spec, t)
+    total = spec.batch * down * across
+    rows = min(ROWS[bits], total)
+    tile_bytes = t.n * t.n * 4 * pairs_of(spec)
+    budget = V_BYTES * (2 if tile_bytes * spec.out_channels > LARGE_U else 1) // tile_bytes
+
+    def even(limit):
+        """A block size near ``limit`` whose blocks are equally full."""
+        blocks = ceil(total / max(limit, 1))
+        return ceil(ceil(total / blocks) / rows) * rows
+
+    sizes = (max(rows, budget), budget // 2, 2 * budget, 16)
+    return list(dict.fromkeys(map(even, sizes)))
+
+
+def work(spec: ConvSpec, t: Transform, bits: int) -> tuple[float, ...]:
+    """Millions of: products, data transformed, products transformed back, outputs, copied, weights."""
+    down, across = tiles_of(spec, t)
+    tiles, positions, channels = spec.batch * down * across, t.n * t.n, 2 * pairs_of(spec)
+    rows = min(ROWS[bits], tiles)
+    whole = -(-tiles // rows) * rows
+    blocks = ceil(tiles / block_sizes(spec, t, bits)[0])
+    counts = (
+        whole * positions * channels * spec.out_channels,
+        whole * positions * channels,
+        whole * positions * spec.out_channels,
+        np.prod(spec.out_shape),
+        copied(spec),
+        blocks * positions * channels * spec.out_channels,
+    )
+    return tuple(float(n) * 1e-6 for n in counts)
+
+
 def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, data, weight, bias, multiplier,
             residual=None):  # fmt: skip
     """TE tensor; weight: U as `winograd.pack` makes it; word_pairs(x, w): the pmaddwd of ``bits``.
@@ -156,16 +193,7 @@ def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, data, weig
     down, across = tiles_of(spec, t)
     total = spec.batch * down * across
     rows = min(ROWS[bits], total)
-    tile_bytes = t.n * t.n * 4 * pairs_of(spec)
-    budget = max(rows, V_BYTES // tile_bytes)
-
-    def even(limit):
-        """A block size near ``limit`` whose blocks are equally full."""
-        blocks = ceil(total / max(limit, 1))
-        return ceil(ceil(total / blocks) / rows) * rows
-
-    sizes = dict.fromkeys(even(n) for n in (budget, budget // 2, 2 * budget, 16))
-    cfg.define_knob("tiles", list(sizes))
+    cfg.define_knob("tiles", block_sizes(spec, t, bits))
     cfg.define_knob("unroll", [1, 2])
     cfg.add_flop(2 * spec.macs)
     top, left, _, _ = spec.padding

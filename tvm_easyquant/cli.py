@@ -237,6 +237,16 @@ def _add_demo(subparsers, main_parser, json_params):
     parser.set_defaults(func=_guarded(run_demo))
 
 
+# -- the verbs ``plan`` and ``tune-kernels``
+
+
+def _add_kernels(subparsers, main_parser, json_params):
+    from . import cli_kernels
+
+    for add in (cli_kernels.add_plan, cli_kernels.add_tune):
+        add(subparsers, _guarded, argparse.RawDescriptionHelpFormatter)
+
+
 # -- the composite target ``easyquant``
 
 
@@ -305,7 +315,7 @@ def _plugged_in() -> Iterator[None]:
     }
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        parsers = [*tvmc.REGISTERED_PARSER, _add_quantize, _add_demo]
+        parsers = [*tvmc.REGISTERED_PARSER, _add_quantize, _add_demo, _add_kernels]
         enter(mock.patch.object(tvmc, "REGISTERED_PARSER", parsers))
         enter(mock.patch.dict(composite_target.REGISTERED_CODEGEN, easyquant=codegen))
         for module in (compiler, autotuner):
@@ -371,6 +381,17 @@ def _guarded(verb):
     return run_verb
 
 
+def _check_records(argv: Sequence[str]) -> None:
+    """Refuse a damaged ``--tuning-records`` file here: TVM's own reader ends in a traceback."""
+    from .relay_tune import read_log
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--tuning-records")
+    known, _ = parser.parse_known_args([a for a in argv if a != "-h"])
+    if known.tuning_records:
+        read_log(known.tuning_records)
+
+
 def run(argv: Sequence[str]) -> int:
     """Run one command line; returns its exit code."""
     try:
@@ -381,7 +402,12 @@ def run(argv: Sequence[str]) -> int:
             from tvm.driver.tvmc import main as tvmc
 
             try:
+                _check_records(argv)
                 return tvmc._main(list(argv))
+            except ValueError as error:
+                if not _is_users(error):
+                    raise
+                return _fail(USER_ERROR, _one_line(error))
             except TVMCException as error:  # from before tvmc's own handler, such as --config's
                 return _fail(USER_ERROR, _one_line(error))
     except ImportError as error:

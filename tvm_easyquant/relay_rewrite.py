@@ -151,11 +151,12 @@ class _Rewriter:
             acc = relay.qnn.dense(
                 x, relay.const(np.ascontiguousarray(weight)), units=node.channels, **common
             )
+            acc = _named(acc, node.name)
             return relay.nn.bias_add(acc, bias, axis=1), relay.const(unit)
         flat = node.weight.reshape(-1, node.channels)
         weight = quantize_weight(flat, scales, bits).reshape(node.weight.shape)
         self._check_range(node, weight, source)
-        acc = _conv(x, weight, node, common)
+        acc = _named(_conv(x, weight, node, common), node.name)
         return relay.nn.bias_add(acc, bias, axis=3), relay.const(unit)
 
     def _check_range(self, node, weight, source: Scale):
@@ -192,7 +193,7 @@ class _Rewriter:
             input_scale=_scalar(s.scale),
             kernel_scale=_scalar(np.float32(1) / np.float32(count)),
         )
-        return _conv(x, ones, window, common), unit
+        return _named(_conv(x, ones, window, common), node.name), unit
 
     def _lookup(self, node):
         """A function of one number: a 256-entry table, made here by the norm."""
@@ -214,6 +215,12 @@ class _Rewriter:
         )  # fmt: skip
         limits = clip_limits(self.graph, self.plan, node)
         self.stored_of[target] = _clip(q, *integer_limits(s, limits))
+
+
+def _named(call, name):
+    """The call with the name of its node, for `topi_ext.lower` to tell."""
+    span = relay.Span(relay.SourceName(name), 0, 0, 0, 0)
+    return relay.Call(call.op, call.args, call.attrs, call.type_args, span)
 
 
 def _scalar(value):

@@ -1,0 +1,144 @@
+"""The verbs ``plan`` and ``tune-kernels``: which kernel each layer gets, and measuring them on this CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+
+from .progress import Bar
+
+EXAMPLES = """\
+examples:
+  tvmc-easyquant plan net.onnx --table net.json --target "llvm -mcpu=core-avx2"
+  tvmc-easyquant tune-kernels net.onnx --table net.json -o net.log
+  tvmc-easyquant plan net.onnx --table net.json --tuning-records net.log
+  tvmc-easyquant compile net.onnx --tuning-records net.log -o net.tar \\
+      --target "easyquant -table=net.json, llvm -mcpu=core-avx2"
+"""
+
+
+def _common(parser):
+    add = parser.add_argument
+    add("FILE", help="the ONNX model that the table was made for")
+    add("--table", required=True, metavar="FILE", help="its scale table, from quantize")
+    add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
+    add("--input-shapes", metavar="SHAPES", help='such as "data:[1,3,224,224]"')
+    add("--batch", type=int, default=1, metavar="N", help="size of an open first dimension (1)")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def add_plan(subparsers, guarded, formatter):
+    parser = subparsers.add_parser(
+        "plan", prog="tvmc-easyquant plan", help="say which kernel each layer gets, and why",
+        epilog=EXAMPLES, formatter_class=formatter,
+    )  # fmt: skip
+    _common(parser)
+    parser.add_argument("--tuning-records", metavar="LOG", help="records of tune-kernels to choose by")
+    parser.set_defaults(func=guarded(_plan))
+
+
+def add_tune(subparsers, guarded, formatter):
+    from .relay_tune import TUNERS
+
+    parser = subparsers.add_parser(
+        "tune-kernels", prog="tvmc-easyquant tune-kernels",
+        help="measure our kernels for a quantized model with AutoTVM", epilog=EXAMPLES,
+        formatter_class=formatter,
+    )  # fmt: skip
+    _common(parser)
+    add = parser.add_argument
+    add("-o", "--output", required=True, metavar="LOG", help="records are appended; kernels in it are done")
+    add("--tuner", default="xgb", help=f"{', '.join(TUNERS)} (xgb)")
+    add("--trials", type=int, default=64, metavar="N", help="most configurations of one kernel (64)")
+    add("--early-stopping", type=int, metavar="N", help="stop a kernel after N trials without a better one")
+    add("--alternatives", type=int, default=1, metavar="N", help="slower legal kernels measured, too (1)")
+    add("--rpc-tracker", metavar="HOST:PORT", help="measure on a device of this tracker")
+    add("--rpc-key", metavar="KEY", help="the device's key at the tracker")
+    parser.set_defaults(func=guarded(_tune))
+
+
+def _module(args):
+    """The integer module of the command line, and its target."""
+    from . import pipeline
+    from .cli import _shapes
+    from .relay_build import cpu_target
+    from .scale_table import ScaleTable
+
+    target = cpu_target(args.target)
+    table = ScaleTable.load(args.table)
+    graph = pipeline.as_graph(args.FILE, input_shapes=_shapes(args.input_shapes), batch=args.batch)
+    return pipeline.apply(graph, table), target
+
+
+def history(path):
+    """The records of a log as a context; a damaged log is refused before TVM reads it."""
+    from tvm import autotvm
+
+    from .relay_tune import TuneError, read_log
+
+    if path is None:
+        return contextlib.nullcontext()
+    if not os.path.exists(path):
+        raise TuneError(f"--tuning-records: there is no file {path}")
+    return autotvm.apply_history_best(read_log(path))
+
+
+def _plan(args) -> int:
+    from .relay_tune import layer_plans, untuned
+
+    module, target = _module(args)
+    with history(args.tuning_records):
+        layers = layer_plans(module, target)
+        without, count = untuned(module, target)
+    rows = [
+        {
+            "layer": layer.name,
+            "shape": layer.spec.shape_text,
+            "kernel": layer.plan.kernel.name,
+            "reason": layer.plan.reason,
+            "proof": str(layer.plan.proof),
+            "refused": dict(layer.plan.refused),
+            "unfit": dict(layer.plan.unfit),
+            "slower": dict(layer.plan.slower),
+        }
+        for layer in layers
+    ]
+    if args.json:
+        print(json.dumps({"target": str(target), "untuned": without, "layers": rows}, indent=1))
+        return 0
+    width = max(len(row["layer"]) for row in rows)
+    for row in rows:
+        print(
+            f"{row['layer']:{width}}  {row['shape']:34} {row['kernel']:24} {row['reason']}; {row['proof']}"
+        )
+        for name, why in row["refused"].items():
+            print(f"{'':{width}}    not {name}: {why}")
+    print(f"{without} of {count} kernels run untuned")
+    return 0
+
+
+def _tune(args) -> int:
+    from .cli import UserError, _writable
+    from .relay_tune import tune
+
+    _writable(args.output)
+    runner = None
+    if args.rpc_tracker or args.rpc_key:
+        host, _, port = (args.rpc_tracker or "").rpartition(":")
+        if not (host and port.isdigit() and args.rpc_key):
+            raise UserError("--rpc-tracker HOST:PORT and --rpc-key KEY belong together")
+        from tvm import autotvm
+
+        runner = autotvm.RPCRunner(args.rpc_key, host, int(port), number=4, repeat=3, min_repeat_ms=20)
+    module, target = _module(args)
+    bar = Bar()
+    try:
+        result = tune(
+            module, args.output, target, tuner=args.tuner, trials=args.trials,
+            early_stopping=args.early_stopping, alternatives=args.alternatives, runner=runner, progress=bar,
+        )  # fmt: skip
+    finally:
+        bar.close()
+    print(json.dumps(vars(result), indent=1) if args.json else f"{result}; records in {args.output}")
+    return 0

@@ -1,0 +1,189 @@
+"""Tuning: AutoTVM measures our kernels on the CPU at hand, and its records choose among them.
+
+The spaces are small (a few dozen points, every one of them legal and exact). The records are AutoTVM's own
+and are applied with ``autotvm.apply_history_best``: they set each kernel's knobs and, where several kernels
+of a layer were measured for the same ``-mcpu``, which kernel it gets (`topi_ext.manifest.plan`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from topi_ext import manifest, relay_op
+from topi_ext.conv2d import Bound
+from topi_ext.lower import LayerPlan, LowerInteger
+
+from .host import no_tophub
+from .relay_build import cpu_target
+
+Progress = Callable[[int, int, str], None]
+TUNERS = ("xgb", "ga", "random", "grid")
+
+
+class TuneError(ValueError):
+    """Tuning cannot go on; the message names the file, line or flag and the cure."""
+
+
+@dataclass
+class Tuned:
+    """What a tuning run did: kernels in all, measured now, taken from the log, without a valid time."""
+
+    kernels: int = 0
+    measured: int = 0
+    resumed: int = 0
+    failed: list[str] = field(default_factory=list)
+    trials: int = 0
+
+    def __str__(self):
+        text = f"{self.kernels} kernels: {self.measured} measured in {self.trials} trials"
+        text += f", {self.resumed} already in the log" if self.resumed else ""
+        return text + (f", {len(self.failed)} without a valid time" if self.failed else "")
+
+
+def read_log(path: str | os.PathLike) -> list[tuple]:
+    """The records of a tuning log, as AutoTVM's (input, result) pairs; [] if there is no file.
+
+    Raises TuneError naming the line that is no record, and what to do with it.
+    """
+    from tvm import autotvm
+
+    path, records = Path(path), []
+    if not path.exists():
+        return records
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            record = autotvm.record.decode(line)
+        except Exception:  # whatever a half-written line makes of the decoder
+            record = None
+        if record is None:
+            raise TuneError(
+                f"{path}, line {number} is not a tuning record of this TVM (an interrupted write leaves a "
+                "half line); delete the line"
+            )
+        records.append(record)
+    return records
+
+
+def layer_plans(module, target) -> list[LayerPlan]:
+    """The kernel chosen for every layer of an integer Relay module, in program order."""
+    lower = LowerInteger(cpu_target(target))
+    lower(module)
+    return lower.layers
+
+
+def tasks(layers: Sequence[LayerPlan], target, alternatives: int = 1) -> list:
+    """AutoTVM tasks of the layers' kernels and of the next ``alternatives`` legal ones of each layer.
+
+    Without alternatives these are the tasks that ``autotvm.task.extract_from_program`` finds.
+    """
+    from tvm import autotvm, te
+
+    made = {}
+    for layer in layers:
+        rows = [layer.plan.kernel]
+        for name, _ in layer.plan.slower:
+            row = manifest.kernel(name)
+            if len(rows) <= alternatives and isinstance(row.proves(layer.spec, layer.weight), Bound):
+                rows.append(row)
+        for row in rows:
+            spec = layer.spec
+            vectors = np.zeros(spec.out_channels, np.int32), np.ones(spec.out_channels, np.float32)
+            arrays = row.pack(spec, layer.weight, *vectors)
+            shapes = [((spec.batch, spec.height, spec.width, spec.in_channels), "uint8")]
+            shapes += [(a.shape, str(a.dtype)) for a in arrays]
+            shapes += [(spec.out_shape, "uint8")] if spec.epilogue == "add" else []
+            inputs = [te.placeholder(shape, dtype) for shape, dtype in shapes]
+            name = relay_op.template_name(row)
+            task = autotvm.task.create(name, (*inputs, spec.to_json()), target)
+            made.setdefault(task.workload, task)
+    return list(made.values())
+
+
+def tune(
+    module,
+    log: str | os.PathLike,
+    target=None,
+    *,
+    tuner: str = "xgb",
+    trials: int = 64,
+    early_stopping: int | None = None,
+    alternatives: int = 1,
+    runner=None,
+    progress: Progress | None = None,
+) -> Tuned:
+    """Measure the kernels of an integer Relay module and append the records to ``log``.
+
+    target: default this CPU. tuner: one of `TUNERS`. trials: most configurations of one kernel.
+    early_stopping: stop a kernel after so many trials without a better one. alternatives: how many slower
+    legal kernels of each layer are measured too. runner: ``autotvm.RPCRunner`` for another device; default
+    is this machine. A kernel that has its trials in the log already is not measured again, and every record
+    is written as it is made, so an interrupted run goes on where it stopped. Raises TuneError.
+    """
+    from tvm import autotvm
+
+    if tuner not in TUNERS:
+        raise TuneError(f"tuner is {tuner!r}; use one of {', '.join(TUNERS)}")
+    if trials < 1:
+        raise TuneError(f"trials is {trials}; use 1 or more")
+    target = cpu_target(target)
+    have: dict = {}
+    for found, _ in read_log(log):
+        have.setdefault((str(found.target), found.task.workload), set()).add(found.config.index)
+    relay_op.register()
+    work = tasks(layer_plans(module, target), target, alternatives)
+    result = Tuned(kernels=len(work))
+    option = autotvm.measure_option(
+        autotvm.LocalBuilder(n_parallel=1),
+        runner or autotvm.LocalRunner(number=4, repeat=3, min_repeat_ms=20),
+    )
+    for i, task in enumerate(work, 1):
+        size = len(task.config_space)
+        wanted = min(trials, size)
+        if len(have.get((str(target), task.workload), ())) >= wanted:
+            result.resumed += 1
+            continue
+        valid = []
+
+        def seen(_, inputs, results, valid=valid, name=task.name, i=i):
+            result.trials += len(inputs)
+            valid.extend(r for r in results if r.error_no == 0)
+            if progress is not None:
+                progress(i, len(work), name)
+
+        with no_tophub():
+            _tuner(tuner, task).tune(
+                n_trial=wanted,
+                early_stopping=early_stopping,
+                measure_option=option,
+                callbacks=[autotvm.callback.log_to_file(os.fspath(log)), seen],
+            )
+        result.measured += 1
+        if not valid:
+            result.failed.append(task.name)
+    return result
+
+
+def _tuner(name, task):
+    from tvm.autotvm import tuner
+
+    if name == "xgb":
+        # the loop features of other tuners need a TE schedule; "rank" is gone from XGBoost 2
+        return tuner.XGBTuner(task, feature_type="knob", loss_type="rank-binary")
+    if name == "ga":
+        return tuner.GATuner(task, pop_size=min(50, len(task.config_space)))
+    return tuner.RandomTuner(task) if name == "random" else tuner.GridSearchTuner(task)
+
+
+def untuned(module, target=None) -> tuple[int, int]:
+    """(kernels without a record, all kernels) of a module under the records applied at the moment."""
+    target = cpu_target(target)
+    layers = {(p.plan.kernel.name, p.spec.to_json()) for p in layer_plans(module, target)}
+    known = relay_op.recorded(target)
+    return sum(key not in known for key in layers), len(layers)
