@@ -1,18 +1,27 @@
-"""Whole networks: ours against TVM's fp32 and ONNX Runtime's fp32 and int8, in one interleaved run.
+"""Whole networks, batch 1, 224x224, random weights: ours against every runtime a user could pick instead.
 
-    python benchmarks/networks.py --data DIR --json FILE [--nets NAME ...]
+    python benchmarks/networks.py --json FILE [--isa avx2 ...] [--nets NAME ...] [--threads 1]
+        [--peers-python PYTHON] [--records LOG ...] [--fp32-records LOG]
 
-One thread, pinned, batch 1. Ours are compiled for the CPU this runs on, and for AVX2 alone; ONNX Runtime
-takes what the CPU has and cannot be capped, so compare it with the first. Its int8 is static QDQ, u8s8, per
-channel, reduce_range where the CPU has no VNNI, from the same calibration images. Ours is checked against
-the numpy reference before it is timed. Figures are medians over rounds; ratios are medians of a round's.
+Every runner is a process of its own that sleeps while another runs; rounds time them one after the other,
+then in reverse order. ``--isa`` caps ours and TVM's fp32 by -mcpu and OpenVINO by ONEDNN_MAX_CPU_ISA. ONNX
+Runtime and ncnn take what the CPU has and cannot be capped: their rows say ``isa: native``. ``native`` is
+the same for ours and OpenVINO. PYTHON is an environment with openvino, nncf, ncnn and pnnx (NNCF needs
+packages that TVM 0.19 does not get along with); without it those peers are left out and named.
+
+Before ours is timed it must equal the numpy reference bit for bit. A peer's int8 must have a cosine of
+more than 0.9 with its own fp32. Ratios are medians of the ratios of a round.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,30 +30,54 @@ os.environ.setdefault("TOPHUB_LOCATION", "NONE")
 
 import machine
 import numpy as np
-from accuracy import float_executor
-from data import NETWORKS, Network
+import random_networks
 
 import tvm_easyquant as eq
 from topi_ext import isa
 from tvm_easyquant.files import write_text
-from tvm_easyquant.relay_build import host_target
+from tvm_easyquant.host import BUILD_CONFIG, no_tophub, relay, tvm
+from tvm_easyquant.relay_build import build, host_target
 from tvm_easyquant.relay_reference import execute
 
-
-def session(path):
-    """An ONNX Runtime session on one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+HERE = Path(__file__).resolve().parent
+#: --isa -> (row of topi_ext.isa or None for the CPU's own, ONEDNN_MAX_CPU_ISA)
+ISAS = {"avx2": ("avx2", "AVX2"), "avx512": ("avx512bw", "AVX512_CORE"), "native": (None, None)}
 
 
-def ort_int8(path, tensor, samples, folder):
-    """The network quantized by ONNX Runtime (static QDQ, MinMax, u8s8, per channel)."""
-    import onnx
-    from onnx import version_converter
+class Runner:
+    """A started `runner.py`."""
+
+    def __init__(self, python, kind, model, inputs, threads, cpus, env=None):
+        command = [str(python), str(HERE / "runner.py"), kind, str(model), str(inputs), str(threads)]
+        self.process = subprocess.Popen(
+            ["taskset", "-c", ",".join(map(str, cpus)), *command], text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **(env or {})},
+        )  # fmt: skip
+        self.version = self._answer()
+
+    def _answer(self):
+        line = self.process.stdout.readline().strip()
+        if not line:
+            raise RuntimeError(f"{' '.join(self.process.args[3:6])} ended")
+        return line
+
+    def ask(self, text):
+        self.process.stdin.write(f"{text}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def output(self, path):
+        self.ask(f"output {path}")
+        return np.load(path)
+
+    def stop(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def ort_int8(path, samples, made):
+    """The network quantized by ONNX Runtime (static QDQ, MinMax, u8s8, per channel, 7-bit weights where
+    the CPU has no VNNI, as its documentation advises)."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -54,83 +87,185 @@ def ort_int8(path, tensor, samples, folder):
 
         def get_next(self):
             sample = next(self.items, None)
-            return None if sample is None else {tensor: sample}
+            return None if sample is None else {"image": sample}
 
-    model = version_converter.convert_version(onnx.load(path), 13)  # per channel needs opset 13
-    raw, prepared, made = (folder / f"{n}.onnx" for n in ("raw", "prepared", "int8"))
-    onnx.save(model, raw)
-    quant_pre_process(str(raw), str(prepared), skip_symbolic_shape=True)
+    prepared = made.with_suffix(".prepared.onnx")
+    quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
     quantization.quantize_static(
         str(prepared), str(made), Reader(), per_channel=True,
         quant_format=quantization.QuantFormat.QDQ,
         activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
         reduce_range=not isa.host_has("avx512vnni"),
     )  # fmt: skip
-    return session(made)
 
 
-def timed_session(runner, feed, number):
-    import time
-
-    start = time.perf_counter()
-    for _ in range(number):
-        runner.run(None, feed)
-    return 1e3 * (time.perf_counter() - start) / number
+def target_of(name):
+    row, _ = ISAS[name]
+    return host_target() if row is None else f"llvm -mcpu={isa.ISAS[row].mcpu}"
 
 
-def measure(folder, name, rounds, folder_tmp):
-    network = Network(folder, name)
-    graph = eq.load_onnx(network.path)
-    (tensor,) = graph.inputs
-    samples = list(network.calibration(20))
-    q = eq.quantize(graph, samples, bits=7, method="minmax")  # the scales do not change the speed
-    feed = {tensor: network.test(0)}
-    tvm_runners = {
-        "ours_int7": eq.Executor(q.build(host_target())),
-        "ours_int7_avx2": eq.Executor(q.build("llvm -mcpu=core-avx2")),
-        "tvm_fp32": float_executor(network.path, host_target()),
-    }
-    expected = execute(q.module, feed)[0]
-    for key in ("ours_int7", "ours_int7_avx2"):
-        if not np.array_equal(tvm_runners[key](feed)[0], expected):
-            raise SystemExit(f"error: {key} of {name} differs from the reference")
-    tvm_runners["tvm_fp32"](feed)
-    sessions = {
-        "ort_fp32": session(network.path),
-        "ort_int8": ort_int8(network.path, tensor, samples, folder_tmp),
-    }
-    times = {key: [] for key in (*tvm_runners, *sessions)}
-    for _ in range(rounds):
-        for key, runner in tvm_runners.items():
-            times[key].append(min(runner.milliseconds(repeat=3, number=3)))
-        for key, runner in sessions.items():
-            times[key].append(min(timed_session(runner, feed, 3) for _ in range(3)))
-    row = {"net": name, "threads": 1, "macs": graph.macs, "exact": True}
+def history(logs):
+    from tvm import autotvm
+
+    records = [record for log in logs or () for record in autotvm.record.load_from_file(str(log))]
+    return autotvm.apply_history_best(records) if records else contextlib.nullcontext()
+
+
+def tvm_fp32(path, target, logs):
+    module, params = relay.frontend.from_onnx(_load(path), {"image": (1, 3, 224, 224)}, freeze_params=True)
+    with no_tophub(), history(logs), tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
+        return relay.build(module, target, params=params)
+
+
+def _load(path):
+    import onnx
+
+    return onnx.load(path)
+
+
+def start(name, args, folder, stack):
+    """{(runner, isa): Runner} and the facts of the network; ours verified."""
+    path = random_networks.save(name, folder)
+    samples = random_networks.pictures(8)
+    inputs = folder / "inputs.npy"
+    np.save(inputs, np.concatenate(samples))
+    graph = eq.load_onnx(path)
+    q = eq.quantize(graph, samples[:4], bits=7, method="minmax")  # the scales do not change the speed
+    expected = execute(q.module, {"image": samples[0]})[0]
+    cpus = sorted(os.sched_getaffinity(0))[-args.threads :]
+    runners, sizes = {}, {}
+
+    def run(key, isa_name, python, kind, model, env=None):
+        runners[key, isa_name] = Runner(python, kind, model, inputs, args.threads, cpus, env)
+        stack.callback(runners[key, isa_name].stop)
+
+    def library(key, isa_name, built):
+        file = folder / f"{key}_{isa_name}.so"
+        built.export_library(str(file))
+        sizes[key, isa_name] = file.stat().st_size
+        run(key, isa_name, sys.executable, "tvm", file)
+
+    for isa_name in args.isa:
+        target = target_of(isa_name)
+        library("tvm_easyquant-int7", isa_name, build(q.module, target))
+        if args.records:
+            with history(args.records):
+                library("tvm_easyquant-int7-tuned", isa_name, build(q.module, target))
+        for key in [k for k, i in runners if i == isa_name and k.startswith("tvm_easyquant")]:
+            if not np.array_equal(runners[key, isa_name].output(folder / "out.npy"), expected):
+                raise SystemExit(f"error: {key} of {name} on {isa_name} differs from the reference")
+        library("tvm-fp32", isa_name, tvm_fp32(path, target, None))
+        if args.fp32_records:
+            library("tvm-fp32-tuned", isa_name, tvm_fp32(path, target, [args.fp32_records]))
+    run("onnxruntime-fp32", "native", sys.executable, "onnxruntime", path)
+    ort_int8(path, samples, folder / "ort_int8.onnx")
+    run("onnxruntime-int8", "native", sys.executable, "onnxruntime", folder / "ort_int8.onnx")
+    if args.peers_python:
+        subprocess.run([args.peers_python, HERE / "peer_models.py", path, inputs, folder], check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        for isa_name in args.isa:
+            cap = ISAS[isa_name][1]
+            env = {"ONEDNN_MAX_CPU_ISA": cap} if cap else {}
+            for kind in ("fp32", "int8"):
+                try:
+                    model = folder / f"openvino_{kind}.xml"
+                    run(f"openvino-{kind}", isa_name, args.peers_python, "openvino", model, env)
+                except RuntimeError as error:
+                    print(f"{name}: left out: openvino-{kind} on {isa_name}: {error}", flush=True)
+        run("ncnn-fp32", "native", args.peers_python, "ncnn", folder / "ncnn_fp32")
+    outputs = {key: r.output(folder / "out.npy").ravel().astype(float) for key, r in runners.items()}
+    truth = outputs["onnxruntime-fp32", "native"]
+    alike = {k: float(o @ truth / np.sqrt((o @ o) * (truth @ truth))) for k, o in outputs.items()}
+    return runners, {"macs": graph.macs, "cosine": alike, "bytes": sizes}
+
+
+def measure(name, args, facts):
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        runners, found = start(name, args, Path(scratch), stack)
+        times = {key: [] for key in runners}
+        number = {key: max(1, int(60 / float(r.ask(2)))) for key, r in runners.items()}
+        for i in range(args.rounds):
+            for key in list(runners)[:: 1 if i % 2 else -1]:
+                times[key].append(float(runners[key].ask(number[key])))
+        memory = {key: float(r.ask("memory")) for key, r in runners.items()}
+        versions = {key: r.version for key, r in runners.items()}
+    rows = []
     for key, values in times.items():
-        row[f"{key}_ms"] = round(float(np.median(values)), 3)
-        row[f"{key}_over_ours"] = round(float(np.median(np.array(values) / times["ours_int7"])), 2)
-    return row
+        runner, isa_name = key
+        low = found["cosine"][key] < 0.9 and "int" in runner
+        row = {
+            "net": name, "runner": runner, "version": versions[key], "isa": isa_name,
+            "threads": args.threads, "ms_median": round(float(np.median(values)), 3),
+            "ms_min": round(min(values), 3), "macs": found["macs"],
+            "verified": "exact" if runner.startswith("tvm_easyquant") else not low,
+            "cosine_to_fp32": round(found["cosine"][key], 4), "peak_rss_mib": round(memory[key], 1),
+            "artefact_mib": round(found["bytes"][key] / 2**20, 2) if key in found["bytes"] else None,
+            "cpu": facts["cpu"],
+        }  # fmt: skip
+        for mine in args.isa:
+            ours = times["tvm_easyquant-int7", mine]
+            row[f"over_ours_{mine}"] = round(float(np.median(np.array(values) / ours)), 3)
+        rows.append(row)
+    return rows
+
+
+def tune_fp32(args):
+    """Tune TVM's own fp32 convolutions of the networks, for ``--fp32-records``."""
+    from tvm import autotvm
+
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    target = tvm.target.Target(target_of(args.isa[0]))
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in args.nets:
+            path = random_networks.save(name, Path(scratch))
+            module, params = relay.frontend.from_onnx(_load(path), {"image": (1, 3, 224, 224)},
+                                                      freeze_params=True)  # fmt: skip
+            tasks = autotvm.task.extract_from_program(module["main"], params, target)
+            for i, task in enumerate(tasks, 1):
+                tuner = autotvm.tuner.XGBTuner(task, loss_type="rank-binary", feature_type="knob")
+                tuner.tune(
+                    n_trial=min(args.tune_fp32, len(task.config_space)),
+                    measure_option=autotvm.measure_option(
+                        autotvm.LocalBuilder(n_parallel=1),
+                        autotvm.LocalRunner(number=2, repeat=2, min_repeat_ms=20),
+                    ),
+                    callbacks=[autotvm.callback.log_to_file(str(args.fp32_records))],
+                )
+                print(f"{name}: {i} of {len(tasks)} tasks", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--nets", nargs="+", default=NETWORKS)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--isa", nargs="+", default=["avx2"], choices=ISAS)
+    parser.add_argument("--nets", nargs="+", default=list(random_networks.NETWORKS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--peers-python", help="Python of an environment with openvino, nncf, ncnn, pnnx")
+    parser.add_argument("--records", type=Path, nargs="+", help="tuning records for ours")
+    parser.add_argument("--fp32-records", type=Path, help="tuning records for TVM's fp32")
+    parser.add_argument("--tune-fp32", type=int, metavar="TRIALS", help="make --fp32-records and end")
     args = parser.parse_args()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    import onnxruntime
-
-    rows = []
+    for name in args.isa:
+        row = ISAS[name][0]
+        if row is not None and not isa.host_has(row):
+            raise SystemExit(f"error: this CPU does not have {row}")
+    if args.peers_python and not shutil.which(args.peers_python):
+        raise SystemExit(f"error: --peers-python: there is no {args.peers_python}")
+    if args.tune_fp32:
+        return tune_fp32(args)
+    os.environ["TVM_NUM_THREADS"] = str(args.threads)
+    facts, rows = machine.describe(), []
     for name in args.nets:
-        with tempfile.TemporaryDirectory() as scratch:
-            row = measure(args.data, name, args.rounds, Path(scratch))
-        rows.append(row)
-        print(name, {k: v for k, v in row.items() if k.endswith(("_ms", "_ours"))}, flush=True)
-    if args.json:
-        facts = {**machine.describe(), "target": host_target(), "onnxruntime": onnxruntime.__version__}
-        write_text(args.json, json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+        mine = measure(name, args, facts)
+        rows += mine
+        for row in mine:
+            times = f"{row['ms_median']:9.2f} ms{row['over_ours_' + args.isa[0]]:7.2f}x"
+            where = f"{name:15}{row['runner']:26}{row['isa']:8}"
+            print(f"{where}{times}{row['peak_rss_mib']:9.0f} MiB", flush=True)
+        if args.json:
+            write_text(args.json, json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+    return None
 
 
 if __name__ == "__main__":

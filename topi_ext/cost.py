@@ -5,6 +5,10 @@ outputs, elements copied, weights read. ``costs.json`` holds microseconds per mi
 ``benchmarks/kernels.py`` to its own stored measurements; the CPU they were made on is named in it. Only the
 order of a layer's kernels matters here, and that carries over to CPUs of the same kind; a tuning record of
 the CPU at hand outranks it (`manifest.plan`).
+
+There are two sets: ``warm`` with the weights in the cache, and ``cold`` with the weights in memory, which
+is where a network finds them that has more of them than `CACHE_BYTES`. Winograd's are up to eight times
+as large as the direct kernels', and cold that often decides.
 """
 
 from __future__ import annotations
@@ -15,21 +19,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 COSTS = Path(__file__).with_name("costs.json")
+CACHE_BYTES = 16_000_000  # of a last-level cache, what one network can count on
 
 
 @functools.cache
-def costs() -> dict[str, tuple[float, ...]]:
-    """Microseconds for one call and per million of each kind of work, by kernel name."""
+def costs() -> dict[str, dict[str, list[float]]]:
+    """{kernel: {"warm" or "cold": microseconds for one call and per million of each kind of work}}."""
     if not COSTS.exists():
         return {}
-    stored = json.loads(COSTS.read_text(encoding="utf-8"))
-    return {name: tuple(values) for name, values in stored["kernels"].items()}
+    return json.loads(COSTS.read_text(encoding="utf-8"))["kernels"]
 
 
-def estimate(kernel: str, work: Sequence[float]) -> float | None:
-    """Microseconds of one call; None for a kernel nobody has measured."""
+def estimate(kernel: str, work: Sequence[float], cold: bool = False) -> float | None:
+    """Microseconds of one call; None for a kernel nobody has measured. cold: its weights are in memory."""
     known = costs().get(kernel)
     if known is None:
         return None
-    call, *each = known
+    call, *each = known["cold" if cold else "warm"]
     return call + sum(c * w for c, w in zip(each, work, strict=True))

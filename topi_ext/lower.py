@@ -20,7 +20,7 @@ import numpy as np
 import tvm
 from tvm import relay
 
-from . import manifest, relay_op
+from . import cost, manifest, relay_op
 from .conv2d import ConvSpec, Residual, fold_zero_point
 from .reference import multiplier
 
@@ -64,6 +64,17 @@ class LowerInteger:
 
 
 @dataclass(frozen=True)
+class _Layer:
+    """A convolution or dense layer with its epilogue, before a kernel is chosen for it."""
+
+    name: str
+    spec: ConvSpec
+    weight: np.ndarray  # int8 HWIO
+    bias: np.ndarray  # int32 (K,), zero point folded in
+    factor: np.ndarray  # float32 (K,)
+
+
+@dataclass(frozen=True)
 class _Chain:
     """A group of calls that becomes one: its tensor arguments and how to emit it."""
 
@@ -74,7 +85,7 @@ class _Chain:
 
 class _Lowering:
     def __init__(self, function, target, layers):
-        self.isa, self.layers = relay_op.target_isa(target), layers
+        self.isa, self.found = relay_op.target_isa(target), []
         self.measured = {}  # spec -> {kernel: microseconds}
         for (kernel, spec), us in relay_op.recorded(target).items():
             self.measured.setdefault(spec, {})[kernel] = us
@@ -96,6 +107,11 @@ class _Lowering:
                 if chain is not None:
                     chains[expr] = chain
                     absorbed.update(chain.absorbed)
+        self.plans, self.constants = self._choose()
+        layers.extend(
+            LayerPlan(layer.name, layer.spec, layer.weight, plan)
+            for layer, plan in zip(self.found, self.plans, strict=True)
+        )
         new = {}
         for expr in order:
             if expr in absorbed:
@@ -112,6 +128,25 @@ class _Lowering:
             else:
                 new[expr] = expr
         self.function = relay.Function(function.params, new[function.body])
+
+    def _choose(self):
+        """The kernel plan and the constants of every layer found.
+
+        If the weights, packed for the best kernels, are larger than the cache, every call reads them from
+        memory, and the kernels are chosen anew for that.
+        """
+        plans, constants, cold = [None] * len(self.found), [None] * len(self.found), False
+        while True:
+            for i, layer in enumerate(self.found):
+                measured = self.measured.get(layer.spec.to_json())
+                chosen = manifest.plan(layer.spec, layer.weight, layer.bias, self.isa, measured, cold)
+                if plans[i] is None or chosen.kernel != plans[i].kernel:
+                    constants[i] = chosen.kernel.pack(layer.spec, layer.weight, layer.bias, layer.factor)
+                plans[i] = chosen
+            size = sum(array.nbytes for arrays in constants for array in arrays)
+            if cold or size <= cost.CACHE_BYTES:
+                return plans, constants
+            cold = True
 
     # -- what the IR proves
 
@@ -268,15 +303,14 @@ class _Lowering:
         bias = np.zeros(channels, np.int32) if bias is None else bias
         bias = fold_zero_point(bias, weight, zero_point)
         factor = np.ascontiguousarray(np.broadcast_to(np.asarray(factor, np.float32), (channels,)))
-        chosen = manifest.plan(spec, weight, bias, self.isa, self.measured.get(spec.to_json()))
-        name = conv.span.source_name.name if conv.span else ""
-        self.layers.append(LayerPlan(name, spec, weight, chosen))
-        constants = [relay.const(a) for a in chosen.kernel.pack(spec, weight, bias, factor)]
+        name, index = conv.span.source_name.name if conv.span else "", len(self.found)
+        self.found.append(_Layer(name, spec, weight, bias, factor))
 
         def emit(x, *rest):
             if dense:
                 x = relay.reshape(x, (n, 1, 1, c))
-            y = relay_op.conv2d(x, spec, chosen.kernel, constants, *rest)
+            constants = [relay.const(array) for array in self.constants[index]]
+            y = relay_op.conv2d(x, spec, self.plans[index].kernel, constants, *rest)
             return relay.reshape(y, (n, channels)) if dense else y
 
         tensors = (data,) if residual is None else (data, residual)

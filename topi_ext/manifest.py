@@ -182,13 +182,15 @@ def plan(
     bias: np.ndarray,
     isa_name: str,
     measured: Mapping[str, float] | None = None,
+    cold: bool = False,
 ) -> KernelPlan:
     """The fastest legal kernel for a layer on an instruction set, and why others are not taken.
 
     weight: int8 (R, S, C / groups, K); bias: int32 (K,) with the zero point folded in. measured:
     {kernel: microseconds} of this layer from tuning records; a kernel that has one comes before all that
     have none. Those are ordered by `cost.estimate`, or by the order of `KERNELS` where one of them was
-    never measured. Raises OverflowError if the layer's accumulator does not fit int32 in any kernel.
+    never measured. cold: the network's weights are larger than the cache. Raises OverflowError if the
+    layer's accumulator does not fit int32 in any kernel.
     """
     total = accumulator_bound(spec, weight, bias)
     if isinstance(total, Refusal):
@@ -202,7 +204,7 @@ def plan(
                 rows.append(row)
             else:
                 unfits.append((row.name, unfit.why))
-    estimates = {row.name: cost.estimate(row.name, row.work(spec)) for row in rows}
+    estimates = {row.name: cost.estimate(row.name, row.work(spec), cold) for row in rows}
     if None in estimates.values():
         estimates = {}
         for row in list(rows):

@@ -1,0 +1,38 @@
+"""The peers' own models of a network, made with the peers' own tools in the peers' own environment.
+
+    python benchmarks/peer_models.py NET.onnx INPUTS.npy FOLDER
+
+Writes into FOLDER: ``openvino_fp32.xml``, ``openvino_int8.xml`` (NNCF post-training quantization, its
+defaults), ``ncnn_fp32.param`` and ``.bin`` (pnnx). ONNX Runtime's int8 is made by `networks.py`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+def main():
+    network, inputs, folder = sys.argv[1], np.load(sys.argv[2]), Path(sys.argv[3])
+    import nncf
+    import openvino
+
+    model = openvino.convert_model(network)
+    openvino.save_model(model, folder / "openvino_fp32.xml", compress_to_fp16=False)
+    data = nncf.Dataset([x[None] for x in inputs])
+    openvino.save_model(nncf.quantize(model, data, subset_size=len(inputs)), folder / "openvino_int8.xml",
+                        compress_to_fp16=False)  # fmt: skip
+    pnnx = Path(sys.executable).with_name("pnnx")
+    paths = [f"{key}={folder / name}" for key, name in (
+        ("ncnnparam", "ncnn_fp32.param"), ("ncnnbin", "ncnn_fp32.bin"), ("ncnnpy", "unused_ncnn.py"),
+        ("pnnxparam", "unused.param"), ("pnnxbin", "unused.bin"), ("pnnxpy", "unused.py"),
+        ("pnnxonnx", "unused.onnx"),
+    )]  # fmt: skip
+    subprocess.run([pnnx, network, *paths, "fp16=0", "inputshape=[1,3,224,224]"], check=False, cwd=folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""One runtime with one network in a process of its own; `networks.py` starts these and times them in turn.
+
+    python benchmarks/runner.py KIND MODEL INPUTS.npy THREADS
+
+KIND: ``tvm`` (MODEL an exported library), ``onnxruntime``, ``openvino``, ``ncnn`` (MODEL.param and .bin).
+Then, over standard input: a number n runs the network n times and prints the mean of the milliseconds;
+``output FILE`` stores the output of the first input; ``memory`` prints the peak resident MiB.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import numpy as np
+
+
+def tvm(model, x, threads):
+    os.environ["TVM_NUM_THREADS"] = str(threads)
+    import tvm
+    from tvm.contrib import graph_executor
+
+    executor = graph_executor.GraphModule(tvm.runtime.load_module(model)["default"](tvm.cpu()))
+    executor.set_input("image", x)
+    return executor.run, lambda: executor.get_output(0).numpy(), tvm.__version__
+
+
+def onnxruntime(model, x, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: x}
+    return lambda: session.run(None, feed), lambda: session.run(None, feed)[0], onnxruntime.__version__
+
+
+def openvino(model, x, threads):
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": "f32"}  # fmt: skip
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    request = compiled.create_infer_request()
+    request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
+    version = openvino.__version__.split("-")[0]
+    return request.infer, lambda: next(iter(request.infer().values())), version
+
+
+def ncnn(model, x, threads):
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    net.load_param(f"{model}.param")
+    net.load_model(f"{model}.bin")
+    source = ncnn.Mat(np.ascontiguousarray(x[0]))
+
+    def run():
+        extractor = net.create_extractor()
+        extractor.input("in0", source)
+        return extractor.extract("out0")[1]
+
+    return run, lambda: np.array(run()), ncnn.__version__
+
+
+def peak_mib():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+
+
+def main():
+    kind, model, inputs, threads = sys.argv[1:5]
+    x = np.load(inputs)[:1]
+    run, output, version = globals()[kind](model, x, int(threads))
+    run()
+    print(version, flush=True)
+    for line in sys.stdin:
+        word, _, rest = line.strip().partition(" ")
+        if word == "output":
+            np.save(rest, output())
+            print("done", flush=True)
+        elif word == "memory":
+            print(peak_mib(), flush=True)
+        else:
+            start = time.perf_counter()
+            for _ in range(int(word)):
+                run()
+            print(1e3 * (time.perf_counter() - start) / int(word), flush=True)
+
+
+if __name__ == "__main__":
+    main()
