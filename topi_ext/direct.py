@@ -15,10 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from .conv2d import ConvSpec, blocks_of, runs_of
-from .emit import Builder, const, dtype_of, extern, lanes_of, tir, with_lanes
+from .emit import Builder, const, dtype_of, extern, lanes_of, prefetch, tir, with_lanes
 from .epilogue import finish
 
 PARALLEL_MACS = 5_000_000  # a layer of less takes some 30 us on one core, a thread's wake-up some 5
+LINE = 64  # bytes of a cache line
+BURST = 16  # lines fetched ahead at once; more would make the tile wait for them
 PARALLEL_BYTES = 500_000  # the same for copying a map
 
 
@@ -256,12 +258,24 @@ class _Body:
         steps = blocks // vectors
         valid = (spec.out_channels // spec.groups) % self.dot.lanes or self.dot.lanes
 
+        line = LINE // np.dtype(self.dot.weight).itemsize  # weights in a cache line
+        lines = -(-vectors * int(np.prod([int(d) for d in self.weight.shape[1:]])) // line)
+        each = -(-lines // (rows * max(tiles, 1)))
+
+        def ahead(y, t, step):
+            """During each tile, fetch a part of the weights of the next block of channels."""
+            with ib.for_range(0, each, "line") as i:
+                offset = ((y * tiles + t) * each + i) * line
+                ib.emit(prefetch(self.weight, [(step + 1) * vectors, 0, 0, 0, offset]))
+
         def row(y, group, step, last):
             def tile(x, count):
                 self.tile(y, x, count, group, step * vectors, vectors, blocks, valid if last else None)
 
             if tiles:
                 with ib.for_range(0, tiles, "tile") as t:
+                    if order == "channels" and not last and each <= BURST:
+                        ahead(y, t, step)
                     tile(t * pixels, pixels)
             if tail:
                 tile(tir.const(tiles * pixels), tail)

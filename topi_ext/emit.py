@@ -50,6 +50,15 @@ def pure(dtype, name, *args):
     return tir.call_llvm_pure_intrin(dtype, name, *count, *args)
 
 
+def prefetch(buffer, indices):
+    """A statement: start to load a cache line into the second-level cache. It may lie beyond the buffer."""
+    address = tir.address_of(buffer.vload(indices))
+    read, level_2, data = (tir.const(n, "int32") for n in (0, 2, 1))
+    if HAS_ALLOCATE:
+        return tir.Evaluate(tir.call_intrin("int32", "tir.prefetch", address, read, level_2, data))
+    return tir.Evaluate(tir.call_llvm_intrin("void", "llvm.prefetch", address, read, level_2, data))
+
+
 def extern(out_shape, inputs, body, dtype, name, tag):
     """A TE tensor made by statements: body(input buffers, output buffer) -> stmt."""
     return te.extern(
@@ -77,13 +86,14 @@ class Builder:
 
     @contextmanager
     def for_range(self, begin, end, name: str, kind: str = "serial"):
-        """``for name in begin..end``; yields the int32 loop variable."""
-        var = tir.Var(name, "int32")
+        """``for name in begin..end`` (ints); yields the int32 value. An empty range emits nothing."""
+        var = tir.Var(name, "int32")  # TVM's code generator wants loops from zero
         self._blocks.append([])
-        yield var
+        yield var + begin if begin else var
         body = self._body()
-        extent = end if isinstance(begin, int) and begin == 0 else end - begin
-        self.emit(tir.For(var, _int(begin), _int(extent), KINDS[kind], body))
+        if end > begin:
+            count = tir.const(end - begin, "int32")
+            self.emit(tir.For(var, tir.const(0, "int32"), count, KINDS[kind], body))
 
     @contextmanager
     def if_scope(self, condition):
@@ -137,10 +147,6 @@ def _flat(statements):
     if len(statements) == 1:
         return statements[0]
     return tir.SeqStmt(statements) if statements else tir.Evaluate(tir.const(0, "int32"))
-
-
-def _int(value):
-    return tir.const(value, "int32") if isinstance(value, int) else value
 
 
 class DefaultKnobs:

@@ -15,10 +15,11 @@ import numpy as np
 
 from .conv2d import ConvSpec
 from .direct import Dot, Writer, copied, outer_loop, padded_map
-from .emit import Builder, const, dtype_of, extern, tir, with_lanes
+from .emit import Builder, const, dtype_of, extern, prefetch, tir, with_lanes
 from .winograd import Transform
 
 CHANNELS = 16  # input channels transformed at once
+LINE = 64  # bytes of a cache line
 ROWS = {256: 4, 512: 6}  # tiles of a matrix product's register block
 V_BYTES = 400_000  # transformed data of a block of tiles, to stay in a core's own cache
 LARGE_U = 2_000_000  # bytes of transformed weights that do not stay there
@@ -188,13 +189,16 @@ def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, data, weig
             residual=None):  # fmt: skip
     """TE tensor; weight: U as `winograd.pack` makes it; word_pairs(x, w): the pmaddwd of ``bits``.
 
-    AutoTVM knobs: ``tiles`` (of a block), ``unroll`` (pairs of channels in the innermost loop).
+    AutoTVM knobs: ``tiles`` (of a block), ``unroll`` (pairs of channels in the innermost loop), ``ahead``
+    (whether weights are fetched ahead: it costs a little, and saves much where they are in memory).
     """
     down, across = tiles_of(spec, t)
     total = spec.batch * down * across
     rows = min(ROWS[bits], total)
     cfg.define_knob("tiles", block_sizes(spec, t, bits))
     cfg.define_knob("unroll", [1, 2])
+    large = t.n * t.n * 4 * pairs_of(spec) * spec.out_channels > LARGE_U // 2
+    cfg.define_knob("ahead", [large, not large])
     cfg.add_flop(2 * spec.macs)
     top, left, _, _ = spec.padding
     padding = (
@@ -212,7 +216,7 @@ def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, data, weig
 
     def body(ins, out):
         emitter = _Body(spec, t, bits, word_pairs, ins, out)
-        return emitter.loops(total, cfg["tiles"].val, rows, cfg["unroll"].val)
+        return emitter.loops(total, cfg["tiles"].val, rows, cfg["unroll"].val, cfg["ahead"].val)
 
     return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
 
@@ -244,7 +248,7 @@ class _Body:
 
         return keep
 
-    def loops(self, total, size, rows, unroll):
+    def loops(self, total, size, rows, unroll, ahead):
         ib, t, spec = self.ib, self.t, self.spec
         positions, channels = t.n * t.n, 2 * pairs_of(spec)
         ib.scope_attr(self.data.data, "pragma_import_llvm", self.wrap.llvm)
@@ -256,8 +260,10 @@ class _Body:
                     self.transform_data(tb * size + ti, ti, c * CHANNELS, total, size, channels, v)
             with ib.for_range(0, spec.out_channels // self.block, "block") as block:
                 with ib.for_range(0, positions, "position") as position:
-                    with ib.for_range(0, size // rows, "rows") as group:
-                        self.multiply(block, position, group * rows, rows, size, channels, unroll, v, m)
+                    place = (block, position)
+                    self.multiply(*place, 0, rows, size, channels, unroll, v, m, ahead)
+                    with ib.for_range(1, size // rows, "rows") as group:
+                        self.multiply(*place, group * rows, rows, size, channels, unroll, v, m)
                 with ib.for_range(0, size, "tile") as ti:
                     with ib.if_scope(tb * size + ti < total):
                         for vector in range(self.vectors):
@@ -286,7 +292,8 @@ class _Body:
                 index = ((i * t.n + j) * size + ti) * channels + channel
                 self.ib.emit(v.vstore([index], column[i]))
 
-    def multiply(self, block, position, first, rows, size, channels, unroll, v, m):
+    def multiply(self, block, position, first, rows, size, channels, unroll, v, m, ahead=False):
+        """``rows`` tiles by all channels of U at one position; ahead: fetch U for the next position."""
         ib, lanes = self.ib, self.lanes
         acc = ib.allocate("int32", rows * self.block, name="acc", scope="local")
 
@@ -299,6 +306,8 @@ class _Body:
         with ib.for_range(0, channels // 2 // unroll, "k") as k:
             for u in range(unroll):
                 pair = k * unroll + u
+                for lane in range(0, self.block if ahead else 0, LINE // 4):
+                    ib.emit(prefetch(self.weight, [block, position + 1, pair, lane, 0]))
                 for r in range(rows):
                     index = (position * size + first + r) * channels + pair * 2
                     x = tir.reinterpret("int32", v.vload([index], "int16x2")).astype(self.vector)
