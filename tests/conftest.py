@@ -20,8 +20,28 @@ RAN: Counter = Counter()
 COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")  # what tvm.contrib.cc links with
 
 
+#: architecture -> what its tests need to be emulated (Debian: qemu-user and the cross compiler's package)
+TOOLS = {
+    "aarch64": ("qemu-aarch64", "aarch64-linux-gnu-g++"),
+    "armv7": ("qemu-arm", "arm-linux-gnueabihf-gcc"),
+}
+
+
 def required(config) -> list[str]:
     return [name for name in config.getoption("--require-isa").split(",") if name]
+
+
+def runs(name: str) -> str:
+    """How tests of a row of `isa.ISAS` run here: "executed", "emulated" or "" for not at all."""
+    if isa.host_has(name):
+        return "executed"
+    tools = TOOLS.get(isa.ISAS[name].arch)
+    return "emulated" if tools and all(map(shutil.which, tools)) else ""
+
+
+def why_not(name: str) -> str:
+    tools = " and ".join(TOOLS.get(isa.ISAS[name].arch, ()))
+    return f"this CPU lacks {name}" + (f" and cannot emulate it without {tools}" if tools else "")
 
 
 def can_link() -> bool:
@@ -53,33 +73,34 @@ def pytest_collection_modifyitems(config, items):
         for mark in item.iter_markers("isa"):
             name = mark.args[0]
             item.user_properties.append(("isa", name))
-            if not isa.host_has(name) and name not in required(config):
-                item.add_marker(pytest.mark.skip(reason=f"this CPU lacks {name}"))
+            if not runs(name) and name not in required(config):
+                item.add_marker(pytest.mark.skip(reason=why_not(name)))
 
 
 def pytest_runtest_setup(item):
     for mark in item.iter_markers("isa"):
-        if not isa.host_has(mark.args[0]):  # not skipped above: required
-            pytest.fail(f"this CPU lacks {mark.args[0]}, which --require-isa wants", pytrace=False)
+        if not runs(mark.args[0]):  # not skipped above: required
+            pytest.fail(f"{why_not(mark.args[0])}; --require-isa wants it", pytrace=False)
 
 
 def pytest_runtest_logreport(report):
     if report.when == "call" or report.outcome != "passed":
         for key, name in report.user_properties:
             if key == "isa":
-                RAN[name, "skipped" if report.skipped else "executed"] += 1
+                RAN[name, "skipped" if report.skipped else runs(name)] += 1
 
 
 def pytest_sessionfinish(session):
     if not session.config.option.collectonly:
-        if any(not RAN[name, "executed"] for name in required(session.config)):
+        if any(not RAN[name, "executed"] + RAN[name, "emulated"] for name in required(session.config)):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter, config):
     for name in isa.ISAS:
-        executed, skipped = RAN[name, "executed"], RAN[name, "skipped"]
-        if executed or skipped:
-            terminalreporter.write_line(f"ISA {name}: {executed} tests executed, {skipped} skipped")
+        how = runs(name) or "executed"
+        ran, skipped = RAN[name, how], RAN[name, "skipped"]
+        if ran or skipped:
+            terminalreporter.write_line(f"ISA {name}: {ran} tests {how}, {skipped} skipped")
         elif name in required(config):
             terminalreporter.write_line(f"ISA {name}: no test ran, and --require-isa wants some", red=True)

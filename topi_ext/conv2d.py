@@ -160,10 +160,11 @@ def fold_zero_point(bias: np.ndarray, weight: np.ndarray, zero_point: int) -> np
     return folded.astype(np.int32)
 
 
-def _reach(weight, axis):
-    """max(sum of positive, sum of negative magnitudes) along ``axis``: what unsigned data can reach."""
+def _reach(weight, axis, data_max=1, data_min=0):
+    """The largest magnitude of a sum of products along ``axis``, or of a part of it, for such data."""
     w = weight.astype(np.int64)
-    return np.maximum(np.maximum(w, 0).sum(axis=axis), np.maximum(-w, 0).sum(axis=axis))
+    positive, negative = np.maximum(w, 0).sum(axis=axis), np.maximum(-w, 0).sum(axis=axis)
+    return np.maximum(data_max * positive - data_min * negative, data_max * negative - data_min * positive)
 
 
 def accumulator_bound(spec: ConvSpec, weight: np.ndarray, bias: np.ndarray) -> Bound | Refusal:
@@ -175,18 +176,19 @@ def accumulator_bound(spec: ConvSpec, weight: np.ndarray, bias: np.ndarray) -> B
     return Bound("accumulator", worst, INT32_MAX)
 
 
-def lane_bound(packed: np.ndarray, depth: int, data_max: int) -> Bound | Refusal:
+def lane_bound(packed: np.ndarray, depth: int, data_max: int, data_min: int = 0) -> Bound | Refusal:
     """int16 lanes that sum ``depth`` products of a byte-pair multiply (vpmaddubsw) do not saturate.
 
     packed: int8 (..., L, lanes, 4), L groups of four consecutive inputs in the order the kernel reads
     them; a lane holds two of the four. Depth groups are summed, starting at multiples of ``depth``.
+    data_min <= 0 <= data_max: the range of the data.
     """
     *outer, length, lanes, four = packed.shape
     padded = -length % depth
     if padded:
         packed = np.concatenate([packed, np.zeros((*outer, padded, lanes, four), np.int8)], axis=-3)
     groups = packed.reshape(-1, depth, lanes, 2, 2)  # depth groups, lanes, halves, pair
-    worst = int(data_max * _reach(groups, (1, 4)).max()) if groups.size else 0
+    worst = int(_reach(groups, (1, 4), data_max, data_min).max()) if groups.size else 0
     if worst > INT16_MAX:
         return Refusal(f"an int16 lane of {2 * depth} products may reach {worst}, beyond {INT16_MAX}")
     return Bound(f"int16 lane of {2 * depth} products", worst, INT16_MAX)

@@ -30,6 +30,8 @@ class Dot(NamedTuple):
     data: element type of the padded map; weight: of the packed weights; depth: how many groups
     ``combine`` takes at once. broadcast(x) makes int32 lanes of one group of inputs;
     combine(acc, [x...], [w...]) -> acc adds their products. registers: accumulators of a tile.
+    An accumulator holds ``partials`` int32 sums for each lane, which reduce(acc) adds up at the end.
+    broadcast subtracts ``offset`` from the data, which the bias has to make up for.
     """
 
     lanes: int
@@ -40,6 +42,9 @@ class Dot(NamedTuple):
     broadcast: Callable
     combine: Callable
     registers: int
+    partials: int = 1
+    reduce: Callable | None = None
+    offset: int = 0
 
 
 def broadcast_word(lanes: int) -> Callable:
@@ -251,6 +256,7 @@ class _Body:
         self.ib = Builder()
         self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None)
         self.vector = with_lanes("int32", dot.lanes)
+        self.sums = with_lanes("int32", dot.lanes * dot.partials)
 
     def loops(self, rows, width, blocks, vectors, pixels, order):
         ib, spec = self.ib, self.spec
@@ -316,17 +322,19 @@ class _Body:
     def tile(self, y, x, pixels, group, block, vectors, blocks, valid):
         ib, dot, spec = self.ib, self.dot, self.spec
         lanes, depth = dot.lanes, dot.depth
-        acc = ib.allocate("int32", pixels * vectors * lanes, name="acc", scope="local")
+        size = lanes * dot.partials
+        acc = ib.allocate("int32", pixels * vectors * size, name="acc", scope="local")
 
         def slot(p, v):
-            return [(p * vectors + v) * lanes]
+            return [(p * vectors + v) * size]
 
         def place(v):
             return group * blocks + block + v  # block of the packed weights, bias and multiplier
 
         for p in range(pixels):
             for v in range(vectors):
-                ib.emit(acc.vstore(slot(p, v), self.bias.vload([place(v) * lanes], self.vector)))
+                bias = self.bias.vload([place(v) * lanes], self.vector)
+                ib.emit(acc.vstore(slot(p, v), const(0, self.sums) if dot.reduce else bias))
         length = int(self.weight.shape[2])
         runs = runs_of(spec)
         base = group * (spec.in_channels // spec.groups)
@@ -351,7 +359,7 @@ class _Body:
                 for p in range(pixels):
                     xs = [inputs(p, ry, rx, first + d) for d in range(count)]
                     ws = [self.weight.vload([place(v), run, first + d, 0, 0], wide) for d in range(count)]
-                    old = acc.vload(slot(p, v), self.vector)
+                    old = acc.vload(slot(p, v), self.sums)
                     ib.emit(acc.vstore(slot(p, v), dot.combine(old, xs, ws)))
 
         def one_run(ry, rx, run):
@@ -371,8 +379,11 @@ class _Body:
         per = spec.out_channels // spec.groups
         for p in range(pixels):
             for v in range(vectors):
+                total = acc.vload(slot(p, v), self.sums)
+                if dot.reduce:
+                    total = dot.reduce(total) + self.bias.vload([place(v) * lanes], self.vector)
                 self.write(
-                    acc.vload(slot(p, v), self.vector),
+                    total,
                     lambda channel, p=p: self.address(y, x + p, channel),
                     group * per + (block + v) * lanes,
                     place(v) * lanes,

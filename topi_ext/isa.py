@@ -7,13 +7,15 @@ To add one: a row in `ISAS`, its intrinsic in `x86.py` (or a file of its own fam
 from __future__ import annotations
 
 import functools
+import platform
 from pathlib import Path
 from typing import NamedTuple
 
 
 class Isa(NamedTuple):
     """features: LLVM features a target must have; flags: of /proc/cpuinfo; bits: vector width;
-    mcpu: the plainest CPU that has them, to cap every compiler alike; prefers: fallback row."""
+    mcpu: the plainest CPU that has them, to cap every compiler alike; prefers: fallback row;
+    arch: the first part of a target's triple, where a feature's name does not settle it."""
 
     name: str
     features: tuple[str, ...]
@@ -21,6 +23,14 @@ class Isa(NamedTuple):
     bits: int
     mcpu: str
     prefers: str | None
+    arch: str = ""
+
+    @property
+    def target(self) -> str:
+        """A TVM target for the row."""
+        system = {"armv7": "armv7a-linux-gnueabihf"}.get(self.arch, f"{self.arch}-linux-gnu")
+        triple = f" -mtriple={system}" if self.arch else ""
+        return f"llvm{triple} -mcpu={self.mcpu}" if self.mcpu else f"llvm{triple}"
 
 
 ISAS = {
@@ -44,8 +54,30 @@ ISAS = {
             "cascadelake",
             "avx512bw",
         ),
+        Isa("armv7_neon", ("neon",), ("neon",), 128, "cortex-a7", "generic", "armv7"),
+        Isa("neon", ("neon",), ("asimd",), 128, "cortex-a53", "generic", "aarch64"),
+        Isa(
+            "neon_dotprod", ("neon", "dotprod"), ("asimd", "asimddp"), 128, "cortex-a55", "neon", "aarch64"
+        ),
+        Isa(
+            "neon_i8mm",
+            ("neon", "dotprod", "i8mm"),
+            ("asimd", "asimddp", "i8mm"),
+            128,
+            "neoverse-n2",
+            "neon_dotprod",
+            "aarch64",
+        ),
     )
 }
+
+
+def arch_of(triple: str) -> str:
+    """The architecture of an LLVM triple, in Linux's spelling; of this machine if there is none."""
+    arch = triple.split("-")[0] or platform.machine()
+    if arch.startswith(("armv7", "thumbv7")):
+        return "armv7"
+    return {"arm64": "aarch64", "amd64": "x86_64"}.get(arch.lower(), arch)
 
 
 def usable(name: str) -> list[str]:

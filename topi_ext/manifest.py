@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import cost, depthwise, direct, isa, winograd, winograd_conv, x86
+from . import arm, cost, depthwise, direct, isa, winograd, winograd_conv, x86
 from .conv2d import (
     Bound,
     ConvSpec,
@@ -91,6 +91,43 @@ def _lanes(depth: int) -> Callable:
     return lambda spec, packed: lane_bound(packed, depth, spec.data_max)
 
 
+def _neon(name: str, isa_name: str, dot_of: Callable, chained: bool = False) -> Kernel:
+    """A row of the direct kernel with the multiply ``dot_of(spec)`` of `arm`; chained: in int16 first."""
+
+    def packed(spec, weight):
+        return pack(spec, weight, arm.LANES, arm.GROUP)
+
+    def fits(spec):
+        per_group = spec.in_channels // spec.groups
+        if spec.groups > 1 and per_group % arm.GROUP:
+            return Refusal(f"{per_group} input channels a group are not a multiple of {arm.GROUP}")
+        return None
+
+    def proves(spec, weight):
+        dot = dot_of(spec)
+        total = arm.partial_sum_bound(spec, dot, weight)
+        if not chained or isinstance(total, Refusal):
+            return total
+        return arm.chain_bound(spec, dot, packed(spec, weight))
+
+    def pays(spec):
+        if spec.in_channels < arm.GROUP // 2:
+            return Refusal(f"{spec.in_channels} input channels would be padded to {arm.GROUP}")
+        return None
+
+    def constants(spec, weight, bias, multiplier):
+        vectors = (arm.fold_offset(dot_of(spec), weight, bias), multiplier)
+        return (packed(spec, weight), *(pad_vector(spec, v, arm.LANES) for v in vectors))
+
+    def compute(cfg, spec, data, *rest):
+        return direct.compute(cfg, spec, dot_of(spec), data, *rest)
+
+    def work(spec):
+        return direct.work(spec, dot_of(spec))
+
+    return Kernel(name, isa_name, fits, proves, constants, compute, work, pays)
+
+
 def _depthwise(name: str, accumulator: str) -> Kernel:
     def fits(spec):
         return None if spec.depthwise else Refusal("only for depthwise convolutions")
@@ -115,8 +152,13 @@ def _depthwise(name: str, accumulator: str) -> Kernel:
     return Kernel(name, "generic", fits, proves, constants, compute, depthwise.work)
 
 
-def _winograd(m: int, isa_name: str, bits: int, tiles: int) -> Kernel:
-    """F(m, 3) on vectors of ``bits``; it pays from ``tiles`` tiles on (below, reading U dominates)."""
+def _winograd(
+    m: int, isa_name: str, bits: int, tiles: int, word_pairs: Callable, order: Callable = lambda u: u
+) -> Kernel:
+    """F(m, 3) on vectors of ``bits``; it pays from ``tiles`` tiles on (below, reading U dominates).
+
+    word_pairs: the multiply of `winograd_conv.compute`, which takes U after ``order``.
+    """
     t = winograd.transform(m, 3)
 
     def fits(spec):
@@ -135,10 +177,10 @@ def _winograd(m: int, isa_name: str, bits: int, tiles: int) -> Kernel:
 
     def constants(spec, weight, bias, multiplier):
         block, pairs = winograd_conv.block_of(spec, bits), winograd_conv.pairs_of(spec)
-        return (winograd.pack(spec, t, weight, block, pairs), bias, multiplier)
+        return (order(winograd.pack(spec, t, weight, block, pairs)), bias, multiplier)
 
     def compute(cfg, spec, data, *rest):
-        return winograd_conv.compute(cfg, spec, t, bits, x86.word_pairs(bits), data, *rest)
+        return winograd_conv.compute(cfg, spec, t, bits, word_pairs, data, *rest)
 
     def work(spec):
         return winograd_conv.work(spec, t, bits)
@@ -150,19 +192,29 @@ def _winograd(m: int, isa_name: str, bits: int, tiles: int) -> Kernel:
 KERNELS = (
     _depthwise("depthwise_int16", "int16"),
     _depthwise("depthwise_int32", "int32"),
-    _winograd(4, "avx512bw", 512, 4),
-    _winograd(2, "avx512bw", 512, 2**30),  # by measurement only
+    _winograd(4, "avx512bw", 512, 4, x86.word_pairs(512)),
+    _winograd(2, "avx512bw", 512, 2**30, x86.word_pairs(512)),  # by measurement only
     _direct("direct_avx512vnni", "avx512vnni", x86.vnni_dot(512)),
     _direct("direct_avx512bw_d4", "avx512bw", x86.int16_dot(512, 4), _lanes(4)),
     _direct("direct_avx512bw_d2", "avx512bw", x86.int16_dot(512, 2), _lanes(2)),
     _direct("direct_avx512bw_d1", "avx512bw", x86.int16_dot(512, 1), _lanes(1)),
     _direct("wide_avx512bw", "avx512bw", x86.int32_dot(512)),
-    _winograd(4, "avx2", 256, 16),
-    _winograd(2, "avx2", 256, 2**30),
+    _winograd(4, "avx2", 256, 16, x86.word_pairs(256)),
+    _winograd(2, "avx2", 256, 2**30, x86.word_pairs(256)),
     _direct("direct_avx2_d4", "avx2", x86.int16_dot(256, 4), _lanes(4)),
     _direct("direct_avx2_d2", "avx2", x86.int16_dot(256, 2), _lanes(2)),
     _direct("direct_avx2_d1", "avx2", x86.int16_dot(256, 1), _lanes(1)),
     _direct("wide_avx2", "avx2", x86.int32_dot(256)),
+    # ARM: ordered by the static cycle counts of benchmarks/results/arm_mca.json; nothing is measured
+    _neon("direct_neon_i8mm", "neon_i8mm", arm.usdot_dot),
+    _neon("direct_neon_dotprod", "neon_dotprod", arm.sdot_dot),
+    _winograd(4, "neon", 128, 16, arm.word_pairs, arm.split_pairs),
+    _winograd(2, "neon", 128, 2**30, arm.word_pairs, arm.split_pairs),
+    _neon("direct_neon_d4", "neon", functools.partial(arm.widening_dot, depth=4), True),
+    _neon("direct_neon_d2", "neon", functools.partial(arm.widening_dot, depth=2), True),
+    _neon("direct_neon_d1", "neon", functools.partial(arm.widening_dot, depth=1), True),
+    _direct("wide_neon", "neon", arm.word_dot()),
+    _direct("wide_armv7_neon", "armv7_neon", arm.word_dot()),
     _direct("direct_generic", "generic", direct.plain_dot(8)),
 )
 

@@ -40,7 +40,12 @@ def target_isa(target) -> str:
     best = "generic"
     if target.kind.name == "llvm":
         for row in isa.ISAS.values():
-            if row.features and all(has(feature, target) for feature in row.features):
+            here = isa.arch_of(str(target.attrs.get("mtriple", "")))
+            if (
+                row.features
+                and row.arch in ("", here)
+                and all(has(feature, target) for feature in row.features)
+            ):
                 best = row.name
     return best
 

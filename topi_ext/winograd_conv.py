@@ -20,7 +20,7 @@ from .winograd import Transform
 
 CHANNELS = 16  # input channels transformed at once
 LINE = 64  # bytes of a cache line
-ROWS = {256: 4, 512: 6}  # tiles of a matrix product's register block
+ROWS = {128: 8, 256: 4, 512: 6}  # tiles of a matrix product's register block
 V_BYTES = 400_000  # transformed data of a block of tiles, to stay in a core's own cache
 LARGE_U = 2_000_000  # bytes of transformed weights that do not stay there
 
@@ -187,7 +187,8 @@ def work(spec: ConvSpec, t: Transform, bits: int) -> tuple[float, ...]:
 
 def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, data, weight, bias, multiplier,
             residual=None):  # fmt: skip
-    """TE tensor; weight: U as `winograd.pack` makes it; word_pairs(x, w): the pmaddwd of ``bits``.
+    """TE tensor; weight: U as `winograd.pack` makes it; word_pairs(wrap, acc, x, w): acc
+    plus the products of pairs of int16 lanes, of vectors of ``bits``.
 
     AutoTVM knobs: ``tiles`` (of a block), ``unroll`` (pairs of channels in the innermost loop), ``ahead``
     (whether weights are fetched ahead: it costs a little, and saves much where they are in memory).
@@ -316,9 +317,7 @@ class _Body:
                         w = self.weight.vload(
                             [block, position, pair, vector * lanes, 0], f"int16x{2 * lanes}"
                         )
-                        total = self.wrap.add(
-                            acc.vload(slot(r, vector), self.vector), self.word_pairs(x, w)
-                        )
+                        total = self.word_pairs(self.wrap, acc.vload(slot(r, vector), self.vector), x, w)
                         ib.emit(acc.vstore(slot(r, vector), total))
         for r in range(rows):
             for vector in range(self.vectors):

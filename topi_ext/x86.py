@@ -16,9 +16,9 @@ REGISTERS = {256: 7, 512: 14}  # accumulators of a tile that leave room for weig
 
 
 def word_pairs(bits: int):
-    """vpmaddwd: int16 pairs multiplied and added into int32 lanes."""
+    """vpmaddwd: int16 pairs multiplied and added into int32 lanes, which wrap."""
     lanes = bits // 32
-    return lambda x, w: pure(f"int32x{lanes}", MULTIPLY[bits][1], x, w)
+    return lambda wrap, acc, x, w: wrap.add(acc, pure(f"int32x{lanes}", MULTIPLY[bits][1], x, w))
 
 
 def _sum(parts):

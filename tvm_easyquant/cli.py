@@ -381,6 +381,29 @@ def _guarded(verb):
     return run_verb
 
 
+def _of_linking(error: BaseException) -> str | None:
+    """What to do about code for another machine that cannot be linked or loaded here; else None."""
+    text = str(error)
+    if isinstance(error, FileNotFoundError) and str(error.filename).endswith(
+        ("g++", "gcc", "clang", "clang++")
+    ):
+        return (
+            f"there is no compiler {error.filename} here; for 64-bit ARM on Debian: apt-get install "
+            "g++-aarch64-linux-gnu, then --cross-compiler aarch64-linux-gnu-g++"
+        )
+    if isinstance(error, RuntimeError) and "Compilation error" in text and "wrong format" in text:
+        return (
+            "the compiler of this machine cannot link code for the target; name one that can, such as "
+            "--cross-compiler aarch64-linux-gnu-g++"
+        )
+    if "Failed to load dynamic shared library" in text:
+        return (
+            "this machine cannot load the compiled network; it was made for another architecture, or is "
+            "damaged: compile it for this machine, or run it on the device it is for"
+        )
+    return None
+
+
 def _check_records(argv: Sequence[str]) -> None:
     """Refuse a damaged ``--tuning-records`` file here: TVM's own reader ends in a traceback."""
     from .relay_tune import read_log
@@ -413,13 +436,17 @@ def run(argv: Sequence[str]) -> int:
     except ImportError as error:
         return _missing(error)
     except OSError as error:  # tvmc leaves these to Python
-        return _fail(USER_ERROR, _one_line(error))
+        return _fail(USER_ERROR, _of_linking(error) or _one_line(error))
     except TypeError:  # tvmc's ``compile`` calls None if it finds no compiler to link with
         from tvm.contrib.cc import get_cc
 
         if get_cc() is not None:
             raise
         return _fail(MISSING_PACKAGE, "no C++ compiler to link the result: install g++, or set CXX to one")
+    except Exception as error:
+        if _of_linking(error) is None:
+            raise
+        return _fail(USER_ERROR, _of_linking(error))
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, "interrupted; a search begun with --resume goes on from there")
 

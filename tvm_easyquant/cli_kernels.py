@@ -55,6 +55,7 @@ def add_tune(subparsers, guarded, formatter):
     add("--alternatives", type=int, default=1, metavar="N", help="slower legal kernels measured, too (1)")
     add("--rpc-tracker", metavar="HOST:PORT", help="measure on a device of this tracker")
     add("--rpc-key", metavar="KEY", help="the device's key at the tracker")
+    add("--cross-compiler", metavar="NAME", help="what links for the device: aarch64-linux-gnu-g++")
     parser.set_defaults(func=guarded(_tune))
 
 
@@ -120,7 +121,7 @@ def _plan(args) -> int:
 
 def _tune(args) -> int:
     from .cli import UserError, _writable
-    from .relay_tune import tune
+    from .relay_tune import check_tracker, tune
 
     _writable(args.output)
     runner = None
@@ -130,13 +131,15 @@ def _tune(args) -> int:
             raise UserError("--rpc-tracker HOST:PORT and --rpc-key KEY belong together")
         from tvm import autotvm
 
+        check_tracker(host, int(port), args.rpc_key)
         runner = autotvm.RPCRunner(args.rpc_key, host, int(port), number=4, repeat=3, min_repeat_ms=20)
     module, target = _module(args)
     bar = Bar()
     try:
         result = tune(
             module, args.output, target, tuner=args.tuner, trials=args.trials,
-            early_stopping=args.early_stopping, alternatives=args.alternatives, runner=runner, progress=bar,
+            early_stopping=args.early_stopping, alternatives=args.alternatives, runner=runner,
+            cross_compiler=args.cross_compiler, progress=bar,
         )  # fmt: skip
     finally:
         bar.close()

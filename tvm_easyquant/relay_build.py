@@ -42,7 +42,19 @@ def cpu_target(target) -> object:
     cpu = str(target.attrs.get("mcpu", ""))
     if cpu and cpu not in {str(c) for c in llvm_get_cpu_archlist(target)}:
         raise TargetError(f"LLVM knows no -mcpu={cpu} for this target and would ignore it; mend the name")
+    _check_arm(target)
     return target
+
+
+def _check_arm(target) -> None:
+    """Refuse what makes LLVM abort the process: 64-bit ARM code without NEON."""
+    from topi_ext.isa import arch_of
+
+    if arch_of(str(target.attrs.get("mtriple", ""))) == "aarch64":
+        if not tvm.get_global_func("target.target_has_feature")("neon", target):
+            raise TargetError(
+                f"target '{target}' has no NEON, which every 64-bit ARM CPU has; write -mattr=+neon"
+            )
 
 
 def build(module, target=None, *, lower: bool = True, opt_level: int = 3):

@@ -8,13 +8,16 @@ of a layer were measured for the same ``-mcpu``, which kernel it gets (`topi_ext
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from topi_ext import manifest, relay_op
+from topi_ext import isa, manifest, relay_op
 from topi_ext.conv2d import Bound
 from topi_ext.lower import LayerPlan, LowerInteger
 
@@ -71,6 +74,34 @@ def read_log(path: str | os.PathLike) -> list[tuple]:
     return records
 
 
+def check_tracker(host: str, port: int, key: str, seconds: float = 10) -> None:
+    """TuneError if no tracker answers in time, or if it has no device called ``key``.
+
+    AutoTVM's own check retries for a minute and then fails in a thread.
+    """
+    from tvm.rpc import base
+
+    start = "start one with: python -m tvm.exec.rpc_tracker --port " + str(port)
+    try:
+        with socket.create_connection((host, port), timeout=seconds) as connection:
+            connection.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))
+            (magic,) = struct.unpack("<i", base.recvall(connection, 4))
+            if magic != base.RPC_TRACKER_MAGIC:
+                raise TuneError(f"{host}:{port} is not an RPC tracker; {start}")
+            base.sendjson(connection, [base.TrackerCode.SUMMARY])
+            _, summary = base.recvjson(connection)
+    except TimeoutError:
+        raise TuneError(f"the tracker {host}:{port} does not answer within {seconds} s; {start}") from None
+    except OSError as error:
+        raise TuneError(f"no tracker at {host}:{port} ({error.strerror or error}); {start}") from None
+    keys = sorted({str(server["key"]).partition(":")[2] for server in summary["server_info"]})
+    if key not in keys:
+        raise TuneError(
+            f"the tracker {host}:{port} has no device {key!r}; it has {', '.join(keys) or 'none'}: start "
+            "the device's server with this key"
+        )
+
+
 def layer_plans(module, target) -> list[LayerPlan]:
     """The kernel chosen for every layer of an integer Relay module, in program order."""
     lower = LowerInteger(cpu_target(target))
@@ -116,6 +147,7 @@ def tune(
     early_stopping: int | None = None,
     alternatives: int = 1,
     runner=None,
+    cross_compiler: str | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
     """Measure the kernels of an integer Relay module and append the records to ``log``.
@@ -123,16 +155,26 @@ def tune(
     target: default this CPU. tuner: one of `TUNERS`. trials: most configurations of one kernel.
     early_stopping: stop a kernel after so many trials without a better one. alternatives: how many slower
     legal kernels of each layer are measured too. runner: ``autotvm.RPCRunner`` for another device; default
-    is this machine. A kernel that has its trials in the log already is not measured again, and every record
-    is written as it is made, so an interrupted run goes on where it stopped. Raises TuneError.
+    is this machine. cross_compiler: what links for the device, if it is of another architecture. A kernel
+    that has its trials in the log already is not measured again, and every record is written as it is
+    made, so an interrupted run goes on where it stopped. Raises TuneError.
     """
     from tvm import autotvm
+    from tvm.contrib import cc
 
     if tuner not in TUNERS:
         raise TuneError(f"tuner is {tuner!r}; use one of {', '.join(TUNERS)}")
     if trials < 1:
         raise TuneError(f"trials is {trials}; use 1 or more")
     target = cpu_target(target)
+    arch = isa.arch_of(str(target.attrs.get("mtriple", "")))
+    if arch != isa.arch_of("") and (runner is None or cross_compiler is None):
+        raise TuneError(
+            f"kernels for {arch} cannot be measured here: name a device that can (--rpc-tracker, "
+            f"--rpc-key) and what links for it, such as --cross-compiler {arch}-linux-gnu-g++"
+        )
+    if cross_compiler is not None and shutil.which(cross_compiler) is None:
+        raise TuneError(f"there is no compiler {cross_compiler} here; install it, or name another")
     have: dict = {}
     for found, _ in read_log(log):
         have.setdefault((str(found.target), found.task.workload), set()).add(found.config.index)
@@ -140,7 +182,9 @@ def tune(
     work = tasks(layer_plans(module, target), target, alternatives)
     result = Tuned(kernels=len(work))
     option = autotvm.measure_option(
-        autotvm.LocalBuilder(n_parallel=1),
+        autotvm.LocalBuilder(
+            n_parallel=1, build_func=cc.cross_compiler(cross_compiler) if cross_compiler else "default"
+        ),
         runner or autotvm.LocalRunner(number=4, repeat=3, min_repeat_ms=20),
     )
     for i, task in enumerate(work, 1):

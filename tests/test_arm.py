@@ -1,0 +1,634 @@
+"""64-bit ARM: every row of the manifest equals the norm under qemu; what the compiler makes of it."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import networks
+import numpy as np
+import pytest
+
+tvm = pytest.importorskip("tvm")
+import onnx
+import test_kernels as kernels
+import test_operators as operators
+from test_cli import tvmc
+from tvm import autotvm, relay, rpc, te
+from tvm.contrib import cc
+from tvm.contrib.graph_executor import GraphModule
+from tvm.rpc.tracker import Tracker
+
+import tvm_easyquant as eq
+from topi_ext import arm, isa, manifest, relay_op
+from topi_ext.conv2d import Bound, ConvSpec, Refusal, fold_zero_point, pack
+from topi_ext.emit import DefaultKnobs
+from tvm_easyquant import demo, relay_tune
+from tvm_easyquant.host import no_tophub
+from tvm_easyquant.integer import run_integer
+from tvm_easyquant.relay_frontend import load_onnx
+from tvm_easyquant.relay_reference import execute
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tutorials" / "arm"))
+import device
+
+relay_op.register()
+PAD = kernels.PAD
+ROWS = [row for row in manifest.KERNELS if isa.ISAS[row.isa].arch == "aarch64"]
+SHARED = [row for row in manifest.KERNELS if row.isa == "generic"]  # every CPU runs them
+NEON = "llvm -mtriple=aarch64-linux-gnu -mattr=+neon"
+
+
+def target_of(row):
+    return isa.ISAS[row.isa if row in ROWS else "neon"].target
+
+
+def marked(rows, **cases):
+    """One parameter for each row and case, marked with the ISA the row needs."""
+    for row in rows:
+        for name, value in cases.items():
+            name = f"{row.name}-{name}"
+            mark = pytest.mark.isa(row.isa if row in ROWS else "neon")
+            yield pytest.param(row, value, id=name, marks=mark)
+
+
+def build(row, spec, weight, bias, factor, residual=None, target=None):
+    """The kernel as TVM's library for aarch64."""
+    shape = (spec.batch, spec.height, spec.width, spec.in_channels)
+    arguments = [relay.var("x", shape=shape, dtype="uint8")]
+    if residual is not None:
+        arguments.append(relay.var("r", shape=residual.shape, dtype="uint8"))
+    folded = fold_zero_point(bias, weight, spec.zero_point)
+    constants = [relay.const(c) for c in row.pack(spec, weight, folded, factor)]
+    call = relay_op.conv2d(arguments[0], spec, row, constants, *arguments[1:])
+    module = tvm.IRModule.from_expr(relay.Function(arguments, call))
+    with no_tophub(), tvm.transform.PassContext(opt_level=3):
+        return relay.build(module, target or target_of(row))
+
+
+class Board:
+    """An aarch64 machine: the device program under qemu, reached by RPC."""
+
+    def __init__(self, remote, folder):
+        self.remote, self.folder, self.count = remote, folder, 0
+
+    def run(self, library, feed):
+        """The first output of TVM's ``library`` for the inputs ``feed``."""
+        self.count += 1
+        path = self.folder / f"net{self.count}.so"
+        library.export_library(str(path), fcompile=cc.cross_compiler(device.COMPILER))
+        self.remote.upload(str(path))
+        module = GraphModule(self.remote.load_module(path.name)["default"](self.remote.cpu()))
+        module.set_input(**feed)
+        module.run()
+        return module.get_output(0).numpy()
+
+
+@pytest.fixture(scope="module")
+def program(request):
+    """The device program; the isa marker has seen to it that the tools are here."""
+    try:
+        return device.set_up(device.default_folder())
+    except device.Missing as error:
+        if request.config.getoption("--require-isa"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def board(program, tmp_path_factory):
+    with device.Emulated(program) as server:
+        yield Board(rpc.connect("127.0.0.1", server.port), tmp_path_factory.mktemp("board"))
+
+
+# -- executed: extremes, then tails, then random
+
+
+def run(board, row, spec, data, weight, bias, factor, residual=None):
+    feed = {"x": data} if residual is None else {"x": data, "r": residual}
+    return board.run(build(row, spec, weight, bias, factor, residual), feed)
+
+
+EXTREMES = {f"{sign * top}": (sign, top) for sign, top in ((1, 63), (-1, 127), (1, 255), (-1, 255))}
+
+
+@pytest.mark.parametrize("row, extreme", marked(ROWS, **EXTREMES))
+def test_extremes(board, row, extreme):
+    """The largest equal weights each kernel can prove, on data that is all data_max: no lane may wrap."""
+    sign, data_max = extreme
+    spec = ConvSpec(1, 4, 5, 64, 16, (3, 3), data_max=data_max, epilogue="dequantize")
+    answers = [row.proves(spec, np.full(spec.weight_shape, w, np.int8)) for w in range(128)]
+    largest = max(w for w, answer in enumerate(answers) if isinstance(answer, Bound))
+    assert all(isinstance(answer, Refusal) for answer in answers[largest + 1 :])
+    weight = np.full(spec.weight_shape, sign * largest, np.int8)
+    data = np.full((1, 4, 5, 64), data_max, np.uint8)
+    out = run(board, row, spec, data, weight, np.zeros(16, np.int32), np.ones(16, np.float32))
+    assert (out == np.float32(sign * largest * data_max * 9 * 64)).all()
+
+
+def test_the_extremes_reach_what_the_manifest_says():
+    """The largest equal weight proven for data up to 63, 127 and 255: 2 * depth * data * weight < 2**15."""
+    spec = ConvSpec(1, 4, 5, 64, 16, (3, 3), epilogue="dequantize")
+
+    def largest(name, data_max):
+        row, case = manifest.kernel(name), replace(spec, data_max=data_max)
+        weights = (np.full(spec.weight_shape, w, np.int8) for w in range(128))
+        return sum(isinstance(row.proves(case, w), Bound) for w in weights) - 1
+
+    table = {
+        "direct_neon_d4": (65, 32, 31),  # 8 products; data up to 255 is read as -128 .. 127
+        "direct_neon_d2": (127, 64, 63),
+        "direct_neon_d1": (127, 127, 127),
+        "direct_neon_dotprod": (127, 127, 127),
+    }
+    assert {name: tuple(largest(name, d) for d in (63, 127, 255)) for name in table} == table
+
+
+def shapes_of(row):
+    kinds = {"depthwise": kernels.DEPTHWISE, "winograd": kernels.WINOGRAD}
+    return kinds.get(row.name.split("_")[0], kernels.TAILS)
+
+
+#: rows whose body is that of a row tested in full: a few of its shapes stand for all
+BRIEFLY = ("direct_generic", "direct_neon_d1", "direct_neon_d2", "direct_neon_i8mm", "winograd_f23_neon")
+BRIEF = ("plain", "first layer, stride, odd sizes", "dense, many", "residual, ragged",
+         "partial tiles, batch, odd channels")  # fmt: skip
+
+
+def tails():
+    for row in (*ROWS, *SHARED):
+        shapes = shapes_of(row)
+        yield from marked(
+            [row], **{n: s for n, s in shapes.items() if n in BRIEF or row.name not in BRIEFLY}
+        )
+
+
+@pytest.mark.parametrize("row, spec", tails())
+def test_kernel_equals_the_norm(board, row, spec):
+    refused = row.fits(spec)
+    if refused is not None:  # a shape the row does not take: the reason must be the shape
+        assert spec.groups > 1 and "multiple" in refused.why
+        return
+    weight_max = next(w for w in (127, 63, 31, 15, 7) if kernels.legal(row, spec, w))
+    operands = kernels.operands(spec, weight_max)
+    np.testing.assert_array_equal(run(board, row, spec, *operands), kernels.expected(spec, *operands))
+
+
+@pytest.mark.parametrize("row, spec", marked([r for r in ROWS if r.name.startswith("direct")],
+                                             **{"8 bit": kernels.TAILS["plain"]}))  # fmt: skip
+def test_data_up_to_255_is_read_as_signed_bytes(board, row, spec):
+    """Every value of a byte, padded with one beyond 127; weights down to -128 where they are proven."""
+    spec = replace(spec, data_max=255, zero_point=200, hi=255)
+    data, weight, bias, factor, _ = kernels.operands(
+        spec, next(w for w in (127, 63, 31, 15) if kernels.legal(row, spec, w))
+    )
+    if "d" + row.name[-1] != row.name[-2:]:
+        weight.reshape(-1)[::7] = -128
+    want = kernels.expected(spec, data, weight, bias, factor, None)
+    np.testing.assert_array_equal(run(board, row, spec, data, weight, bias, factor), want)
+
+
+@pytest.mark.parametrize("isa_name, seed", [
+    pytest.param(name, seed, marks=pytest.mark.isa(name))
+    for name in ("neon", "neon_dotprod", "neon_i8mm") for seed in range(3)
+])  # fmt: skip
+def test_random_layers_take_the_planned_kernel_and_are_exact(board, isa_name, seed):
+    rng = np.random.default_rng(seed)
+    spec = ConvSpec(
+        batch=int(rng.integers(1, 3)), height=int(rng.integers(6, 20)), width=int(rng.integers(6, 20)),
+        in_channels=int(rng.integers(1, 60)), out_channels=int(rng.integers(1, 40)),
+        kernel=tuple(int(v) for v in rng.integers(1, 5, 2)),
+        strides=tuple(int(v) for v in rng.integers(1, 4, 2)),
+        padding=tuple(int(v) for v in rng.integers(0, 3, 4)), data_max=int(rng.choice([63, 127, 255])),
+        zero_point=int(rng.integers(0, 64)),
+    )  # fmt: skip
+    data, weight, bias, factor, _ = kernels.operands(spec, int(rng.choice([63, 127])), seed)
+    chosen = manifest.plan(spec, weight, bias, isa_name).kernel
+    out = run(board, chosen, spec, data, weight, bias, factor)
+    np.testing.assert_array_equal(out, kernels.expected(spec, data, weight, bias, factor, None))
+
+
+@pytest.mark.isa("neon")
+def test_winograd_wraps_and_is_still_exact(board):
+    """All data 127, all weights 63, C = 448: 576 y is 1.6e10, far beyond int32; 64 y just fits."""
+    spec = ConvSpec(1, 8, 8, 448, 16, (3, 3), padding=PAD, data_max=127, epilogue="dequantize")
+    data, weight = np.full((1, 8, 8, 448), 127, np.uint8), np.full(spec.weight_shape, 63, np.int8)
+    row, bias, factor = (
+        manifest.kernel("winograd_f43_neon"),
+        np.zeros(16, np.int32),
+        np.ones(16, np.float32),
+    )
+    assert isinstance(row.proves(spec, weight), Bound)
+    want = kernels.expected(spec, data, weight, bias, factor, None)
+    np.testing.assert_array_equal(run(board, row, spec, data, weight, bias, factor), want)
+
+
+# -- 32-bit ARM: the compiled kernel alone, as TVM's runtime has no wheel there
+
+ARMV7 = [
+    pytest.param(manifest.kernel(name), spec, id=f"{name}-{case}", marks=pytest.mark.isa("armv7_neon"))
+    for name, shapes in (("wide_armv7_neon", kernels.TAILS), ("direct_generic", kernels.TAILS),
+                         ("depthwise_int16", kernels.DEPTHWISE))
+    for case, spec in shapes.items()
+    if case in ("plain", "first layer, stride, odd sizes", "residual, ragged", "5x5 residual")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row, spec", ARMV7)
+def test_32_bit_arm_runs_the_portable_kernels(row, spec, tmp_path):
+    weight_max = next(w for w in (127, 63, 31, 15) if kernels.legal(row, spec, w))
+    data, weight, bias, factor, residual = kernels.operands(spec, weight_max)
+    arrays = [data, *row.pack(spec, weight, fold_zero_point(bias, weight, spec.zero_point), factor)]
+    arrays += [] if residual is None else [residual]
+    inputs = [te.placeholder(a.shape, str(a.dtype)) for a in arrays]
+    out = row.compute(DefaultKnobs(), spec, *inputs)
+    target = isa.ISAS["armv7_neon"].target + " -mattr=+neon -mfloat-abi=hard"
+    library = tvm.build(te.create_schedule(out.op), [*inputs, out], target, name="kernel")
+    if row.name == "wide_armv7_neon":
+        assert "\tvmlal.s16\t" in library.get_source("asm")
+    library.save(str(tmp_path / "kernel.o"))
+    kinds, files = {"i": 0, "u": 1, "f": 2}, []
+    with open(tmp_path / "shapes.txt", "w") as shapes:
+        for array in [*arrays, np.empty(spec.out_shape, spec.out_dtype)]:
+            print(kinds[array.dtype.kind], 8 * array.itemsize, array.ndim, *array.shape, file=shapes)
+    for i, array in enumerate(arrays):
+        files.append(f"{i}.bin")
+        array.tofile(tmp_path / files[-1])
+    include = Path(tvm.__file__).parent
+    subprocess.run(
+        ["arm-linux-gnueabihf-gcc", "-O1", "-I", include / "include", "-I", include / "3rdparty/dlpack/include",
+         Path(__file__).parent / "armv7" / "run.c", "kernel.o", "-lm", "-o", "run"], cwd=tmp_path, check=True,
+    )  # fmt: skip
+    ran = subprocess.run(
+        ["qemu-arm", "-L", "/usr/arm-linux-gnueabihf", "./run", *files], cwd=tmp_path, capture_output=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    got = np.frombuffer(ran.stdout, spec.out_dtype).reshape(spec.out_shape)
+    np.testing.assert_array_equal(got, kernels.expected(spec, data, weight, bias, factor, residual))
+
+
+# -- proofs
+
+
+@pytest.mark.parametrize("depth, data_max", [(d, m) for d in (1, 2, 4) for m in (63, 127, 255)])
+def test_the_chain_bound_is_attained_and_never_passed(depth, data_max):
+    """Against the sums themselves: for each lane the data that drives it furthest, by brute force."""
+    spec = ConvSpec(1, 1, 1, 80, 8, (1, 1), data_max=data_max)
+    dot = arm.widening_dot(spec, depth)
+    weight = np.random.default_rng(depth).integers(-20, 21, spec.weight_shape).astype(np.int8)
+    packed = pack(spec, weight, arm.LANES, arm.GROUP)
+    lo, hi = -dot.offset, data_max - dot.offset
+    worst = 0
+    for block in packed.reshape(-1, 5, arm.LANES, arm.GROUP):
+        for first in range(0, 5, depth):
+            chain = block[first : first + depth].astype(np.int64)
+            for channel in range(arm.LANES):
+                for lane in range(8):
+                    products = chain[:, channel, lane::8]
+                    up = np.maximum(products * hi, products * lo).sum()
+                    down = np.minimum(products * hi, products * lo).sum()
+                    worst = max(worst, up, -down)
+    answer = arm.chain_bound(spec, dot, packed)
+    assert (answer.value == worst) if isinstance(answer, Bound) else (f"reach {worst}," in answer.why)
+    assert isinstance(answer, Bound) == (worst < 2**15)
+
+
+def test_a_partial_sum_beyond_int32_is_refused():
+    spec = ConvSpec(1, 1, 1, 4, 4, (1, 1), data_max=255)
+    dot = arm.sdot_dot(spec)
+    assert (
+        arm.partial_sum_bound(spec, dot, np.full(spec.weight_shape, -128, np.int8)).value == 128 * 128 * 4
+    )
+    huge = ConvSpec(1, 400, 400, 1, 1, (400, 400), data_max=255)
+    refused = arm.partial_sum_bound(huge, dot, np.full(huge.weight_shape, 127, np.int8))
+    assert isinstance(refused, Refusal) and "beyond int32" in refused.why
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_folded_offset_fits_wherever_the_accumulator_does(sign):
+    spec = ConvSpec(1, 1, 1, 64, 4, (1, 1), data_max=255)
+    weight = np.full(spec.weight_shape, sign * 127, np.int8)
+    largest = 2**31 - 1 - 255 * 127 * 64
+    bias = np.full(4, sign * largest, np.int32)
+    manifest.plan(spec, weight, bias, "neon")  # the accumulator fits
+    folded = arm.fold_offset(arm.sdot_dot(spec), weight, bias)
+    assert (folded == sign * (largest + 128 * 127 * 64)).all()
+
+
+# -- the plan
+
+
+def planned(isa_name, size=16, data_max=63, weight_max=63, channels=64, **changes):
+    spec = ConvSpec(1, size, size, channels, 64, (3, 3), padding=PAD, data_max=data_max, **changes)
+    weight = np.full(spec.weight_shape, weight_max, np.int8)
+    return manifest.plan(spec, weight, np.zeros(64, np.int32), isa_name)
+
+
+def test_the_planner_picks_by_core():
+    table = {
+        ("neon", 16, 127, 63, 64): "winograd_f43_neon",
+        ("neon", 7, 63, 63, 64): "direct_neon_d4",  # four tiles are too few for Winograd
+        ("neon", 7, 127, 63, 64): "direct_neon_d2",
+        ("neon", 7, 127, 127, 64): "direct_neon_d1",
+        ("neon", 7, 255, 127, 64): "direct_neon_d1",
+        ("neon", 16, 127, 63, 3): "wide_neon",
+        ("neon_dotprod", 16, 127, 63, 64): "direct_neon_dotprod",
+        ("neon_dotprod", 16, 255, 127, 3): "wide_neon",
+        ("neon_i8mm", 16, 255, 127, 64): "direct_neon_i8mm",
+    }
+    assert {key: planned(*key).kernel.name for key in table} == table
+    assert "3 input channels would be padded to 16" in dict(planned("neon", channels=3).refused).values()
+
+
+@pytest.mark.parametrize("options, row", {
+    "-mtriple=aarch64-linux-gnu -mattr=+neon": "neon",
+    "-mtriple=aarch64-linux-gnu -mcpu=cortex-a72": "neon",
+    "-mtriple=aarch64-linux-gnu -mcpu=cortex-a76": "neon_dotprod",
+    "-mtriple=aarch64-linux-gnu -mattr=+v8.2a,+dotprod": "neon_dotprod",
+    "-mtriple=aarch64-linux-gnu -mattr=+v8.2a,+dotprod,+i8mm": "neon_i8mm",
+    "-mtriple=aarch64-linux-gnu -mattr=-neon": "generic",
+    "-mtriple=armv7a-linux-gnueabihf -mattr=+neon": "armv7_neon",
+    "-mtriple=armv7a-linux-gnueabihf -mattr=-neon": "generic",
+    "-mtriple=x86_64-linux-gnu -mcpu=core-avx2": "avx2",
+}.items())  # fmt: skip
+def test_the_target_names_the_row(options, row):
+    assert relay_op.target_isa(tvm.target.Target(f"llvm {options}")) == row
+
+
+# -- the assembly
+
+
+def inner_loop(assembly, mnemonic):
+    """The basic block with most of ``mnemonic``, up to its branch back."""
+    block = max(re.split(r"\n(?=\.LBB)", assembly), key=lambda text: text.count(f"\t{mnemonic}"))
+    label = block.split(":")[0]
+    return block[: block.index(label, len(label))]
+
+
+def assembly_of(name, data_max, **changes):
+    spec = ConvSpec(1, 16, 14, 64, 64, (3, 3), padding=PAD, data_max=data_max, **changes)
+    row = manifest.kernel(name)
+    weight_max = next(w for w in (127, 63, 31, 15) if kernels.legal(row, spec, w))
+    _, weight, bias, factor, _ = kernels.operands(spec, weight_max)
+    target = NEON if row.isa == "neon" else target_of(row)
+    return build(row, spec, weight, bias, factor, target=target).get_lib().get_source("asm")
+
+
+def count(text, mnemonic):
+    return len(re.findall(rf"\t{mnemonic}\t", text))
+
+
+def on_the_stack(loop):
+    return [line for line in loop.splitlines() if "[sp" in line or "[x29" in line]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("data_max", [63, 255])
+def test_a_chain_of_the_declared_depth_before_one_sadalp(depth, data_max):
+    """For each widening add 2 * depth multiplies in int16; every tile of the row without a spill."""
+    loop = inner_loop(assembly_of(f"direct_neon_d{depth}", data_max), "sadalp")
+    first = count(loop, "smull") + count(loop, "smull2")
+    more = count(loop, "smlal") + count(loop, "smlal2")
+    assert first == count(loop, "sadalp") >= 8 and more == (2 * depth - 1) * first
+    assert not on_the_stack(loop) and "\tbl\t" not in loop
+    assert (count(loop, "eor") > 0) == (data_max == 255)
+
+
+@pytest.mark.parametrize("name, mnemonic", [("dotprod", "sdot"), ("i8mm", "usdot")])
+def test_the_dot_product_cores_use_their_instruction(name, mnemonic):
+    loop = inner_loop(assembly_of(f"direct_neon_{name}", 127), mnemonic)
+    assert count(loop, mnemonic) % 4 == 0 < count(loop, mnemonic) and not on_the_stack(loop)
+    assert count(loop, "addp") == 0
+
+
+def test_winograd_multiplies_and_adds_in_one_instruction():
+    loop = inner_loop(assembly_of("winograd_f43_neon", 127), "smlal")
+    assert count(loop, "smlal") == count(loop, "smlal2") >= 16
+    assert count(loop, "add") <= 3 and not re.search(r"\tadd\tv", loop) and not on_the_stack(loop)
+
+
+# -- whole networks
+
+
+@pytest.mark.isa("neon")
+def test_the_embedded_network_gives_the_same_numbers_as_here(board):
+    data = demo.images()
+    q = eq.quantize(demo.network_path(), data["calibration_images"][:20], bits=7, method="minmax")
+    feed = {"image": data["test_images"][:1]}
+    np.testing.assert_array_equal(board.run(q.build(NEON), feed), eq.Executor(q.build())(feed)[0])
+
+
+@pytest.mark.isa("neon_dotprod")
+@pytest.mark.parametrize("bits, target", [(7, NEON), (8, isa.ISAS["neon_dotprod"].target)])
+def test_a_network_of_every_operator_equals_the_norm(board, bits, target):
+    graph, images = networks.residual(1)
+    q = eq.quantize(graph, images, bits=bits, method="minmax")
+    want = run_integer(graph, q.table, {"image": images[0]})["logits"]
+    np.testing.assert_array_equal(board.run(q.build(target), {"image": images[0]}), want)
+
+
+GLUE = {
+    "squeeze and excite": operators.squeeze_excite,
+    "product of two branches": operators.two_branches_times,
+    "gelu": operators.gelu,
+    "resize": operators.resize("asymmetric"),
+    "transposed convolution": operators.transposed(),
+}
+
+
+@pytest.mark.isa("neon")
+@pytest.mark.parametrize("name", GLUE)
+def test_the_operators_beside_the_convolution_are_exact(board, name):
+    images = [np.random.default_rng(i).standard_normal((1, 3, 8, 8)).astype(np.float32) for i in range(3)]
+    q = eq.quantize(GLUE[name](), images, method="minmax")
+    want = execute(q.module, {"x": images[0]})[0]
+    np.testing.assert_array_equal(board.run(q.build(NEON), {"x": images[0]}), want)
+
+
+# -- tvmc: compile here, run there
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tvmc")
+    onnx.save(networks.small_onnx(), folder / "net.onnx")
+    image = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    np.savez(folder / "images.npz", x=image)
+    image.tofile(folder / "in.bin")
+    made = tvmc("quantize", "net.onnx", "--calibration", "images.npz", "-o", "table.json", "--method",
+                "minmax", cwd=folder)  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return folder
+
+
+def compiled(folder, target, *options):
+    return tvmc("compile", "net.onnx", "-o", "net.tar", "--target", f"easyquant -table=table.json, {target}",
+                *options, cwd=folder)  # fmt: skip
+
+
+def on_board(program, *words, cwd):
+    command = [*device.emulator(), program, "run", *words]
+    return subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.isa("neon")
+def test_a_cross_compiled_archive_runs_on_the_device(program, folder):
+    result = compiled(folder, NEON, "--cross-compiler", device.COMPILER)
+    assert result.returncode == 0, result.stderr
+    shutil.unpack_archive(folder / "net.tar", folder / "net")
+    ran = on_board(program, "net", "x=in.bin", "out.bin", cwd=folder)
+    assert ran.returncode == 0, ran.stderr
+    graph, table = load_onnx(folder / "net.onnx"), eq.ScaleTable.load(folder / "table.json")
+    want = run_integer(graph, table, {"x": np.load(folder / "images.npz")["x"]})["classifier"]
+    np.testing.assert_array_equal(np.fromfile(folder / "out.bin", np.float32).reshape(want.shape), want)
+
+    here = tvmc("run", "net.tar", "--inputs", "images.npz", cwd=folder)
+    assert here.returncode == 4 and "made for another architecture" in here.stderr
+    assert "Traceback" not in here.stderr
+    for words, message in {
+        ("no", "x=in.bin", "o.bin"): "there is no no",
+        ("net", "y=in.bin", "o.bin"): "no input y",
+        ("net", "x=images.npz", "o.bin"): "images.npz: the network takes 768 bytes",
+        ("net", "x", "o.bin"): "NAME=FILE",
+        ("net", "x=in.bin", "no/o.bin"): "cannot write no/o.bin",
+        (sys.executable, "x=in.bin", "o.bin"): "is no network for this machine",
+    }.items():
+        ran = on_board(program, *words, cwd=folder)
+        assert ran.returncode == 1 and message in ran.stderr and len(ran.stderr.splitlines()) == 1, (
+            ran.stderr
+        )
+
+
+@pytest.mark.linker
+@pytest.mark.parametrize("target, options, message", [
+    (NEON, [], "name one that can, such as --cross-compiler aarch64-linux-gnu-g++"),
+    (NEON, ["--cross-compiler", "no-such-g++"], "there is no compiler no-such-g\\+\\+ here.*apt-get install"),
+    ("llvm -mtriple=aarch64-linux-gnu -mattr=-neon", [], "has no NEON.*write -mattr=\\+neon"),
+])  # fmt: skip
+def test_a_target_that_cannot_be_had_is_one_line(folder, target, options, message):
+    before = sorted(path.name for path in folder.iterdir() if path.name != "net.tar")
+    (folder / "net.tar").unlink(missing_ok=True)
+    result = compiled(folder, target, *options)
+    assert result.returncode == 4 and "Traceback" not in result.stderr
+    assert re.search(message.replace("g++", "g\\+\\+"), result.stderr), result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_tool_that_is_missing_is_named_with_its_package(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        device.Missing, match="no aarch64-linux-gnu-g.. here; .*apt-get install g..-aarch64"
+    ):
+        device.set_up(tmp_path / "device")
+    with pytest.raises(device.Missing, match="no qemu-aarch64 here; .*apt-get install qemu-user"):
+        device.Emulated(tmp_path / "device")
+
+
+# -- tuning over RPC
+
+
+@pytest.fixture
+def tracker():
+    tracker = Tracker("127.0.0.1", port=9190, port_end=9290, silent=True)
+    yield tracker
+    tracker.terminate()
+
+
+@pytest.mark.isa("neon")
+def test_a_few_trials_through_the_tracker(program, board, tracker, tmp_path):
+    """Trials reach the device through the tracker, the log holds each, a second run goes on where the
+    first stopped, and a build takes the log."""
+    graph, images = networks.chain(channels=16)
+    q = eq.quantize(graph, images, method="minmax")
+    log = tmp_path / "log.json"
+
+    def tune(trials):
+        relay_tune.check_tracker("127.0.0.1", tracker.port, "board")
+        runner = autotvm.RPCRunner("board", "127.0.0.1", tracker.port, number=1, repeat=1, timeout=20)
+        return relay_tune.tune(q.module, log, NEON, tuner="grid", trials=trials, alternatives=0,
+                               runner=runner, cross_compiler=device.COMPILER)  # fmt: skip
+
+    with device.Emulated(program, ("127.0.0.1", tracker.port), key="board"):
+        with pytest.raises(relay_tune.TuneError, match="no device 'boart'; it has board: start"):
+            relay_tune.check_tracker("127.0.0.1", tracker.port, "boart")
+        first = tune(2)
+        assert (first.kernels, first.measured, first.trials, first.failed) == (2, 2, 4, [])
+        again = tune(2)
+        assert (again.measured, again.resumed) == (0, 2)
+    records = relay_tune.read_log(log)
+    assert len(records) == 4 and all(result.error_no == 0 for _, result in records)
+    want = run_integer(graph, q.table, {"image": images[0]})["second"]
+    with autotvm.apply_history_best(records):
+        assert relay_tune.untuned(q.module, NEON)[0] == 0
+        library = q.build(NEON)
+    np.testing.assert_array_equal(board.run(library, {"image": images[0]}), want)
+
+
+def test_a_tracker_that_is_dead_or_slow_or_empty_is_named_with_the_cure(tracker):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        with pytest.raises(relay_tune.TuneError, match="no tracker at 127.*refused.*tvm.exec.rpc_tracker"):
+            relay_tune.check_tracker("127.0.0.1", silent.getsockname()[1], "board")
+        silent.listen()
+        with pytest.raises(relay_tune.TuneError, match="does not answer within 0.3 s; start one with"):
+            relay_tune.check_tracker("127.0.0.1", silent.getsockname()[1], "board", seconds=0.3)
+    with pytest.raises(relay_tune.TuneError, match="no device 'board'; it has none: start"):
+        relay_tune.check_tracker("127.0.0.1", tracker.port, "board")
+
+
+@pytest.mark.skipif(isa.arch_of("") == "aarch64", reason="this is the foreign machine")
+def test_kernels_of_another_machine_are_not_measured_here(tmp_path):
+    graph, images = networks.chain()
+    module = eq.quantize(graph, images, method="minmax").module
+    with pytest.raises(relay_tune.TuneError, match="aarch64 cannot be measured here: .*--rpc-tracker"):
+        relay_tune.tune(module, tmp_path / "log.json", NEON)
+    with pytest.raises(relay_tune.TuneError, match="no compiler no-such-g.. here"):
+        relay_tune.tune(module, tmp_path / "log.json", cross_compiler="no-such-g++")
+    assert not (tmp_path / "log.json").exists()
+
+
+# -- the stored cycle counts
+
+
+def stored_cycles():
+    root = Path(__file__).resolve().parent.parent
+    return json.loads((root / "benchmarks" / "results" / "arm_mca.json").read_text())["cycles_per_128_macs"]
+
+
+def test_the_order_of_the_manifest_is_that_of_the_cycles():
+    """The planner takes the first legal row; the rows are ordered by the static cycle counts."""
+    cycles, names = stored_cycles(), [row.name for row in ROWS]
+    neon = {"winograd_f43_neon": "Winograd F(4,3)", "direct_neon_d4": "int7, 8 products",
+            "direct_neon_d2": "int7, 4 products", "direct_neon_d1": "int8, 2 products"}  # fmt: skip
+    assert [n for n in names if n in neon] == list(neon)
+    for core in ("cortex-a53", "cortex-a72"):
+        costs = [cycles[name][core] for name in neon.values()]
+        assert costs == sorted(costs)
+    assert names.index("direct_neon_dotprod") < names.index("winograd_f43_neon")
+    for core in ("cortex-a55", "neoverse-n1"):  # the transforms, not counted, add a quarter or more
+        assert cycles["sdot"][core] < 1.25 * cycles["Winograd F(4,3)"][core]
+
+
+def test_the_stored_cycles_are_what_the_benchmark_gives():
+    """They are static, so a figure made here equals the stored one; and int7 pays where it should."""
+    root = Path(__file__).resolve().parent.parent
+    stored = json.loads((root / "benchmarks" / "results" / "arm_mca.json").read_text())[
+        "cycles_per_128_macs"
+    ]
+    code = (
+        "import json, arm; arm.relay_op.register()\n"
+        "names = ('int8, 2 products', 'int7, 8 products', 'Winograd F(4,3)')\n"
+        "print(json.dumps({name: arm.per_128('cortex-a53', name) for name in names}))"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(root), str(root / "benchmarks")))}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    here = json.loads(result.stdout)
+    assert here == {name: stored[name]["cortex-a53"] for name in here}
+    assert here["Winograd F(4,3)"] < here["int7, 8 products"] < here["int8, 2 products"]

