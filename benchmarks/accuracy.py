@@ -5,28 +5,27 @@
 For every network: fp32 (the float module compiled by TVM), then INT8 and INT7 by each method, all
 from the same calibration images, *executed by the compiled integer module*. ``gained`` and ``lost``
 count the images that only the integer network, or only fp32, gets right; ``interval`` is the 95 %
-confidence interval of the paired difference in points. The first ``--exact`` images are also run by
-the numpy reference, and the number of differing output values is stored (it must be 0). Rows: net,
-method, bits, calibration_images, n, top1, fp32_top1 (percent), gained, lost, runner, cpu.
+confidence interval of the paired difference in points (`tvm_easyquant.evaluate.compare`). The first
+``--exact`` images are also run by the numpy reference, and the number of differing output values is
+stored (it must be 0). Rows: net, method, bits, calibration_images, n, top1, fp32_top1 (percent), gained,
+lost, runner, cpu.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
-import sys
 import time
 from pathlib import Path
 
 import machine
-import numpy as np
 from data import NETWORKS, Network
-from tqdm import tqdm
 
 import tvm_easyquant as eq
+from tvm_easyquant.evaluate import compare, evaluate
 from tvm_easyquant.files import write_text
 from tvm_easyquant.host import no_tophub
+from tvm_easyquant.progress import Bar, peak_memory_gib
 from tvm_easyquant.relay_build import host_target
 from tvm_easyquant.relay_reference import execute
 
@@ -42,36 +41,26 @@ def float_executor(path, target):
         return eq.Executor(relay.build(module, target, params=params))
 
 
-def outputs(executor, name, network, count, what):
-    """Logits of the first ``count`` test images: (count, classes)."""
-    rows = []
-    for i in tqdm(range(count), desc=what, disable=not sys.stderr.isatty()):
-        rows.append(executor({name: network.test(i)})[0].reshape(-1))
-    return np.stack(rows)
-
-
-def compare(right, reference):
-    """gained, lost and the 95 % interval of the paired difference, in points."""
-    gained, lost = int((right & ~reference).sum()), int((~right & reference).sum())
-    n = len(right)
-    mean = (gained - lost) / n
-    half = 1.96 * np.sqrt(max((gained + lost) / n - mean**2, 0) / n)
-    return gained, lost, [round(100 * (mean - half), 2), round(100 * (mean + half), 2)]
+def right(run, tensor, network, count, what):
+    """Which of the first ``count`` test images the network gets right: float64 (count,) of 0 and 1."""
+    bar = Bar()
+    try:
+        return evaluate(run, network.test(count), inputs=[tensor], progress=bar, what=what)["top1"]
+    finally:
+        bar.close()
 
 
 def measure(folder, name, args, facts):
     network = Network(folder, name)
     count = min(args.images or len(network.test_set), len(network.test_set))
-    labels = network.test_set.labels[:count]
     target = args.target or host_target()
     graph = eq.load_onnx(network.path)
     (tensor,) = graph.inputs
-    fp32 = outputs(float_executor(network.path, target), tensor, network, count, f"{name} fp32")
-    fp32_right = fp32.argmax(1) == labels
+    fp32 = right(float_executor(network.path, target), tensor, network, count, f"{name} fp32")
     base = {
         "net": name,
         "n": count,
-        "fp32_top1": round(100 * float(fp32_right.mean()), 3),
+        "fp32_top1": round(100 * float(fp32.mean()), 3),
         "runner": "tvm_easyquant",
         "cpu": facts["cpu"],
         "target": target,
@@ -82,14 +71,11 @@ def measure(folder, name, args, facts):
             q = eq.quantize(graph, network.calibration(args.calibration), bits=bits, method=method)
             seconds = time.perf_counter() - started
             executor = eq.Executor(q.build(target))
-            logits = outputs(executor, tensor, network, count, f"{name} {method} INT{bits}")
-            right = logits.argmax(1) == labels
-            gained, lost, interval = compare(right, fp32_right)
+            found = compare(right(executor, tensor, network, count, f"{name} {method} INT{bits}"), fp32)
             different = 0
-            exact = min(args.exact, count)
-            for i in range(exact):
-                expected = execute(q.module, {tensor: network.test(i)})[0].reshape(-1)
-                different += int((expected != logits[i]).sum())
+            for x, _ in network.test(args.exact):
+                expected = execute(q.module, {tensor: x})[0]
+                different += int((expected != executor({tensor: x})[0]).sum())
             worst = min(q.layers, key=lambda row: row.get("cosine", 1.0))
             yield {
                 **base,
@@ -97,14 +83,14 @@ def measure(folder, name, args, facts):
                 "bits": bits,
                 "calibration_images": args.calibration,
                 "search_images": q.table.config.search_images,
-                "top1": round(100 * float(right.mean()), 3),
-                "gained": gained,
-                "lost": lost,
-                "interval": interval,
+                "top1": round(found.value, 3),
+                "gained": found.gained,
+                "lost": found.lost,
+                "interval": [round(limit, 2) for limit in found.interval],
                 "coverage_percent": q.coverage,
                 "quantize_seconds": round(seconds, 1),
-                "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-                "exact_images": exact,
+                "peak_memory_gib": round(peak_memory_gib(), 2),
+                "exact_images": min(args.exact, count),
                 "values_differing_from_reference": different,
                 "worst_layer": worst["layer"],
                 "worst_cosine": round(worst.get("cosine", 1.0), 5),
