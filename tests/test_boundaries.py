@@ -14,7 +14,7 @@ TVM_FREE = [
     "tvm_easyquant.calibrate", "tvm_easyquant.integer", "tvm_easyquant.search",
     "tvm_easyquant.scale_table", "tvm_easyquant.files", "tvm_easyquant.pipeline", "tvm_easyquant.demo",
     "tvm_easyquant.images", "tvm_easyquant.evaluate",
-    "tvm_easyquant.cli", "topi_ext", "topi_ext.reference", "topi_ext.conv2d", "topi_ext.isa",
+    "tvm_easyquant.cli", "tvm_easyquant.cli_common", "topi_ext", "topi_ext.reference", "topi_ext.conv2d", "topi_ext.isa",
 ]  # fmt: skip
 
 

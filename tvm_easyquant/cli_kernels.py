@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 
+from .cli_common import UserError, add_model, add_verb, load_graph, print_json, writable
 from .progress import Bar
 
 EXAMPLES = """\
@@ -19,33 +19,29 @@ examples:
 
 
 def _common(parser):
+    add_model(parser, "the model that the table was made for")
     add = parser.add_argument
-    add("FILE", help="the ONNX model that the table was made for")
     add("--table", required=True, metavar="FILE", help="its scale table, from quantize")
     add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
-    add("--input-shapes", metavar="SHAPES", help='such as "data:[1,3,224,224]"')
-    add("--batch", type=int, default=1, metavar="N", help="size of an open first dimension (1)")
     add("--json", action="store_true", help="print the result as JSON")
 
 
-def add_plan(subparsers, guarded, formatter):
-    parser = subparsers.add_parser(
-        "plan", prog="tvmc-easyquant plan", help="say which kernel each layer gets, and why",
-        epilog=EXAMPLES, formatter_class=formatter,
-    )  # fmt: skip
+def add(subparsers) -> None:
+    _add_plan(subparsers)
+    _add_tune(subparsers)
+
+
+def _add_plan(subparsers):
+    parser = add_verb(subparsers, "plan", _plan, "say which kernel each layer gets, and why", EXAMPLES)
     _common(parser)
     parser.add_argument("--tuning-records", metavar="LOG", help="records of tune-kernels to choose by")
-    parser.set_defaults(func=guarded(_plan))
 
 
-def add_tune(subparsers, guarded, formatter):
+def _add_tune(subparsers):
     from .relay_tune import TUNERS
 
-    parser = subparsers.add_parser(
-        "tune-kernels", prog="tvmc-easyquant tune-kernels",
-        help="measure our kernels for a quantized model with AutoTVM", epilog=EXAMPLES,
-        formatter_class=formatter,
-    )  # fmt: skip
+    help = "measure our kernels for a quantized model with AutoTVM"
+    parser = add_verb(subparsers, "tune-kernels", _tune, help, EXAMPLES)
     _common(parser)
     add = parser.add_argument
     add("-o", "--output", required=True, metavar="LOG", help="records are appended; kernels in it are done")
@@ -56,20 +52,17 @@ def add_tune(subparsers, guarded, formatter):
     add("--rpc-tracker", metavar="HOST:PORT", help="measure on a device of this tracker")
     add("--rpc-key", metavar="KEY", help="the device's key at the tracker")
     add("--cross-compiler", metavar="NAME", help="what links for the device: aarch64-linux-gnu-g++")
-    parser.set_defaults(func=guarded(_tune))
 
 
 def _module(args):
     """The integer module of the command line, and its target."""
     from . import pipeline
-    from .cli import _shapes
     from .relay_build import cpu_target
     from .scale_table import ScaleTable
 
     target = cpu_target(args.target)
     table = ScaleTable.load(args.table)
-    graph = pipeline.as_graph(args.FILE, input_shapes=_shapes(args.input_shapes), batch=args.batch)
-    return pipeline.apply(graph, table), target
+    return pipeline.apply(load_graph(args), table), target
 
 
 def history(path):
@@ -106,7 +99,7 @@ def _plan(args) -> int:
         for layer in layers
     ]
     if args.json:
-        print(json.dumps({"target": str(target), "untuned": without, "layers": rows}, indent=1))
+        print_json({"target": str(target), "untuned": without, "layers": rows})
         return 0
     width = max(len(row["layer"]) for row in rows)
     for row in rows:
@@ -120,10 +113,9 @@ def _plan(args) -> int:
 
 
 def _tune(args) -> int:
-    from .cli import UserError, _writable
     from .relay_tune import check_tracker, tune
 
-    _writable(args.output)
+    writable(args.output)
     runner = None
     if args.rpc_tracker or args.rpc_key:
         host, _, port = (args.rpc_tracker or "").rpartition(":")
@@ -143,5 +135,8 @@ def _tune(args) -> int:
         )  # fmt: skip
     finally:
         bar.close()
-    print(json.dumps(vars(result), indent=1) if args.json else f"{result}; records in {args.output}")
+    if args.json:
+        print_json(vars(result))
+    else:
+        print(f"{result}; records in {args.output}")
     return 0

@@ -1,0 +1,55 @@
+"""The composite target ``easyquant``: what ``tvmc compile --target "easyquant -table=FILE, llvm"`` does."""
+
+from __future__ import annotations
+
+from .cli_common import UserError, is_users, last_line, one_line
+
+
+class Pipeline:
+    """What ``--target "easyquant -table=FILE, llvm ..."`` does: quantize by the table, then lower.
+
+    tvmc does not hand its own target to a composite target's pipeline, so it is noted where tvmc
+    reads it (options such as ``--target-llvm-mcpu`` and those of ``--config`` included).
+    """
+
+    def __init__(self):
+        self.target = None
+
+    def watching(self, target_from_cli):
+        """tvmc's ``target_from_cli``, taking note of the target; an unknown one is tvmc's own error."""
+        from tvm.driver.tvmc import TVMCException
+
+        def watched(target, additional_target_options=None):
+            try:
+                found = target_from_cli(target, additional_target_options)
+            except ValueError as error:
+                raise TVMCException(f"target {target!r}: {last_line(error)}") from None
+            self.target = found[0]
+            return found
+
+        return watched
+
+    def __call__(self, mod, params=None, mod_name="default", **options):
+        from tvm.driver.tvmc import TVMCException
+
+        from topi_ext.lower import LowerInteger
+
+        from .host import tvm
+        from .relay_build import cpu_target
+        from .relay_pass import EasyQuant
+        from .scale_table import ScaleTable
+
+        try:
+            if "table" not in options:
+                raise UserError('target easyquant needs a scale table: "easyquant -table=FILE, llvm"')
+            unknown = sorted(set(options) - {"table"})
+            if unknown:
+                raise UserError(f"target easyquant has no option {unknown}; it takes -table=FILE")
+            target = cpu_target(self.target)
+            table = ScaleTable.load(options["table"])
+            passes = [EasyQuant(table, params=params), LowerInteger(target)]
+            return tvm.transform.Sequential(passes)(mod)
+        except Exception as error:
+            if not is_users(error):
+                raise
+            raise TVMCException(one_line(error)) from None
