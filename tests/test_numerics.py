@@ -101,6 +101,39 @@ def test_the_table_round_trips_bit_for_bit(tmp_path):
     again.check(graph)
 
 
+def rounded(graph, mine, seed=0):
+    """A table with rounding and biases of its own."""
+    rng = np.random.default_rng(seed)
+    layers = {name: graph[name] for name in mine.weights}
+    rounding = {
+        n: rng.integers(-1, 2, (node.weight.size // node.channels, node.channels)).astype(np.int8)
+        for n, node in layers.items()
+    }
+    biases = {n: (node.bias + rng.standard_normal(node.channels) * 0.01).astype(np.float32)
+              for n, node in layers.items()}  # fmt: skip
+    return replace(mine, rounding=rounding, biases=biases)
+
+
+def test_rounding_and_biases_round_trip_and_are_checked():
+    graph, plain = table()
+    mine = rounded(graph, plain)
+    again = ScaleTable.from_json(mine.to_json())
+    assert mine.diff(again) == [] and again.to_json() == mine.to_json() and again.check(graph)
+    assert not {"rounding", "biases"} & set(json.loads(plain.to_json()))
+    assert "rounding stem: only in the second" in plain.diff(mine)
+    assert any(line.startswith("bias logits: 5 of 5") for line in mine.diff(rounded(graph, plain, 1)))
+    with pytest.raises(TableError, match=r"has rounding of \['gap'\], which are no integer layers"):
+        replace(mine, rounding={"gap": mine.rounding["stem"]}).check(graph)
+    with pytest.raises(TableError, match=r"rounding of layer stem is \(1, 8\), its weights are \(27, 8\)"):
+        replace(mine, rounding={"stem": mine.rounding["stem"][:1]}).check(graph)
+    with pytest.raises(TableError, match="bias of layer stem"):
+        replace(mine, biases={"stem": mine.biases["stem"][:1]}).check(graph)
+    data = json.loads(mine.to_json())
+    for change in ({"rounding": {"stem": "eJw"}}, {"biases": {"stem": [float("nan")]}}):
+        with pytest.raises(TableError, match="damaged"):
+            ScaleTable.from_json(json.dumps({**data, **change}))
+
+
 def test_diff_says_where_two_tables_differ():
     _, mine = table()
     weights = {**mine.weights, "stem": mine.weights["stem"] * np.float32(2)}

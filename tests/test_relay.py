@@ -175,6 +175,18 @@ def test_a_residual_network_is_exact_on_every_target(target, bits, method):
     check_exact(eq.quantize(graph, feeds, bits=bits, method=method, grid=8), feeds[:2], target)
 
 
+def test_rounding_and_biases_of_the_table_reach_the_compiled_module():
+    from test_numerics import rounded
+
+    graph, pictures = networks.residual(1)
+    feeds = [{"image": x} for x in pictures]
+    plain = eq.quantize(graph, feeds, method="minmax")
+    table = rounded(graph, plain.table)
+    mine = replace(plain, table=table, module=rewrite(graph, table))
+    check_exact(mine, feeds[:2])
+    assert not np.array_equal(execute(mine.module, feeds[0])[0], execute(plain.module, feeds[0])[0])
+
+
 def test_batch_2():
     graph, pictures = networks.residual(2, batch=2)
     feeds = [{"image": x} for x in pictures]

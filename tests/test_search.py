@@ -49,7 +49,7 @@ def relative_error(a, b):
 
 def plain_search(graph, images, config):
     """Algorithm 1 on a chain of two layers, one direct convolution per candidate, in plain loops."""
-    score = {"cosine": cos, "mse": relative_error}[config.objective]
+    score = {"cosine": cos, "mse": relative_error}[config.how.objective]
     plan_ = plan(graph)
     start = start_table(graph, plan_, calibrate(graph, plan_, images, config), config)
     weights, sites = dict(start.weights), dict(start.activations)

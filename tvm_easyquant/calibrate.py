@@ -1,4 +1,4 @@
-"""Calibration: stream samples through the float network and observe the range of every site.
+"""Calibration: stream samples through the float network and observe the values of every site.
 
 Memory does not depend on the number of samples, but for the first ``search_images`` of them, which
 are kept for the scale search.
@@ -13,8 +13,10 @@ from itertools import count
 
 import numpy as np
 
+from . import histogram as _histogram
 from .graph import Graph, GraphError, model_shape, run
-from .numerics import QuantConfig, Scale, scale_for, weight_scales
+from .histogram import Histogram
+from .numerics import QuantConfig, Scale, scale_for, steps, weight_scales
 from .scale_table import ScaleTable
 from .sites import Plan
 
@@ -27,18 +29,30 @@ class CalibrationError(ValueError):
 
 @dataclass
 class Range:
-    """Observer of one site: the smallest and largest value seen; order does not matter."""
+    """Observer of one site: the smallest and largest value seen, and a histogram of the absolute values
+    where the start needs one; the order of the values does not matter."""
 
     low: float = 0.0
     high: float = 0.0
+    histogram: Histogram | None = None
 
     def see(self, value: np.ndarray) -> None:
         self.low = min(self.low, float(value.min(initial=0.0)))
         self.high = max(self.high, float(value.max(initial=0.0)))
+        if self.histogram is not None:
+            self.histogram.see(value)
 
     @property
     def absmax(self) -> float:
         return max(-self.low, self.high)
+
+    def threshold(self, start: str, levels: int, percentile: float) -> float:
+        """The largest absolute value to be held, by a start of `numerics.SWITCHES`."""
+        if start == "max" or self.absmax == 0:
+            return self.absmax
+        if start == "percentile":
+            return _histogram.percentile(self.histogram, percentile)
+        return getattr(_histogram, start)(self.histogram, levels)
 
 
 @dataclass
@@ -56,7 +70,11 @@ class Calibration:
         for sample in self.samples:
             for name in sorted(sample):
                 digest.update(sample[name].tobytes())
-        digest.update(repr(sorted((k, r.low, r.high) for k, r in self.ranges.items())).encode())
+        for name, found in sorted(self.ranges.items()):
+            digest.update(repr((name, found.low, found.high)).encode())
+            if found.histogram is not None:
+                digest.update(repr((found.histogram.exponent, found.histogram.zeros)).encode())
+                digest.update(found.histogram.counts.tobytes())
         return digest.hexdigest()
 
 
@@ -145,11 +163,12 @@ def _pieces(item, graph, number):
 def calibrate(
     graph: Graph, plan: Plan, data, config: QuantConfig, progress: Progress | None = None
 ) -> Calibration:
-    """Run the float network on every sample of ``data`` and observe each site's range.
+    """Run the float network on every sample of ``data`` and observe each site's values.
 
     Raises CalibrationError; an empty ``data`` is one.
     """
-    result = Calibration({name: Range() for name in plan.sites})
+    counted = config.how.start != "max"
+    result = Calibration({n: Range(histogram=Histogram() if counted else None) for n in plan.sites})
 
     def observe(node, value):
         site = plan.site_of.get(node.name)
@@ -172,14 +191,16 @@ def calibrate(
 
 
 def site_scale(plan: Plan, name: str, found: Range, config: QuantConfig) -> Scale:
-    """The starting scale of a site, from its maximum (paper, section 4.1)."""
-    site = plan.sites[name]
-    signed = not (config.unsigned and (site.nonnegative or found.low >= 0))
-    return scale_for(found.absmax, config.bits if site.readers else 8, signed)
+    """The starting scale of a site; from its maximum in the paper (section 4.1)."""
+    site, how = plan.sites[name], config.how
+    bits = config.bits if site.readers else 8
+    signed = not (how.unsigned and (site.nonnegative or found.low >= 0))
+    return scale_for(found.threshold(how.start, steps(bits, signed), config.percentile), bits, signed)
 
 
 def start_table(graph: Graph, plan: Plan, calibration: Calibration, config: QuantConfig) -> ScaleTable:
-    """Every scale from the maximum: the start of the search, and the method ``minmax``."""
+    """The start of the search, and the methods that do not search: sites by ``config.how.start``, weights
+    by the maximum of each output channel."""
     activations = {
         name: site_scale(plan, name, found, config) for name, found in calibration.ranges.items()
     }

@@ -21,12 +21,12 @@ from .sites import Plan, clip_limits
 IN_FLOAT = ("add", "elementwise")  # computed in float32 from dequantized inputs, then quantized
 
 
-def integer_weight(node: Node, scales: np.ndarray, bits: int) -> np.ndarray:
-    """The node's weights as int8, in the node's own layout."""
+def integer_weight(node: Node, scales: np.ndarray, bits: int, rounding=None) -> np.ndarray:
+    """The node's weights as int8, in the node's own layout; rounding: see `quantize_weight`."""
     if node.op == "dense":
-        return quantize_weight(node.weight.T, scales, bits).T
+        return quantize_weight(node.weight.T, scales, bits, rounding).T
     flat = node.weight.reshape(-1, node.channels)
-    return quantize_weight(flat, scales, bits).reshape(node.weight.shape)
+    return quantize_weight(flat, scales, bits, rounding).reshape(node.weight.shape)
 
 
 def function_values(node: Node, scale: Scale) -> np.ndarray:
@@ -39,13 +39,41 @@ def function_values(node: Node, scale: Scale) -> np.ndarray:
 class Scales:
     """The scales a walk uses: what a `ScaleTable` holds, mutable while they are searched.
 
-    activations: site -> Scale, None while undecided; weights: layer -> float32 (K,).
+    activations: site -> Scale, None while undecided; weights: layer -> float32 (K,); rounding and
+    biases: as in the table, for the layers that have them.
     """
 
-    def __init__(self, graph: Graph, plan: Plan, bits: int, activations, weights):
+    def __init__(self, graph: Graph, plan: Plan, bits: int, activations, weights, rounding=(), biases=()):
         self.graph, self.plan, self.bits = graph, plan, bits
         self.activations: dict[str, Scale | None] = dict(activations)
         self.weights: dict[str, np.ndarray] = dict(weights)
+        self.rounding: dict[str, np.ndarray] = dict(rounding)
+        self.biases: dict[str, np.ndarray] = dict(biases)
+
+    @classmethod
+    def of_table(cls, graph: Graph, plan: Plan, table) -> Scales:
+        return cls(
+            graph,
+            plan,
+            table.config.bits,
+            table.activations,
+            table.weights,
+            table.rounding,
+            table.biases,
+        )
+
+    def integer_weight(self, node: Node) -> np.ndarray:
+        """int8, in the node's own layout."""
+        return integer_weight(node, self.weights[node.name], self.bits, self.rounding.get(node.name))
+
+    def bias(self, node: Node) -> np.ndarray:
+        """float32 (K,): the node's bias, or the corrected one of the table."""
+        return self.biases.get(node.name, node.bias)
+
+    def integer_bias(self, node: Node) -> np.ndarray:
+        """int32 (K,), in steps of the accumulator."""
+        scale = self.of(node.inputs[0]).scale
+        return quantize_bias(self.bias(node), scale, self.weights[node.name], node.name)
 
     def of(self, tensor: str) -> Scale | None:
         return self.activations[self.plan.site_of[tensor]]
@@ -152,8 +180,7 @@ class Sample:
             a = node.attrs
             window = (a["pool_size"], a["strides"], a["padding"], (1, 1), 0)
             return reference.windows(steps, *window).sum(axis=(3, 4), dtype=np.int32)
-        weight = integer_weight(node, scales.weights[node.name], scales.bits)
-        bias = quantize_bias(node.bias, s[0].scale, scales.weights[node.name], node.name)
+        weight, bias = scales.integer_weight(node), scales.integer_bias(node)
         if node.op == "dense":
             acc = reference.dense(q[0], weight, zero_point=s[0].zero_point)
         else:
@@ -228,7 +255,7 @@ def run_integer(graph: Graph, table, feed: Mapping[str, np.ndarray]) -> dict[str
     Equal, bit for bit, to the compiled module. Raises TableError if the table does not fit.
     """
     plan = table.check(graph)
-    scales = Scales(graph, plan, table.config.bits, table.activations, table.weights)
+    scales = Scales.of_table(graph, plan, table)
     sample = Sample(graph.check_inputs(feed))
     for node in graph:
         sample.advance(node, scales)

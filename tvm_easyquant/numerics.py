@@ -16,18 +16,37 @@ import numpy as np
 
 
 class Method(NamedTuple):
-    """objective: what the search maximises, "cosine" (the paper) or "mse" (less squared error), None for
-    no search; unsigned: 0..127 instead of 0..63 for tensors that are never negative."""
+    """What a method does: the switches of `QuantConfig`, each with its value.
 
-    objective: str | None
-    unsigned: bool
+    objective: what the search improves, None for no search. "cosine": the mean over images of the cosine
+        (the paper). "mse": the squared error relative to the output, mean over images; unlike the cosine
+        it sees a channel's gain.
+    unsigned: 0..127 instead of -63..63 for tensors that are never negative.
+    start: where the search starts, or what a method without search takes: "max", "percentile", "kl"
+        (entropy) or "mse", of the calibration histograms.
+    """
+
+    objective: str | None = "mse"
+    unsigned: bool = True
+    start: str = "max"
 
 
 METHODS = {
-    "easyquant": Method("cosine", False),  # the paper: signed symmetric everywhere (section 3.2)
-    "easyquant_unsigned": Method("cosine", True),
-    "easyquant_mse": Method("mse", True),
-    "minmax": Method(None, True),  # the starting point of the search, unsearched
+    # the paper: signed symmetric everywhere (section 3.2)
+    "easyquant": Method("cosine", unsigned=False),
+    "easyquant_unsigned": Method("cosine"),
+    "easyquant_mse": Method("mse"),
+    # the starting points of the search, unsearched
+    "minmax": Method(None),
+    "percentile": Method(None, start="percentile"),
+    "kl": Method(None, start="kl"),
+    "mse": Method(None, start="mse"),
+}
+#: switch -> the values it takes
+SWITCHES = {
+    "objective": ("cosine", "mse"),
+    "unsigned": (True, False),
+    "start": ("max", "percentile", "kl", "mse"),
 }
 BITS = (7, 8)
 DEFAULT_METHOD = "easyquant_mse"
@@ -49,6 +68,9 @@ class QuantConfig:
         over [0.5, 2]), plus the factor 1.
     rounds: weight pass + activation pass, repeated (paper: 1).
     skip: names of layers that stay float.
+    percentile: of the absolute values that the start "percentile" keeps.
+    objective, unsigned, start: switches, see `Method`; None is what ``method`` says. ``method="easyquant"``
+        is the paper and takes none.
     """
 
     bits: int = 7
@@ -59,6 +81,10 @@ class QuantConfig:
     beta: float = 2.0
     rounds: int = 1
     skip: tuple[str, ...] = ()
+    percentile: float = 99.99
+    objective: str | None = None
+    unsigned: bool | None = None
+    start: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "skip", tuple(self.skip))
@@ -72,17 +98,31 @@ class QuantConfig:
         if not 0 < self.alpha <= 1 <= self.beta:
             raise ConfigError(f"alpha {self.alpha} and beta {self.beta} must enclose 1")
 
+        if not 0 < self.percentile <= 100:
+            raise ConfigError(f"percentile is {self.percentile}; use one above 0 and up to 100")
+        for name, values in SWITCHES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if value not in values:
+                raise ConfigError(f"{name} is {value!r}; use one of {', '.join(map(str, values))}")
+            if self.method == "easyquant" and value != getattr(METHODS["easyquant"], name):
+                raise ConfigError(
+                    f"{name}={value!r} is no part of the paper's method easyquant; use it with "
+                    "easyquant_unsigned or easyquant_mse"
+                )
+            if not self.searches and name not in ("start", "unsigned"):
+                raise ConfigError(f"method {self.method} does not search: {name} says nothing there")
+
+    @property
+    def how(self) -> Method:
+        """Every switch, resolved."""
+        own = {name: getattr(self, name) for name in SWITCHES}
+        return METHODS[self.method]._replace(**{k: v for k, v in own.items() if v is not None})
+
     @property
     def searches(self) -> bool:
         return METHODS[self.method].objective is not None
-
-    @property
-    def objective(self) -> str | None:
-        return METHODS[self.method].objective
-
-    @property
-    def unsigned(self) -> bool:
-        return METHODS[self.method].unsigned
 
 
 @dataclass(frozen=True)
@@ -143,10 +183,16 @@ def weight_scales(
     return np.where(scales > np.finfo(np.float32).tiny, scales, np.float32(1)).astype(np.float32)
 
 
-def quantize_weight(weight_2d: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
-    """float32 (any, K) -> int8: ``clip(rint(w / scale), -qmax, qmax)``, a hard clip at +-63 or 127."""
+def quantize_weight(
+    weight_2d: np.ndarray, scales: np.ndarray, bits: int, rounding: np.ndarray | None = None
+) -> np.ndarray:
+    """float32 (any, K) -> int8: ``clip(rint(w / scale), -qmax, qmax)``, a hard clip at +-63 or 127.
+
+    rounding: int8 (any, K), steps added before the clip, where nearest is not best (`ScaleTable`).
+    """
     top = steps(bits, signed=True)
-    return np.clip(np.rint(weight_2d / scales), -top, top).astype(np.int8)
+    steps_ = np.rint(weight_2d / scales)
+    return np.clip(steps_ if rounding is None else steps_ + rounding, -top, top).astype(np.int8)
 
 
 def quantize_bias(bias: np.ndarray, input_scale: float, scales: np.ndarray, name: str) -> np.ndarray:

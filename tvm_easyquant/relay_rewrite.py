@@ -19,8 +19,8 @@ from topi_ext.reference import multiplier, quantize
 from .elementwise import BINARY, UNARY
 from .graph import Graph, Node, is_depthwise, model_shape
 from .host import relay, tvm
-from .integer import function_values
-from .numerics import Scale, integer_limits, quantize_bias, quantize_weight
+from .integer import Scales, function_values
+from .numerics import Scale, integer_limits
 from .scale_table import ScaleTable
 from .sites import Plan, clip_limits
 
@@ -42,7 +42,8 @@ def rewrite(graph: Graph, table: ScaleTable, taps: Sequence[str] = ()) -> object
 
 class _Rewriter:
     def __init__(self, graph: Graph, plan: Plan, table: ScaleTable):
-        self.graph, self.plan, self.table = graph, plan, table
+        self.graph, self.plan = graph, plan
+        self.scales = Scales.of_table(graph, plan, table)
         self.params = []
         self.float_of = {}  # tensor -> float32 expression in the model's layout
         self.stored_of = {}  # tensor -> uint8 expression, NHWC
@@ -68,7 +69,7 @@ class _Rewriter:
     # -- tensors
 
     def scale(self, tensor: str) -> Scale:
-        return self.table.activations[self.plan.site_of[tensor]]
+        return self.scales.of(tensor)
 
     def stored(self, tensor: str):
         """The tensor as uint8 NHWC; quantized here if a float node made it."""
@@ -135,27 +136,22 @@ class _Rewriter:
     def _multiply(self, node):
         source = self.scale(node.inputs[0])
         x = self.stored(node.inputs[0])
-        scales = np.asarray(self.table.weights[node.name], np.float32)
-        bits = self.table.config.bits
-        unit = np.float32(source.scale) * scales
+        scales = np.asarray(self.scales.weights[node.name], np.float32)
+        weight, unit = self.scales.integer_weight(node), self.scales.unit(node)
+        self._check_range(node, weight, source)
         common = dict(
             input_zero_point=_zero(source.zero_point),
             kernel_zero_point=_zero(0),
             input_scale=_scalar(source.scale),
             kernel_scale=relay.const(scales),
         )
-        bias = relay.const(quantize_bias(node.bias, source.scale, scales, node.name))
+        bias = relay.const(self.scales.integer_bias(node))
         if node.op == "dense":
-            weight = quantize_weight(node.weight.T, scales, bits).T
-            self._check_range(node, weight, source)
             acc = relay.qnn.dense(
                 x, relay.const(np.ascontiguousarray(weight)), units=node.channels, **common
             )
             acc = _named(acc, node.name)
             return relay.nn.bias_add(acc, bias, axis=1), relay.const(unit)
-        flat = node.weight.reshape(-1, node.channels)
-        weight = quantize_weight(flat, scales, bits).reshape(node.weight.shape)
-        self._check_range(node, weight, source)
         acc = _named(_conv(x, weight, node, common), node.name)
         return relay.nn.bias_add(acc, bias, axis=3), relay.const(unit)
 

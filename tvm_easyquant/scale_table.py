@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +25,18 @@ FORMAT = "tvm_easyquant scale table"
 VERSION = 1
 
 
+def _pack(steps: np.ndarray) -> str:
+    """int8 (any, K) -> text: zlib, then base64; row by row."""
+    return b64encode(zlib.compress(np.ascontiguousarray(steps, np.int8).tobytes(), 9)).decode("ascii")
+
+
+def _unpack(text: str, channels: int) -> np.ndarray:
+    try:
+        return np.frombuffer(zlib.decompress(b64decode(text)), np.int8).reshape(-1, channels)
+    except zlib.error as error:
+        raise ConfigError(f"a rounding cannot be unpacked: {error}") from None
+
+
 class TableError(ValueError):
     """A scale table cannot be used; the message says what is wrong with it."""
 
@@ -34,6 +48,10 @@ class ScaleTable:
     activations: site name -> `Scale`. weights: layer name -> float32 (K,) scales, real units per
     step. figures: layer name -> numbers worth reading (cosine, ...), for people. config: the settings
     they were found with. model: fingerprint of the graph.
+
+    rounding: layer name -> int8 (weights of a channel, K), steps to add to the nearest integer, for layers
+    whose weights were rounded otherwise. biases: layer name -> float32 (K,), real units, instead of the
+    model's, for layers whose bias was corrected. With the model they make the integers; no more is needed.
     """
 
     model: str
@@ -41,6 +59,8 @@ class ScaleTable:
     activations: Mapping[str, Scale]
     weights: Mapping[str, np.ndarray]
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rounding: Mapping[str, np.ndarray] = field(default_factory=dict)
+    biases: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def check(self, graph: Graph) -> Plan:
         """The graph's plan, if this table fits it exactly; otherwise TableError listing both sides."""
@@ -62,6 +82,17 @@ class ScaleTable:
                     f"the scale table has {len(self.weights[name])} weight scales for layer {name}, "
                     f"the model has {graph[name].channels} channels there"
                 )
+        for kind, have in (("rounding", self.rounding), ("biases", self.biases)):
+            unknown = sorted(set(have) - set(layers))
+            if unknown:
+                raise TableError(f"the scale table has {kind} of {unknown}, which are no integer layers")
+        for name, steps in self.rounding.items():
+            want = (graph[name].weight.size // graph[name].channels, graph[name].channels)
+            if steps.shape != want:
+                raise TableError(f"the rounding of layer {name} is {steps.shape}, its weights are {want}")
+        for name, bias in self.biases.items():
+            if bias.shape != (graph[name].channels,):
+                raise TableError(f"the bias of layer {name} is {bias.shape}, not ({graph[name].channels},)")
         if self.model != graph.fingerprint:
             raise TableError(
                 f"the scale table was made for another model ({self.model[:12]}, this is "
@@ -72,6 +103,11 @@ class ScaleTable:
 
     def to_json(self) -> str:
         """JSON text; `from_json` of it equals this table bit for bit."""
+        more = {}  # what few tables have, so that the others do not change
+        if self.rounding:
+            more["rounding"] = {name: _pack(steps) for name, steps in self.rounding.items()}
+        if self.biases:
+            more["biases"] = {name: [float(b) for b in bias] for name, bias in self.biases.items()}
         return json.dumps(
             {
                 "format": FORMAT,
@@ -82,6 +118,7 @@ class ScaleTable:
                 "activations": {name: asdict(scale) for name, scale in self.activations.items()},
                 "weights": {name: [float(s) for s in w] for name, w in self.weights.items()},
                 "figures": {name: dict(figures) for name, figures in self.figures.items()},
+                **more,
             },
             indent=1,
         )
@@ -104,12 +141,19 @@ class ScaleTable:
             bad = [n for n, w in weights.items() if not (np.isfinite(w).all() and (w > 0).all())]
             if bad:
                 raise ConfigError(f"the weight scales of {bad} must be positive and finite")
+            biases = {n: np.asarray(b, np.float32) for n, b in data.get("biases", {}).items()}
+            bad = [n for n, b in biases.items() if not np.isfinite(b).all()]
+            if bad:
+                raise ConfigError(f"the biases of {bad} must be finite")
+            packed = data.get("rounding", {})
             return cls(
                 model=data["model"],
                 config=QuantConfig(**data["config"]),
                 activations={n: Scale(**s) for n, s in data["activations"].items()},
                 weights=weights,
                 figures=data.get("figures", {}),
+                rounding={n: _unpack(text, len(weights[n])) for n, text in packed.items()},
+                biases=biases,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TableError(f"{source} is damaged: {error}") from None
@@ -152,4 +196,15 @@ class ScaleTable:
                         f"weight {name}: {int((ratio != 1).sum())} of {len(ratio)} channels differ, "
                         f"factors {ratio.min():.4g} to {ratio.max():.4g}"
                     )
+        for kind, mine, theirs in (
+            ("rounding", self.rounding, other.rounding),
+            ("bias", self.biases, other.biases),
+        ):
+            for name in dict.fromkeys([*mine, *theirs]):
+                if name not in mine or name not in theirs:
+                    lines.append(f"{kind} {name}: only in the {'first' if name in mine else 'second'}")
+                elif mine[name].shape != theirs[name].shape:
+                    lines.append(f"{kind} {name}: {mine[name].shape} -> {theirs[name].shape}")
+                elif different := int((mine[name] != theirs[name]).sum()):
+                    lines.append(f"{kind} {name}: {different} of {mine[name].size} differ")
         return lines

@@ -183,7 +183,7 @@ def search_weights(node: Node, inputs, outputs, start, scale, config: QuantConfi
             x = matrix(q.astype(exact) - exact(scale.zero_point), node, part)
             o = o.reshape(-1, node.channels)[:, part]
             bias = node.bias[part].astype(np.float64)
-            return similarity(x, o, bias, units[:, part], candidates, OBJECTIVES[config.objective])
+            return similarity(x, o, bias, units[:, part], candidates, OBJECTIVES[config.how.objective])
 
         found = Parallel(threads, prefer="threads")(
             delayed(of_image)(q, o) for q, o in zip(inputs, outputs, strict=True)
@@ -352,7 +352,7 @@ class _Search:
                 o = evaluate(node, self._float_value(node.inputs[0], sample))
                 layers.append((node, weights[node.name], self.scales.weights[node.name], o))
             inputs = {node.name: values[node.inputs[0]] for node in ready}
-            return _site_similarity(inputs, layers, grid, OBJECTIVES[self.config.objective])
+            return _site_similarity(inputs, layers, grid, OBJECTIVES[self.config.how.objective])
 
         found = Parallel(self.jobs, prefer="threads")(delayed(one)(s) for s in samples)
         return grid[int(choose(np.mean(found, axis=0)))].scale
