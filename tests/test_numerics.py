@@ -36,6 +36,10 @@ def test_the_ranges_of_the_paper():
     "settings, message",
     [
         (dict(bits=6), "bits is 6; use 7 or 8"),
+        (dict(bits=True), "bits is True; use 7 or 8"),
+        (dict(bits={"conv1": 6}), "bits of layer conv1 is 6; use 7 or 8"),
+        (dict(bits={"*": "float"}), "bits is 'float'; use 7 or 8"),
+        (dict(layer_bits={"conv1": "8"}), "bits of layer conv1 is '8'"),
         (dict(method="magic"), "method is 'magic'.*easyquant"),
         (dict(search_images=0), "search_images is 0"),
         (dict(grid=0), "grid is 0"),
@@ -88,7 +92,7 @@ def test_a_switched_off_channel_keeps_its_bias():
 def table(bits=7, seed=0):
     graph, images = networks.residual(seed)
     config = QuantConfig(bits=bits, method="minmax")
-    plan_ = plan(graph)
+    plan_ = plan(graph, config.skip)
     return graph, start_table(graph, plan_, calibrate(graph, plan_, images, config), config)
 
 
@@ -132,6 +136,56 @@ def test_rounding_and_biases_round_trip_and_are_checked():
     for change in ({"rounding": {"stem": "eJw"}}, {"biases": {"stem": [float("nan")]}}):
         with pytest.raises(TableError, match="damaged"):
             ScaleTable.from_json(json.dumps({**data, **change}))
+
+
+def test_bits_by_layer_are_one_setting_however_they_are_given():
+    mixed = QuantConfig(bits={"*": 7, "b": 8, "a": 8, "c": 7, "d": "float"}, skip=["e"])
+    assert mixed == QuantConfig(layer_bits={"a": 8, "b": 8}, skip=("e", "d"))
+    assert hash(mixed) == hash(QuantConfig(layer_bits=[["b", 8], ["a", 8]], skip=("e", "d")))
+    assert [mixed.bits_of(name) for name in "abcx"] == [8, 8, 7, 7]
+    assert mixed.bits_of("a", "b") == 8 and mixed.bits_of("a", "c") == 7
+    assert QuantConfig(bits={"*": 8, "a": 8}) == QuantConfig(bits=8)
+    assert replace(mixed, bits=8).layer_bits == ()
+
+
+def test_the_table_keeps_bits_by_layer_and_reads_files_from_before():
+    graph, mine = table(bits={"dw": 8, "left": 8, "logits": "float"})
+    again = ScaleTable.from_json(mine.to_json())
+    assert again.config == mine.config and again.to_json() == mine.to_json()
+    assert again.config.layer_bits == (("dw", 8), ("left", 8)) and again.config.skip == ("logits",)
+    old = json.loads(mine.to_json())
+    del old["config"]["layer_bits"]
+    assert ScaleTable.from_json(json.dumps(old)).config.layer_bits == ()
+    with pytest.raises(TableError, match=r"does not fit model test: bits names \['nose'\], no layers"):
+        replace(mine, config=QuantConfig(bits={"nose": 8}, skip=("logits",))).check(graph)
+
+
+def test_a_tensor_read_by_several_layers_has_the_fewest_bits_of_them():
+    b = networks.Builder(size=6)
+    x = b.relu("r", b.conv("stem", "image", 4))
+    b.join("sum", b.conv("one", x, 4, kernel=1), b.conv("two", x, 4, kernel=1))
+    b.conv("last", "sum", 4)
+    graph = b.graph("last")
+
+    def ranges(bits):
+        config = QuantConfig(bits=bits, method="minmax")
+        plan_ = plan(graph)
+        made = start_table(graph, plan_, calibrate(graph, plan_, b.images(2), config), config)
+        return {name: s.hi for name, s in made.activations.items()}, made
+
+    assert ranges({"one": 8})[0]["r"] == 127
+    assert ranges({"one": 8, "two": 8})[0]["r"] == 255
+    found, made = ranges({"one": 8, "last": 8})
+    assert found["sum"] == 255 and found["image"] == 127
+    steps_of = {
+        n.name: np.abs(n.weight).reshape(-1, 4).max(0) / made.weights[n.name] for n in graph.compute_nodes
+    }
+    assert {n: round(float(s.min())) for n, s in steps_of.items()} == {
+        "stem": 63,
+        "one": 127,
+        "two": 63,
+        "last": 127,
+    }
 
 
 def test_diff_says_where_two_tables_differ():

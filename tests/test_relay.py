@@ -187,6 +187,30 @@ def test_rounding_and_biases_of_the_table_reach_the_compiled_module():
     assert not np.array_equal(execute(mine.module, feeds[0])[0], execute(plain.module, feeds[0])[0])
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_mixed_bits_are_exact_on_every_target(target):
+    graph, pictures = networks.residual(5)
+    feeds = [{"image": x} for x in pictures]
+    bits = {"dw": 8, "right": 8, "logits": 8}
+    q = eq.quantize(graph, feeds, bits=bits, grid=8)
+    assert {row["layer"] for row in q.layers if row["kind"] == "int8"} == set(bits)
+    check_exact(q, feeds[:2], target)
+
+
+def test_a_mapping_of_bits_keeps_layers_float_and_knows_its_names():
+    graph, pictures = networks.residual(6)
+    feeds = [{"image": x} for x in pictures]
+    q = eq.quantize(graph, feeds, bits={"*": 8, "dw": 7, "down": "float"}, method="minmax")
+    assert {row["layer"]: row["kind"] for row in q.layers}["down"] == "float32"
+    mine = run_integer(graph, q.table, feeds[0])["logits"]
+    got = Executor(q.build())(feeds[0])[0]  # a float convolution sums in another order
+    np.testing.assert_allclose(got, mine, atol=0.02 * float(np.abs(mine).max()))
+    with pytest.raises(
+        ValueError, match=r"bits names \['join'\], no layers of the model; those are stem, dw"
+    ):
+        eq.quantize(graph, feeds, bits={"join": 8})
+
+
 def test_batch_2():
     graph, pictures = networks.residual(2, batch=2)
     feeds = [{"image": x} for x in pictures]

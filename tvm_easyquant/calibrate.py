@@ -193,7 +193,7 @@ def calibrate(
 def site_scale(plan: Plan, name: str, found: Range, config: QuantConfig) -> Scale:
     """The starting scale of a site; from its maximum in the paper (section 4.1)."""
     site, how = plan.sites[name], config.how
-    bits = config.bits if site.readers else 8
+    bits = config.bits_of(*site.readers) if site.readers else 8
     signed = not (how.unsigned and (site.nonnegative or found.low >= 0))
     return scale_for(found.threshold(how.start, steps(bits, signed), config.percentile), bits, signed)
 
@@ -201,6 +201,7 @@ def site_scale(plan: Plan, name: str, found: Range, config: QuantConfig) -> Scal
 def start_table(graph: Graph, plan: Plan, calibration: Calibration, config: QuantConfig) -> ScaleTable:
     """The start of the search, and the methods that do not search: sites by ``config.how.start``, weights
     by the maximum of each output channel."""
+    config.check_layers(node.name for node in graph.compute_nodes)
     activations = {
         name: site_scale(plan, name, found, config) for name, found in calibration.ranges.items()
     }
@@ -209,5 +210,5 @@ def start_table(graph: Graph, plan: Plan, calibration: Calibration, config: Quan
         if node.name in plan.integer:
             flat = node.weight.T if node.op == "dense" else node.weight.reshape(-1, node.channels)
             input_scale = activations[plan.site_of[node.inputs[0]]].scale
-            weights[node.name] = weight_scales(flat, config.bits, node.bias, input_scale)
+            weights[node.name] = weight_scales(flat, config.bits_of(node.name), node.bias, input_scale)
     return ScaleTable(graph.fingerprint, config, activations, weights)

@@ -15,7 +15,7 @@ from topi_ext import reference
 
 from . import elementwise
 from .graph import COMPUTE, MOVES, Graph, Node, evaluate, move, to_nchw, to_nhwc
-from .numerics import Scale, integer_limits, quantize_bias, quantize_weight
+from .numerics import QuantConfig, Scale, integer_limits, quantize_bias, quantize_weight
 from .sites import Plan, clip_limits
 
 IN_FLOAT = ("add", "elementwise")  # computed in float32 from dequantized inputs, then quantized
@@ -43,8 +43,10 @@ class Scales:
     biases: as in the table, for the layers that have them.
     """
 
-    def __init__(self, graph: Graph, plan: Plan, bits: int, activations, weights, rounding=(), biases=()):
-        self.graph, self.plan, self.bits = graph, plan, bits
+    def __init__(
+        self, graph: Graph, plan: Plan, config: QuantConfig, activations, weights, rounding=(), biases=()
+    ):
+        self.graph, self.plan, self.config = graph, plan, config
         self.activations: dict[str, Scale | None] = dict(activations)
         self.weights: dict[str, np.ndarray] = dict(weights)
         self.rounding: dict[str, np.ndarray] = dict(rounding)
@@ -55,7 +57,7 @@ class Scales:
         return cls(
             graph,
             plan,
-            table.config.bits,
+            table.config,
             table.activations,
             table.weights,
             table.rounding,
@@ -64,7 +66,8 @@ class Scales:
 
     def integer_weight(self, node: Node) -> np.ndarray:
         """int8, in the node's own layout."""
-        return integer_weight(node, self.weights[node.name], self.bits, self.rounding.get(node.name))
+        bits, rounding = self.config.bits_of(node.name), self.rounding.get(node.name)
+        return integer_weight(node, self.weights[node.name], bits, rounding)
 
     def bias(self, node: Node) -> np.ndarray:
         """float32 (K,): the node's bias, or the corrected one of the table."""

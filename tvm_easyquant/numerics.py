@@ -9,6 +9,7 @@ output channel.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,7 +62,9 @@ class QuantConfig:
     """Settings of one quantization; immutable, comparable, stored in the scale table.
 
     bits: 7 or 8, of weights and of every activation that a convolution or dense layer reads
-        (tensors read only by add, pool or concat keep 8: nothing there can overflow).
+        (tensors read only by add, pool or concat keep 8: nothing there can overflow). Or a mapping
+        {layer: 7, 8 or "float"}, whose key "*" stands for all other layers (7): its entries become
+        ``layer_bits`` and ``skip``. A tensor that several layers read has the fewest bits of them.
     method: a key of `METHODS`.
     search_images: samples used by the scale search (paper: 50).
     grid, alpha, beta: ``grid`` candidate factors evenly spaced over ``[alpha, beta]`` (paper: 100
@@ -71,6 +74,7 @@ class QuantConfig:
     percentile: of the absolute values that the start "percentile" keeps.
     objective, unsigned, start: switches, see `Method`; None is what ``method`` says. ``method="easyquant"``
         is the paper and takes none.
+    layer_bits: ((layer, bits), ...) of the layers whose bits differ from ``bits``.
     """
 
     bits: int = 7
@@ -85,11 +89,21 @@ class QuantConfig:
     objective: str | None = None
     unsigned: bool | None = None
     start: str | None = None
+    layer_bits: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "skip", tuple(self.skip))
-        if self.bits not in BITS:
-            raise ConfigError(f"bits is {self.bits!r}; use 7 or 8")
+        each, skip = dict(self.layer_bits), tuple(self.skip)
+        if isinstance(self.bits, Mapping):
+            chosen = dict(self.bits)
+            object.__setattr__(self, "bits", chosen.pop("*", 7))
+            skip += tuple(n for n in sorted(chosen) if chosen[n] == "float" and n not in skip)
+            each |= {name: bits for name, bits in chosen.items() if bits != "float"}
+        object.__setattr__(self, "skip", skip)
+        for name, bits in [("", self.bits), *each.items()]:
+            if isinstance(bits, bool) or bits not in BITS:
+                raise ConfigError(f"bits{name and ' of layer '}{name} is {bits!r}; use 7 or 8")
+        each = sorted((name, int(bits)) for name, bits in each.items() if bits != self.bits)
+        object.__setattr__(self, "layer_bits", tuple(each))
         if self.method not in METHODS:
             raise ConfigError(f"method is {self.method!r}; use one of {', '.join(METHODS)}")
         for name in ("search_images", "grid", "rounds"):
@@ -97,7 +111,6 @@ class QuantConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; use 1 or more")
         if not 0 < self.alpha <= 1 <= self.beta:
             raise ConfigError(f"alpha {self.alpha} and beta {self.beta} must enclose 1")
-
         if not 0 < self.percentile <= 100:
             raise ConfigError(f"percentile is {self.percentile}; use one above 0 and up to 100")
         for name, values in SWITCHES.items():
@@ -119,6 +132,20 @@ class QuantConfig:
         """Every switch, resolved."""
         own = {name: getattr(self, name) for name in SWITCHES}
         return METHODS[self.method]._replace(**{k: v for k, v in own.items() if v is not None})
+
+    def bits_of(self, *layers: str) -> int:
+        """The bits of a layer; of several, the fewest: those of a tensor that they all read."""
+        each = dict(self.layer_bits)
+        return min(each.get(layer, self.bits) for layer in layers)
+
+    def check_layers(self, layers: Iterable[str]) -> None:
+        """ConfigError if ``layer_bits`` names a layer that is none of ``layers``."""
+        layers = list(layers)
+        unknown = sorted(set(dict(self.layer_bits)) - set(layers))
+        if unknown:
+            raise ConfigError(
+                f"bits names {unknown}, no layers of the model; those are {', '.join(layers)}"
+            )
 
     @property
     def searches(self) -> bool:

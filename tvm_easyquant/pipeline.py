@@ -49,7 +49,7 @@ class Quantized:
                     "weight": tuple(node.weight.shape),
                     "output": tuple(node.shape),
                     "macs": node.macs,
-                    "kind": f"int{self.table.config.bits}" if integer else "float32",
+                    "kind": f"int{self.table.config.bits_of(node.name)}" if integer else "float32",
                     **self.table.figures.get(node.name, {}),
                 }
             )
@@ -109,6 +109,7 @@ def quantize(
 
     graph = as_graph(model, params, input_shapes=input_shapes, batch=batch)
     plan_ = plan(graph, config.skip)
+    config.check_layers(node.name for node in graph.compute_nodes)
     lap("load")
     calibrated = _calibrate.calibrate(graph, plan_, calibration, config, progress=progress)
     lap("calibrate")

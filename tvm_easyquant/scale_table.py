@@ -65,6 +65,10 @@ class ScaleTable:
     def check(self, graph: Graph) -> Plan:
         """The graph's plan, if this table fits it exactly; otherwise TableError listing both sides."""
         plan_ = plan(graph, self.config.skip)
+        try:
+            self.config.check_layers(node.name for node in graph.compute_nodes)
+        except ConfigError as error:
+            raise TableError(f"the scale table does not fit model {graph.name}: {error}") from None
         layers = [n.name for n in graph.compute_nodes if n.name in plan_.integer]
         for kind, have, want in (
             ("activation", self.activations, plan_.sites),
@@ -113,7 +117,7 @@ class ScaleTable:
                 "format": FORMAT,
                 "version": VERSION,
                 "model": self.model,
-                "config": asdict(self.config),
+                "config": {**asdict(self.config), "layer_bits": dict(self.config.layer_bits)},
                 "unit": "real units per step: real = scale * (q - zero_point)",
                 "activations": {name: asdict(scale) for name, scale in self.activations.items()},
                 "weights": {name: [float(s) for s in w] for name, w in self.weights.items()},

@@ -42,7 +42,7 @@ from topi_ext.reference import windows
 from .calibrate import Calibration, start_table
 from .files import write_text
 from .graph import MOVES, Graph, Node, conv_columns, evaluate, is_depthwise, linear
-from .integer import Sample, Scales, integer_weight, last_uses
+from .integer import Sample, Scales, last_uses
 from .numerics import QuantConfig, steps
 from .scale_table import ScaleTable
 from .sites import Plan
@@ -171,11 +171,12 @@ def search_weights(node: Node, inputs, outputs, start, scale, config: QuantConfi
     similarity, matrix = (
         (_depthwise_similarity, _depthwise_columns) if depthwise else (_channel_similarity, _columns)
     )
+    bits = config.bits_of(node.name)
     farthest = max(scale.hi - scale.zero_point, scale.zero_point - scale.lo)
 
     def of_piece(part, threads):
         """The scales of a slice of channels."""
-        candidates = _candidate_weights(weight[:, part], scales[:, part], config.bits)
+        candidates = _candidate_weights(weight[:, part], scales[:, part], bits)
         reach = farthest * np.abs(candidates).sum(axis=1).max()
         exact = np.float32 if reach < 2**24 else np.float64  # holds every partial sum
 
@@ -235,7 +236,7 @@ class _Search:
         self.calibration, self.progress = calibration, progress
         self.jobs = jobs if jobs is not None else min(os.cpu_count() or 1, len(calibration.samples))
         start = start_table(graph, plan, calibration, config)
-        self.scales = Scales(graph, plan, config.bits, start.activations, start.weights)
+        self.scales = Scales(graph, plan, config, start.activations, start.weights)
         self.start = start
         self.layers = [n for n in graph.compute_nodes if n.name in plan.integer]
         searched = [site for site in plan.sites.values() if site.readers]
@@ -338,12 +339,7 @@ class _Search:
         if not ready:  # something else reads the site before any layer's input exists
             return start.scale
         grid = [start.with_scale(start.scale / f) for f in factors(self.config)]
-        weights = {
-            node.name: integer_weight(node, self.scales.weights[node.name], self.config.bits).astype(
-                np.float32
-            )
-            for node in ready
-        }
+        weights = {n.name: self.scales.integer_weight(n).astype(np.float32) for n in ready}
 
         def one(sample):
             values = self._site_values(site, sample)
@@ -423,7 +419,7 @@ def layer_figures(graph: Graph, plan: Plan, table: ScaleTable, samples) -> dict[
     {layer: {"cosine": mean over samples, "sqnr_db": signal to noise over all samples}}, of the
     layer's output before its activation.
     """
-    scales = Scales(graph, plan, table.config.bits, table.activations, table.weights)
+    scales = Scales(graph, plan, table.config, table.activations, table.weights)
     sums = {n.name: np.zeros(3) for n in graph.compute_nodes if n.name in plan.integer}
     dead = last_uses(graph)
     for feed in samples:
@@ -431,7 +427,7 @@ def layer_figures(graph: Graph, plan: Plan, table: ScaleTable, samples) -> dict[
         for node in graph:
             sample.advance_float(node)
             if node.name in sums:
-                weight = integer_weight(node, scales.weights[node.name], scales.bits)
+                weight = scales.integer_weight(node)
                 s = scales.of(node.inputs[0])
                 x = sample.stored_value(node.inputs[0], scales).astype(np.float32) - s.zero_point
                 y = linear(x, node, weight.astype(np.float32)) * scales.unit(node) + node.bias
