@@ -57,11 +57,23 @@ class Range:
 
 @dataclass
 class Calibration:
-    """What calibration found: ranges by site, the samples kept for the search, and their number."""
+    """What calibration found: ranges by site, the samples kept for the search, their number, and the
+    largest output (its index) of the float network on each."""
 
     ranges: dict[str, Range]
     samples: list[dict[str, np.ndarray]] = field(default_factory=list)
     seen: int = 0
+    answers: list[int] = field(default_factory=list)
+
+    @property
+    def warning(self) -> str:
+        """What is suspicious about the data, in a line; empty if nothing is."""
+        if len(self.answers) < 10 or len(set(self.answers)) > 1:
+            return ""
+        return (
+            f"the float network answers {self.answers[0]} to all {len(self.answers)} calibration samples; "
+            "is their preprocessing (scale, mean, std, channel order) that of its training?"
+        )
 
     @property
     def digest(self) -> str:
@@ -176,6 +188,8 @@ def calibrate(
             if not np.isfinite(value).all():
                 raise GraphError(f"{node.name} overflows float32 on calibration sample {result.seen}")
             result.ranges[site].see(value)
+        if node.name == graph.outputs[0] and value.size == value.shape[-1] > 2:  # classes
+            result.answers.append(int(value.argmax()))
 
     for sample in samples(data, graph):
         result.seen += 1

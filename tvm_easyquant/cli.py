@@ -135,6 +135,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """The console script ``tvmc-easyquant``."""
+    sys.path.insert(0, os.getcwd())  # where a user's module:function is looked for
     sys.exit(run(sys.argv[1:]))
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from math import isfinite
 from pathlib import Path
+
+from .progress import Bar
 
 USER_ERROR, MISSING_PACKAGE, INTERRUPTED = 4, 5, 130  # the first two are tvmc's own exit codes
 
@@ -31,19 +35,93 @@ def add_verb(subparsers, name: str, run: Callable, help: str, examples: str) -> 
     return parser
 
 
-def add_model(parser, help: str = "an ONNX model") -> None:
+def add_model(parser, help: str = "the model: ONNX, or what tvmc loads") -> None:
     """The options that name a model; `load_graph` reads them."""
     add = parser.add_argument
     add("FILE", help=help)
+    add("--model-format", metavar="NAME", help="onnx, tflite, pytorch, ... (by the file's ending)")
     add("--input-shapes", metavar="SHAPES", help='such as "data:[1,3,224,224]"')
     add("--batch", type=int, default=1, metavar="N", help="size of an open first dimension (1)")
+
+
+def model_options(args) -> dict:
+    """The options of `add_model` as `relay_frontend.load_model` and `import_model` take them."""
+    shapes = _shapes(args.input_shapes)
+    return {"model_format": args.model_format, "input_shapes": shapes, "batch": args.batch}
 
 
 def load_graph(args):
     """The float network that `add_model`'s options name."""
     from . import pipeline
 
-    return pipeline.as_graph(args.FILE, input_shapes=_shapes(args.input_shapes), batch=args.batch)
+    return pipeline.as_graph(args.FILE, **model_options(args))
+
+
+def add_pictures(parser) -> None:
+    """The options that say how pictures become inputs; `preprocess_of` reads them."""
+    group = parser.add_argument_group("pictures", "how a network wants them: (x * scale - mean) / std")
+    add = group.add_argument
+    add("--scale", metavar="X", help="factor of the bytes 0..255, such as 1/255 (1)")
+    add("--mean", metavar="M,M,M", help="by channel, or one number for all (0)")
+    add("--std", metavar="S,S,S", help="by channel, or one number for all (1)")
+    add("--size", metavar="WxH", help="resize to this size first")
+    add("--crop", metavar="WxH", help="then cut this size from the centre")
+    add("--channel-order", metavar="ORDER", help="RGB, BGR or GRAY (RGB)")
+    add("--layout", metavar="NAME", help="of the model's input: NCHW or NHWC (NCHW)")
+    add("--preprocess", metavar="FILE", help="a JSON file with these settings instead")
+
+
+def preprocess_of(args, table=None):
+    """The `images.Preprocess` of `add_pictures`'s options; else the table's; else None."""
+    from .images import Preprocess
+
+    given = {
+        "scale": args.scale and _number("--scale", args.scale),
+        "mean": args.mean and tuple(_number("--mean", m) for m in args.mean.split(",")),
+        "std": args.std and tuple(_number("--std", s) for s in args.std.split(",")),
+        "size": args.size and _extent("--size", args.size),
+        "crop": args.crop and _extent("--crop", args.crop),
+        "color": args.channel_order and args.channel_order.upper(),
+        "layout": args.layout and args.layout.upper(),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.preprocess:
+        if given:
+            raise UserError(f"--preprocess and {sorted(given)} say the same; give one of them")
+        return Preprocess.load(args.preprocess)
+    if given:
+        return Preprocess(**given)
+    stored = table.data.get("preprocess") if table is not None else None
+    return Preprocess.of(stored) if stored else None
+
+
+def _number(flag: str, text: str) -> float:
+    try:
+        return float(Fraction(text.strip()))
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{flag} {text!r}: give a number such as 0.485 or 1/255") from None
+
+
+def _extent(flag: str, text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if not (1 <= len(parts) <= 2 and all(p.isdecimal() for p in parts)):
+        raise UserError(f"{flag} {text!r}: give width and height such as 224x224")
+    return int(parts[0]), int(parts[-1])
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Bar]:
+    """A `Bar` that is closed at the end, whatever happens."""
+    bar = Bar()
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def print_json(facts) -> None:
@@ -110,15 +188,20 @@ def fail(code: int, message: str) -> int:
     return code
 
 
+#: package -> the extra that brings it
+EXTRAS = {"jinja2": "report", "plotly": "report", "PIL": "images", "xgboost": "tune"}
+
+
 def missing(error: ImportError) -> int:
     from importlib.util import find_spec
 
-    if error.name and error.name.split(".")[0] not in ("tvm", "tvm_easyquant", "topi_ext"):
-        if find_spec(error.name.split(".")[0]) is None:
-            return fail(
-                MISSING_PACKAGE,
-                f"the package {error.name} is missing: pip install 'tvm_easyquant[relay]' brings it",
-            )
+    package = (error.name or "").split(".")[0]
+    if package and package not in ("tvm", "tvm_easyquant", "topi_ext") and find_spec(package) is None:
+        extra = EXTRAS.get(package, "relay")
+        return fail(
+            MISSING_PACKAGE,
+            f"the package {package} is missing: pip install 'tvm_easyquant[{extra}]' brings it",
+        )
     return fail(MISSING_PACKAGE, one_line(error))
 
 

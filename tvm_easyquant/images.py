@@ -23,8 +23,9 @@ class Preprocess:
     """How a picture becomes an input, in this order; the names are those of a network's JSON file.
 
     size: (width, height) to resize to, None to leave as it is; crop: (width, height) cut from the
-    centre; color: "RGB", or "BGR" to reverse the channels; then ``(x * scale - mean) / std`` in float32,
-    mean and std by channel, as (3, H, W).
+    centre; color: "RGB", "BGR" to reverse the channels, or "GRAY" for one channel (ITU-R 601 luma); then
+    ``(x * scale - mean) / std`` in float32, mean and std by channel (one number is for all), as (3, H, W),
+    or as (H, W, 3) with layout "NHWC".
     """
 
     color: str = "RGB"
@@ -33,14 +34,21 @@ class Preprocess:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     crop: tuple[int, int] | None = None
     size: tuple[int, int] | None = None
+    layout: str = "NCHW"
 
     def __post_init__(self):
-        if self.color not in ("RGB", "BGR"):
-            raise ImageError(f"color is {self.color!r}; use RGB or BGR")
+        if self.color not in ("RGB", "BGR", "GRAY"):
+            raise ImageError(f"color is {self.color!r}; use RGB, BGR or GRAY")
+        if self.layout not in ("NCHW", "NHWC"):
+            raise ImageError(f"layout is {self.layout!r}; use NCHW or NHWC")
+        if not np.isfinite(self.scale):
+            raise ImageError(f"scale is {self.scale}; give a finite number")
         for name in ("mean", "std"):
             values = np.asarray(getattr(self, name), np.float64)
+            if values.shape in ((), (1,)):
+                values = np.full(3, float(values.reshape(())))
             if values.shape != (3,) or not np.isfinite(values).all() or (name == "std" and 0 in values):
-                raise ImageError(f"{name} is {getattr(self, name)}; give three numbers, a std not 0")
+                raise ImageError(f"{name} is {getattr(self, name)}; give three numbers or one, a std not 0")
             object.__setattr__(self, name, tuple(values.tolist()))
         for name in ("crop", "size"):
             value = getattr(self, name)
@@ -67,7 +75,7 @@ class Preprocess:
             raise ImageError(f"preprocess file {path}: {error}") from None
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, 3) RGB -> float32 (1, 3, H', W')."""
+        """uint8 (H, W, 3) RGB -> float32 (1, 3, H', W'), or what color and layout make of it."""
         picture = np.asarray(picture)
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise ImageError(f"a picture is {picture.dtype} {picture.shape}, not uint8 (H, W, 3)")
@@ -82,12 +90,15 @@ class Preprocess:
                 )
             top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
             picture = picture[top : top + height, left : left + width]
+        mean, std = (np.asarray(v, np.float32) for v in (self.mean, self.std))
         x = picture.astype(np.float32)
         if self.color == "BGR":
             x = x[..., ::-1]
-        x = x * np.float32(self.scale) - np.asarray(self.mean, np.float32)
-        x = x / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(x.transpose(2, 0, 1))[None]
+        elif self.color == "GRAY":
+            x = (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+            mean, std = mean[:1], std[:1]
+        x = (x * np.float32(self.scale) - mean) / std
+        return np.ascontiguousarray(x.transpose(2, 0, 1) if self.layout == "NCHW" else x)[None]
 
 
 def _pillow():

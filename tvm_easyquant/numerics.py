@@ -70,11 +70,11 @@ class QuantConfig:
     grid, alpha, beta: ``grid`` candidate factors evenly spaced over ``[alpha, beta]`` (paper: 100
         over [0.5, 2]), plus the factor 1.
     rounds: weight pass + activation pass, repeated (paper: 1).
-    skip: names of layers that stay float.
     percentile: of the absolute values that the start "percentile" keeps.
     objective, unsigned, start: switches, see `Method`; None is what ``method`` says. ``method="easyquant"``
         is the paper and takes none.
     layer_bits: ((layer, bits), ...) of the layers whose bits differ from ``bits``.
+    skip: what stays float: names, ``op:`` and an operator, or regular expressions (`sites.skipped`).
     """
 
     bits: int = 7

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
 
 from . import calibrate as _calibrate
 from . import search as _search
@@ -22,7 +25,8 @@ class Quantized:
     """The result of a quantization.
 
     module: the integer Relay module (``tvm.IRModule``); table: its scales; graph: the float network
-    it came from; plan: what runs in integers; seconds: time of each step.
+    it came from; plan: what runs in integers; seconds: time of each step; warnings: lines about what is
+    suspicious.
     """
 
     module: object
@@ -30,6 +34,7 @@ class Quantized:
     graph: Graph
     plan: Plan
     seconds: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -63,18 +68,18 @@ class Quantized:
 
 
 def as_graph(model, params=None, **load_options) -> Graph:
-    """A `Graph` from a Graph, an ONNX path or ModelProto, or a Relay module (with params).
+    """A `Graph` from a Graph, the path of a model, an onnx.ModelProto, or a Relay module (with params).
 
-    load_options: of `relay_frontend.load_onnx`; they say nothing to a Relay module, whose shapes are set.
+    load_options: of `relay_frontend.load_model`; they say nothing to a Relay module, whose shapes are set.
     """
     if isinstance(model, Graph):
         return model
     from .host import tvm
-    from .relay_frontend import from_relay, load_onnx
+    from .relay_frontend import from_relay, load_model, load_onnx
 
     if isinstance(model, tvm.IRModule):
         return from_relay(model, params)
-    return load_onnx(model, **load_options)
+    return (load_model if isinstance(model, (str, os.PathLike)) else load_onnx)(model, **load_options)
 
 
 def quantize(
@@ -87,14 +92,16 @@ def quantize(
     progress: Progress | None = None,
     input_shapes=None,
     batch: int = 1,
+    preprocess=None,
     **settings,
 ) -> Quantized:
     """Quantize a float CNN to an integer Relay module.
 
-    model: an ONNX path, an ``onnx.ModelProto``, or a Relay module with ``params``. calibration: any
-    iterable of inputs (see `calibrate.samples`). settings: fields of `QuantConfig` such as ``bits``,
-    ``method`` or ``skip``; or a whole ``config``. checkpoint: a file that lets an interrupted search
-    go on. progress(done, total, text) is called as the work proceeds.
+    model: the path of a model (ONNX, or what tvmc loads), an ``onnx.ModelProto``, or a Relay module with
+    ``params``. calibration: any iterable of inputs (see `calibrate.samples`). settings: fields of
+    `QuantConfig` such as ``bits``, ``method`` or ``skip``; or a whole ``config``. checkpoint: a file that
+    lets an interrupted search go on. progress(done, total, text) is called as the work proceeds.
+    preprocess: the `images.Preprocess` that made the samples, to be kept in the table.
 
     Raises LoadError, CalibrationError, ConfigError, GraphError or CheckpointError, all ValueErrors
     whose message names the cause and the cure.
@@ -117,10 +124,30 @@ def quantize(
         table = _search.search(graph, plan_, calibrated, config, progress=progress, checkpoint=checkpoint)
     else:
         table = _calibrate.start_table(graph, plan_, calibrated, config)
+    table = replace(table, data=_facts(calibrated, preprocess))
     lap("search")
     module = apply(graph, table)
     lap("rewrite")
-    return Quantized(module, table, graph, plan_, seconds)
+    warnings = (*_dead_channels(graph, plan_), *filter(None, [calibrated.warning]))
+    return Quantized(module, table, graph, plan_, seconds, warnings)
+
+
+def _facts(calibrated, preprocess) -> dict:
+    """What a table keeps of its calibration data."""
+    facts = {"samples": calibrated.seen, "digest": calibrated.digest}
+    if preprocess is not None:
+        facts["preprocess"] = json.loads(json.dumps(asdict(preprocess)))  # as a table reads it back
+    return facts
+
+
+def _dead_channels(graph, plan_):
+    for node in graph.compute_nodes:
+        if node.name in plan_.integer:
+            axes = tuple(range(node.weight.ndim - 1)) if node.op == "conv2d" else 1
+            dead = np.flatnonzero(~node.weight.any(axis=axes))
+            if len(dead):
+                shown = ", ".join(map(str, dead[:8])) + (", ..." if len(dead) > 8 else "")
+                yield f"{node.name}: {len(dead)} channels have no weight but zero ({shown}); scale 1"
 
 
 def apply(graph: Graph, table: ScaleTable):

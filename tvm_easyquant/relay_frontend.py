@@ -34,6 +34,63 @@ def load_onnx(
     input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open; ``batch``
     is used for an open first dimension. Raises LoadError.
     """
+    return from_relay(import_onnx(model, input_shapes, batch), name=_stem(model))
+
+
+def load_model(
+    path: str | os.PathLike,
+    model_format: str | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int = 1,
+) -> Graph:
+    """Load a model file of any format that tvmc loads as a `Graph`; see `import_model`."""
+    return from_relay(import_model(path, model_format, input_shapes, batch), name=_stem(path))
+
+
+def import_model(
+    path: str | os.PathLike,
+    model_format: str | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int = 1,
+):
+    """The float Relay module (NCHW, params bound) of a model file; what is not ONNX goes through tvmc.
+
+    model_format: a name of tvmc's (onnx, tflite, pytorch, keras, pb, paddle, relay); by default the file's
+    ending decides. input_shapes and batch: see `load_onnx`; other formats take input_shapes only.
+    Raises LoadError.
+    """
+    from tvm.driver.tvmc import TVMCException, frontends
+
+    name = os.path.basename(os.fspath(path))
+    try:
+        known = frontends.get_frontend_by_name(model_format) if model_format else None
+        known = known or frontends.guess_frontend(os.fspath(path))
+    except TVMCException as error:
+        if model_format:
+            raise LoadError(f"model format {model_format!r}: {_last_line(error)}") from None
+        known = None
+    if known is None or known.name() == "onnx":
+        return import_onnx(path, input_shapes, batch)
+    if not os.path.exists(path):
+        raise LoadError(f"there is no file {os.fspath(path)}")
+    shapes = {key: [int(d) for d in shape] for key, shape in (input_shapes or {}).items()} or None
+    try:
+        loaded = frontends.load_model(os.fspath(path), known.name(), shapes)
+        module = tvm.IRModule.from_expr(
+            relay.build_module.bind_params_by_name(loaded.mod["main"], loaded.params or {})
+        )
+        layouts = {"nn.conv2d": ["NCHW", "OIHW"], "nn.conv2d_transpose": ["NCHW", "IOHW"]}
+        passes = [relay.transform.InferType(), relay.transform.ConvertLayout(layouts)]
+        with tvm.transform.PassContext(opt_level=3):
+            return tvm.transform.Sequential(passes)(module)
+    except ImportError as error:
+        raise LoadError(f"{name}: its format {known.name()} needs a package ({error})") from None
+    except Exception as error:  # every framework's importer raises its own
+        raise LoadError(f"tvmc cannot load {name} as {known.name()}: {_last_line(error)}") from None
+
+
+def import_onnx(model, input_shapes=None, batch: int = 1):
+    """The float Relay module of an ONNX model, params bound; arguments and errors of `load_onnx`."""
     import onnx
 
     name = "model"
@@ -53,7 +110,13 @@ def load_onnx(
         module, params = relay.frontend.from_onnx(model, shapes, freeze_params=True)
     except Exception as error:  # the importer raises several unrelated types
         raise LoadError(f"TVM cannot import {name}: {_last_line(error)}") from None
-    return from_relay(module, params, name=os.path.splitext(name)[0])
+    return tvm.IRModule.from_expr(relay.build_module.bind_params_by_name(module["main"], params))
+
+
+def _stem(model) -> str:
+    if not isinstance(model, (str, os.PathLike)):
+        return "model"
+    return os.path.splitext(os.path.basename(os.fspath(model)))[0]
 
 
 def _last_line(error: BaseException) -> str:

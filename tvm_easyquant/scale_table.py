@@ -47,7 +47,8 @@ class ScaleTable:
 
     activations: site name -> `Scale`. weights: layer name -> float32 (K,) scales, real units per
     step. figures: layer name -> numbers worth reading (cosine, ...), for people. config: the settings
-    they were found with. model: fingerprint of the graph.
+    they were found with. model: fingerprint of the graph. data: the calibration data: ``samples``,
+    ``digest``, and ``preprocess`` if they were made from pictures (`images.Preprocess`'s fields).
 
     rounding: layer name -> int8 (weights of a channel, K), steps to add to the nearest integer, for layers
     whose weights were rounded otherwise. biases: layer name -> float32 (K,), real units, instead of the
@@ -61,6 +62,7 @@ class ScaleTable:
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     rounding: Mapping[str, np.ndarray] = field(default_factory=dict)
     biases: Mapping[str, np.ndarray] = field(default_factory=dict)
+    data: Mapping[str, object] = field(default_factory=dict)
 
     def check(self, graph: Graph) -> Plan:
         """The graph's plan, if this table fits it exactly; otherwise TableError listing both sides."""
@@ -118,6 +120,7 @@ class ScaleTable:
                 "version": VERSION,
                 "model": self.model,
                 "config": {**asdict(self.config), "layer_bits": dict(self.config.layer_bits)},
+                "data": dict(self.data),
                 "unit": "real units per step: real = scale * (q - zero_point)",
                 "activations": {name: asdict(scale) for name, scale in self.activations.items()},
                 "weights": {name: [float(s) for s in w] for name, w in self.weights.items()},
@@ -158,6 +161,7 @@ class ScaleTable:
                 figures=data.get("figures", {}),
                 rounding={n: _unpack(text, len(weights[n])) for n, text in packed.items()},
                 biases=biases,
+                data=dict(data.get("data", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TableError(f"{source} is damaged: {error}") from None

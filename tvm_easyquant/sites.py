@@ -7,6 +7,7 @@ calibration, search and rewriting agree by construction.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
@@ -92,15 +93,39 @@ def _why_float(node: Node, graph: Graph, integer: set[str], skip: set[str]) -> s
     return None
 
 
-def plan(graph: Graph, skip: Iterable[str] = ()) -> Plan:
-    """Decide what runs in integers; raises GraphError if there is nothing to quantize."""
-    skip = set(skip)
-    unknown = skip - set(graph.nodes)
+def skipped(graph: Graph, patterns: Iterable[str]) -> set[str]:
+    """The names of the nodes that ``patterns`` keep float: a name, ``op:conv2d`` for every node of an
+    operator, or a regular expression that matches whole names. GraphError for one that matches nothing."""
+    found, unknown = set(), []
+    for pattern in patterns:
+        if pattern in graph.nodes:
+            names = {pattern}
+        elif pattern.startswith("op:"):
+            names = {node.name for node in graph if node.op == pattern[3:]}
+        else:
+            try:
+                names = {name for name in graph.nodes if re.fullmatch(pattern, name)}
+            except re.error:  # a name with brackets, mistyped
+                names = set()
+        found |= names
+        if not names:
+            unknown.append(pattern)
     if unknown:
         raise GraphError(
-            f"skip names {sorted(unknown)}, not in the model; its layers are "
+            f"skip names {unknown}, not in the model; its layers are "
             + ", ".join(node.name for node in graph.compute_nodes)
+            + "; its operators "
+            + ", ".join(f"op:{op}" for op in sorted({node.op for node in graph} - {"input"}))
         )
+    return found
+
+
+def plan(graph: Graph, skip: Iterable[str] = ()) -> Plan:
+    """Decide what runs in integers; raises GraphError if there is nothing to quantize.
+
+    skip: patterns of what stays float, see `skipped`.
+    """
+    skip = skipped(graph, skip)
     if not graph.compute_nodes:
         raise GraphError("the model has no convolution and no dense layer: nothing to quantize")
     integer: set[str] = set()
