@@ -118,3 +118,28 @@ def test_a_progress_bar_with_an_eta_on_a_terminal_only(work):
             break
     assert process.wait() == 0
     assert b"calibrate" in seen and b"activations" in seen and b"<" in seen  # elapsed<remaining
+
+
+def test_export_and_verify_onnx(work):
+    exported = tvmc("export-onnx", "net.onnx", "--table", "table.json", "-o", "qdq.onnx", cwd=work)
+    assert exported.returncode == 0 and "qdq.onnx: 100.0 %" in exported.stdout, exported.stderr
+    assert [o.name for o in onnx.load(work / "qdq.onnx").graph.output] == ["y"]
+    pytest.importorskip("onnxruntime")
+    common = ["verify-onnx", "net.onnx", "--table", "table.json", "--inputs", "images.npz"]
+    result = tvmc(*common, "--qdq", "qdq.onnx", "--compiled", "--json", "--count", "3", cwd=work)
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["integers"] == "compiled" and [r["graph_optimizations"] for r in facts["runs"]] == [
+        False,
+        True,
+    ]
+    assert all(r["inputs"] == 3 and r["unexplained"] == 0 for r in facts["runs"])
+    # the model of another table: the layer is named, and the exit code says so
+    model = onnx.load(work / "qdq.onnx")
+    (weight,) = [t for t in model.graph.initializer if t.name == "conv1_weight_quantized"]
+    weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, work / "wrong.onnx")
+    result = tvmc(*common, "--qdq", "wrong.onnx", "--optimizations", "on", cwd=work)
+    assert result.returncode == 1 and "the first layer that differs is conv1" in result.stdout, (
+        result.stderr
+    )

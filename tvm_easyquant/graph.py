@@ -90,10 +90,17 @@ class Node:
 class Graph:
     """Nodes in topological order, keyed by name.
 
-    inputs and outputs are node names; ``fingerprint`` is a hash of structure and weights.
+    inputs and outputs are node names; output_names: what the model itself calls its outputs.
+    ``fingerprint`` is a hash of structure and weights.
     """
 
-    def __init__(self, nodes: Iterable[Node], outputs: Iterable[str], name: str = "model"):
+    def __init__(
+        self,
+        nodes: Iterable[Node],
+        outputs: Iterable[str],
+        name: str = "model",
+        output_names: Iterable[str] | None = None,
+    ):
         self.name = name
         self.nodes: dict[str, Node] = {}
         for node in nodes:
@@ -104,6 +111,7 @@ class Graph:
                     raise GraphError(f"node {node.name} reads {tensor}, which no earlier node makes")
             self.nodes[node.name] = node
         self.outputs = tuple(outputs)
+        self.output_names = self.outputs if output_names is None else tuple(output_names)
         self.inputs = tuple(n.name for n in self.nodes.values() if n.op == "input")
         self.users: dict[str, tuple[str, ...]] = {name: () for name in self.nodes}
         for node in self.nodes.values():

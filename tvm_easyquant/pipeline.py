@@ -66,6 +66,15 @@ class Quantized:
 
         return build(self.module, target, lower=lower)
 
+    def to_onnx(self, path: str | os.PathLike) -> None:
+        """Write the network as standard QDQ ONNX, which ONNX Runtime runs. See `onnx_export`.
+
+        Raises ExportError for a float operator that has no translation.
+        """
+        from .onnx_export import save_qdq
+
+        save_qdq(path, self.graph, self.table)
+
 
 def as_graph(model, params=None, **load_options) -> Graph:
     """A `Graph` from a Graph, the path of a model, an onnx.ModelProto, or a Relay module (with params).

@@ -19,6 +19,8 @@ from .elementwise import BINARY, UNARY
 from .graph import Graph, GraphError, Node, to_nchw, to_nhwc
 from .host import BUILD_CONFIG, no_tophub, relay, tvm
 
+OUTPUT_NAMES = "output_names"  # attribute of a module: what the model it came from calls its outputs
+
 
 class LoadError(ValueError):
     """A model cannot be loaded; the message names the file, tensor or node and the cure."""
@@ -110,7 +112,8 @@ def import_onnx(model, input_shapes=None, batch: int = 1):
         module, params = relay.frontend.from_onnx(model, shapes, freeze_params=True)
     except Exception as error:  # the importer raises several unrelated types
         raise LoadError(f"TVM cannot import {name}: {_last_line(error)}") from None
-    return tvm.IRModule.from_expr(relay.build_module.bind_params_by_name(module["main"], params))
+    module = tvm.IRModule.from_expr(relay.build_module.bind_params_by_name(module["main"], params))
+    return module.with_attr(OUTPUT_NAMES, [value.name for value in model.graph.output])
 
 
 def _stem(model) -> str:
@@ -189,6 +192,12 @@ class RelayOp:
         built = relay.Call(call.op, [swap(a) for a in call.args], call.attrs, call.type_args)
         return built if self.index is None else relay.TupleGetItem(built, self.index)
 
+    def to_onnx(self, emit, x: Sequence[str], output: str) -> str | None:
+        """Write the call into an ONNX model; see `relay_onnx.to_onnx`."""
+        from .relay_onnx import to_onnx
+
+        return to_onnx(self, emit, x, output)
+
     def evaluate(self, *arrays: np.ndarray) -> np.ndarray:
         """Run the call on NHWC arrays through TVM; compiled once."""
         if "executor" not in self.__dict__:
@@ -212,6 +221,8 @@ def from_relay(module, params: Mapping | None = None, name: str = "model") -> Gr
     Raises LoadError for control flow, several functions, or dynamic shapes.
     """
     function = module["main"]
+    names = dict(module.attrs or {}).get(OUTPUT_NAMES)
+    output_names = None if names is None else [str(n) for n in names]
     if params:
         function = relay.build_module.bind_params_by_name(function, dict(params))
     module = tvm.IRModule.from_expr(function)
@@ -223,13 +234,13 @@ def from_relay(module, params: Mapping | None = None, name: str = "model") -> Gr
     ]
     with tvm.transform.PassContext(opt_level=3):
         module = tvm.transform.Sequential(passes)(module)
-    return _Importer(module["main"], name).graph
+    return _Importer(module["main"], name, output_names).graph
 
 
 class _Importer:
     """One walk over the Relay function in post-order; see `from_relay`."""
 
-    def __init__(self, function, name):
+    def __init__(self, function, name, output_names=None):
         self.nodes: dict[str, Node] = {}
         self.tensor = {}  # Relay expression -> node name
         self.taken: set[str] = set()
@@ -259,7 +270,7 @@ class _Importer:
                 raise LoadError(f"{name}: an output does not depend on any input")
             outputs.append(self.tensor[result])
         self._drop_dead(outputs)
-        self.graph = Graph(self.nodes.values(), outputs, name)
+        self.graph = Graph(self.nodes.values(), outputs, name, output_names)
 
     # -- helpers
 

@@ -41,25 +41,27 @@ def _pictures(source: Path, files: Sequence[Path], preprocess) -> Callable[[Path
     return read
 
 
-def calibration(text: str, preprocess: Preprocess | None = None) -> Callable[[Sequence[str]], Iterator]:
+def calibration(
+    text: str, preprocess: Preprocess | None = None, flag: str = "--calibration"
+) -> Callable[[Sequence[str]], Iterator]:
     """A function (input names) -> iterator of inputs, in a form that `tvm_easyquant.calibrate` takes.
 
     text: an .npy or .npz file (arrays named like the inputs, or one of any name; samples along the first
     axis; one with ``labels`` is read by `evaluate.load`); a folder of such files; a folder, searched to any
     depth, of pictures, which need ``preprocess``; or ``module:function``, called without arguments, whose
-    result yields arrays or {input: array}. Raises SourceError, now or when it is read.
+    result yields arrays or {input: array}. flag: what errors call it. Raises SourceError, now or later.
     """
     source = Path(text)
     if not source.exists():
         if ":" in text:
             function = evaluate.named(text)
             return lambda inputs: iter(function())
-        raise SourceError(f"--calibration: there is no file or folder {text}")
+        raise SourceError(f"{flag}: there is no file or folder {text}")
     if source.is_dir():
         files = sorted(f for f in source.iterdir() if f.suffix in ARRAYS)
         pictures = _files(source, PICTURES)
         if files and pictures:
-            raise SourceError(f"--calibration: {text} holds both arrays ({files[0].name}) and pictures "
+            raise SourceError(f"{flag}: {text} holds both arrays ({files[0].name}) and pictures "
                               f"({pictures[0].name}); name a folder of one kind")  # fmt: skip
         if pictures:
             read = _pictures(source, pictures, preprocess)
@@ -67,11 +69,11 @@ def calibration(text: str, preprocess: Preprocess | None = None) -> Callable[[Se
     else:
         files = [source] if source.suffix in ARRAYS else []
     if not files:
-        raise SourceError(f"--calibration: {text} holds no .npy or .npz file and no picture")
-    return lambda inputs: _arrays(files, inputs, preprocess)
+        raise SourceError(f"{flag}: {text} holds no .npy or .npz file and no picture")
+    return lambda inputs: _arrays(files, inputs, preprocess, flag)
 
 
-def _arrays(files: Sequence[Path], inputs: Sequence[str], preprocess) -> Iterator:
+def _arrays(files: Sequence[Path], inputs: Sequence[str], preprocess, flag) -> Iterator:
     for file in files:
         try:
             loaded = np.load(file, allow_pickle=False)
@@ -84,7 +86,7 @@ def _arrays(files: Sequence[Path], inputs: Sequence[str], preprocess) -> Iterato
             if isinstance(error, evaluate.EvaluationError):
                 raise
             reason = " ".join(str(error).split())
-            raise SourceError(f"--calibration: cannot read {file}: {reason}") from None
+            raise SourceError(f"{flag}: cannot read {file}: {reason}") from None
         if names and len(arrays) == len(inputs) == 1:
             arrays = next(iter(arrays.values()))
         yield arrays

@@ -1,0 +1,260 @@
+"""QDQ export and its comparison with ONNX Runtime: the same integers, or a tie."""
+
+import json
+
+import networks
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+import onnx
+from onnx import numpy_helper
+
+import tvm_easyquant as eq
+from tvm_easyquant import elementwise, onnx_verify
+from tvm_easyquant.calibrate import calibrate, start_table
+from tvm_easyquant.graph import Graph
+from tvm_easyquant.onnx_export import ExportError, to_qdq
+from tvm_easyquant.onnx_verify import VerifyError, verify
+from tvm_easyquant.scale_table import TableError
+from tvm_easyquant.sites import plan
+
+
+def table_of(graph, images, **settings):
+    config = eq.QuantConfig(**{"method": "minmax", **settings})
+    plan_ = plan(graph, config.skip)
+    return start_table(graph, plan_, calibrate(graph, plan_, images, config), config)
+
+
+def feeds(graph, images):
+    return [{graph.inputs[0]: x} for x in images]
+
+
+def moves(seed=0):
+    """Everything `residual` lacks: slice, pad, resize, depth to space, mul by a gate, functions."""
+    b = networks.Builder(seed, size=8)
+    x = b.relu("stem.relu", b.conv("stem", "image", 8))
+    gate = b.conv("squeeze", b.global_pool("gap", x), 8, kernel=1)
+    hard = ("divide", ("clip", ("add", "x", 3.0), 0.0, 6.0), 6.0)
+    gate = b.add("gate", "elementwise", [gate], (1, 1, 1, 8), dict(expression=hard))
+    x = b.add("excite", "mul", [x, gate], (1, 8, 8, 8), {})
+    y = b.conv("wide", x, 8, kernel=1)
+    swish = ("multiply", "x", ("sigmoid", "x"))
+    y = b.add("silu", "elementwise", [y], (1, 8, 8, 8), dict(expression=swish))
+    ends = dict(begin=(0, 0, 1, 0), end=(1, 8, 8, 8), strides=(1, 2, 2, 1))
+    y = b.add("slice", "slice", [y], (1, 4, 4, 8), ends)
+    y = b.add("pad", "pad", [y], (1, 6, 6, 8), dict(widths=((0, 0), (1, 1), (2, 0), (0, 0))))
+    y = b.add("up", "resize", [y], (1, 12, 6, 8), dict(factors=(2, 1)))
+    y = b.conv("mid", y, 8)
+    y = b.add("shuffle", "depth_to_space", [y], (1, 24, 12, 2), dict(block=2, mode="CRD"))
+    y = b.pool("avg", b.relu("low", y, hi=0.5), "avg_pool2d", 3, 2)
+    b.conv("last", y, 4)
+    return b.graph("last"), b.images(4)
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+@pytest.mark.parametrize("make", [networks.residual, networks.chain, moves], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("unsigned", [True, False])
+def test_onnx_runtime_computes_our_integers(make, bits, unsigned):
+    graph, images = make()
+    table = table_of(graph, images, bits=bits, unsigned=unsigned)
+    for optimize in (True, False):
+        found = verify(graph, table, feeds(graph, images), optimize=optimize)
+        assert found.inputs == len(images) and found.total("values") > 1000
+        assert found.unexplained == 0, str(found)
+        assert found.largest <= 1, str(found)
+
+
+def test_fused_layers_equal_ours_without_a_tie_on_many_images():
+    """QLinearConv is the norm: with ONNX Runtime's optimizations no difference is allowed at all."""
+    graph, _ = networks.chain(relu=True, channels=16)
+    images = np.random.default_rng(1).standard_normal((40, 1, 3, 10, 10)).astype(np.float32)
+    found = verify(graph, table_of(graph, list(images[:8]), bits=7), feeds(graph, images))
+    assert found.first is None and found.inputs == found.labels == 40
+
+
+def test_the_model_is_standard_and_fully_fused(tmp_path):
+    graph, images = networks.residual()
+    model = to_qdq(graph, table_of(graph, images, bits=8))
+    assert {n.domain for n in model.graph.node} == {""} and model.opset_import[0].version == 13
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    weights = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
+    assert len(weights) == 2 * len(graph.compute_nodes)
+    for node in weights:
+        integers, scale, zero = (constants[name] for name in node.input)
+        assert node.attribute[0].name == "axis" and node.attribute[0].i == 0
+        assert scale.shape == zero.shape == integers.shape[:1]  # one for each output channel, zeros present
+        assert integers.dtype == zero.dtype and integers.dtype in (np.int8, np.int32) and not zero.any()
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert constants[node.input[1]].shape == constants[node.input[2]].shape == ()
+            assert constants[node.input[2]].dtype == np.uint8
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(model.SerializeToString(), options)
+    ops = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert ops.count("QLinearConv") == 6 and "Conv" not in ops and ops.count("DequantizeLinear") == 0
+
+
+def test_a_float_layer_stays_float():
+    graph, images = networks.residual()
+    model = to_qdq(graph, table_of(graph, images, skip=("pw", "join")))
+    (conv,) = [n for n in model.graph.node if n.name == "pw"]
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    assert constants[conv.input[1]].dtype == np.float32
+    (layer,) = [n for n in graph if n.name == "pw"]
+    np.testing.assert_array_equal(constants[conv.input[1]], layer.weight.transpose(3, 2, 0, 1))
+
+
+@pytest.mark.parametrize("name", sorted(elementwise.FUNCTIONS))
+def test_every_function_is_exported(name):
+    arguments = {"clip": ("x", -0.5, 0.25), "leaky_relu": ("x", 0.1)}.get(name, ("x",))
+    if name in elementwise.BINARY:
+        arguments = ("x", 0.75) if name != "power" else ("x", 2.0)
+    if name in ("log", "sqrt", "rsqrt"):
+        arguments = (("add", ("abs", "x"), 0.5),)
+    b = networks.Builder(3, size=6)
+    x = b.conv("first", "image", 4)
+    x = b.add("function", "elementwise", [x], (1, 6, 6, 4), dict(expression=(name, *arguments)))
+    b.conv("second", x, 3, kernel=1)
+    graph, images = b.graph("second"), b.images(4)
+    found = verify(graph, table_of(graph, images, bits=8), feeds(graph, images), optimize=False)
+    assert found.unexplained == 0 and found.largest <= 1, str(found)
+
+
+def test_output_names_are_the_model_s_own():
+    graph, images = networks.chain()
+    graph = Graph(graph, graph.outputs, "net", ["result"])
+    assert [o.name for o in to_qdq(graph, table_of(graph, images)).graph.output] == ["result"]
+    graph = Graph(graph, graph.outputs, "net", ["first"])  # the name of another tensor
+    assert [o.name for o in to_qdq(graph, table_of(graph, images)).graph.output] == ["second"]
+
+
+def test_a_float_operator_without_translation_is_named():
+    b = networks.Builder()
+    x = b.conv("first", "image", 4)
+
+    class Handle:
+        op = "nn.lrn"
+
+    x = b.add("odd", "float", [x], (1, 10, 10, 4), dict(fn=lambda a: a, handle=Handle()))
+    b.conv("second", x, 3)
+    graph, images = b.graph("second"), b.images(2)
+    with pytest.raises(ExportError, match=r"node odd \(nn.lrn\) stays float and has no translation"):
+        to_qdq(graph, table_of(graph, images))
+
+
+def test_a_table_of_another_model_is_refused():
+    graph, images = networks.chain()
+    other, _ = networks.chain(seed=5)
+    with pytest.raises(TableError, match="made for another model"):
+        to_qdq(other, table_of(graph, images))
+
+
+# -- verify
+
+
+def change(model, name, edit):
+    """A copy of a model with the initializer ``name`` edited."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(numpy_helper.from_array(edit(numpy_helper.to_array(tensor).copy()), name))
+            return copy
+    raise KeyError(name)
+
+
+def test_the_layer_that_was_changed_is_blamed():
+    graph, images = networks.residual()
+    table = table_of(graph, images, bits=8)
+
+    def edit(weight):
+        weight[0] = -weight[0]
+        return weight
+
+    model = change(to_qdq(graph, table), "left_weight_quantized", edit)
+    found = verify(graph, table, feeds(graph, images), model=model)
+    assert found.first.layer == "left" and found.unexplained > 0
+    assert [t.layer for t in found.tensors if t.unexplained] == ["left"]  # its successors are not to blame
+    assert "left" in str(found) and found.to_dict()["first_layer"] == "left"
+    assert json.loads(json.dumps(found.to_dict()))["unexplained"] == found.unexplained
+
+
+def test_a_changed_move_or_input_is_blamed():
+    graph, images = networks.chain()
+    table = table_of(graph, images, bits=8)
+    scale = next(t.name for t in to_qdq(graph, table).graph.initializer if t.name.startswith("scale_"))
+    model = change(to_qdq(graph, table), scale, lambda s: s * np.float32(1.01))
+    found = verify(graph, table, feeds(graph, images), model=model)
+    assert found.unexplained > 0
+
+
+def test_a_tie_is_explained_and_a_step_beyond_rounding_is_not():
+    """One weight of 1, bias of half an output step: every odd accumulator is an exact tie."""
+    b = networks.Builder(size=4, channels=1)
+    x = b.add("first", "conv2d", ["image"], (1, 4, 4, 1),
+              dict(strides=(1, 1), padding=(0,) * 4, dilation=(1, 1), groups=1),
+              np.ones((1, 1, 1, 1), np.float32), np.zeros(1, np.float32))  # fmt: skip
+    b.conv("second", x, 1, kernel=1)
+    graph = b.graph("second")
+    activations = {"image": eq.Scale(1.0, 128, 0, 255), "first": eq.Scale(2.0, 128, 0, 255)}
+    weights = {"first": np.ones(1, np.float32), "second": np.full(1, 0.01, np.float32)}
+    table = eq.ScaleTable(graph.fingerprint, eq.QuantConfig(bits=8), activations, weights)
+    feed = {"image": np.arange(-8, 8, dtype=np.float32).reshape(1, 1, 4, 4)}
+    found = verify(graph, table, [feed])
+    assert found.first is None
+    up = change(to_qdq(graph, table), "first_bias_quantized", lambda b: b + 1)  # half an output step more
+    (row,) = [t for t in verify(graph, table, [feed], model=up).tensors if t.layer == "first"]
+    # 8 of the 16 results are ties; of those 4 go up now, which rounding might do, and so do 4 others
+    assert (row.own, row.unexplained, row.own_largest) == (8, 4, 1)
+
+
+def test_models_that_do_not_belong_together_are_refused(tmp_path):
+    graph, images = networks.chain()
+    table = table_of(graph, images)
+    other, more = networks.residual()
+    with pytest.raises(VerifyError, match="none of the tensors of the table"):
+        verify(graph, table, feeds(graph, images), model=networks.small_onnx())
+    with pytest.raises(VerifyError, match="no input to compare on"):
+        verify(graph, table, [])
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(VerifyError, match="text.onnx is not an ONNX file"):
+        onnx_verify.load(tmp_path / "text.onnx")
+    with pytest.raises(VerifyError, match="ONNX Runtime does not load the model"):
+        onnx_verify.session(b"no model")
+
+
+# -- with TVM
+
+
+def test_float_islands_and_the_compiled_module():
+    pytest.importorskip("tvm")
+    q = eq.quantize(
+        networks.small_onnx(island=True), np.random.default_rng(0).standard_normal((6, 3, 8, 8)).astype("f4"),
+        bits=8, method="minmax",
+    )  # fmt: skip
+    assert "gate" in q.plan.floats  # a softmax
+    x = np.random.default_rng(1).standard_normal((3, 1, 3, 8, 8)).astype(np.float32)
+    integers = onnx_verify.compiled_integers(q.graph, q.table, "llvm")
+    for optimize in (True, False):
+        found = verify(q.graph, q.table, feeds(q.graph, x), optimize=optimize, integers=integers)
+        assert found.unexplained == 0 and found.largest <= 1, str(found)
+        assert list(found.outputs) == ["y"]
+
+
+def test_the_demo_network_in_onnx_runtime(tmp_path):
+    pytest.importorskip("tvm")
+    from tvm_easyquant import demo
+
+    images = demo.images()
+    q = eq.quantize(demo.network_path(), images["calibration_images"], bits=7, method="minmax")
+    q.to_onnx(tmp_path / "demo.onnx")
+    session = ort.InferenceSession(tmp_path / "demo.onnx")
+    run = eq.Executor(q.build("llvm"))
+    for image in images["test_images"][:20]:
+        feed = {session.get_inputs()[0].name: image[None]}
+        np.testing.assert_array_equal(session.run(None, feed)[0].argmax(), run(feed)[0].argmax())
+    assert [p.name for p in tmp_path.iterdir()] == ["demo.onnx"]
