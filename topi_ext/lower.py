@@ -311,6 +311,7 @@ class _Lowering:
                 x = relay.reshape(x, (n, 1, 1, c))
             constants = [relay.const(array) for array in self.constants[index]]
             y = relay_op.conv2d(x, spec, self.plans[index].kernel, constants, *rest)
+            y = relay.Call(y.op, y.args, y.attrs, y.type_args, conv.span)  # its name
             return relay.reshape(y, (n, channels)) if dense else y
 
         tensors = (data,) if residual is None else (data, residual)

@@ -19,7 +19,14 @@ from unittest import mock
 
 from .cli_common import INTERRUPTED, MISSING_PACKAGE, USER_ERROR, fail, is_users, missing, one_line
 
-VERBS = ("cli_quantize", "cli_kernels", "cli_demo", "cli_interchange")
+VERBS = (
+    "cli_quantize",
+    "cli_measure",
+    "cli_kernels",
+    "cli_interchange",
+    "cli_doctor",
+    "cli_demo",
+)
 
 
 def _add_verbs(subparsers, main_parser, json_params):

@@ -1,0 +1,120 @@
+"""The verbs that measure: evaluate, benchmark, doctor; run in this process, their figures checked."""
+
+import json
+
+import networks
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm")
+import onnx
+
+from tvm_easyquant import cli, quantize
+from tvm_easyquant.graph import run
+from tvm_easyquant.integer import run_integer
+from tvm_easyquant.relay_benchmark import Benchmark, LayerTime, benchmark
+from tvm_easyquant.relay_frontend import import_onnx, load_onnx
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A network, its table, and labelled samples: the float network's own answers, two of them wrong."""
+    folder = tmp_path_factory.mktemp("measure")
+    onnx.save(networks.small_onnx(), folder / "net.onnx")
+    images = np.random.default_rng(0).standard_normal((12, 3, 8, 8)).astype(np.float32)
+    q = quantize(folder / "net.onnx", images, bits=7, method="minmax")
+    q.table.save(folder / "net.json")
+    (output,) = q.graph.outputs
+    labels = np.array([run(q.graph, {"x": x[None]})[output].argmax() for x in images])
+    labels[:2] = (labels[:2] + 1) % 5
+    np.savez(folder / "set.npz", images=images, labels=labels)
+    return folder, images, labels, q
+
+
+def answer(capsys, *command):
+    assert cli.run(list(map(str, command))) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_evaluate_counts_the_same_as_the_reference(work, capsys):
+    folder, images, labels, q = work
+    found = answer(capsys, "evaluate", folder / "net.onnx", "--table", folder / "net.json", "--data",
+                   folder / "set.npz", "--json")["metrics"]["top1"]  # fmt: skip
+    (output,) = q.graph.outputs
+    mine = [run_integer(q.graph, q.table, {"x": x[None]})[output].argmax() for x in images]
+    assert found["n"] == 12 and found["reference"] == pytest.approx(100 * 10 / 12)
+    assert found["value"] == pytest.approx(100 * np.mean(mine == labels))
+    assert cli.run(["evaluate", str(folder / "net.onnx"), "--table", str(folder / "net.json"), "--data",
+                    str(folder / "set.npz"), "--limit", "3"]) == 0  # fmt: skip
+    assert "of 3" in capsys.readouterr().out
+
+
+def test_evaluate_with_a_metric_and_data_of_the_user_s(work, capsys, monkeypatch):
+    folder = work[0]
+    (folder / "mymetric.py").write_text(
+        "import numpy as np\n"
+        "def pairs():\n    yield from ((np.full((1, 3, 8, 8), i, np.float32), i) for i in range(4))\n"
+        "def half(outputs, label):\n    return 0.5 if label else 1.0\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    found = answer(capsys, "evaluate", folder / "net.onnx", "--table", folder / "net.json", "--data",
+                   "mymetric:pairs", "--metric", "mymetric:half", "--json")["metrics"]  # fmt: skip
+    assert found["mymetric:half"]["value"] == 62.5 and found["mymetric:half"]["drop"] == 0
+
+
+def test_benchmark_names_every_layer_the_machine_and_the_ratio(work, capsys):
+    folder, _, _, q = work
+    command = ["benchmark", folder / "net.onnx", "--table", folder / "net.json", "--rounds", "3"]
+    found = answer(capsys, *command, "--target", "llvm", "--json")
+    assert [row["name"] for row in found["layers"]] == [n.name for n in q.graph.compute_nodes]
+    for row in found["layers"]:
+        assert row["kind"] == "int7" and row["ms"] > 0 and row["ms_fp32"] > 0, row
+    assert found["ms"] > 0 and found["speedup"] > 0 and found["host"]["cpu"]
+    assert found["target"].startswith("llvm ")
+    assert cli.run(list(map(str, command))) == 0
+    out = capsys.readouterr().out
+    assert "times as fast" in out and "everything else" in out and "medians of 3 rounds" in out
+
+
+def test_layers_kept_float_and_residual_branches_get_their_own_times():
+    """A branch's layer is moved before the layer that its add was fused into; names must follow."""
+    nodes = [
+        ("Conv", ["x", "w0"], ["a"], "big", {"pads": [2] * 4}),
+        ("Conv", ["x", "w1"], ["b"], "small", {}),
+        ("Add", ["a", "b"], ["c"], "join", {}),
+        ("Conv", ["c", "w2"], ["y"], "last", {"pads": [1] * 4}),
+    ]
+    rng = np.random.default_rng(0)
+    shapes = {"w0": (64, 64, 5, 5), "w1": (64, 64, 1, 1), "w2": (8, 64, 3, 3)}
+    weights = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
+    model = networks.onnx_model(nodes, {"x": [1, 64, 12, 12]}, {"y": [1, 8, 12, 12]}, weights)
+    x = [rng.standard_normal((1, 64, 12, 12)).astype(np.float32)]
+    for skip in ((), ("last",)):
+        q = quantize(load_onnx(model), x, method="minmax", skip=skip)
+        found = benchmark(q.graph, import_onnx(model), q.module, "llvm", rounds=3)
+        layers = {row.name: row for row in found.layers}
+        assert list(layers) == ["big", "small", "last"]
+        assert layers["last"].kind == ("float32" if skip else "int8") and layers["last"].ms > 0
+        # 25 times the work: no noise turns this round
+        assert layers["big"].ms > layers["small"].ms and layers["big"].ms_fp32 > layers["small"].ms_fp32
+
+
+def test_what_is_slower_is_noted():
+    layers = [LayerTime("a", "int7", "k", 2.0, 1.0), LayerTime("b", "int7", "k", 1.0, 1.001),
+              LayerTime("c", "float32", "TVM", 9.0, 1.0), LayerTime("d", "int8", "k", None, 1.0),
+              LayerTime("e", "int8", "k", 0.003, 0.002)]  # fmt: skip
+    slow = Benchmark(2.0, 1.0, 0.5, (1, 3), layers, 0.0, 1, 3, "llvm")
+    assert [layer.name for layer in slow.slower] == ["a"]
+    assert "2.00 times as long" in slow.notes[0] and "1 integer layers are slower" in slow.notes[1]
+    assert not Benchmark(1.0, 2.0, 2.0, (1, 1), layers[1:], 0.0, 1, 3, "llvm").notes
+
+
+@pytest.mark.isa("avx2")
+def test_doctor_shows_the_saturation_in_a_number(capsys):
+    found = answer(capsys, "doctor", "--json")
+    assert found["saturation"]["ours_wrong"] == 0 < found["saturation"]["tvm_int8_wrong"]
+    assert {"generic", "avx2"} <= {row["isa"] for row in found["rows"] if row["here"]}
+    assert all(row["kernels"] is not None for row in found["rows"])
+    assert cli.run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "pmaddubsw saturates here" in out and "ours 0.0%" in out and "linker" in out
