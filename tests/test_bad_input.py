@@ -1,5 +1,19 @@
 """Mistakes: each a clear line or two that names the thing and the cure, exit code 4, nothing left behind."""
 
+import base64
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import warnings
+import zlib
+
 import networks
 import numpy as np
 import onnx
@@ -7,8 +21,11 @@ import pytest
 from test_cli import tvmc
 
 pytest.importorskip("tvm")
+from tvm_easyquant import cli
 
 Q = ["quantize", "net.onnx", "--calibration", "images.npz", "-o", "out.json"]
+#: a tuning record of another CPU
+RECORD = """{"input": ["llvm -keys=cpu -mcpu=skylake", "easyquant_direct_generic.cpu", [["TENSOR", [1, 8, 8, 3], "uint8"]], {}], "config": {"index": 0, "code_hash": null, "entity": []}, "result": [[3e-06], 0, 0.6, 1795558979.3], "version": 0.2, "tvm_version": "0.19.0"}"""  # fmt: skip
 NAN = np.full((2, 3, 8, 8), np.nan, np.float32)
 
 
@@ -18,6 +35,56 @@ def quantize(**changes):
     for key, value in changes.items():
         command[{"model": 1, "calibration": 3, "output": 5}[key]] = value
     return command
+
+
+def compile_with(table="table.json", model="net.onnx", output="n.tar", *rest):
+    return ["compile", model, "-o", output, "--target", f"easyquant -table={table}, llvm", *rest]
+
+
+def run_with(archive="good.tar", inputs="images.npz", *rest):
+    return ["run", archive, "--inputs", inputs, *rest]
+
+
+#: a few hundred KiB that unpack to more than any layer's weights
+BOMB = base64.b64encode(zlib.compress(bytes(2**28 + 8), 1)).decode()
+#: a hand's mistake in the scale table -> (what it does to the JSON, what the message must say)
+EDITS = {
+    "from a newer version": (lambda t: t.update(version=99), "version 99.*reads version 1.*install a newer"),
+    "a version that is a text": (lambda t: t.update(version="1"), "has version '1'"),
+    "a negative scale": (lambda t: site(t).update(scale=-1.0), "activation relu1: a scale is -1.0"),
+    "a scale of zero": (lambda t: site(t).update(scale=0), "activation relu1: a scale is 0.0"),
+    "a scale that is NaN": (lambda t: site(t).update(scale=float("nan")), "activation relu1: a scale is nan"),
+    "a scale too large for float32": (lambda t: site(t).update(scale=1e300), "a scale is inf"),
+    "a scale that is a text": (lambda t: site(t).update(scale="0.1"), "relu1: scale is '0.1'; it must be a number"),
+    "a zero point beyond uint8": (lambda t: site(t).update(zero_point=300), "relu1: zero point 300 .* uint8"),
+    "a zero point that is no integer": (lambda t: site(t).update(zero_point=1.5), "relu1: zero_point is 1.5"),
+    "a range upside down": (lambda t: site(t).update(lo=200), "range 200..127 must lie in uint8"),
+    "an unknown field": (lambda t: site(t).update(note="x"), r"relu1 .* has unknown \['note'\]"),
+    "a field deleted": (lambda t: site(t).pop("hi"), r"relu1 lacks \['hi'\]"),
+    "a site deleted": (lambda t: t["activations"].pop("relu1"), r"its activation scales lack \['relu1'\]"),
+    "a site misspelled": (lambda t: t["activations"].update(reelu=t["activations"].pop("relu1")),
+                          r"lack \['relu1'\] and have unknown \['reelu'\]"),
+    "a site that is null": (lambda t: t["activations"].update(relu1=None), "relu1 is None; it must be an object"),
+    "sites in a list": (lambda t: t.update(activations=[1]), "damaged.json is damaged"),
+    "a channel too few": (lambda t: t["weights"]["conv1"].pop(), "7 weight scales for layer conv1.* 8 channels"),
+    "a negative weight scale": (lambda t: t["weights"]["conv1"].append(-1), "weight scales of conv1 must be"),
+    "a weight scale that is a text": (lambda t: t["weights"]["conv1"].append("a"), "weight scales of conv1 must be"),
+    "one number for all channels": (lambda t: t["weights"].update(conv1=0.1), "weight scales of conv1 must be a list"),
+    "bits": (lambda t: t["config"].update(bits=9), "bits is 9; use 7 or 8"),
+    "a method of the future": (lambda t: t["config"].update(method="new"), "method is 'new'; use one of"),
+    "an unknown setting": (lambda t: t["config"].update(speed=1), r"config .* unknown \['speed'\]"),
+    "a skipped layer that was not": (lambda t: t["config"].update(skip="conv2"), "have unknown .*'conv2'"),
+    "no settings": (lambda t: t.pop("config"), "damaged.json is damaged: it has no 'config'"),
+    "a model that is a number": (lambda t: t.update(model=3), "model is 3; it must be a text"),
+    "a bias that is a text": (lambda t: t.update(biases={"conv1": ["a"]}), "biases of conv1 must be a list"),
+    "a rounding that is no text": (lambda t: t.update(rounding={"conv1": 7}), "rounding of conv1 is not one"),
+    "a rounding that unpacks without end": (lambda t: t.update(rounding={"conv1": BOMB}), "rounding of conv1 is"),
+    "the weights of another model": (lambda t: t.update(model="0" * 64), "made for another model"),
+}  # fmt: skip
+
+
+def site(table):
+    return table["activations"]["relu1"]
 
 
 #: name -> (command, what the message must say, exit code)
@@ -65,61 +132,343 @@ CASES = {
                                 "easyquant -table=table.json, llvm"], "made for another model", 4),
     "damaged table": (["compile", "net.onnx", "-o", "n.tar", "--target", "easyquant -table=damaged.json, llvm"],
                       "damaged.json is not JSON", 4),
+    "no table named": (compile_with(""), "an option has no value after its =", 4),
     "unknown target option": (["compile", "net.onnx", "-o", "n.tar", "--target",
                                "easyquant -tabel=table.json -table=table.json, llvm"], r"no option \['tabel'\]", 4),
     "not a CPU": (["compile", "net.onnx", "-o", "n.tar", "--target", "easyquant -table=table.json, c"],
                   "target 'c' is not a CPU", 4),
+    "truncated model": (quantize(model="half.onnx"), "half.onnx is not an ONNX file, or a damaged one", 4),
+    "all but the last byte": (quantize(model="almost.onnx"), "almost.onnx is not an ONNX file", 4),
+    "opset of the future": (quantize(model="opset99.onnx"), "opset 99; 7 to [0-9]+ can be read.*version_converter", 4),
+    "opset of the past": (quantize(model="opset3.onnx"), "has opset 3;", 4),
+    "float16 model": (quantize(model="float16.onnx"), "input x is FLOAT16; export the model with float32", 4),
+    "NaN in the weights": (quantize(model="nan.onnx"), "node conv1: its weights hold NaN", 4),
+    "a tensor nobody makes": (quantize(model="dangling.onnx"), "cannot import dangling.onnx.*'nowhere'", 4),
+    "external weights missing": (quantize(model="external.onnx"), "weights of external.onnx cannot be read.*w.bin", 4),
+    "external weights elsewhere": (quantize(model="outside.onnx"), "weights of outside.onnx cannot be read", 4),
+    "batch 0": ([*Q, "--batch", "0"], "batch is 0; use 1 or more", 4),
+    "NHWC images": (quantize(calibration="nhwc.npz"), "it is NHWC; transpose it to NCHW", 4),
+    "infinity": (quantize(calibration="infinity.npz"), "sample 1: x holds NaN or infinity", 4),
+    "float64 beyond float32": (quantize(calibration="huge.npz"), "x holds NaN or infinity", 4),
+    "truncated .npz": (quantize(calibration="truncated.npz"), "cannot read truncated.npz", 4),
+    "damaged .npz": (quantize(calibration="flipped.npz"), "cannot read flipped.npz: Bad CRC", 4),
+    "pickle in an .npz": (quantize(calibration="pickle.npz"), "pickled Python objects, which are never loaded", 4),
+    "pickle named .npz": (quantize(calibration="raw.npz"), "pickled Python objects, which are never loaded", 4),
+    "pickle in an .npy": (quantize(calibration="pickles"), "pickled Python objects, which are never loaded", 4),
+    "output is the model": (quantize(output="net.onnx"), "net.onnx: it is also an input and would be lost", 4),
+    "output is the data": (quantize(output="images.npz"), "images.npz: it is also an input", 4),
+    "output is a folder": (quantize(output="folder"), "cannot write folder: it is a folder", 4),
+    "compile: dynamic shape": (compile_with(model="dynamic.onnx"), "x has a dynamic shape.*--input-shapes", 4),
+    "tvmc's compile: dynamic shape": (["compile", "dynamic.onnx", "-o", "n.tar", "--target", "llvm"],
+                                      "x has the dynamic shape.*--input-shapes", 4),
+    "compile: truncated model": (compile_with(model="half.onnx"), "half.onnx is not an ONNX file", 4),
+    "compile: unwritable": (compile_with(output="no/n.tar"), "cannot write no/n.tar", 4),
+    "compile: over the model": (compile_with(output="net.onnx"), "it is also an input and would be lost", 4),
+    "compile: no tuning log": ([*compile_with(), "--tuning-records", "no.log"], "there is no file no.log", 4),
+    "compile: log of another CPU": ([*compile_with(), "--tuning-records", "cpu.log"],
+                                    "cpu.log was measured for -mcpu skylake, the target is llvm.*tune on this CPU", 4),
+    "plan: log of another CPU": (["plan", "net.onnx", "--table", "table.json", "--tuning-records", "cpu.log",
+                                  "--target", "llvm -mcpu=core-avx2"], "cpu.log was measured for -mcpu skylake", 4),
+    "a pickle for a table": (compile_with("pickle.json"), "cannot read the scale table pickle.json", 4),
+    "a table nested without end": (compile_with("deep.json"), "deep.json is not JSON", 4),
+    "an empty table": (compile_with("empty.onnx"), "empty.onnx is not JSON", 4),
+    "a table that is a list": (compile_with("list.json"), "list.json is not a tvm_easyquant scale table", 4),
+    "run: no archive": (run_with("no.tar"), "no.tar does not exist", 4),
+    "run: text": (run_with("text.onnx"), "Could not read model from archive text.onnx", 4),
+    "run: an archive of something else": (run_with("other.tar"), "Couldn't find exported library", 4),
+    "run: a member that climbs out": (run_with("climbs.tar"), "member '../../stolen' would leave the folder", 4),
+    "run: an absolute member": (run_with("absolute.tar"), "member '.*stolen' would leave the folder", 4),
+    "run: a link": (run_with("link.tar"), "member 'mod.so' would leave the folder", 4),
+    "run: a pickle": (run_with(inputs="pickle.npz"), "--inputs: .*pickled Python objects, which are never loaded", 4),
+    "run: truncated inputs": (run_with(inputs="truncated.npz"), "--inputs: cannot read truncated.npz", 4),
+    "run: one array": (run_with(inputs="pickles/0.npy"), "--inputs: cannot read pickles/0.npy", 4),
     "unknown mcpu": (["compile", "net.onnx", "-o", "n.tar", "--target",
                       "easyquant -table=table.json, llvm -mcpu=core-avx9"], "knows no -mcpu=core-avx9", 4),
 }  # fmt: skip
+
+
+class Evil:
+    """Unpickling it leaves a file behind."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("unpickled",))
+
+
+def archive(path, name, kind=tarfile.REGTYPE):
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "net.onnx"
+        tar.addfile(member, io.BytesIO())
+
+
+def spoilt(change, **options):
+    """The small network with one thing wrong."""
+    model = networks.small_onnx(**options)
+    change(model)
+    return model
+
+
+def external(model, location):
+    weights = next(t for t in model.graph.initializer if t.name == "w1")
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=location)
+
+
+def nan_weight(model):
+    weights = next(t for t in model.graph.initializer if t.name == "w1")
+    array = onnx.numpy_helper.to_array(weights).copy()
+    array[0, 0, 0, 0] = np.nan
+    weights.CopyFrom(onnx.numpy_helper.from_array(array, "w1"))
+
+
+MODELS = {
+    "net": lambda m: None,
+    "dynamic": lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[2], "dim_param", "height"),
+    "unknown": lambda m: setattr(m.graph.node[0], "op_type", "NoSuchOp"),
+    "opset99": lambda m: setattr(m.opset_import[0], "version", 99),
+    "opset3": lambda m: setattr(m.opset_import[0], "version", 3),
+    "float16": lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", onnx.TensorProto.FLOAT16),
+    "nan": nan_weight,
+    "dangling": lambda m: m.graph.node[1].input.__setitem__(0, "nowhere"),
+    "external": lambda m: external(m, "w.bin"),
+    "outside": lambda m: external(m, "../../../etc/passwd"),
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad")
     images = np.zeros((2, 3, 8, 8), np.float32) + np.arange(8, dtype=np.float32)
-    onnx.save(networks.small_onnx(), folder / "net.onnx")
+    for name, change in MODELS.items():
+        (folder / f"{name}.onnx").write_bytes(spoilt(change).SerializeToString())
     onnx.save(networks.small_onnx(seed=1), folder / "other.onnx")
     dims = {"x": [1, 3, 8, 8]}
     relu = networks.onnx_model([("Relu", ["x"], ["y"], "r", {})], dims, {"y": [1, 3, 8, 8]}, {})
     onnx.save(relu, folder / "relu.onnx")
-    dynamic = networks.small_onnx()
-    dynamic.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
-    onnx.save(dynamic, folder / "dynamic.onnx")
-    unknown = networks.small_onnx()
-    unknown.graph.node[0].op_type = "NoSuchOp"
-    onnx.save(unknown, folder / "unknown.onnx")
+    whole = (folder / "net.onnx").read_bytes()
+    (folder / "half.onnx").write_bytes(whole[: len(whole) // 2])
+    (folder / "almost.onnx").write_bytes(whole[:-1])
     (folder / "text.onnx").write_text("this is no network")
     (folder / "empty.onnx").write_text("")
     (folder / "text.npz").write_text("this is no archive")
     (folder / "damaged.json").write_text("{")
+    (folder / "list.json").write_text("[1]")
+    (folder / "deep.json").write_text("[" * 100_000)
+    (folder / "pickle.json").write_bytes(pickle.dumps(Evil()))
+    (folder / "raw.npz").write_bytes(pickle.dumps(Evil()))
     (folder / "out.json.search").write_text("{")
     (folder / "folder").mkdir()
+    (folder / "pickles").mkdir()
+    evil = np.array([Evil()], object)
+    np.save(folder / "pickles" / "0.npy", evil, allow_pickle=True)
     arrays = {
         "images": dict(x=images), "none": dict(x=images[:0]), "nan": dict(x=NAN), "names": dict(a=images, b=images),
         "shape": dict(x=np.zeros((2, 3, 9, 9), np.float32)), "bytes": dict(x=images.astype(np.uint8)),
+        "nhwc": dict(x=images.transpose(0, 2, 3, 1)), "huge": dict(x=images.astype(np.float64) * 1e300),
+        "infinity": dict(x=np.concatenate([images[:1], np.full_like(images[:1], np.inf)])), "pickle": dict(x=evil),
     }  # fmt: skip
     for name, values in arrays.items():
         np.savez(folder / f"{name}.npz", **values)
+    whole = bytearray((folder / "images.npz").read_bytes())
+    (folder / "truncated.npz").write_bytes(whole[: len(whole) // 2])
+    whole[300] ^= 1
+    (folder / "flipped.npz").write_bytes(whole)
+    archive(folder / "other.tar", "readme.txt")
+    archive(folder / "climbs.tar", "../../stolen")
+    archive(folder / "absolute.tar", str(folder / "stolen"))
+    archive(folder / "link.tar", "mod.so", tarfile.SYMTYPE)
+    (folder / "cpu.log").write_text(RECORD)
     made = tvmc("quantize", "net.onnx", "--calibration", "images.npz", "-o", "table.json", "--method",
                 "minmax", cwd=folder)  # fmt: skip
     assert made.returncode == 0, made.stderr
     return folder
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_mistake_is_named_and_leaves_nothing_behind(folder, name):
-    import re
+def mistake(folder, monkeypatch, capfd, command, message, code=4):
+    """Run a command line in this process: its answer, and what it leaves behind."""
+    monkeypatch.chdir(folder)
+    before = contents(folder)
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert cli.run(command) == code
+    out, err = capfd.readouterr()
+    assert re.search(message, err), err
+    assert "Traceback" not in err + out
+    assert len([line for line in err.splitlines() if line.strip()]) <= 2, err
+    assert contents(folder) == before
 
-    command, message, code = CASES[name]
-    before = sorted(p.name for p in folder.iterdir())
-    result = tvmc(*command, cwd=folder)
-    assert result.returncode == code, result.stdout + result.stderr
-    assert re.search(message, result.stderr), result.stderr
-    assert "Traceback" not in result.stderr + result.stdout
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) <= 2, result.stderr
-    assert sorted(p.name for p in folder.iterdir()) == before
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_is_named_and_leaves_nothing_behind(folder, monkeypatch, capfd, name):
+    mistake(folder, monkeypatch, capfd, *CASES[name])
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_table_edited_wrongly_is_refused(folder, monkeypatch, capfd, name):
+    change, message = EDITS[name]
+    table = json.loads((folder / "table.json").read_text())
+    change(table)
+    (folder / "damaged.json").write_text(json.dumps(table))
+    try:
+        mistake(folder, monkeypatch, capfd, compile_with("damaged.json"), message)
+    finally:
+        (folder / "damaged.json").write_text("{")
+
+
+def test_the_table_that_the_edits_spoil_is_good(folder):
+    """Otherwise the test above could pass without its edits."""
+    from tvm_easyquant import ScaleTable
+    from tvm_easyquant.relay_frontend import load_onnx
+
+    ScaleTable.load(folder / "table.json").check(load_onnx(folder / "net.onnx"))
+
+
+def test_the_exit_code_reaches_the_shell(folder):
+    result = tvmc("quantize", "no.onnx", "--calibration", "images.npz", cwd=folder)
+    assert result.returncode == 4 and result.stderr == "error: there is no file no.onnx\n"
+
+
+@pytest.mark.linker
+def test_mistakes_at_the_compiled_network(folder, tmp_path, monkeypatch, capfd):
+    images = np.load(folder / "images.npz")["x"]
+    assert (
+        tvmc(*compile_with(folder / "table.json", folder / "net.onnx", "good.tar"), cwd=tmp_path).returncode
+        == 0
+    )
+    whole = (tmp_path / "good.tar").read_bytes()
+    (tmp_path / "half.tar").write_bytes(whole[: len(whole) // 2])
+    for name, arrays in {
+        "good": dict(x=images[:1]), "name": dict(y=images[:1]), "two": dict(x=images),
+        "nhwc": dict(x=images[:1].transpose(0, 2, 3, 1)), "bytes": dict(x=images[:1].astype(np.uint8)),
+    }.items():  # fmt: skip
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    assert tvmc(*run_with(inputs="good.npz"), "-o", "out.npz", cwd=tmp_path).returncode == 0
+    assert sorted(np.load(tmp_path / "out.npz")) == ["output_0"]
+    for command, message in (
+        (run_with("half.tar", "good.npz"), "Could not read model from archive half.tar"),
+        (run_with(inputs="name.npz"), r"'y' is not in the graph.*\['x'\]"),
+        (
+            run_with(inputs="two.npz"),
+            r"x is float32 \(2, 3, 8, 8\), the network takes float32 \(1, 3, 8, 8\)",
+        ),
+        (run_with(inputs="nhwc.npz"), "it is NHWC; transpose it to NCHW"),
+        (run_with(inputs="bytes.npz"), "x is uint8"),
+        (run_with(inputs="no.npz"), "no.npz"),
+        (run_with("good.tar", "good.npz", "-o", "no/out.npz"), "cannot write no/out.npz"),
+        (run_with("good.tar", "good.npz", "-o", "good.npz"), "it is also an input"),
+        (run_with("good.tar", "good.npz", "--device", "cuda"), "without --device cuda; use cpu"),
+    ):
+        mistake(tmp_path, monkeypatch, capfd, command, message)
+
+
+# -- the disk
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if not hasattr(os, "geteuid") or os.geteuid() or shutil.which("mount") is None:
+        pytest.skip("mounting a small tmpfs needs root and mount")
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.linker
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(folder, small_disk, monkeypatch, capfd):
+    (small_disk / "old.tar").write_text("an older result")
+    tar = [str(folder / "table.json"), str(folder / "net.onnx"), str(small_disk / "old.tar")]
+    mistake(
+        small_disk,
+        monkeypatch,
+        capfd,
+        compile_with(*tar),
+        "cannot write .*old.tar: No space left on device",
+    )
+    (small_disk / "filler").write_bytes(bytes(56 * 1024))
+    model, data = str(folder / "net.onnx"), str(folder / "images.npz")
+    for extra in ([], ["--resume"], ["--module-out", "module.json"]):
+        command = [
+            *quantize(model=model, calibration=data, output="out.json"),
+            "--method",
+            "minmax",
+            *extra,
+        ]
+        if not extra:
+            (small_disk / "rest").write_bytes(bytes(4 * 1024))  # not a page is left
+        mistake(small_disk, monkeypatch, capfd, command, "cannot write .*: No space left on device")
+
+
+# -- kill -9
+
+KILLED = """
+import os, signal, sys
+from tvm_easyquant import files
+
+at, when, *command = sys.argv[1:]
+calls, replace = [], os.replace
+
+def dying(source, target):
+    calls.append(target)
+    if len(calls) == int(at) and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+    if len(calls) == int(at) and when == "after":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+files.os.replace = dying
+if command:
+    from tvm_easyquant import cli
+    sys.exit(cli.run(command))
+import networks
+from tvm_easyquant import calibrate, search, sites
+from tvm_easyquant.numerics import QuantConfig
+graph, images = networks.residual(size=6)
+plan, config = sites.plan(graph, ()), QuantConfig(grid=4, search_images=2)
+found = calibrate.calibrate(graph, plan, images, config)
+search.search(graph, plan, found, config, checkpoint="out.json.search").save("out.json")
+"""
+
+
+def killed_and_resumed(folder, points, *command):
+    """kill -9 at each (number of the write, before or after its rename), then once more to the end."""
+
+    def run(at, when):
+        script = [sys.executable, "-W", "ignore", "-c", KILLED, str(at), when, *map(str, command)]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.run(script, cwd=folder, capture_output=True, text=True, env=env)
+
+    result = folder / "out.json"
+    whole = run(0, "never")
+    assert whole.returncode == 0, whole.stderr
+    expected = result.read_bytes()
+    for at, when in points:
+        result.unlink()
+        assert run(at, when).returncode == -signal.SIGKILL
+        assert not result.exists() or result.read_bytes() == expected
+        assert run(0, "never").returncode == 0
+        assert [p.name for p in folder.iterdir()] == ["out.json"]  # nor a temporary file
+        assert result.read_bytes() == expected
+
+
+def test_a_search_killed_at_any_write_is_resumed_to_the_same_bytes(tmp_path):
+    killed_and_resumed(tmp_path, [(1, "before"), (1, "after"), (5, "before"), (9, "after"), (14, "before")])
+
+
+def test_quantize_killed_is_resumed_to_the_same_bytes(folder, tmp_path):
+    command = [*quantize(model=folder / "net.onnx", calibration=folder / "images.npz"), "--resume"]
+    killed_and_resumed(tmp_path, [(4, "after"), (7, "before")], *command)
 
 
 def test_wrong_inputs_at_run_time_are_named():

@@ -222,7 +222,7 @@ def test_a_table_that_does_not_fit_lists_both_sides():
         (lambda d: d.update(version=99), "version 99"),
         (lambda d: d.pop("weights"), "damaged"),
         (lambda d: d["config"].update(bits=5), "damaged: bits is 5"),
-        (lambda d: d["activations"]["image"].update(scale=-1), "damaged: a scale is -1"),
+        (lambda d: d["activations"]["image"].update(scale=-1), "damaged: .*a scale is -1"),
         (lambda d: d["weights"].update(stem=[0.0]), "damaged.*stem"),
     ],
 )

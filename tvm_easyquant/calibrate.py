@@ -14,7 +14,7 @@ from itertools import count
 import numpy as np
 
 from . import histogram as _histogram
-from .graph import Graph, GraphError, model_shape, run
+from .graph import Graph, GraphError, layout_hint, model_shape, run
 from .histogram import Histogram
 from .numerics import QuantConfig, Scale, scale_for, steps, weight_scales
 from .scale_table import ScaleTable
@@ -150,7 +150,10 @@ def _pieces(item, graph, number):
         if array.shape == shape[1:]:
             array = array[None]
         if array.ndim != len(shape) or array.shape[1:] != shape[1:]:
-            raise CalibrationError(f"{what}: {name} has shape {array.shape}, the model takes {shape}")
+            raise CalibrationError(
+                f"{what}: {name} has shape {array.shape}, the model takes {shape}"
+                f"{layout_hint(array.shape, shape)}"
+            )
         if array.shape[0] % shape[0]:
             raise CalibrationError(
                 f"{what}: {name} holds {array.shape[0]} samples, not a multiple of the model's "

@@ -8,7 +8,6 @@ Each ``cli_*.py`` holds the verbs of one subject and adds them in ``add(subparse
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import logging
@@ -17,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from unittest import mock
 
+from . import cli_checks
 from .cli_common import INTERRUPTED, MISSING_PACKAGE, USER_ERROR, fail, is_users, missing, one_line
 
 VERBS = (
@@ -42,14 +42,15 @@ def _add_verbs(subparsers, main_parser, json_params):
 
 
 @contextlib.contextmanager
-def _plugged_in() -> Iterator[None]:
-    """tvmc with our verbs and our target, and without its look-ups of schedules to download."""
+def _plugged_in(records: str | None = None) -> Iterator[None]:
+    """tvmc with our verbs, our target and our checks, and without its look-ups of schedules to download."""
     from tvm.driver.tvmc import autotuner, compiler, composite_target
     from tvm.driver.tvmc import main as tvmc
+    from tvm.driver.tvmc import target as tvmc_target
 
-    from .cli_target import Pipeline
+    from .cli_target import Pipeline, tokens
 
-    pipeline = Pipeline()
+    pipeline = Pipeline(records)
     codegen = {
         "config_key": None,
         "pass_default": False,
@@ -61,10 +62,12 @@ def _plugged_in() -> Iterator[None]:
         parsers = [*tvmc.REGISTERED_PARSER, _add_verbs]
         enter(mock.patch.object(tvmc, "REGISTERED_PARSER", parsers))
         enter(mock.patch.dict(composite_target.REGISTERED_CODEGEN, easyquant=codegen))
+        enter(mock.patch.object(tvmc_target, "tokenize_target", tokens(tvmc_target.tokenize_target)))
         for module in (compiler, autotuner):
             watched = pipeline.watching(module.target_from_cli)
             enter(mock.patch.object(module, "target_from_cli", watched))
         enter(mock.patch.dict(os.environ, {"TOPHUB_LOCATION": os.environ.get("TOPHUB_LOCATION", "NONE")}))
+        enter(cli_checks.patches())
         # "One or more operators have not been tuned": ours need not be
         enter(mock.patch.object(logging.getLogger("autotvm"), "level", logging.ERROR))
         yield
@@ -93,28 +96,17 @@ def _of_linking(error: BaseException) -> str | None:
     return None
 
 
-def _check_records(argv: Sequence[str]) -> None:
-    """Refuse a damaged ``--tuning-records`` file here: TVM's own reader ends in a traceback."""
-    from .relay_tune import read_log
-
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--tuning-records")
-    known, _ = parser.parse_known_args([a for a in argv if a != "-h"])
-    if known.tuning_records:
-        read_log(known.tuning_records)
-
-
 def run(argv: Sequence[str]) -> int:
     """Run one command line; returns its exit code."""
     try:
         from . import host  # noqa: F401  says what to install if there is no TVM
 
-        with _plugged_in():
+        with _plugged_in(cli_checks.option(argv, "--tuning-records")):
             from tvm.driver.tvmc import TVMCException
             from tvm.driver.tvmc import main as tvmc
 
             try:
-                _check_records(argv)
+                cli_checks.check_before(argv)
                 return tvmc._main(list(argv))
             except ValueError as error:
                 if not is_users(error):
@@ -126,16 +118,17 @@ def run(argv: Sequence[str]) -> int:
         return missing(error)
     except OSError as error:  # tvmc leaves these to Python
         return fail(USER_ERROR, _of_linking(error) or one_line(error))
-    except TypeError:  # tvmc's ``compile`` calls None if it finds no compiler to link with
-        from tvm.contrib.cc import get_cc
-
-        if get_cc() is not None:
-            raise
-        return fail(MISSING_PACKAGE, "no C++ compiler to link the result: install g++, or set CXX to one")
     except Exception as error:
-        if _of_linking(error) is None:
+        if isinstance(error, TypeError):  # tvmc's compile calls None if it finds no compiler to link with
+            from tvm.contrib.cc import get_cc
+
+            if get_cc() is None:
+                no_compiler = "no C++ compiler to link the result: install g++, or set CXX to one"
+                return fail(MISSING_PACKAGE, no_compiler)
+        message = _of_linking(error) or cli_checks.explain(argv, error)
+        if message is None:
             raise
-        return fail(USER_ERROR, _of_linking(error))
+        return fail(USER_ERROR, message)
     except KeyboardInterrupt:
         return fail(INTERRUPTED, "interrupted; a search begun with --resume goes on from there")
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from math import isfinite
-from pathlib import Path
 
+from .files import writable as writable  # for the verbs
 from .progress import Bar
 
 USER_ERROR, MISSING_PACKAGE, INTERRUPTED = 4, 5, 130  # the first two are tvmc's own exit codes
@@ -138,16 +137,6 @@ def plain(value):
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def writable(path: str) -> Path:
-    """The resolved path of an output, checked before the work and not after it."""
-    whole = Path(path).resolve()
-    if whole.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder")
-    if not (whole.parent.is_dir() and os.access(whole.parent, os.W_OK)):
-        raise UserError(f"cannot write {path}: {whole.parent} is not a folder that can be written to")
-    return whole
 
 
 def _shapes(text: str | None):

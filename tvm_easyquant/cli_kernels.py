@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
-from .cli_common import UserError, add_model, add_verb, load_graph, print_json, writable
+from .cli_common import UserError, add_model, add_verb, load_graph, print_json
+from .files import writable
 from .progress import Bar
 
 EXAMPLES = """\
@@ -65,24 +65,20 @@ def _module(args):
     return pipeline.apply(load_graph(args), table), target
 
 
-def history(path):
-    """The records of a log as a context; a damaged log is refused before TVM reads it."""
+def history(path, target):
+    """The records of a log as a context; a damaged log, or one of another CPU, is refused."""
     from tvm import autotvm
 
-    from .relay_tune import TuneError, read_log
+    from .relay_tune import records_for
 
-    if path is None:
-        return contextlib.nullcontext()
-    if not os.path.exists(path):
-        raise TuneError(f"--tuning-records: there is no file {path}")
-    return autotvm.apply_history_best(read_log(path))
+    return autotvm.apply_history_best(records_for(path, target)) if path else contextlib.nullcontext()
 
 
 def _plan(args) -> int:
     from .relay_tune import layer_plans, untuned
 
     module, target = _module(args)
-    with history(args.tuning_records):
+    with history(args.tuning_records, target):
         layers = layer_plans(module, target)
         without, count = untuned(module, target)
     rows = [
@@ -115,7 +111,7 @@ def _plan(args) -> int:
 def _tune(args) -> int:
     from .relay_tune import check_tracker, tune
 
-    writable(args.output)
+    writable(args.output, inputs=(args.FILE, args.table))
     runner = None
     if args.rpc_tracker or args.rpc_key:
         host, _, port = (args.rpc_tracker or "").rpartition(":")

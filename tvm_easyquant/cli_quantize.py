@@ -15,8 +15,8 @@ from .cli_common import (
     print_json,
     progress_bar,
     warn,
-    writable,
 )
+from .files import writable
 from .progress import peak_memory_gib
 
 EXAMPLES = """\
@@ -77,7 +77,8 @@ def _quantize(args) -> int:
     if not args.dry_run:
         if data is None:
             raise UserError("quantize needs --calibration FILE.npz, FOLDER or module:function")
-        outputs = [writable(path) for path in (args.output, args.module_out) if path]
+        inputs = (args.FILE, args.calibration)
+        outputs = [writable(path, inputs) for path in (args.output, args.module_out) if path]
         if len(set(outputs)) < len(outputs):
             raise UserError(f"--output and --module-out both name {args.output}")
     graph = load_graph(args)

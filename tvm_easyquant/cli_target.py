@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 from .cli_common import UserError, is_users, last_line, one_line
+
+
+def tokens(theirs):
+    """tvmc's ``tokenize_target``, which stops at a slash, made to take any path after ``-table=``."""
+
+    def tokenize(target):
+        found, at = [], 0
+        for table in re.finditer(r"""-table=("[^"]+"|'[^']+'|[^\s,"']+)""", target):
+            found += [*theirs(target[at : table.start()]), table[0]]
+            at = table.end()
+        return [*found, *theirs(target[at:])]
+
+    return tokenize
 
 
 class Pipeline:
@@ -12,8 +27,9 @@ class Pipeline:
     reads it (options such as ``--target-llvm-mcpu`` and those of ``--config`` included).
     """
 
-    def __init__(self):
-        self.target = None
+    def __init__(self, records: str | None = None):
+        """records: the file of ``--tuning-records``, which must be of the target's CPU."""
+        self.target, self.records = None, records
 
     def watching(self, target_from_cli):
         """tvmc's ``target_from_cli``, taking note of the target; an unknown one is tvmc's own error."""
@@ -24,6 +40,8 @@ class Pipeline:
                 found = target_from_cli(target, additional_target_options)
             except ValueError as error:
                 raise TVMCException(f"target {target!r}: {last_line(error)}") from None
+            except IndexError:  # tvmc's own parser of options
+                raise TVMCException(f"target {target!r}: an option has no value after its =") from None
             self.target = found[0]
             return found
 
@@ -37,6 +55,7 @@ class Pipeline:
         from .host import tvm
         from .relay_build import cpu_target
         from .relay_pass import EasyQuant
+        from .relay_tune import records_for
         from .scale_table import ScaleTable
 
         try:
@@ -46,6 +65,8 @@ class Pipeline:
             if unknown:
                 raise UserError(f"target easyquant has no option {unknown}; it takes -table=FILE")
             target = cpu_target(self.target)
+            if self.records is not None:
+                records_for(self.records, target)
             table = ScaleTable.load(options["table"])
             passes = [EasyQuant(table, params=params), LowerInteger(target)]
             return tvm.transform.Sequential(passes)(mod)

@@ -4,28 +4,76 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+
+class WriteError(OSError):
+    """A file cannot be written; the message names it and says why."""
+
+
+def writable(path: str | os.PathLike, inputs: Sequence[str | os.PathLike] = ()) -> Path:
+    """The resolved path of an output, checked before the work and not after it.
+
+    Raises WriteError if it cannot be written, or is one of the ``inputs``, which it would overwrite.
+    """
+    whole = Path(path).resolve()
+    if whole.is_dir():
+        raise WriteError(f"cannot write {path}: it is a folder")
+    if not (whole.parent.is_dir() and os.access(whole.parent, os.W_OK)):
+        raise WriteError(f"cannot write {path}: {whole.parent} is not a folder that can be written to")
+    if any(whole == Path(name).resolve() for name in inputs):
+        raise WriteError(f"cannot write {path}: it is also an input and would be lost; name another file")
+    return whole
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside ``path``; renamed onto it when the block ends without an error."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent or "."
-    )
-    os.close(handle)
+    """A temporary path beside ``path``; renamed onto it when the block ends without an error.
+
+    What a killed run left of such a file is removed. Raises WriteError, which names ``path``.
+    """
+    path, temporary = Path(path), None
+    folder = path.parent or Path(".")
     try:
+        _remove_leftovers(folder, path.name)
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{path.name}.{os.getpid()}.", suffix=path.suffix, dir=folder
+        )
+        os.close(handle)
         yield Path(temporary)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, WriteError) and error.errno is not None:
+            raise WriteError(f"cannot write {path}: {error.strerror}") from error
         raise
+
+
+def _remove_leftovers(folder: Path, name: str) -> None:
+    """Remove temporary files for ``name`` whose process is gone (killed with no chance to tidy up)."""
+    pattern = re.compile(rf"\.{re.escape(name)}\.(\d+)\.")
+    for entry in os.listdir(folder):
+        found = pattern.match(entry)
+        if found and not _alive(int(found[1])):
+            with contextlib.suppress(OSError):
+                os.unlink(folder / entry)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

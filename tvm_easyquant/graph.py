@@ -11,7 +11,7 @@ already folded into the convolution or dense node before them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from types import MappingProxyType
@@ -72,6 +72,9 @@ class Node:
     def __post_init__(self):
         if set(self.attrs) != set(OPS[self.op]):
             raise GraphError(f"node {self.name}: {self.op} takes attributes {OPS[self.op]}")
+        for what, array in (("weights", self.weight), ("bias", self.bias)):
+            if array is not None and not np.isfinite(array).all():
+                raise GraphError(f"node {self.name}: its {what} hold NaN or infinity; export it again")
         object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
 
     @property
@@ -173,6 +176,13 @@ def model_shape(node: Node) -> tuple[int, ...]:
         return tuple(node.shape)
     n, h, w, c = node.shape
     return (n, c, h, w)
+
+
+def layout_hint(have: Sequence[int], want: Sequence[int]) -> str:
+    """What to do about an image in the order NHWC where NCHW is wanted; else nothing."""
+    if len(have) == len(want) == 4 and (have[3], have[1], have[2]) == tuple(want[1:]):
+        return ": it is NHWC; transpose it to NCHW with array.transpose(0, 3, 1, 2)"
+    return ""
 
 
 def to_nhwc(array: np.ndarray) -> np.ndarray:

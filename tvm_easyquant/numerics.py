@@ -92,7 +92,8 @@ class QuantConfig:
     layer_bits: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self):
-        each, skip = dict(self.layer_bits), tuple(self.skip)
+        each = dict(self.layer_bits)
+        skip = (self.skip,) if isinstance(self.skip, str) else tuple(self.skip)
         if isinstance(self.bits, Mapping):
             chosen = dict(self.bits)
             object.__setattr__(self, "bits", chosen.pop("*", 7))
@@ -107,8 +108,9 @@ class QuantConfig:
         if self.method not in METHODS:
             raise ConfigError(f"method is {self.method!r}; use one of {', '.join(METHODS)}")
         for name in ("search_images", "grid", "rounds"):
-            if int(getattr(self, name)) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; use 1 or more")
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; use a whole number, 1 or more")
         if not 0 < self.alpha <= 1 <= self.beta:
             raise ConfigError(f"alpha {self.alpha} and beta {self.beta} must enclose 1")
         if not 0 < self.percentile <= 100:

@@ -22,7 +22,9 @@ class TargetError(ValueError):
 
 def host_target() -> str:
     """A target string for the CPU this runs on."""
-    cpu = tvm.target.codegen.llvm_get_system_cpu() if hasattr(tvm.target, "codegen") else ""
+    from tvm.target.codegen import llvm_get_system_cpu  # a module that ``import tvm`` may leave out
+
+    cpu = llvm_get_system_cpu()
     return f"llvm -mcpu={cpu}" if cpu else "llvm"
 
 

@@ -7,6 +7,7 @@ importer leaves in ``call.span``; they are read here, before any Relay pass can 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from .graph import Graph, GraphError, Node, to_nchw, to_nhwc
 from .host import BUILD_CONFIG, no_tophub, relay, tvm
 
 OUTPUT_NAMES = "output_names"  # attribute of a module: what the model it came from calls its outputs
+OLDEST_OPSET = 7  # before it, broadcasting was an attribute
 
 
 class LoadError(ValueError):
@@ -93,6 +95,27 @@ def import_model(
 
 def import_onnx(model, input_shapes=None, batch: int = 1):
     """The float Relay module of an ONNX model, params bound; arguments and errors of `load_onnx`."""
+    if batch < 1:
+        raise LoadError(f"batch is {batch}; use 1 or more")
+    model, name = _read_onnx(model)
+    shapes = _input_shapes(model, dict(input_shapes or {}), batch, name)
+    try:
+        module, params = relay.frontend.from_onnx(model, shapes, freeze_params=True)
+    except Exception as error:  # the importer raises several unrelated types
+        raise LoadError(f"TVM cannot import {name}: {_why_not(model, error)}") from None
+    module = tvm.IRModule.from_expr(relay.build_module.bind_params_by_name(module["main"], params))
+    return module.with_attr(OUTPUT_NAMES, [value.name for value in model.graph.output])
+
+
+def check_onnx(path: str | os.PathLike, fixed: bool = False) -> None:
+    """LoadError if the file is no readable ONNX model, or, unless ``fixed``, has a dynamic shape."""
+    model, name = _read_onnx(path)
+    if not fixed:
+        _input_shapes(model, {}, 1, name)
+
+
+def _read_onnx(model):
+    """The ModelProto of a path (or the one given) and its name; LoadError if it is not one to import."""
     import onnx
 
     name = "model"
@@ -103,23 +126,47 @@ def import_onnx(model, input_shapes=None, batch: int = 1):
             known = model.graph.node and model.opset_import
         except FileNotFoundError:
             raise LoadError(f"there is no file {os.fspath(model)}") from None
+        except onnx.checker.ValidationError as error:  # external data
+            raise LoadError(f"the weights of {name} cannot be read: {_last_line(error)}") from None
         except Exception as error:
-            raise LoadError(f"{name} is not an ONNX file ({_last_line(error)})") from None
+            raise LoadError(f"{name} is not an ONNX file, or a damaged one ({_last_line(error)})") from None
         if not known:
             raise LoadError(f"{name} is not an ONNX file (it holds no graph)")
-    shapes = _input_shapes(model, dict(input_shapes or {}), batch, name)
-    try:
-        module, params = relay.frontend.from_onnx(model, shapes, freeze_params=True)
-    except Exception as error:  # the importer raises several unrelated types
-        raise LoadError(f"TVM cannot import {name}: {_last_line(error)}") from None
-    module = tvm.IRModule.from_expr(relay.build_module.bind_params_by_name(module["main"], params))
-    return module.with_attr(OUTPUT_NAMES, [value.name for value in model.graph.output])
+    newest = onnx.defs.onnx_opset_version()
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx") and not OLDEST_OPSET <= opset.version <= newest:
+            raise LoadError(
+                f"{name} has opset {opset.version}; {OLDEST_OPSET} to {newest} can be read: export it with "
+                "opset 17, or convert it with onnx.version_converter"
+            )
+    return model, name
 
 
 def _stem(model) -> str:
     if not isinstance(model, (str, os.PathLike)):
         return "model"
     return os.path.splitext(os.path.basename(os.fspath(model)))[0]
+
+
+def _why_not(model, error) -> str:
+    """Why TVM's importer gave up, in a line; a bare KeyError of its own says too little."""
+    import onnx
+
+    if isinstance(error, KeyError):
+        with contextlib.suppress(Exception):
+            try:
+                onnx.checker.check_model(model)
+            except onnx.checker.ValidationError as found:
+                return " ".join(str(found).split("==>")[0].split())
+    kinds = {
+        value.name: onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+        for value in model.graph.input
+        if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT
+    }
+    if kinds:
+        which = ", ".join(f"{name} is {kind}" for name, kind in kinds.items())
+        return f"input {which}; export the model with float32 inputs"
+    return _last_line(error)
 
 
 def _last_line(error: BaseException) -> str:
@@ -772,9 +819,10 @@ def _arguments(expr):
 
 def _shape(kind, what) -> tuple[int, ...]:
     if any(not isinstance(d, tvm.tir.IntImm) for d in kind.shape):
+        example = ",".join(str(d) if isinstance(d, tvm.tir.IntImm) else "224" for d in kind.shape)
         raise LoadError(
-            f"{what} has the dynamic shape {tuple(str(d) for d in kind.shape)}; "
-            "fix every dimension with input_shapes"
+            f"{what} has a dynamic shape; fix every dimension with input_shapes (--input-shapes on the "
+            f"command line), for example {what}:[{example}]"
         )
     return tuple(int(d) for d in kind.shape)
 

@@ -74,6 +74,23 @@ def read_log(path: str | os.PathLike) -> list[tuple]:
     return records
 
 
+def records_for(path: str | os.PathLike, target) -> list[tuple]:
+    """The records of a tuning log, if some of them were measured for the ``-mcpu`` of ``target``.
+
+    AutoTVM itself ignores ``-mcpu`` and would apply the records of any CPU. Raises TuneError.
+    """
+    if not os.path.exists(path):
+        raise TuneError(f"--tuning-records: there is no file {path}")
+    records, cpu = read_log(path), str(target.attrs.get("mcpu", ""))
+    cpus = sorted({str(record.target.attrs.get("mcpu", "")) for record, _ in records})
+    if cpu not in cpus:
+        raise TuneError(
+            f"--tuning-records: {path} was measured for -mcpu {', '.join(cpus) or 'nothing'}, the target "
+            f"is {target}: tune on this CPU (tune-kernels), or leave the log out"
+        )
+    return records
+
+
 def check_tracker(host: str, port: int, key: str, seconds: float = 10) -> None:
     """TuneError if no tracker answers in time, or if it has no device called ``key``.
 

@@ -11,7 +11,7 @@ import os
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +30,18 @@ def _pack(steps: np.ndarray) -> str:
     return b64encode(zlib.compress(np.ascontiguousarray(steps, np.int8).tobytes(), 9)).decode("ascii")
 
 
-def _unpack(text: str, channels: int) -> np.ndarray:
+LARGEST = 2**28  # weights of a layer: a text of a few bytes must not unpack to all of the memory
+
+
+def _unpack(name: str, text: str, channels: int) -> np.ndarray:
+    unpacker = zlib.decompressobj()
     try:
-        return np.frombuffer(zlib.decompress(b64decode(text)), np.int8).reshape(-1, channels)
-    except zlib.error as error:
-        raise ConfigError(f"a rounding cannot be unpacked: {error}") from None
+        steps = unpacker.decompress(b64decode(text, validate=True), LARGEST)
+        if unpacker.eof:
+            return np.frombuffer(steps, np.int8).reshape(-1, channels)
+    except (ValueError, TypeError, zlib.error):
+        pass
+    raise ConfigError(f"the rounding of {name} is not one that a search wrote; quantize again")
 
 
 class TableError(ValueError):
@@ -135,35 +142,31 @@ class ScaleTable:
         """Parse `to_json`'s text; TableError names ``source`` and what is wrong."""
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise TableError(f"{source} is not JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise TableError(f"{source} is not a tvm_easyquant scale table")
         if data.get("version") != VERSION:
             raise TableError(
-                f"{source} has version {data.get('version')}; this release reads version {VERSION}"
+                f"{source} has version {data.get('version')!r}; this release reads version {VERSION}: "
+                "install a newer tvm_easyquant, or quantize again with this one"
             )
         try:
-            weights = {n: np.asarray(w, np.float32) for n, w in data["weights"].items()}
-            bad = [n for n, w in weights.items() if not (np.isfinite(w).all() and (w > 0).all())]
-            if bad:
-                raise ConfigError(f"the weight scales of {bad} must be positive and finite")
-            biases = {n: np.asarray(b, np.float32) for n, b in data.get("biases", {}).items()}
-            bad = [n for n, b in biases.items() if not np.isfinite(b).all()]
-            if bad:
-                raise ConfigError(f"the biases of {bad} must be finite")
             packed = data.get("rounding", {})
+            weights = {n: _weights(n, w) for n, w in data["weights"].items()}
             return cls(
-                model=data["model"],
-                config=QuantConfig(**data["config"]),
-                activations={n: Scale(**s) for n, s in data["activations"].items()},
+                model=_text(data, "model"),
+                config=QuantConfig(**_fields("config", data["config"], QuantConfig)),
+                activations={n: _scale(n, s) for n, s in data["activations"].items()},
                 weights=weights,
-                figures=data.get("figures", {}),
-                rounding={n: _unpack(text, len(weights[n])) for n, text in packed.items()},
-                biases=biases,
+                figures={n: dict(f) for n, f in data.get("figures", {}).items()},
+                rounding={n: _unpack(n, t, len(weights[n])) for n, t in packed.items()},
+                biases={n: _biases(n, b) for n, b in data.get("biases", {}).items()},
                 data=dict(data.get("data", {})),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except KeyError as error:
+            raise TableError(f"{source} is damaged: it has no {error}") from None
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise TableError(f"{source} is damaged: {error}") from None
 
     def save(self, path: str | os.PathLike) -> None:
@@ -216,3 +219,58 @@ class ScaleTable:
                 elif different := int((mine[name] != theirs[name]).sum()):
                     lines.append(f"{kind} {name}: {different} of {mine[name].size} differ")
         return lines
+
+
+# -- reading what a hand may have edited
+
+
+def _text(data, key) -> str:
+    if not isinstance(data[key], str):
+        raise ConfigError(f"{key} is {data[key]!r}; it must be a text")
+    return data[key]
+
+
+def _fields(what, entry, kind) -> dict:
+    """The entry of a JSON object as fields of the dataclass ``kind``; ConfigError says what is wrong."""
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{what} is {entry!r}; it must be an object")
+    known = {f.name: f for f in fields(kind)}
+    lacking = [n for n, f in known.items() if f.default is MISSING and n not in entry]
+    unknown = [n for n in entry if n not in known]
+    if lacking or unknown:
+        raise ConfigError(f"{what} lacks {lacking or 'nothing'} and has unknown {unknown or 'nothing'}")
+    return entry
+
+
+def _scale(name, entry) -> Scale:
+    what = f"the scale of activation {name}"
+    for key, value in _fields(what, entry, Scale).items():
+        wanted, allowed = ("a number", (int, float)) if key == "scale" else ("an integer", int)
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            raise ConfigError(f"{what}: {key} is {value!r}; it must be {wanted}")
+    try:
+        return Scale(**entry)
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from None
+
+
+def _numbers(entry) -> np.ndarray | None:
+    """A list of finite numbers as float32; None if the entry is anything else."""
+    if not (isinstance(entry, list) and all(type(v) in (int, float) for v in entry)):
+        return None
+    array = np.asarray(entry, np.float32)
+    return array if np.isfinite(array).all() else None
+
+
+def _weights(name, entry) -> np.ndarray:
+    scales = _numbers(entry)
+    if scales is None or not (scales.size and (scales > 0).all()):
+        raise ConfigError(f"the weight scales of {name} must be a list of positive, finite numbers")
+    return scales
+
+
+def _biases(name, entry) -> np.ndarray:
+    biases = _numbers(entry)
+    if biases is None:
+        raise ConfigError(f"the biases of {name} must be a list of finite numbers")
+    return biases

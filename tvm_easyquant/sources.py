@@ -22,6 +22,14 @@ class SourceError(ValueError):
     """A source of data cannot be used; the message names it and the cure."""
 
 
+def reason(error: Exception) -> str:
+    """Why numpy could not load a file, in a line."""
+    text = " ".join(str(error).split())
+    if "allow_pickle" in text:
+        return "it holds pickled Python objects, which are never loaded; save plain numeric arrays"
+    return text or type(error).__name__
+
+
 def _files(folder: Path, endings) -> list[Path]:
     return sorted(f for f in folder.rglob("*") if f.suffix.lower() in endings and f.is_file())
 
@@ -85,8 +93,7 @@ def _arrays(files: Sequence[Path], inputs: Sequence[str], preprocess, flag) -> I
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             if isinstance(error, evaluate.EvaluationError):
                 raise
-            reason = " ".join(str(error).split())
-            raise SourceError(f"{flag}: cannot read {file}: {reason}") from None
+            raise SourceError(f"{flag}: cannot read {file}: {reason(error)}") from None
         if names and len(arrays) == len(inputs) == 1:
             arrays = next(iter(arrays.values()))
         yield arrays
