@@ -56,6 +56,7 @@ def add(subparsers) -> None:
     add("--resume", action="store_true", help="save the search in OUTPUT.search and go on from it")
     add("--dry-run", action="store_true", help="only say what would run in integers")
     add("--module-out", metavar="FILE", help="also write the integer Relay module (TVM's JSON)")
+    add("--record", metavar="FILE", help="also write the curves of the search, for report --record")
     add("--json", action="store_true", help="print the result as JSON")
     add_pictures(parser)
 
@@ -66,6 +67,7 @@ def _bits(text: str):
 
 def _quantize(args) -> int:
     from . import pipeline, sites, sources
+    from .curves import Curves
     from .files import write_text
     from .numerics import QuantConfig
 
@@ -78,17 +80,18 @@ def _quantize(args) -> int:
         if data is None:
             raise UserError("quantize needs --calibration FILE.npz, FOLDER or module:function")
         inputs = (args.FILE, args.calibration)
-        outputs = [writable(path, inputs) for path in (args.output, args.module_out) if path]
+        outputs = [writable(p, inputs) for p in (args.output, args.module_out, args.record) if p]
         if len(set(outputs)) < len(outputs):
-            raise UserError(f"--output and --module-out both name {args.output}")
+            raise UserError(f"--output, --module-out and --record: two of them name {args.output}")
     graph = load_graph(args)
     if args.dry_run:
         return _dry_run(graph, sites.plan(graph, config.skip), args.json)
     checkpoint = Path(f"{args.output}.search") if args.resume else None
+    curves = Curves(config.how.objective or "", graph.fingerprint) if args.record else None
     with progress_bar() as bar:
         result = pipeline.quantize(
             graph, data(graph.inputs), config=config, checkpoint=checkpoint, progress=bar,
-            preprocess=preprocess,
+            preprocess=preprocess, record=curves,
         )  # fmt: skip
     module = None
     if args.module_out:
@@ -98,6 +101,8 @@ def _quantize(args) -> int:
     result.table.save(args.output)
     if module is not None:
         write_text(args.module_out, module)
+    if curves is not None:
+        curves.save(args.record)
     warn(result.warnings)
     if args.json:
         print_json(_facts(result, args.output))

@@ -102,6 +102,7 @@ def quantize(
     input_shapes=None,
     batch: int = 1,
     preprocess=None,
+    record: _search.Record | None = None,
     **settings,
 ) -> Quantized:
     """Quantize a float CNN to an integer Relay module.
@@ -110,7 +111,8 @@ def quantize(
     ``params``. calibration: any iterable of inputs (see `calibrate.samples`). settings: fields of
     `QuantConfig` such as ``bits``, ``method`` or ``skip``; or a whole ``config``. checkpoint: a file that
     lets an interrupted search go on. progress(done, total, text) is called as the work proceeds.
-    preprocess: the `images.Preprocess` that made the samples, to be kept in the table.
+    preprocess: the `images.Preprocess` that made the samples, to be kept in the table. record: of
+    `search.search`, for curves.
 
     Raises LoadError, CalibrationError, ConfigError, GraphError or CheckpointError, all ValueErrors
     whose message names the cause and the cure.
@@ -130,7 +132,9 @@ def quantize(
     calibrated = _calibrate.calibrate(graph, plan_, calibration, config, progress=progress)
     lap("calibrate")
     if config.searches:
-        table = _search.search(graph, plan_, calibrated, config, progress=progress, checkpoint=checkpoint)
+        table = _search.search(
+            graph, plan_, calibrated, config, progress=progress, checkpoint=checkpoint, record=record
+        )
     else:
         table = _calibrate.start_table(graph, plan_, calibrated, config)
     table = replace(table, data=_facts(calibrated, preprocess))

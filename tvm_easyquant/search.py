@@ -48,6 +48,7 @@ from .scale_table import ScaleTable
 from .sites import Plan
 
 Progress = Callable[[int, int, str], None]
+Record = Callable[[str, str, np.ndarray, np.ndarray, np.ndarray], None]
 CHUNK = 2**26  # bytes of candidate weights held at once
 TIE = 1e-12  # mean cosines nearer than this are equal: the rest is float64 rounding
 
@@ -152,7 +153,9 @@ def _columns(x, node, part):
     return conv_columns(x, node, part.start * node.attrs["groups"] // node.channels)
 
 
-def search_weights(node: Node, inputs, outputs, start, scale, config: QuantConfig, jobs=1):
+def search_weights(
+    node: Node, inputs, outputs, start, scale, config: QuantConfig, jobs=1, record: Record | None = None
+):
     """The best weight scales of a layer: float32 (K,).
 
     inputs: the quantized input, uint8 NHWC or (N, C), stored with ``scale`` (`Scale`), as a list of
@@ -189,7 +192,9 @@ def search_weights(node: Node, inputs, outputs, start, scale, config: QuantConfi
         found = Parallel(threads, prefer="threads")(
             delayed(of_image)(q, o) for q, o in zip(inputs, outputs, strict=True)
         )
-        return scales[choose(sum(found) / len(found)), np.arange(part.start, part.stop)]
+        scores = sum(found) / len(found)
+        best = choose(scores)
+        return scales[best, np.arange(part.start, part.stop)], best, scores if record else None
 
     # pieces of channels whose candidates fit in memory, none across two groups
     per = node.channels if depthwise or node.op == "dense" else node.channels // node.attrs["groups"]
@@ -200,8 +205,11 @@ def search_weights(node: Node, inputs, outputs, start, scale, config: QuantConfi
         for first in range(group, group + per, width)
     ]
     outer, inner = (1, jobs) if len(inputs) > 1 else (jobs, 1)
-    best = Parallel(outer, prefer="threads")(delayed(of_piece)(part, inner) for part in pieces)
-    return np.concatenate(best)
+    found = Parallel(outer, prefer="threads")(delayed(of_piece)(part, inner) for part in pieces)
+    chosen, best, scores = zip(*found, strict=True)
+    if record is not None:
+        record("weights", node.name, grid, np.concatenate(scores, axis=1), np.concatenate(best))
+    return np.concatenate(chosen)
 
 
 # -- activations
@@ -231,8 +239,8 @@ def _site_similarity(values, layers, candidates, score):
 
 
 class _Search:
-    def __init__(self, graph, plan, calibration, config, progress, checkpoint, jobs):
-        self.graph, self.plan, self.config = graph, plan, config
+    def __init__(self, graph, plan, calibration, config, progress, checkpoint, jobs, record):
+        self.graph, self.plan, self.config, self.record = graph, plan, config, record
         self.calibration, self.progress = calibration, progress
         self.jobs = jobs if jobs is not None else min(os.cpu_count() or 1, len(calibration.samples))
         start = start_table(graph, plan, calibration, config)
@@ -292,6 +300,7 @@ class _Search:
                     s,
                     self.config,
                     self.jobs,
+                    self.record,
                 )
                 self.checkpoint.put(key, found)
             self.scales.weights[node.name] = np.asarray(found, np.float32)
@@ -351,7 +360,11 @@ class _Search:
             return _site_similarity(inputs, layers, grid, OBJECTIVES[self.config.how.objective])
 
         found = Parallel(self.jobs, prefer="threads")(delayed(one)(s) for s in samples)
-        return grid[int(choose(np.mean(found, axis=0)))].scale
+        scores = np.mean(found, axis=0)
+        best = int(choose(scores))
+        if self.record is not None:
+            self.record("activations", site.name, factors(self.config), scores, np.array(best))
+        return grid[best].scale
 
     def _float_value(self, tensor, sample):
         """A tensor of the float network that exists, or that moves alone make of those that do."""
@@ -455,12 +468,15 @@ def search(
     progress: Progress | None = None,
     checkpoint: str | os.PathLike | None = None,
     jobs: int | None = None,
+    record: Record | None = None,
 ) -> ScaleTable:
     """Search every scale of a graph; deterministic, whatever the number of ``jobs`` (threads).
 
     checkpoint: a file that is written after each layer and taken up again by a later call; it is
-    removed at the end. progress(done, total, text) is called after each layer.
+    removed at the end. progress(done, total, text) is called after each layer. record("weights" or
+    "activations", name, factors of S (F,), scores (F, channels) or (F,), chosen indices) is called for each
+    layer and site that is searched here (`curves.Curves` is one); what a checkpoint decided has no scores.
     Raises CheckpointError if the file belongs to another model, data or config.
     """
     with threadpool_limits(1):  # the threads are ours: one BLAS order, one result
-        return _Search(graph, plan, calibration, config, progress, checkpoint, jobs).run()
+        return _Search(graph, plan, calibration, config, progress, checkpoint, jobs, record).run()

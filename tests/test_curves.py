@@ -1,0 +1,45 @@
+"""The record of a search: its best candidates are the scales that were found."""
+
+import networks
+import numpy as np
+import pytest
+
+from tvm_easyquant import calibrate
+from tvm_easyquant.curves import Curves, CurvesError
+from tvm_easyquant.numerics import QuantConfig
+from tvm_easyquant.search import search
+from tvm_easyquant.sites import plan
+
+
+@pytest.mark.parametrize("method", ["easyquant", "easyquant_mse"])
+def test_the_best_of_each_curve_is_the_scale_of_the_table(tmp_path, method):
+    graph, images = networks.residual()
+    config, plan_ = QuantConfig(method=method, grid=20), plan(graph)
+    calibrated = calibrate.calibrate(graph, plan_, images, config)
+    start = calibrate.start_table(graph, plan_, calibrated, config)
+    curves = Curves(config.how.objective, graph.fingerprint)
+    table = search(graph, plan_, calibrated, config, record=curves)
+    assert table.weights.keys() == curves.weights.keys()
+    assert (
+        table.to_json() == search(graph, plan_, calibrated, config).to_json()
+    )  # recording changes nothing
+    for name, curve in curves.weights.items():
+        np.testing.assert_allclose(table.weights[name] / start.weights[name], curve["chosen"], rtol=1e-5)
+        assert curve["range"] == sorted(curve["range"]) and 1.0 in curve["range"]
+        assert all(lo <= hi for lo, hi in zip(curve["low"], curve["high"], strict=True))
+    for name, curve in curves.activations.items():
+        best = curve["range"][int(np.argmax(curve["score"]))]
+        ratio = table.activations[name].scale / start.activations[name].scale
+        assert curve["chosen"] == pytest.approx(best) == pytest.approx(ratio, rel=1e-5)
+    assert set(curves.activations) == {name for name, site in plan_.sites.items() if site.readers}
+    curves.save(tmp_path / "record.json")
+    assert Curves.load(tmp_path / "record.json") == curves
+
+
+def test_what_is_no_record_is_refused(tmp_path):
+    for text in ("{", "{}", "[1]", '{"format": "tvm_easyquant search record", "version": 99}'):
+        (tmp_path / "r.json").write_text(text)
+        with pytest.raises(CurvesError, match="is not a search record.*--record"):
+            Curves.load(tmp_path / "r.json")
+    with pytest.raises(CurvesError, match="cannot read"):
+        Curves.load(tmp_path / "no.json")
