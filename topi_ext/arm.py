@@ -8,16 +8,17 @@ inputs' weights of four output channels; each channel keeps four partial sums, a
 layout of x86, one group of inputs broadcast to lanes of output channels, needs twice the cycles here.)
 
 NEON multiplies signed bytes only. Data up to 127 is read as it is; data up to 255 has its top bit
-flipped, which makes it ``q - 128``, and the bias takes ``128 * sum(w)`` (`fold_offset`).
+flipped, which makes it ``q - 128``, and the bias takes ``128 * sum(w)`` (`conv2d.fold_zero_point`).
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
-from .conv2d import Bound, ConvSpec, Refusal, lane_bound
+from .conv2d import Bound, ConvSpec, Refusal, lane_bound, pack
 from .direct import Dot
 from .emit import const, dtype_of, lanes_of, pure, tir
 from .reference import INT32_MAX
@@ -34,18 +35,12 @@ def data_offset(spec: ConvSpec) -> int:
     return OFFSET if spec.data_max > 127 else 0
 
 
-def fold_offset(dot: Dot, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """int32 (K,) bias that makes up for the offset of the data; weight: int8 (R, S, C / groups, K).
+def sum_proof(spec: ConvSpec, dot: Dot, weight: np.ndarray) -> Bound | Refusal:
+    """Every int32 partial sum of the (perhaps offset) data fits: weight int8 (R, S, C / groups, K).
 
-    It fits where the layer's accumulator does: ``|bias| + 128 * |sum(w)|`` is no more than
+    So does the bias with the offset folded in, ``bias + offset * sum(w)``: it is no larger than
     ``|bias| + 255 * max(sum w+, sum w-)``, which `conv2d.accumulator_bound` has proven.
     """
-    total = weight.astype(np.int64).reshape(-1, weight.shape[-1]).sum(axis=0)
-    return (bias + dot.offset * total).astype(np.int32)
-
-
-def partial_sum_bound(spec: ConvSpec, dot: Dot, weight: np.ndarray) -> Bound | Refusal:
-    """Every int32 partial sum of the (perhaps offset) data fits: weight int8 (R, S, C / groups, K)."""
     most = max(dot.offset, spec.data_max - dot.offset)
     magnitude = np.abs(weight.astype(np.int64)).reshape(-1, spec.out_channels).sum(axis=0)
     worst = int(most * magnitude.max(initial=0))
@@ -54,11 +49,15 @@ def partial_sum_bound(spec: ConvSpec, dot: Dot, weight: np.ndarray) -> Bound | R
     return Bound("partial sum", worst, INT32_MAX)
 
 
-def chain_bound(spec: ConvSpec, dot: Dot, packed: np.ndarray) -> Bound | Refusal:
-    """int16 lanes of `widening_dot` hold their products; packed: as `conv2d.pack` makes it.
+def chain_proof(spec: ConvSpec, dot: Dot, weight: np.ndarray) -> Bound | Refusal:
+    """int16 lanes of `widening_dot` hold their products, and int32 lanes their sums.
 
     A lane sums inputs j and j + 8 of each of ``dot.depth`` vectors of 16.
     """
+    total = sum_proof(spec, dot, weight)
+    if isinstance(total, Refusal):
+        return total
+    packed = pack(spec, weight, dot.lanes, dot.group)
     *outer, length, lanes, group = packed.shape
     halves = packed.reshape(*outer, length, lanes, 2, group // 2)
     pairs = np.ascontiguousarray(np.moveaxis(halves, -2, -1)).reshape(*outer, length, -1, 4)
@@ -106,10 +105,10 @@ def _dot(depth, load, multiply, pixels, offset) -> Dot:
     return Dot(LANES, GROUP, "uint8", "int8", depth, load, combine, pixels, 4, _add_up, offset)
 
 
-def widening_dot(spec: ConvSpec, depth: int) -> Dot:
-    """s8 x s8 by smull and smlal into int16, ``2 * depth`` products a lane, then one sadalp.
+def widening_dot(depth: int) -> Callable:
+    """dot(spec): s8 x s8 by smull and smlal into int16, ``2 * depth`` products a lane, then one sadalp.
 
-    The int16 sums wrap: legal only where `chain_bound` proves that they do not.
+    The int16 sums wrap: legal only where `chain_proof` proves that they do not.
     """
 
     def multiply(acc, xs, ws):
@@ -121,29 +120,29 @@ def widening_dot(spec: ConvSpec, depth: int) -> Dot:
         chain = functools.reduce(lambda a, b: a + b, products)
         return acc + pure("int32x4", "llvm.aarch64.neon.saddlp", chain)
 
-    return _dot(depth, _signed(spec), multiply, PIXELS[depth], data_offset(spec))
+    return lambda spec: _dot(depth, _signed(spec), multiply, PIXELS[depth], data_offset(spec))
+
+
+def _quads(name: str) -> Callable:
+    """multiply(acc, xs, ws) by an instruction that adds four byte products to an int32 lane."""
+
+    def multiply(acc, xs, ws):
+        for x, w in zip(xs, ws, strict=True):
+            acc = pure("int32x4", f"llvm.aarch64.neon.{name}", acc, x, w)
+        return acc
+
+    return multiply
 
 
 def sdot_dot(spec: ConvSpec) -> Dot:
     """s8 x s8 by sdot: four products straight into int32, exact for any operands."""
-
-    def multiply(acc, xs, ws):
-        for x, w in zip(xs, ws, strict=True):
-            acc = pure("int32x4", "llvm.aarch64.neon.sdot", acc, x, w)
-        return acc
-
-    return _dot(1, _signed(spec), multiply, PIXELS_SDOT, data_offset(spec))
+    return _dot(1, _signed(spec), _quads("sdot"), PIXELS_SDOT, data_offset(spec))
 
 
-def usdot_dot(spec: ConvSpec) -> Dot:
-    """u8 x s8 by usdot (of the int8 matrix multiply extension): four products into int32."""
-
-    def multiply(acc, xs, ws):
-        for x, w in zip(xs, ws, strict=True):
-            acc = pure("int32x4", "llvm.aarch64.neon.usdot", acc, x, w)
-        return acc
-
-    return _dot(1, lambda x: x, multiply, PIXELS_SDOT, 0)
+def usdot_dot() -> Dot:
+    """u8 x s8 by usdot, exact for any operands. The int8 matrix multiply extension brings it: data up to
+    255 needs no offset. The extension's smmla, which multiplies two pixels at once, is not used."""
+    return _dot(1, lambda x: x, _quads("usdot"), PIXELS_SDOT, 0)
 
 
 def word_dot() -> Dot:

@@ -28,8 +28,8 @@ class Isa(NamedTuple):
     @property
     def target(self) -> str:
         """A TVM target for the row."""
-        system = {"armv7": "armv7a-linux-gnueabihf"}.get(self.arch, f"{self.arch}-linux-gnu")
-        triple = f" -mtriple={system}" if self.arch else ""
+        triples = {"": "", "armv7": " -mtriple=armv7a-linux-gnueabihf -mfloat-abi=hard"}
+        triple = triples.get(self.arch, f" -mtriple={self.arch}-linux-gnu")
         return f"llvm{triple} -mcpu={self.mcpu}" if self.mcpu else f"llvm{triple}"
 
 

@@ -18,7 +18,7 @@ from .conv2d import (
     ConvSpec,
     Refusal,
     accumulator_bound,
-    lane_bound,
+    fold_zero_point,
     pack,
     pad_vector,
     tap_bound,
@@ -62,62 +62,33 @@ class KernelPlan(NamedTuple):
         return f"{self.kernel.name} ({self.proof})"
 
 
-def _direct(name: str, isa_name: str, dot: direct.Dot, proof: Callable | None = None) -> Kernel:
-    """A row of the direct kernel with the multiply instruction ``dot``."""
+def _direct(name: str, isa_name: str, dot: direct.Dot | Callable, proof: Callable | None = None) -> Kernel:
+    """A row of the direct kernel with the multiply ``dot``, or dot(spec) if it depends on the layer.
 
-    def packed(spec, weight):
-        return pack(spec, weight.astype(dot.weight), dot.lanes, dot.group)
+    proof(spec, dot, weight) -> Bound | Refusal; None: exact for any weights.
+    """
+    dot_of = dot if callable(dot) else lambda spec: dot
 
     def fits(spec):
-        per_group = spec.in_channels // spec.groups
-        if spec.groups > 1 and per_group % dot.group:
-            return Refusal(f"{per_group} input channels a group are not a multiple of {dot.group}")
+        per_group, group = spec.in_channels // spec.groups, dot_of(spec).group
+        if spec.groups > 1 and per_group % group:
+            return Refusal(f"{per_group} input channels a group are not a multiple of {group}")
         return None
 
     def proves(spec, weight):
-        return proof(spec, packed(spec, weight)) if proof else Bound("any int8 weights", 0, 0)
-
-    def constants(spec, weight, bias, multiplier):
-        vectors = (pad_vector(spec, v, dot.lanes) for v in (bias, multiplier))
-        return (packed(spec, weight), *vectors)
-
-    def compute(cfg, spec, data, *rest):
-        return direct.compute(cfg, spec, dot, data, *rest)
-
-    return Kernel(name, isa_name, fits, proves, constants, compute, lambda spec: direct.work(spec, dot))
-
-
-def _lanes(depth: int) -> Callable:
-    return lambda spec, packed: lane_bound(packed, depth, spec.data_max)
-
-
-def _neon(name: str, isa_name: str, dot_of: Callable, chained: bool = False) -> Kernel:
-    """A row of the direct kernel with the multiply ``dot_of(spec)`` of `arm`; chained: in int16 first."""
-
-    def packed(spec, weight):
-        return pack(spec, weight, arm.LANES, arm.GROUP)
-
-    def fits(spec):
-        per_group = spec.in_channels // spec.groups
-        if spec.groups > 1 and per_group % arm.GROUP:
-            return Refusal(f"{per_group} input channels a group are not a multiple of {arm.GROUP}")
-        return None
-
-    def proves(spec, weight):
-        dot = dot_of(spec)
-        total = arm.partial_sum_bound(spec, dot, weight)
-        if not chained or isinstance(total, Refusal):
-            return total
-        return arm.chain_bound(spec, dot, packed(spec, weight))
+        return proof(spec, dot_of(spec), weight) if proof else Bound("any int8 weights", 0, 0)
 
     def pays(spec):
-        if spec.in_channels < arm.GROUP // 2:
-            return Refusal(f"{spec.in_channels} input channels would be padded to {arm.GROUP}")
+        group = dot_of(spec).group
+        if spec.in_channels < group // 2:
+            return Refusal(f"{spec.in_channels} input channels would be padded to {group}")
         return None
 
     def constants(spec, weight, bias, multiplier):
-        vectors = (arm.fold_offset(dot_of(spec), weight, bias), multiplier)
-        return (packed(spec, weight), *(pad_vector(spec, v, arm.LANES) for v in vectors))
+        dot = dot_of(spec)
+        packed = pack(spec, weight.astype(dot.weight), dot.lanes, dot.group)
+        vectors = fold_zero_point(bias, weight, -dot.offset), multiplier
+        return (packed, *(pad_vector(spec, v, dot.lanes) for v in vectors))
 
     def compute(cfg, spec, data, *rest):
         return direct.compute(cfg, spec, dot_of(spec), data, *rest)
@@ -195,24 +166,24 @@ KERNELS = (
     _winograd(4, "avx512bw", 512, 4, x86.word_pairs(512)),
     _winograd(2, "avx512bw", 512, 2**30, x86.word_pairs(512)),  # by measurement only
     _direct("direct_avx512vnni", "avx512vnni", x86.vnni_dot(512)),
-    _direct("direct_avx512bw_d4", "avx512bw", x86.int16_dot(512, 4), _lanes(4)),
-    _direct("direct_avx512bw_d2", "avx512bw", x86.int16_dot(512, 2), _lanes(2)),
-    _direct("direct_avx512bw_d1", "avx512bw", x86.int16_dot(512, 1), _lanes(1)),
+    _direct("direct_avx512bw_d4", "avx512bw", x86.int16_dot(512, 4), x86.lane_proof),
+    _direct("direct_avx512bw_d2", "avx512bw", x86.int16_dot(512, 2), x86.lane_proof),
+    _direct("direct_avx512bw_d1", "avx512bw", x86.int16_dot(512, 1), x86.lane_proof),
     _direct("wide_avx512bw", "avx512bw", x86.int32_dot(512)),
     _winograd(4, "avx2", 256, 16, x86.word_pairs(256)),
     _winograd(2, "avx2", 256, 2**30, x86.word_pairs(256)),
-    _direct("direct_avx2_d4", "avx2", x86.int16_dot(256, 4), _lanes(4)),
-    _direct("direct_avx2_d2", "avx2", x86.int16_dot(256, 2), _lanes(2)),
-    _direct("direct_avx2_d1", "avx2", x86.int16_dot(256, 1), _lanes(1)),
+    _direct("direct_avx2_d4", "avx2", x86.int16_dot(256, 4), x86.lane_proof),
+    _direct("direct_avx2_d2", "avx2", x86.int16_dot(256, 2), x86.lane_proof),
+    _direct("direct_avx2_d1", "avx2", x86.int16_dot(256, 1), x86.lane_proof),
     _direct("wide_avx2", "avx2", x86.int32_dot(256)),
     # ARM: ordered by the static cycle counts of benchmarks/results/arm_mca.json; nothing is measured
-    _neon("direct_neon_i8mm", "neon_i8mm", arm.usdot_dot),
-    _neon("direct_neon_dotprod", "neon_dotprod", arm.sdot_dot),
+    _direct("direct_neon_i8mm", "neon_i8mm", arm.usdot_dot(), arm.sum_proof),
+    _direct("direct_neon_dotprod", "neon_dotprod", arm.sdot_dot, arm.sum_proof),
     _winograd(4, "neon", 128, 16, arm.word_pairs, arm.split_pairs),
     _winograd(2, "neon", 128, 2**30, arm.word_pairs, arm.split_pairs),
-    _neon("direct_neon_d4", "neon", functools.partial(arm.widening_dot, depth=4), True),
-    _neon("direct_neon_d2", "neon", functools.partial(arm.widening_dot, depth=2), True),
-    _neon("direct_neon_d1", "neon", functools.partial(arm.widening_dot, depth=1), True),
+    _direct("direct_neon_d4", "neon", arm.widening_dot(4), arm.chain_proof),
+    _direct("direct_neon_d2", "neon", arm.widening_dot(2), arm.chain_proof),
+    _direct("direct_neon_d1", "neon", arm.widening_dot(1), arm.chain_proof),
     _direct("wide_neon", "neon", arm.word_dot()),
     _direct("wide_armv7_neon", "armv7_neon", arm.word_dot()),
     _direct("direct_generic", "generic", direct.plain_dot(8)),

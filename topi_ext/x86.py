@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+
+from .conv2d import Bound, ConvSpec, Refusal, lane_bound, pack
 from .direct import Dot, broadcast_word
 from .emit import const, pure, tir
 
@@ -28,7 +31,7 @@ def _sum(parts):
 def int16_dot(bits: int, depth: int) -> Dot:
     """u8 x s8 by vpmaddubsw; ``depth`` results are summed in int16 before one vpmaddwd by ones.
 
-    vpmaddubsw saturates and the int16 sums wrap: legal only where `conv2d.lane_bound` proves that
+    vpmaddubsw saturates and the int16 sums wrap: legal only where `lane_proof` proves that
     neither happens. 9 instructions per 128 multiply-accumulates at depth 4 (256 bit).
     """
     lanes = bits // 32
@@ -43,6 +46,11 @@ def int16_dot(bits: int, depth: int) -> Dot:
         return acc + pure(f"int32x{lanes}", word_pairs, _sum(products), ones)
 
     return Dot(lanes, 4, "uint8", "int8", depth, broadcast_word(lanes), combine, REGISTERS[bits])
+
+
+def lane_proof(spec: ConvSpec, dot: Dot, weight: np.ndarray) -> Bound | Refusal:
+    """int16 lanes of `int16_dot` hold their products: weight int8 (R, S, C / groups, K)."""
+    return lane_bound(pack(spec, weight, dot.lanes, dot.group), dot.depth, spec.data_max)
 
 
 def int32_dot(bits: int) -> Dot:

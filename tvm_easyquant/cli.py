@@ -73,29 +73,6 @@ def _plugged_in(records: str | None = None) -> Iterator[None]:
         yield
 
 
-def _of_linking(error: BaseException) -> str | None:
-    """What to do about code for another machine that cannot be linked or loaded here; else None."""
-    text = str(error)
-    if isinstance(error, FileNotFoundError) and str(error.filename).endswith(
-        ("g++", "gcc", "clang", "clang++")
-    ):
-        return (
-            f"there is no compiler {error.filename} here; for 64-bit ARM on Debian: apt-get install "
-            "g++-aarch64-linux-gnu, then --cross-compiler aarch64-linux-gnu-g++"
-        )
-    if isinstance(error, RuntimeError) and "Compilation error" in text and "wrong format" in text:
-        return (
-            "the compiler of this machine cannot link code for the target; name one that can, such as "
-            "--cross-compiler aarch64-linux-gnu-g++"
-        )
-    if "Failed to load dynamic shared library" in text:
-        return (
-            "this machine cannot load the compiled network; it was made for another architecture, or is "
-            "damaged: compile it for this machine, or run it on the device it is for"
-        )
-    return None
-
-
 def run(argv: Sequence[str]) -> int:
     """Run one command line; returns its exit code."""
     try:
@@ -117,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
     except ImportError as error:
         return missing(error)
     except OSError as error:  # tvmc leaves these to Python
-        return fail(USER_ERROR, _of_linking(error) or one_line(error))
+        return fail(USER_ERROR, one_line(error))
     except Exception as error:
         if isinstance(error, TypeError):  # tvmc's compile calls None if it finds no compiler to link with
             from tvm.contrib.cc import get_cc
@@ -125,7 +102,7 @@ def run(argv: Sequence[str]) -> int:
             if get_cc() is None:
                 no_compiler = "no C++ compiler to link the result: install g++, or set CXX to one"
                 return fail(MISSING_PACKAGE, no_compiler)
-        message = _of_linking(error) or cli_checks.explain(argv, error)
+        message = cli_checks.explain(argv, error)
         if message is None:
             raise
         return fail(USER_ERROR, message)

@@ -121,6 +121,11 @@ def option(argv: Sequence[str], *names: str) -> str | None:
 def check_before(argv: Sequence[str]) -> None:
     """Refuse what tvmc would only stumble over later, or not at all; UserError or TuneError."""
     verb = next((word for word in argv if not word.startswith("-")), "")
+    compiler = option(argv, "--cross-compiler")
+    if compiler is not None:
+        from .relay_tune import check_compiler
+
+        check_compiler(compiler)
     records = option(argv, "--tuning-records")
     if records is not None and verb == "compile":
         from .relay_tune import read_log
@@ -147,6 +152,18 @@ def explain(argv: Sequence[str], error: BaseException) -> str | None:
     text = str(error)
     if "is not enabled" in text and "device api" in text.lower():
         return f"this TVM was built without --device {option(argv, '--device') or 'that device'}; use cpu"
+    if isinstance(error, RuntimeError) and "Compilation error:" in text:
+        lines = [line.strip() for line in text.split("Compilation error:")[1].splitlines() if line.strip()]
+        why = next((line for line in lines if "file" in line), lines[0]).split(": ", 1)[-1]
+        return (
+            f"the compiler cannot link code for the target ({why}); name one that can, such as "
+            "--cross-compiler aarch64-linux-gnu-g++"
+        )
+    if "Failed to load dynamic shared library" in text:
+        return (
+            "this machine cannot load the compiled network; it was made for another architecture, or is "
+            "damaged: compile it for this machine, or run it on the device it is for"
+        )
     model = next((word for word in argv if word.endswith(".onnx") and os.path.isfile(word)), None)
     if model is not None:
         from .relay_frontend import LoadError, check_onnx

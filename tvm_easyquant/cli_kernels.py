@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from .cli_common import UserError, add_model, add_verb, load_graph, print_json
+from .cli_common import INTERRUPTED, UserError, add_model, add_verb, fail, load_graph, print_json
 from .files import writable
 from .progress import Bar
 
@@ -109,7 +109,7 @@ def _plan(args) -> int:
 
 
 def _tune(args) -> int:
-    from .relay_tune import check_tracker, tune
+    from .relay_tune import tune
 
     writable(args.output, inputs=(args.FILE, args.table))
     runner = None
@@ -119,7 +119,6 @@ def _tune(args) -> int:
             raise UserError("--rpc-tracker HOST:PORT and --rpc-key KEY belong together")
         from tvm import autotvm
 
-        check_tracker(host, int(port), args.rpc_key)
         runner = autotvm.RPCRunner(args.rpc_key, host, int(port), number=4, repeat=3, min_repeat_ms=20)
     module, target = _module(args)
     bar = Bar()
@@ -129,6 +128,8 @@ def _tune(args) -> int:
             early_stopping=args.early_stopping, alternatives=args.alternatives, runner=runner,
             cross_compiler=args.cross_compiler, progress=bar,
         )  # fmt: skip
+    except KeyboardInterrupt:
+        return fail(INTERRUPTED, f"interrupted; the same command goes on from the records in {args.output}")
     finally:
         bar.close()
     if args.json:

@@ -41,22 +41,27 @@ def cpu_target(target) -> object:
         )
     from tvm.target.codegen import llvm_get_cpu_archlist
 
+    _check_arch(target)
     cpu = str(target.attrs.get("mcpu", ""))
     if cpu and cpu not in {str(c) for c in llvm_get_cpu_archlist(target)}:
         raise TargetError(f"LLVM knows no -mcpu={cpu} for this target and would ignore it; mend the name")
-    _check_arm(target)
     return target
 
 
-def _check_arm(target) -> None:
-    """Refuse what makes LLVM abort the process: 64-bit ARM code without NEON."""
+def _check_arch(target) -> None:
+    """Refuse what LLVM would crash on, or make code of that cannot be linked."""
     from topi_ext.isa import arch_of
 
-    if arch_of(str(target.attrs.get("mtriple", ""))) == "aarch64":
-        if not tvm.get_global_func("target.target_has_feature")("neon", target):
-            raise TargetError(
-                f"target '{target}' has no NEON, which every 64-bit ARM CPU has; write -mattr=+neon"
-            )
+    triple = str(target.attrs.get("mtriple", ""))
+    arch, known = arch_of(triple), tuple(str(name) for name in tvm.target.codegen.llvm_get_targets())
+    if triple and not (arch.startswith(known) or re.fullmatch("i[3-6]86", arch)):
+        raise TargetError(f"this LLVM makes no code for {arch} (of -mtriple), but for {', '.join(known)}")
+    if arch == "aarch64" and not tvm.get_global_func("target.target_has_feature")("neon", target):
+        raise TargetError(
+            f"target '{target}' has no NEON, which every 64-bit ARM CPU has; write -mattr=+neon"
+        )
+    if triple.endswith("eabihf") and target.attrs.get("mfloat-abi") != "hard":
+        raise TargetError(f"-mtriple={triple} has its floats in registers; write -mfloat-abi=hard, too")
 
 
 def build(module, target=None, *, lower: bool = True, opt_level: int = 3):

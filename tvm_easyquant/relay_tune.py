@@ -26,6 +26,7 @@ from .relay_build import cpu_target
 
 Progress = Callable[[int, int, str], None]
 TUNERS = ("xgb", "ga", "random", "grid")
+BUILD_SECONDS = 60  # most for compiling one configuration; AutoTVM's 10 are not enough on a busy computer
 
 
 class TuneError(ValueError):
@@ -89,6 +90,15 @@ def records_for(path: str | os.PathLike, target) -> list[tuple]:
             f"is {target}: tune on this CPU (tune-kernels), or leave the log out"
         )
     return records
+
+
+def check_compiler(name: str) -> None:
+    """TuneError if there is no such program here."""
+    if shutil.which(name) is None:
+        raise TuneError(
+            f"there is no compiler {name} here; for 64-bit ARM on Debian and Ubuntu: apt-get install "
+            "g++-aarch64-linux-gnu, then --cross-compiler aarch64-linux-gnu-g++"
+        )
 
 
 def check_tracker(host: str, port: int, key: str, seconds: float = 10) -> None:
@@ -172,11 +182,13 @@ def tune(
     target: default this CPU. tuner: one of `TUNERS`. trials: most configurations of one kernel.
     early_stopping: stop a kernel after so many trials without a better one. alternatives: how many slower
     legal kernels of each layer are measured too. runner: ``autotvm.RPCRunner`` for another device; default
-    is this machine. cross_compiler: what links for the device, if it is of another architecture. A kernel
-    that has its trials in the log already is not measured again, and every record is written as it is
-    made, so an interrupted run goes on where it stopped. Raises TuneError.
+    is this machine. cross_compiler: what links for the device, if it is of another architecture. Every
+    record is written as it is made, and a configuration in the log is not measured again unless the device
+    was lost, so an interrupted run goes on where it stopped. Raises TuneError, also when the tracker or the
+    device is lost on the way.
     """
     from tvm import autotvm
+    from tvm.autotvm.measure import MeasureErrorNo
     from tvm.contrib import cc
 
     if tuner not in TUNERS:
@@ -190,56 +202,78 @@ def tune(
             f"kernels for {arch} cannot be measured here: name a device that can (--rpc-tracker, "
             f"--rpc-key) and what links for it, such as --cross-compiler {arch}-linux-gnu-g++"
         )
-    if cross_compiler is not None and shutil.which(cross_compiler) is None:
-        raise TuneError(f"there is no compiler {cross_compiler} here; install it, or name another")
+    if cross_compiler is not None:
+        check_compiler(cross_compiler)
+    lost = {getattr(MeasureErrorNo, name) for name in ("RUNTIME_DEVICE", "RUN_TIMEOUT", "UNKNOWN_ERROR")}
     have: dict = {}
-    for found, _ in read_log(log):
-        have.setdefault((str(found.target), found.task.workload), set()).add(found.config.index)
+    for found, outcome in read_log(log):
+        if outcome.error_no not in lost:
+            have.setdefault((str(found.target), found.task.workload), set()).add(found.config.index)
+    device = (getattr(runner, "host", None), getattr(runner, "port", None), getattr(runner, "key", None))
+
+    def check_device():
+        if all(device):
+            check_tracker(*device)
+
+    check_device()
     relay_op.register()
     work = tasks(layer_plans(module, target), target, alternatives)
     result = Tuned(kernels=len(work))
-    option = autotvm.measure_option(
-        autotvm.LocalBuilder(
-            n_parallel=1, build_func=cc.cross_compiler(cross_compiler) if cross_compiler else "default"
-        ),
-        runner or autotvm.LocalRunner(number=4, repeat=3, min_repeat_ms=20),
-    )
-    for i, task in enumerate(work, 1):
-        size = len(task.config_space)
-        wanted = min(trials, size)
-        if len(have.get((str(target), task.workload), ())) >= wanted:
-            result.resumed += 1
-            continue
-        valid = []
+    link = cc.cross_compiler(cross_compiler) if cross_compiler else "default"
+    builder = autotvm.LocalBuilder(n_parallel=1, build_func=link, timeout=BUILD_SECONDS)
+    runner = runner or autotvm.LocalRunner(number=4, repeat=3, min_repeat_ms=20)
+    try:
+        for i, task in enumerate(work, 1):
+            done = have.get((str(target), task.workload), set())
+            wanted = min(trials, len(task.config_space)) - len(done)
+            if wanted <= 0:
+                result.resumed += 1
+                continue
+            valid = []
 
-        def seen(_, inputs, results, valid=valid, name=task.name, i=i):
-            result.trials += len(inputs)
-            valid.extend(r for r in results if r.error_no == 0)
-            if progress is not None:
-                progress(i, len(work), name)
+            def seen(_, inputs, results, valid=valid, name=task.name, i=i):
+                result.trials += len(inputs)
+                valid.extend(r for r in results if r.error_no == 0)
+                if progress is not None:
+                    progress(i, len(work), name)
+                if any(r.error_no in lost for r in results):
+                    check_device()
 
-        with no_tophub():
-            _tuner(tuner, task).tune(
-                n_trial=wanted,
-                early_stopping=early_stopping,
-                measure_option=option,
-                callbacks=[autotvm.callback.log_to_file(os.fspath(log)), seen],
-            )
-        result.measured += 1
-        if not valid:
-            result.failed.append(task.name)
+            check_device()  # AutoTVM would wait for a lost one without a word
+            with no_tophub():
+                _tuner(tuner, task, done).tune(
+                    n_trial=wanted,
+                    early_stopping=early_stopping,
+                    measure_option=autotvm.measure_option(builder, runner),
+                    callbacks=[autotvm.callback.log_to_file(os.fspath(log)), seen],
+                )
+            result.measured += 1
+            if not valid:
+                result.failed.append(task.name)
+    finally:
+        autotvm.env.GLOBAL_SCOPE.in_tuning = False  # an exception leaves it set
+        for part in (builder, runner):
+            part.executor._threadpool.shutdown()  # by the last trial's own thread it would be an error
     return result
 
 
-def _tuner(name, task):
+def _tuner(name, task, done):
+    """The tuner ``name`` for the configurations of a task that are not in ``done`` (their indices; the
+    genetic algorithm may come back to them)."""
     from tvm.autotvm import tuner
 
     if name == "xgb":
         # the loop features of other tuners need a TE schedule; "rank" is gone from XGBoost 2
-        return tuner.XGBTuner(task, feature_type="knob", loss_type="rank-binary")
-    if name == "ga":
-        return tuner.GATuner(task, pop_size=min(50, len(task.config_space)))
-    return tuner.RandomTuner(task) if name == "random" else tuner.GridSearchTuner(task)
+        made = tuner.XGBTuner(task, feature_type="knob", loss_type="rank-binary")
+    elif name == "ga":
+        size = len(task.config_space)
+        return tuner.GATuner(task, pop_size=min(50, size), elite_num=min(3, size))
+    else:
+        made = tuner.RandomTuner(task) if name == "random" else tuner.GridSearchTuner(task)
+    made.visited = type(made.visited)(done)
+    if name == "grid":
+        made.index = next(i for i in range(made.begin_idx, made.end_idx) if i not in done)
+    return made
 
 
 def untuned(module, target=None) -> tuple[int, int]:

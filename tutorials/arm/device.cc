@@ -192,15 +192,18 @@ bool Welcome(Socket* client, const string& key, const string& match, int* second
   int taken_for = 0;  // seconds since a client was given our key without coming
   while (true) {
     try {
-      if (!host.empty() && !tracker) {
+      bool fresh = !host.empty() && !tracker;
+      if (fresh) {
         tracker = std::make_unique<Tracker>(host, tracker_port, key, own_port);
         offered = false;
-        printf("offered as %s to the tracker at %s:%s\n", key.c_str(), host.c_str(), tracker_port.c_str());
-        fflush(stdout);
       }
       if (tracker && !offered) {
         tracker->Offer();
         offered = true, taken_for = 0;
+      }
+      if (fresh) {  // only now: a client that asks the tracker from here on finds us
+        printf("offered as %s to the tracker at %s:%s\n", key.c_str(), host.c_str(), tracker_port.c_str());
+        fflush(stdout);
       }
       pollfd wait{listener.fd(), POLLIN, 0};
       if (poll(&wait, 1, 2000) <= 0) {
@@ -214,6 +217,7 @@ bool Welcome(Socket* client, const string& key, const string& match, int* second
       fflush(stdout);
       pid_t child = fork();
       if (child == 0) {
+        tracker.reset();  // the tracker sees at once when the server itself is gone
         int status = 0;
         try {
           Session(&client, seconds);

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from importlib import metadata, util
 from pathlib import Path
@@ -106,28 +107,45 @@ def set_up(folder: Path) -> Path:
 
 
 class Emulated:
-    """``device serve`` under qemu, as a context manager; ``port`` is what it listens on."""
+    """``device serve`` under qemu, as a context manager; ``port`` is what it listens on.
 
-    def __init__(self, program: Path, tracker: tuple[str, int] | None = None, key: str = "aarch64"):
-        self.command = [*emulator(), program, "serve", "0"]
-        if tracker is not None:
-            self.command += [tracker[0], tracker[1], key]
+    Entered when it listens and, if there is a tracker, when the tracker has it; Missing if that takes more
+    than ``seconds``.
+    """
+
+    def __init__(
+        self,
+        program: Path,
+        tracker: tuple[str, int] | None = None,
+        key: str = "aarch64",
+        seconds: float = 60,
+    ):
+        self.command = [*emulator(), program, "serve", "0", *([*tracker, key] if tracker else [])]
+        self.seconds, self.said = seconds, ["listening on ", *(["offered as "] if tracker else [])]
 
     def __enter__(self) -> Emulated:
         self.process = subprocess.Popen(
             list(map(str, self.command)), stdout=subprocess.PIPE, text=True, start_new_session=True
         )
-        line = self.process.stdout.readline()
-        if not line.startswith("listening on "):
-            self.process.wait()
-            raise Missing(f"{self.command[-1]} did not start under {EMULATOR}")
-        self.port = int(line.split()[-1])
+        late = threading.Timer(self.seconds, self.stop)  # ends a readline that waits for a dead tracker
+        late.start()
+        lines = [self.process.stdout.readline() for _ in self.said]
+        late.cancel()
+        if not all(map(str.startswith, lines, self.said)):
+            self.__exit__()
+            raise Missing(f"not up in {self.seconds} s: {' '.join(map(str, self.command))}")
+        self.port = int(lines[0].split()[-1])
         return self
 
     def __exit__(self, *_):
-        os.killpg(self.process.pid, signal.SIGTERM)  # sessions are processes of their own
-        self.process.wait()
+        self.stop()
         self.process.stdout.close()
+
+    def stop(self):
+        """End the server and its sessions, which are processes of their own."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait()
 
 
 def main():
