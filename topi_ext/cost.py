@@ -9,6 +9,9 @@ the CPU at hand outranks it (`manifest.plan`).
 There are two sets: ``warm`` with the weights in the cache, and ``cold`` with the weights in memory, which
 is where a network finds them that has more of them than `CACHE_BYTES`. Winograd's are up to eight times
 as large as the direct kernels', and cold that often decides.
+
+For 64-bit ARM nothing is measured. ``cycles.json`` holds static cycle counts instead, by LLVM's models of
+some cores: of the inner loops, so without memory and without the loops around them (``benchmarks/arm.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 COSTS = Path(__file__).with_name("costs.json")
+CYCLES = Path(__file__).with_name("cycles.json")
 CACHE_BYTES = 16_000_000  # of a last-level cache, what one network can count on
 
 
@@ -37,3 +41,15 @@ def estimate(kernel: str, work: Sequence[float], cold: bool = False) -> float | 
         return None
     call, *each = known["cold" if cold else "warm"]
     return call + sum(c * w for c, w in zip(each, work, strict=True))
+
+
+@functools.cache
+def cycle_counts() -> dict[str, dict[str, list[float]]]:
+    """{core, as LLVM calls it: {kernel: cycles per operation of each kind of work that is counted}}."""
+    return json.loads(CYCLES.read_text(encoding="utf-8"))["cores"] if CYCLES.exists() else {}
+
+
+def cycles(kernel: str, work: Sequence[float], core: str) -> float | None:
+    """Millions of cycles of one call, by static counts; None where there are none."""
+    known = cycle_counts().get(core, {}).get(kernel)
+    return None if known is None else sum(c * w for c, w in zip(known, work, strict=False))

@@ -85,7 +85,7 @@ class _Chain:
 
 class _Lowering:
     def __init__(self, function, target, layers):
-        self.isa, self.found = relay_op.target_isa(target), []
+        self.isa, self.core, self.found = relay_op.target_isa(target), str(target.attrs.get("mcpu", "")), []
         self.measured = {}  # spec -> {kernel: microseconds}
         for (kernel, spec), us in relay_op.recorded(target).items():
             self.measured.setdefault(spec, {})[kernel] = us
@@ -139,7 +139,9 @@ class _Lowering:
         while True:
             for i, layer in enumerate(self.found):
                 measured = self.measured.get(layer.spec.to_json())
-                chosen = manifest.plan(layer.spec, layer.weight, layer.bias, self.isa, measured, cold)
+                chosen = manifest.plan(
+                    layer.spec, layer.weight, layer.bias, self.isa, measured, cold, self.core
+                )
                 if plans[i] is None or chosen.kernel != plans[i].kernel:
                     constants[i] = chosen.kernel.pack(layer.spec, layer.weight, layer.bias, layer.factor)
                 plans[i] = chosen

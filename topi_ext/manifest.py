@@ -176,7 +176,7 @@ KERNELS = (
     _direct("direct_avx2_d2", "avx2", x86.int16_dot(256, 2), x86.lane_proof),
     _direct("direct_avx2_d1", "avx2", x86.int16_dot(256, 1), x86.lane_proof),
     _direct("wide_avx2", "avx2", x86.int32_dot(256)),
-    # ARM: ordered by the static cycle counts of benchmarks/results/arm_mca.json; nothing is measured
+    # ARM: nothing is measured; the static cycle counts are in benchmarks/results/arm_mca.json
     _direct("direct_neon_i8mm", "neon_i8mm", arm.usdot_dot(), arm.sum_proof),
     _direct("direct_neon_dotprod", "neon_dotprod", arm.sdot_dot, arm.sum_proof),
     _winograd(4, "neon", 128, 16, arm.word_pairs, arm.split_pairs),
@@ -206,14 +206,16 @@ def plan(
     isa_name: str,
     measured: Mapping[str, float] | None = None,
     cold: bool = False,
+    core: str = "",
 ) -> KernelPlan:
     """The fastest legal kernel for a layer on an instruction set, and why others are not taken.
 
     weight: int8 (R, S, C / groups, K); bias: int32 (K,) with the zero point folded in. measured:
     {kernel: microseconds} of this layer from tuning records; a kernel that has one comes before all that
-    have none. Those are ordered by `cost.estimate`, or by the order of `KERNELS` where one of them was
-    never measured. cold: the network's weights are larger than the cache. Raises OverflowError if the
-    layer's accumulator does not fit int32 in any kernel.
+    have none. Those are ordered by `cost.estimate`; where one of them was never measured, by `cost.cycles`
+    on ``core`` (LLVM's name of a CPU) or on the plainest CPU of the instruction set; else by the order of
+    `KERNELS`. cold: the network's weights are larger than the cache. Raises OverflowError if the layer's
+    accumulator does not fit int32 in any kernel.
     """
     total = accumulator_bound(spec, weight, bias)
     if isinstance(total, Refusal):
@@ -227,14 +229,12 @@ def plan(
                 rows.append(row)
             else:
                 unfits.append((row.name, unfit.why))
-    estimates = {row.name: cost.estimate(row.name, row.work(spec), cold) for row in rows}
-    if None in estimates.values():
-        estimates = {}
-        for row in list(rows):
-            unfit = row.pays(spec)
-            if unfit is not None:
-                rows.remove(row)
-                refused.append((row.name, unfit.why))
+    for row in list(rows):
+        unfit = row.pays(spec)
+        if unfit is not None and cost.estimate(row.name, row.work(spec), cold) is None:
+            rows.remove(row)
+            refused.append((row.name, unfit.why))
+    estimates, wording = _estimates(rows, spec, cold, (core, isa.ISAS[isa_name].mcpu))
     order = {row.name: i for i, row in enumerate(rows)}
     rows.sort(key=lambda row: (0, measured[row.name]) if row.name in measured
               else (1, estimates.get(row.name, order[row.name])))  # fmt: skip
@@ -242,7 +242,7 @@ def plan(
     def reason(row):
         if row.name in measured:
             return f"tuned: {measured[row.name]:.0f} us"
-        return f"estimated: {estimates[row.name]:.0f} us" if estimates else "first of the manifest"
+        return wording.format(estimates[row.name]) if estimates else "first of the manifest"
 
     for i, row in enumerate(rows):
         answer = row.proves(spec, weight)
@@ -252,3 +252,15 @@ def plan(
             return KernelPlan(row, proof, reason(row), tuple(refused), tuple(unfits), slower)
         refused.append((row.name, answer.why))
     raise AssertionError("direct_generic takes every layer")
+
+
+def _estimates(rows, spec, cold, cores) -> tuple[dict[str, float], str]:
+    """The cost of each row, and the words for one; nothing where a row has no cost of the same kind."""
+    found = {row.name: cost.estimate(row.name, row.work(spec), cold) for row in rows}
+    if None not in found.values():
+        return found, "estimated: {:.0f} us"
+    for core in cores:
+        found = {row.name: cost.cycles(row.name, row.work(spec), core) for row in rows}
+        if None not in found.values():
+            return found, f"estimated: {{:.2f}} million cycles of a {core}"
+    return {}, ""
