@@ -1,13 +1,13 @@
 """Whole networks, batch 1, 224x224, random weights: ours against every runtime a user could pick instead.
 
     python benchmarks/networks.py --json FILE [--isa avx2 ...] [--nets NAME ...] [--threads 1]
-        [--peers-python PYTHON] [--records LOG ...] [--fp32-records LOG]
+        [--peers NAME ...] [--peers-python PYTHON] [--records LOG ...] [--fp32-records LOG]
 
 Every runner is a process of its own that sleeps while another runs; rounds time them one after the other,
-then in reverse order. ``--isa`` caps ours and TVM's fp32 by -mcpu and OpenVINO by ONEDNN_MAX_CPU_ISA. ONNX
-Runtime and ncnn take what the CPU has and cannot be capped: their rows say ``isa: native``. ``native`` is
-the same for ours and OpenVINO. PYTHON is an environment with openvino, nncf, ncnn and pnnx (NNCF needs
-packages that TVM 0.19 does not get along with); without it those peers are left out and named.
+then in reverse order, at real-time priority where that is allowed (a shared machine). ``--isa`` caps
+everybody: ours and TVM's fp32 by -mcpu, the peers by what they are told of the CPU (`cap`); ``native`` caps
+nobody. PYTHON is an environment with openvino, nncf, ncnn and pnnx (NNCF needs packages that TVM 0.19 does
+not get along with); without it those peers are left out and named.
 
 Before ours is timed it must equal the numpy reference bit for bit. A peer's int8 must have a cosine of
 more than 0.9 with its own fp32. Ratios are medians of the ratios of a round.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from pathlib import Path
 os.environ["TVM_NUM_THREADS"] = "1"
 os.environ.setdefault("TOPHUB_LOCATION", "NONE")
 
+import cap
 import machine
 import numpy as np
 import random_networks
@@ -40,8 +42,17 @@ from tvm_easyquant.relay_build import build, host_target
 from tvm_easyquant.relay_reference import execute
 
 HERE = Path(__file__).resolve().parent
-#: --isa -> (row of topi_ext.isa or None for the CPU's own, ONEDNN_MAX_CPU_ISA)
-ISAS = {"avx2": ("avx2", "AVX2"), "avx512": ("avx512bw", "AVX512_CORE"), "native": (None, None)}
+#: --isa -> row of topi_ext.isa, None for the CPU's own
+ISAS = {"avx2": "avx2", "avx512": "avx512bw", "native": None}
+PEERS = ("onnxruntime", "openvino", "ncnn")
+
+
+@functools.cache
+def urgent():
+    """The command that runs another at real-time priority; empty where it is not allowed."""
+    command = ("chrt", "--rr", "10")
+    allowed = shutil.which("chrt") and subprocess.run([*command, "true"], capture_output=True).returncode == 0
+    return command if allowed else ()
 
 
 class Runner:
@@ -50,7 +61,7 @@ class Runner:
     def __init__(self, python, kind, model, inputs, threads, cpus, env=None):
         command = [str(python), str(HERE / "runner.py"), kind, str(model), str(inputs), str(threads)]
         self.process = subprocess.Popen(
-            ["taskset", "-c", ",".join(map(str, cpus)), *command], text=True, stdin=subprocess.PIPE,
+            [*urgent(), "taskset", "-c", ",".join(map(str, cpus)), *command], text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **(env or {})},
         )  # fmt: skip
         self.version = self._answer()
@@ -100,7 +111,7 @@ def ort_int8(path, samples, made):
 
 
 def target_of(name):
-    row, _ = ISAS[name]
+    row = ISAS[name]
     return host_target() if row is None else f"llvm -mcpu={isa.ISAS[row].mcpu}"
 
 
@@ -115,6 +126,13 @@ def tvm_fp32(path, target, logs):
     module, params = relay.frontend.from_onnx(_load(path), {"image": (1, 3, 224, 224)}, freeze_params=True)
     with no_tophub(), history(logs), tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
         return relay.build(module, target, params=params)
+
+
+def package(python, name):
+    """The folder of an installed package."""
+    code = f"import importlib.util as u; print(u.find_spec({name!r}).submodule_search_locations[0])"
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return Path(found.stdout.strip())
 
 
 def _load(path):
@@ -157,24 +175,26 @@ def start(name, args, folder, stack):
         library("tvm-fp32", isa_name, tvm_fp32(path, target, None))
         if args.fp32_records:
             library("tvm-fp32-tuned", isa_name, tvm_fp32(path, target, [args.fp32_records]))
-    run("onnxruntime-fp32", "native", sys.executable, "onnxruntime", path)
-    ort_int8(path, samples, folder / "ort_int8.onnx")
-    run("onnxruntime-int8", "native", sys.executable, "onnxruntime", folder / "ort_int8.onnx")
+    ort_int8(path, samples, folder / "onnxruntime_int8.onnx")
+    models = {"onnxruntime-fp32": path, "onnxruntime-int8": folder / "onnxruntime_int8.onnx"}
     if args.peers_python:
         subprocess.run([args.peers_python, HERE / "peer_models.py", path, inputs, folder], check=True,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        for isa_name in args.isa:
-            cap = ISAS[isa_name][1]
-            env = {"ONEDNN_MAX_CPU_ISA": cap} if cap else {}
-            for kind in ("fp32", "int8"):
-                try:
-                    model = folder / f"openvino_{kind}.xml"
-                    run(f"openvino-{kind}", isa_name, args.peers_python, "openvino", model, env)
-                except RuntimeError as error:
-                    print(f"{name}: left out: openvino-{kind} on {isa_name}: {error}", flush=True)
-        run("ncnn-fp32", "native", args.peers_python, "ncnn", folder / "ncnn_fp32")
+        models |= {f"openvino-{kind}": folder / f"openvino_{kind}.xml" for kind in ("fp32", "int8")}
+        models |= {f"ncnn-{kind}": folder / f"ncnn_{kind}" for kind in ("fp32", "int8")}
+    for isa_name in args.isa:
+        for key, model in models.items():
+            peer = key.partition("-")[0]
+            if peer not in args.peers:
+                continue
+            python = sys.executable if peer == "onnxruntime" else args.peers_python
+            try:
+                env = cap.capped(package(python, peer), args.scratch / "capped") if ISAS[isa_name] else {}
+                run(key, isa_name, python, peer, model, {**env, "EASYQUANT_CAP": isa_name})
+            except RuntimeError as error:
+                print(f"{name}: left out: {key} on {isa_name}: {error}", flush=True)
     outputs = {key: r.output(folder / "out.npy").ravel().astype(float) for key, r in runners.items()}
-    truth = outputs["onnxruntime-fp32", "native"]
+    truth = outputs["tvm-fp32", args.isa[0]]
     alike = {k: float(o @ truth / np.sqrt((o @ o) * (truth @ truth))) for k, o in outputs.items()}
     return runners, {"macs": graph.macs, "cosine": alike, "bytes": sizes}
 
@@ -242,12 +262,15 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--peers-python", help="Python of an environment with openvino, nncf, ncnn, pnnx")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "easyquant_peers",
+                        help="where capped copies of the peers' packages are kept")  # fmt: skip
     parser.add_argument("--records", type=Path, nargs="+", help="tuning records for ours")
     parser.add_argument("--fp32-records", type=Path, help="tuning records for TVM's fp32")
     parser.add_argument("--tune-fp32", type=int, metavar="TRIALS", help="make --fp32-records and end")
     args = parser.parse_args()
     for name in args.isa:
-        row = ISAS[name][0]
+        row = ISAS[name]
         if row is not None and not isa.host_has(row):
             raise SystemExit(f"error: this CPU does not have {row}")
     if args.peers_python and not shutil.which(args.peers_python):

@@ -3,7 +3,8 @@
     python benchmarks/peer_models.py NET.onnx INPUTS.npy FOLDER
 
 Writes into FOLDER: ``openvino_fp32.xml``, ``openvino_int8.xml`` (NNCF post-training quantization, its
-defaults), ``ncnn_fp32.param`` and ``.bin`` (pnnx). ONNX Runtime's int8 is made by `networks.py`.
+defaults), ``ncnn_fp32.param`` and ``.bin`` (pnnx) and ``ncnn_int8`` (`ncnn_int8`). ONNX Runtime's int8 is
+made by `networks.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ncnn_int8
 import numpy as np
 
 
@@ -32,6 +34,7 @@ def main():
         ("pnnxonnx", "unused.onnx"),
     )]  # fmt: skip
     subprocess.run([pnnx, network, *paths, "fp16=0", "inputshape=[1,3,224,224]"], check=False, cwd=folder)
+    ncnn_int8.write(folder / "ncnn_fp32", folder / "ncnn_int8", inputs)
 
 
 if __name__ == "__main__":

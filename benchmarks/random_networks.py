@@ -136,7 +136,7 @@ def _mobilenet_v1():
         (1024, 2),
         (1024, 1),
     ]
-    for width, stride in (*plan, (1024, 2), (1024, 1)):
+    for width, stride in plan:
         x = net.conv(net.conv(x, x[1], 3, stride, groups=x[1]), width, 1)
     x = net.average(x)
     return net.model(net.dense(net.flatten(x, x[1]), 1000))

@@ -18,6 +18,7 @@ import numpy as np
 
 def tvm(model, x, threads):
     os.environ["TVM_NUM_THREADS"] = str(threads)
+    os.environ["TVM_USE_RUNTIME_LIB"] = "1"  # what a deployment needs: no compiler
     import tvm
     from tvm.contrib import graph_executor
 

@@ -57,7 +57,7 @@ def _emit(spec, accumulator, pixels, ins, out):
     blocks, ragged = divmod(spec.out_channels, LANES)
 
     def tile(n, y, x, count, block, valid):
-        acc = ib.allocate(accumulator, count * LANES, name="acc", scope="local")
+        acc = ib.allocate(accumulator, count * LANES, name="acc")
         channel = block * LANES
         for p in range(count):
             total = weight.vload([r * s, channel], wide)

@@ -239,7 +239,7 @@ class Writer:
             ib.emit(self.out.vstore(index(k), finish(spec, acc, scale, residual)))
             return
         # Ragged: keep the accumulators, finish the valid ones one by one.
-        spill = ib.allocate("int32", lanes, name="spill", scope="local")
+        spill = ib.allocate("int32", lanes, name="spill")
         ib.emit(spill.vstore([0], acc))
         with ib.for_range(0, valid, "channel") as j:
             residual = None if self.residual is None else self.residual.vload(index(k + j))
@@ -323,7 +323,7 @@ class _Body:
         ib, dot, spec = self.ib, self.dot, self.spec
         lanes, depth = dot.lanes, dot.depth
         size = lanes * dot.partials
-        acc = ib.allocate("int32", pixels * vectors * size, name="acc", scope="local")
+        acc = ib.allocate("int32", pixels * vectors * size, name="acc")
 
         def slot(p, v):
             return [(p * vectors + v) * size]

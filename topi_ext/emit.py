@@ -106,7 +106,7 @@ class Builder:
         text = tir.StringImm(value) if hasattr(tir, "StringImm") else tvm.ir.StringImm(value)
         self.emit(_Around(lambda body: tir.AttrStmt(node, key, text, body)))
 
-    def allocate(self, dtype: str, size: int, name: str, scope: str = "local"):
+    def allocate(self, dtype: str, size: int, name: str, scope: str = "global"):
         """A buffer of ``size`` scalars that lives to the end of the block; "local" is the stack or
         registers, "global" the thread's workspace."""
         if not HAS_ALLOCATE:

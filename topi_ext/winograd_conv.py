@@ -239,7 +239,7 @@ class _Body:
     def keeper(self, dtype, lanes):
         """keep(expression): its value in a slot of its own (TVM's vector lets do not compile)."""
         slots = 512
-        pool = self.ib.allocate(dtype, slots * lanes, name="kept", scope="local")
+        pool = self.ib.allocate(dtype, slots * lanes, name="kept")
         used = iter(range(slots))
 
         def keep(value):
@@ -296,7 +296,7 @@ class _Body:
     def multiply(self, block, position, first, rows, size, channels, unroll, v, m, ahead=False):
         """``rows`` tiles by all channels of U at one position; ahead: fetch U for the next position."""
         ib, lanes = self.ib, self.lanes
-        acc = ib.allocate("int32", rows * self.block, name="acc", scope="local")
+        acc = ib.allocate("int32", rows * self.block, name="acc")
 
         def slot(r, vector):
             return [(r * self.vectors + vector) * lanes]
