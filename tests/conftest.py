@@ -49,7 +49,18 @@ def can_link() -> bool:
     return any(map(os.environ.get, ("CXX", "CC"))) or any(map(shutil.which, COMPILERS))
 
 
+BROWSER = ("chromium", "chromedriver")  # Debian: chromium, chromium-driver
+
+
+def no_browser() -> str:
+    """What is missing to open a page in a browser; empty if nothing is."""
+    return " and ".join(tool for tool in BROWSER if shutil.which(tool) is None)
+
+
 def pytest_addoption(parser):
+    parser.addoption(
+        "--require-browser", action="store_true", help="fail where a browser's test is skipped"
+    )
     parser.addoption(
         "--require-isa",
         default="",
@@ -70,6 +81,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("linker") and not can_link():
             item.add_marker(pytest.mark.skip(reason="no C++ compiler here to link a library with"))
+        if item.get_closest_marker("browser") and no_browser() and not config.option.require_browser:
+            item.add_marker(pytest.mark.skip(reason=f"no {no_browser()} here to open the report with"))
         for mark in item.iter_markers("isa"):
             name = mark.args[0]
             item.user_properties.append(("isa", name))
@@ -78,6 +91,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_runtest_setup(item):
+    if item.get_closest_marker("browser") and no_browser():  # not skipped above: required
+        pytest.fail(f"no {no_browser()} here; --require-browser wants it", pytrace=False)
     for mark in item.iter_markers("isa"):
         if not runs(mark.args[0]):  # not skipped above: required
             pytest.fail(f"{why_not(mark.args[0])}; --require-isa wants it", pytrace=False)

@@ -22,6 +22,7 @@ from .cli_common import INTERRUPTED, MISSING_PACKAGE, USER_ERROR, fail, is_users
 VERBS = (
     "cli_quantize",
     "cli_measure",
+    "cli_report",
     "cli_kernels",
     "cli_interchange",
     "cli_doctor",
@@ -33,12 +34,8 @@ def _add_verbs(subparsers, main_parser, json_params):
     from .cli_quantize import EXAMPLES
 
     main_parser.prog, main_parser.epilog = "tvmc-easyquant", EXAMPLES
-    theirs = set(subparsers.choices)
-    for module in VERBS:
+    for module in VERBS:  # without tvmc's json_params, whose default sets --target to plain llvm
         importlib.import_module(f".{module}", __package__).add(subparsers)
-    for name in set(subparsers.choices) - theirs:
-        for params in json_params:  # tvmc's --config
-            subparsers.choices[name].set_defaults(**params)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from math import isfinite
 
+from .files import plain
 from .files import writable as writable  # for the verbs
 from .progress import Bar
 
@@ -126,17 +126,6 @@ def warn(lines: Iterable[str]) -> None:
 def print_json(facts) -> None:
     """``facts`` as JSON on stdout; infinities and NaN, which JSON lacks, become null."""
     print(json.dumps(plain(facts), indent=1))
-
-
-def plain(value):
-    """``value`` as JSON takes it: no numpy numbers, no infinity, no tuple."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(v) for v in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _shapes(text: str | None):

@@ -61,7 +61,8 @@ def _common(parser):
 
 
 def evaluation(args, graph, table, bar, target=None):
-    """{metric: `evaluate.Paired`} of the table's integers against float32 on ``args.data``."""
+    """{metric: `evaluate.Paired`} of the table's integers against float32 on ``args.data``; the options
+    are those of ``evaluate``."""
     from . import evaluate, pipeline, sources
     from .relay_benchmark import build_float, build_integer
     from .relay_build import Executor
@@ -117,7 +118,7 @@ def _benchmark(args) -> int:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
     graph = load_graph(args)
-    with history(args.tuning_records), progress_bar() as bar:
+    with history(args.tuning_records, target), progress_bar() as bar:
         found = timing(args, graph, table, bar, target, threads=args.threads, rounds=args.rounds)
     if args.json:
         print_json({**asdict(found), "notes": found.notes})

@@ -91,6 +91,8 @@ class Benchmark:
 
 def describe_host() -> dict:
     """cpu (its name, or what Linux knows of it), family and model, rows of `isa.ISAS`, cores, versions."""
+    from tvm.target.codegen import llvm_version_major
+
     facts: dict = {"cpu": platform.processor() or platform.machine()}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -106,7 +108,7 @@ def describe_host() -> dict:
         "isa": [name for name in isa.ISAS if isa.host_has(name)],
         "cores": os.cpu_count(),
         "tvm": str(tvm.__version__),
-        "llvm": int(tvm.target.codegen.llvm_version_major()),
+        "llvm": int(llvm_version_major()),
     }
 
 
