@@ -26,7 +26,10 @@ def patch(library: Path) -> int:
     if b"\x0f\xa2" not in library.read_bytes():
         return 0
     code = subprocess.Popen(
-        ["objdump", "-d", "--no-show-raw-insn", library], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ["objdump", "-d", "--no-show-raw-insn", library],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     addresses = [int(line.split(":")[0], 16) for line in code.stdout if line.rstrip().endswith("\tcpuid")]
     code.wait()

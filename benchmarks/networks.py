@@ -51,7 +51,9 @@ PEERS = ("onnxruntime", "openvino", "ncnn")
 def urgent():
     """The command that runs another at real-time priority; empty where it is not allowed."""
     command = ("chrt", "--rr", "10")
-    allowed = shutil.which("chrt") and subprocess.run([*command, "true"], capture_output=True).returncode == 0
+    allowed = (
+        shutil.which("chrt") and subprocess.run([*command, "true"], capture_output=True).returncode == 0
+    )
     return command if allowed else ()
 
 

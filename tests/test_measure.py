@@ -12,7 +12,8 @@ import onnx
 from tvm_easyquant import cli, quantize
 from tvm_easyquant.graph import run
 from tvm_easyquant.integer import run_integer
-from tvm_easyquant.relay_benchmark import Benchmark, LayerTime, benchmark
+from tvm_easyquant.numerics import QuantConfig
+from tvm_easyquant.relay_benchmark import Benchmark, LayerTime, benchmark, keep_if_faster
 from tvm_easyquant.relay_build import host_target
 from tvm_easyquant.relay_frontend import import_onnx, load_onnx
 
@@ -120,3 +121,41 @@ def test_doctor_shows_the_saturation_in_a_number(capsys):
     assert cli.run(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "pmaddubsw saturates here" in out and "ours 0.0%" in out and "linker" in out
+
+
+@pytest.mark.parametrize("gain", [True, False])
+def test_slower_layers_stay_float_only_if_the_network_gains(gain):
+    graph, seen = load_onnx(networks.small_onnx()), []
+
+    def measure(graph, floats, module, target, bits, feed, progress):
+        seen.append(str(module["main"]).count("qnn.conv2d") + str(module["main"]).count("qnn.dense"))
+        ms = 3.0 if seen[1:] else 4.0
+        layers = [LayerTime("conv2", "int7", "k", 2.0, 1.0), LayerTime("conv1", "int7", "k", 1.0, 2.0)]
+        return Benchmark(ms, 5.0, 5 / ms if gain else 1 / len(seen), (ms, ms), layers, 0.0, 1, 3, "llvm")
+
+    found = keep_if_faster(graph, None, QuantConfig(), measure=measure)
+    assert seen == [3, 2]
+    assert found.skip == (("conv2",) if gain else ())
+    assert ("3.000 instead of 4.000 ms" in found.notes[0]) == gain
+    assert gain or "conv2" in found.notes[0] and "not faster" in found.notes[0]
+
+
+def test_nothing_is_kept_float_where_nothing_would_be_left():
+    graph = load_onnx(networks.small_onnx())
+
+    def measure(graph, *_, **__):
+        layers = [LayerTime(n.name, "int7", "k", 2.0, 1.0) for n in graph.compute_nodes]
+        return Benchmark(2.0, 1.0, 0.5, (2, 2), layers, 0.0, 1, 3, "llvm")
+
+    found = keep_if_faster(graph, None, QuantConfig(), measure=measure)
+    assert found.skip == () and "every layer is faster in float" in found.notes[0]
+    assert "2.00 times as long" in found.notes[1]
+
+
+def test_quantize_keep_if_faster_says_what_it_did(work, capsys):
+    folder = work[0]
+    np.savez(folder / "images.npz", x=work[1])
+    found = answer(capsys, "quantize", folder / "net.onnx", "--calibration", folder / "images.npz", "-o",
+                   folder / "fast.json", "--method", "minmax", "--keep-if-faster", "--json")  # fmt: skip
+    kept = [row["layer"] for row in found["layers"] if row["kind"] == "float32"]
+    assert bool(kept) <= bool(found["notes"])

@@ -11,6 +11,7 @@ from .cli_common import (
     add_pictures,
     add_verb,
     load_graph,
+    model_options,
     preprocess_of,
     print_json,
     progress_bar,
@@ -55,6 +56,9 @@ def add(subparsers) -> None:
         help="what stays float: names, regular expressions, or op:conv2d for an operator")  # fmt: skip
     add("--resume", action="store_true", help="save the search in OUTPUT.search and go on from it")
     add("--dry-run", action="store_true", help="only say what would run in integers")
+    add("--keep-if-faster", action="store_true",
+        help="measure first; layers that are slower in integers than TVM's float32 stay float")  # fmt: skip
+    add("--target", help="what --keep-if-faster measures, such as 'llvm -mcpu=core-avx2' (this CPU)")
     add("--module-out", metavar="FILE", help="also write the integer Relay module (TVM's JSON)")
     add("--record", metavar="FILE", help="also write the curves of the search, for report --record")
     add("--json", action="store_true", help="print the result as JSON")
@@ -86,6 +90,9 @@ def _quantize(args) -> int:
     graph = load_graph(args)
     if args.dry_run:
         return _dry_run(graph, sites.plan(graph, config.skip), args.json)
+    notes: tuple[str, ...] = ()
+    if args.keep_if_faster:
+        config, notes = _faster(args, graph, config)
     checkpoint = Path(f"{args.output}.search") if args.resume else None
     curves = Curves(config.how.objective or "", graph.fingerprint) if args.record else None
     with progress_bar() as bar:
@@ -105,10 +112,25 @@ def _quantize(args) -> int:
         curves.save(args.record)
     warn(result.warnings)
     if args.json:
-        print_json(_facts(result, args.output))
+        print_json({**_facts(result, args.output), "notes": list(notes)})
     else:
-        print(_summary(result, args.output))
+        print("\n".join([_summary(result, args.output), *(f"note: {note}" for note in notes)]))
     return 0
+
+
+def _faster(args, graph, config):
+    """The settings with the layers that are faster in float kept so, and what to say about it."""
+    from dataclasses import replace
+
+    from .relay_benchmark import keep_if_faster
+    from .relay_build import cpu_target
+    from .relay_frontend import import_model
+
+    target = cpu_target(args.target)
+    with progress_bar() as bar:
+        module = import_model(args.FILE, **model_options(args))
+        found = keep_if_faster(graph, module, config, target, progress=bar)
+    return replace(config, skip=(*config.skip, *found.skip)), found.notes
 
 
 def _facts(result, output) -> dict:

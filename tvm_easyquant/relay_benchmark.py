@@ -13,7 +13,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
@@ -22,9 +22,13 @@ import numpy as np
 from topi_ext import isa, relay_op
 from topi_ext.lower import LayerPlan, LowerInteger
 
-from .graph import Graph, model_shape
+from .calibrate import calibrate, start_table
+from .graph import Graph, GraphError, model_shape
 from .host import BUILD_CONFIG, no_tophub, relay, tvm
+from .numerics import QuantConfig
 from .relay_build import Executor, cpu_target
+from .relay_rewrite import rewrite
+from .sites import plan
 
 Progress = Callable[[int, int, str], None]
 
@@ -269,3 +273,64 @@ def _by_size(nodes, calls) -> dict[str, float]:
         if len(names) == len(found.get(size, ())):
             times.update(zip(names, found[size], strict=True))
     return times
+
+
+@dataclass(frozen=True)
+class Faster:
+    """What `keep_if_faster` decided: the layers to keep float, the measurement that stands, and why."""
+
+    skip: tuple[str, ...]
+    benchmark: Benchmark
+    notes: tuple[str, ...]
+
+
+def keep_if_faster(
+    graph: Graph, float_module, config: QuantConfig, target=None, *, measure=None, progress=None, **options
+) -> Faster:
+    """The layers that are faster in float on this CPU, if keeping them float speeds the network up.
+
+    Scales do not change the time, so this is measured with those of one noise sample, before any search.
+    The slower layers are taken out together; they stay float only if the whole network is then faster: a
+    float layer between integer ones costs its conversions. options: of `benchmark`, which ``measure`` may
+    replace. Raises what `benchmark` and `sites.plan` raise.
+    """
+    rng = np.random.default_rng(0)
+    feed = {n: rng.standard_normal(model_shape(graph[n])).astype(np.float32) for n in graph.inputs}
+
+    def measured(skip):
+        settings = replace(config, method="minmax", objective=None, start=None, skip=(*config.skip, *skip))
+        plan_ = plan(graph, settings.skip)
+        table = start_table(graph, plan_, calibrate(graph, plan_, [feed], settings), settings)
+        bits = {node.name: settings.bits_of(node.name) for node in graph.compute_nodes}
+        return (measure or benchmark)(
+            graph, float_module, rewrite(graph, table), target, bits=bits, feed=feed, progress=progress,
+            **options,
+        )  # fmt: skip
+
+    found = measured(())
+    slow, notes = tuple(layer.name for layer in found.slower), []
+    if slow:
+        try:
+            without = measured(slow)
+        except GraphError:  # nothing would be left
+            notes.append("every layer is faster in float here")
+            slow = ()
+        else:
+            if without.speedup > found.speedup:
+                notes.append(
+                    f"{len(slow)} layers stay float because they are faster so: {without.ms:.3f} instead "
+                    f"of {found.ms:.3f} ms"
+                )
+                found = without
+            else:
+                notes.append(
+                    f"{len(slow)} layers are slower in integers ({', '.join(slow[:3])}"
+                    f"{', ...' if len(slow) > 3 else ''}), but the network is not faster with them in float"
+                )
+                slow = ()
+    if found.speedup < 1:
+        notes.append(
+            f"the integer network takes {1 / found.speedup:.2f} times as long as TVM's float32 here; for "
+            "speed, compile the float model"
+        )
+    return Faster(slow, found, tuple(notes))
