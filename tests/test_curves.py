@@ -11,7 +11,7 @@ from tvm_easyquant.search import search
 from tvm_easyquant.sites import plan
 
 
-@pytest.mark.parametrize("method", ["easyquant", "easyquant_mse"])
+@pytest.mark.parametrize("method", ["easyquant", "easyquant_mse", "easyquant_layerwise"])
 def test_the_best_of_each_curve_is_the_scale_of_the_table(tmp_path, method):
     graph, images = networks.residual()
     config, plan_ = QuantConfig(method=method, grid=20), plan(graph)

@@ -103,9 +103,9 @@ def test_calibrators_are_methods_and_starts(method):
 def test_the_paper_takes_no_switches():
     with pytest.raises(ConfigError, match="start='kl' is no part of the paper's method easyquant"):
         QuantConfig(method="easyquant", start="kl")
-    with pytest.raises(ConfigError, match="method kl does not search: objective says nothing"):
-        QuantConfig(method="kl", objective="cosine")
-    with pytest.raises(ConfigError, match="start is 'up'; use one of max, percentile"):
-        QuantConfig(start="up")
+    with pytest.raises(ConfigError, match="method kl does not search: order says nothing"):
+        QuantConfig(method="kl", order="layerwise")
+    with pytest.raises(ConfigError, match="rounding is 'up'; use one of nearest, descent"):
+        QuantConfig(rounding="up")
     with pytest.raises(ConfigError, match="percentile is 0"):
         QuantConfig(percentile=0)

@@ -168,7 +168,7 @@ TARGETS = ["llvm", pytest.param("llvm -mcpu=core-avx2", marks=pytest.mark.isa("a
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("bits", [7, 8])
-@pytest.mark.parametrize("method", ["easyquant", "easyquant_unsigned"])
+@pytest.mark.parametrize("method", ["easyquant", "easyquant_layerwise"])
 def test_a_residual_network_is_exact_on_every_target(target, bits, method):
     graph, pictures = networks.residual(1)
     feeds = [{"image": x} for x in pictures]

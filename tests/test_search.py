@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topi_ext import reference
+from tvm_easyquant import objectives
 from tvm_easyquant import search as search_module
 from tvm_easyquant.calibrate import calibrate, start_table
 from tvm_easyquant.graph import evaluate, linear, to_nhwc
@@ -43,13 +44,19 @@ def cos(a, b):
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
-def relative_error(a, b):
-    return -float(((a - b) ** 2).sum() / (a.astype(np.float64) ** 2).sum())
+def mean_cosine(pairs):
+    return np.mean([cos(o, y) for o, y in pairs])
+
+
+def relative_error(pairs):
+    """Minus the squared error over all images, relative to the output."""
+    error = sum(((o.astype(np.float64) - y) ** 2).sum() for o, y in pairs)
+    return -float(error / sum((o.astype(np.float64) ** 2).sum() for o, _ in pairs))
 
 
 def plain_search(graph, images, config):
     """Algorithm 1 on a chain of two layers, one direct convolution per candidate, in plain loops."""
-    score = {"cosine": cos, "mse": relative_error}[config.how.objective]
+    score = {"cosine": mean_cosine, "mse": relative_error}[config.how.objective]
     plan_ = plan(graph)
     start = start_table(graph, plan_, calibrate(graph, plan_, images, config), config)
     weights, sites = dict(start.weights), dict(start.activations)
@@ -102,8 +109,8 @@ def plain_search(graph, images, config):
             scales = (base.astype(np.float64) / factor).astype(np.float32)
             w = quantize_weight(flat, scales, config.bits).reshape(node.weight.shape).astype(np.float64)
             for c in range(node.channels):
-                similarity = np.mean([
-                    score(o[..., c], linear(x, node, w)[..., c] * (s.scale * float(scales[c])) + node.bias[c])
+                similarity = score([
+                    (o[..., c], linear(x, node, w)[..., c] * (s.scale * float(scales[c])) + node.bias[c])
                     for x, o in zip(xs, outputs[node.name], strict=True)
                 ])  # fmt: skip
                 if similarity > best[c] + 1e-12:
@@ -116,13 +123,13 @@ def plain_search(graph, images, config):
         reals = [to_nhwc(x) if node is first else before_rounding(x) for x in images]
         for factor in factors(config):
             s = base.with_scale(base.scale / factor)
-            similarity = []
+            pairs = []
             for real, o in zip(reals, outputs[node.name], strict=True):
                 x = reference.quantize(real, s.scale, s.zero_point, s.lo, s.hi).astype(np.float64)
                 y = linear(x - s.zero_point, node, w) * (s.scale * weights[node.name].astype(np.float64))
-                similarity.append(score(o, y + node.bias))
-            if np.mean(similarity) > best + 1e-9:
-                best, sites[name] = np.mean(similarity), s
+                pairs.append((o, y + node.bias))
+            if score(pairs) > best + 1e-9:
+                best, sites[name] = score(pairs), s
     return weights, sites
 
 
@@ -144,7 +151,7 @@ def test_both_routes_give_each_channels_cosine(rows):
     x, o = rng.integers(-63, 64, (rows, 9)).astype(np.float32), rng.standard_normal((rows, 4))
     candidates = rng.integers(-63, 64, (5, 9, 4)).astype(np.float64)
     units, bias = rng.random((5, 4)) + 0.1, rng.standard_normal(4)
-    found = search_module._channel_similarity(x, o, bias, units, candidates)
+    found = objectives.channel_cosines(x, o, bias, units, candidates)
     for f in range(5):
         for c in range(4):
             y = x.astype(np.float64) @ candidates[f, :, c] * units[f, c] + bias[c]
@@ -305,6 +312,122 @@ def test_progress_counts_every_layer_and_site():
     searched(graph, images, progress=lambda *call: calls.append(call))
     done, total, text = calls[-1]
     assert done == total == len(calls) and text.startswith("activations")
+
+
+EXTENSIONS = {
+    "layerwise": dict(order="layerwise"),
+    "corrections": dict(gain_correction=True, bias_correction=True),
+    "descent": dict(rounding="descent"),
+    "hessian": dict(objective="hessian"),
+    "starts": dict(start="mse"),
+    "all": dict(order="layerwise", gain_correction=True, bias_correction=True, rounding="descent",
+                start="mse", rounds=2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_every_extension_is_deterministic_stored_in_the_table_and_no_harm(name):
+    from tvm_easyquant.graph import run
+    from tvm_easyquant.scale_table import ScaleTable
+
+    graph, images = networks.residual(4)
+    table = searched(graph, images, jobs=1, grid=12, **EXTENSIONS[name])
+    assert searched(graph, images, jobs=3, grid=12, **EXTENSIONS[name]).to_json() == table.to_json()
+    assert bool(table.biases) == ("bias_correction" in EXTENSIONS[name])
+    assert bool(table.rounding) == bool({"rounding", "gain_correction"} & set(EXTENSIONS[name]))
+    again = ScaleTable.from_json(table.to_json())
+    start = searched(graph, images, grid=12, method="easyquant_mse", alpha=1, beta=1)
+
+    def noise(t):
+        return sum(((run(graph, {"image": x})["logits"] - run_integer(graph, t, {"image": x})["logits"]) ** 2)
+                   .sum() for x in images)  # fmt: skip
+
+    assert noise(again) == noise(table) < 1.1 * noise(start)
+
+
+def test_a_round_that_makes_the_output_worse_is_undone():
+    graph, images = networks.residual(2)
+    texts = []
+    tables = [
+        searched(graph, images, rounds=rounds, grid=10, order="layerwise",
+                 progress=lambda *call: texts.append(call[2]))
+        for rounds in (1, 2, 8)
+    ]  # fmt: skip
+    from tvm_easyquant.graph import run
+
+    real = [run(graph, {"image": x})["logits"] for x in images]
+    noise = [
+        sum(float(((o - run_integer(graph, t, {"image": x})["logits"]) ** 2).sum())
+            for x, o in zip(images, real, strict=True))
+        for t in tables
+    ]  # fmt: skip
+    assert noise[0] >= noise[1] >= noise[2]
+    assert any("undone" in text for text in texts)
+
+
+def wide(seed=0):
+    """Enough output positions for the halving to have all its stages; grouped, depthwise and strided."""
+    b = networks.Builder(seed, size=96)
+    x = b.relu("r1", b.conv("c1", "image", 8, stride=2))
+    x = b.relu("r2", b.conv("c2", x, 8, groups=8))
+    x = b.relu("r3", b.conv("c3", x, 24, kernel=1), hi=6.0)
+    x = b.relu("r4", b.conv("c4", x, 12, groups=4))
+    b.conv("c5", x, 8, kernel=3, stride=2)
+    smooth = [np.cumsum(np.cumsum(x, 2), 3) * np.float32(0.2) for x in b.images(4)]
+    return b.graph("c5"), smooth
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("order", ["passes", "layerwise"])
+def test_successive_halving_finds_what_the_exhaustive_search_finds(seed, order, monkeypatch):
+    graph, images = wide(seed)
+    stages = []
+    original = objectives.site_errors
+
+    def spy(*arguments):
+        stages.append((arguments[6], len(arguments[5])))
+        return original(*arguments)
+
+    monkeypatch.setattr(objectives, "site_errors", spy)
+    quick = searched(graph, images, order=order, jobs=1)
+    assert {part for part, _ in stages} == {(0.0, 1 / 16), (1 / 16, 1 / 4), (1 / 4, 1.0)}
+    assert max(n for part, n in stages if part[1] == 1.0) < 90
+    whole = searched(graph, images, order=order, exhaustive=True)
+    assert quick.activations == whole.activations
+    for name, scales in whole.weights.items():
+        np.testing.assert_array_equal(quick.weights[name], scales)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("kernel, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_site_errors_is_the_squared_error_of_the_layer(groups, kernel, stride):
+    """On all positions in parts, with and without the basis of fewer channels, and weighted."""
+    b = networks.Builder(0, size=9, channels=4)
+    for channels in (4, 40):
+        if groups == 4 and channels == 40:
+            continue
+        b.conv(f"c{channels}", "image", channels, kernel=kernel, stride=stride, groups=groups)
+        node = b.nodes[f"c{channels}"]
+        values = [to_nhwc(x) for x in b.images(2)]
+        targets = [evaluate(node, x) - node.bias for x in values]
+        h = [np.abs(t) for t in targets]
+        grid = [scale_for(m, 7, True) for m in (1.0, 2.0, 4.0)]
+        for weights in (None, h):
+            parts = [objectives.site_errors(node, values, targets, node.weight, grid, np.array([0, 2]), part,
+                                            weights) for part in ((0.0, 0.3), (0.3, 1.0))]  # fmt: skip
+            whole = objectives.site_errors(
+                node, values, targets, node.weight, grid, np.array([0, 2]), (0.0, 1.0), weights
+            )
+            for i, s in enumerate((grid[0], grid[2])):
+                y = [linear((reference.quantize(x, s.scale, s.zero_point, s.lo, s.hi).astype(np.float32)
+                             - s.zero_point) * np.float32(s.scale), node, node.weight) for x in values]  # fmt: skip
+                expected = sum(
+                    (((o - z) * (1 if weights is None else k)).astype(np.float64) ** 2).sum()
+                    for o, z, k in zip(targets, y, h, strict=True)
+                )
+                assert sum(p[0][i] for p in parts) == pytest.approx(expected, rel=1e-3)
+                assert whole[0][i] == pytest.approx(expected, rel=1e-3)
+            assert sum(p[1] for p in parts) == pytest.approx(sum((t**2).sum() for t in targets), rel=1e-5)
 
 
 class Interrupted(Exception):

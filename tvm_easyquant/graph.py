@@ -12,7 +12,7 @@ already folded into the convolution or dense node before them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -77,6 +77,10 @@ class Node:
                 raise GraphError(f"node {self.name}: its {what} hold NaN or infinity; export it again")
         object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
 
+    def __reduce__(self):  # a mapping proxy cannot be pickled
+        values = (getattr(self, f.name) for f in fields(self) if f.name != "attrs")
+        return _node, (dict(self.attrs), *values)
+
     @property
     def channels(self) -> int:
         """Output channels K of a convolution or dense node."""
@@ -88,6 +92,10 @@ class Node:
         if self.op == "conv2d":
             return prod(self.shape) * prod(self.weight.shape[:3])
         return prod(self.shape) * self.weight.shape[1] if self.op == "dense" else 0
+
+
+def _node(attrs, name, op, inputs, shape, *rest):
+    return Node(name, op, inputs, shape, attrs, *rest)
 
 
 class Graph:

@@ -64,6 +64,12 @@ class Scales:
             table.biases,
         )
 
+    def copy(self) -> Scales:
+        """Another one that shares no dict with this one."""
+        return Scales(
+            self.graph, self.plan, self.config, self.activations, self.weights, self.rounding, self.biases
+        )
+
     def integer_weight(self, node: Node) -> np.ndarray:
         """int8, in the node's own layout."""
         bits, rounding = self.config.bits_of(node.name), self.rounding.get(node.name)

@@ -20,23 +20,39 @@ class Method(NamedTuple):
     """What a method does: the switches of `QuantConfig`, each with its value.
 
     objective: what the search improves, None for no search. "cosine": the mean over images of the cosine
-        (the paper). "mse": the squared error relative to the output, mean over images; unlike the cosine
-        it sees a channel's gain.
+        (the paper). "mse": the squared error over all images, relative to the output; unlike the cosine it
+        sees a channel's gain. "hessian": the squared error, for activation scales weighted by how the next
+        operators pass it on (a diagonal Gauss-Newton approximation without gradients).
     unsigned: 0..127 instead of -63..63 for tensors that are never negative.
     start: where the search starts, or what a method without search takes: "max", "percentile", "kl"
         (entropy) or "mse", of the calibration histograms.
+    order: "passes", all weight scales, then all activation scales (Algorithm 1); or "layerwise", layer
+        after layer: its input's scale, then its weights, behind a prefix that is final.
+    gain_correction: the least-squares gain of each output channel, folded into its weight scale.
+    bias_correction: the bias that removes each output channel's mean error on the calibration data.
+    rounding: "nearest", or "descent": weights rounded up or down by coordinate descent on the layer's
+        squared error, which its Gram matrix gives (AdaRound's aim, without gradients).
+    exhaustive: every candidate on all data; otherwise successive halving on growing samples of the output
+        positions drops most activation scales early.
     """
 
     objective: str | None = "mse"
     unsigned: bool = True
     start: str = "max"
+    order: str = "passes"
+    gain_correction: bool = False
+    bias_correction: bool = False
+    rounding: str = "nearest"
+    exhaustive: bool = False
 
 
 METHODS = {
     # the paper: signed symmetric everywhere (section 3.2)
-    "easyquant": Method("cosine", unsigned=False),
-    "easyquant_unsigned": Method("cosine"),
+    "easyquant": Method("cosine", unsigned=False, exhaustive=True),
+    "easyquant_unsigned": Method("cosine", exhaustive=True),
     "easyquant_mse": Method("mse"),
+    # what measured best at 7 bits (benchmarks/ablation.py)
+    "easyquant_layerwise": Method("mse", start="mse", order="layerwise", bias_correction=True),
     # the starting points of the search, unsearched
     "minmax": Method(None),
     "percentile": Method(None, start="percentile"),
@@ -45,9 +61,14 @@ METHODS = {
 }
 #: switch -> the values it takes
 SWITCHES = {
-    "objective": ("cosine", "mse"),
+    "objective": ("cosine", "mse", "hessian"),
     "unsigned": (True, False),
     "start": ("max", "percentile", "kl", "mse"),
+    "order": ("passes", "layerwise"),
+    "gain_correction": (True, False),
+    "bias_correction": (True, False),
+    "rounding": ("nearest", "descent"),
+    "exhaustive": (True, False),
 }
 BITS = (7, 8)
 DEFAULT_METHOD = "easyquant_mse"
@@ -69,10 +90,11 @@ class QuantConfig:
     search_images: samples used by the scale search (paper: 50).
     grid, alpha, beta: ``grid`` candidate factors evenly spaced over ``[alpha, beta]`` (paper: 100
         over [0.5, 2]), plus the factor 1.
-    rounds: weight pass + activation pass, repeated (paper: 1).
+    rounds: the whole search, repeated from where it is; a round that makes the network's output worse on
+        the search images is undone and ends it (paper: 1).
     percentile: of the absolute values that the start "percentile" keeps.
-    objective, unsigned, start: switches, see `Method`; None is what ``method`` says. ``method="easyquant"``
-        is the paper and takes none.
+    objective, unsigned, start, order, gain_correction, bias_correction, rounding, exhaustive: switches, see
+        `Method`; None is what ``method`` says. ``method="easyquant"`` is the paper and takes none.
     layer_bits: ((layer, bits), ...) of the layers whose bits differ from ``bits``.
     skip: what stays float: names, ``op:`` and an operator, or regular expressions (`sites.skipped`).
     """
@@ -89,6 +111,11 @@ class QuantConfig:
     objective: str | None = None
     unsigned: bool | None = None
     start: str | None = None
+    order: str | None = None
+    gain_correction: bool | None = None
+    bias_correction: bool | None = None
+    rounding: str | None = None
+    exhaustive: bool | None = None
     layer_bits: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self):
@@ -217,11 +244,13 @@ def quantize_weight(
 ) -> np.ndarray:
     """float32 (any, K) -> int8: ``clip(rint(w / scale), -qmax, qmax)``, a hard clip at +-63 or 127.
 
-    rounding: int8 (any, K), steps added before the clip, where nearest is not best (`ScaleTable`).
+    rounding: int8 (any, K), steps then added, where nearest is not best (`ScaleTable`), and clipped again.
     """
     top = steps(bits, signed=True)
-    steps_ = np.rint(weight_2d / scales)
-    return np.clip(steps_ if rounding is None else steps_ + rounding, -top, top).astype(np.int8)
+    nearest = np.clip(np.rint(weight_2d / scales), -top, top)
+    if rounding is not None:
+        nearest = np.clip(nearest + rounding, -top, top)
+    return nearest.astype(np.int8)
 
 
 def quantize_bias(bias: np.ndarray, input_scale: float, scales: np.ndarray, name: str) -> np.ndarray:

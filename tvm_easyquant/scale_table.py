@@ -25,7 +25,7 @@ FORMAT = "tvm_easyquant scale table"
 VERSION = 1
 
 
-def _pack(steps: np.ndarray) -> str:
+def pack(steps: np.ndarray) -> str:
     """int8 (any, K) -> text: zlib, then base64; row by row."""
     return b64encode(zlib.compress(np.ascontiguousarray(steps, np.int8).tobytes(), 9)).decode("ascii")
 
@@ -33,7 +33,8 @@ def _pack(steps: np.ndarray) -> str:
 LARGEST = 2**28  # weights of a layer: a text of a few bytes must not unpack to all of the memory
 
 
-def _unpack(name: str, text: str, channels: int) -> np.ndarray:
+def unpack(name: str, text: str, channels: int) -> np.ndarray:
+    """int8 (any, K) of `pack`'s text; ConfigError naming the layer."""
     unpacker = zlib.decompressobj()
     try:
         steps = unpacker.decompress(b64decode(text, validate=True), LARGEST)
@@ -118,7 +119,7 @@ class ScaleTable:
         """JSON text; `from_json` of it equals this table bit for bit."""
         more = {}  # what few tables have, so that the others do not change
         if self.rounding:
-            more["rounding"] = {name: _pack(steps) for name, steps in self.rounding.items()}
+            more["rounding"] = {name: pack(steps) for name, steps in self.rounding.items()}
         if self.biases:
             more["biases"] = {name: [float(b) for b in bias] for name, bias in self.biases.items()}
         return json.dumps(
@@ -160,7 +161,7 @@ class ScaleTable:
                 activations={n: _scale(n, s) for n, s in data["activations"].items()},
                 weights=weights,
                 figures={n: dict(f) for n, f in data.get("figures", {}).items()},
-                rounding={n: _unpack(n, t, len(weights[n])) for n, t in packed.items()},
+                rounding={n: unpack(n, t, len(weights[n])) for n, t in packed.items()},
                 biases={n: _biases(n, b) for n, b in data.get("biases", {}).items()},
                 data=dict(data.get("data", {})),
             )

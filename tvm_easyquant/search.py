@@ -1,11 +1,16 @@
 """EasyQuant scale search (arXiv 2006.16669, section 3.2 and Algorithm 1), in numpy.
 
-For every layer the scales are chosen that make its quantized output most similar to the float one:
-the mean over images of the cosine between ``O``, the layer's output in the float network, and
-``O^``, the dequantized output of the quantized layer fed by the quantized network before it (both
-with the bias, before the activation). From a start at the maximum, a full pass over all weight
-scales, one per output channel, then a full pass over all activation scales; candidates are
-``linspace(alpha, beta, grid)`` times the starting scale of the paper, S = 1 / scale, and S itself.
+For every layer the scales are chosen that make its quantized output most similar to the float one: ``O``,
+the layer's output in the float network, and ``O^``, the dequantized output of the quantized layer fed by
+the quantized network before it (both with the bias, before the activation). The paper's similarity is the
+mean over images of the cosine; ours is the squared error over all images, relative to the output, which
+unlike the cosine sees a channel's gain. Candidates are ``linspace(alpha, beta, grid)`` times the starting
+scale of the paper, S = 1 / scale, and S itself.
+
+Two orders. "passes" (Algorithm 1): a pass over all weight scales, one per output channel, then a pass over
+all activation scales. "layerwise": in topological order each layer's input scale, by the layer's float
+weights, then its weights: scales, rounding, gain, bias, as far as the switches say; what comes before a
+layer is then final, and its weights make up for it.
 
 Where the paper has one activation scale per layer *input*, one tensor stored once has one scale: a
 site read by several layers takes the mean of their objectives (those whose input exists, or follows by
@@ -15,13 +20,13 @@ A channel of a dense layer, or of a convolution with a 1x1 output, has one numbe
 cosine of two numbers says nothing (the paper leaves dense layers float). There the cosine runs over
 the images instead of being averaged over them.
 
-The method ``easyquant_mse`` keeps all this but the objective: minus the squared error relative to the
-output. The cosine does not see a channel's gain; the error does.
-
-The candidates of a channel need no convolution each. For a fixed input matrix X (im2col of the
-quantized input) and float output o, a candidate w has ``num = w . (X^T o)`` and
-``|O^|^2 = w^T (X^T X) w``: the Gram matrix is made once per image. Where X has fewer rows than about
-twice its columns the plain product is cheaper and is used instead.
+Cost. The candidates of a channel need no convolution each: the Gram matrix of the layer's input makes one
+cost K^2 (`reconstruct`, `objectives`). Activation candidates are matrix products; unless ``exhaustive``,
+successive halving tries all of them on a sixteenth of the output positions (a fixed random sample), then
+only those whose error could, by the number of positions seen, still be the least on a quarter and on all.
+Tasks go to joblib: threads by default, any other backend, such as loky or dask, under
+``joblib.parallel_config``. Work is cut and summed in an order that does not depend on the number of
+workers, and BLAS runs on one thread in each, so the result does not depend on them either.
 """
 
 from __future__ import annotations
@@ -29,28 +34,35 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from joblib import Parallel, delayed
+from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
 
-from topi_ext.reference import quantize as quantize_tensor
-from topi_ext.reference import windows
-
+from . import objectives, reconstruct
 from .calibrate import Calibration, start_table
 from .files import write_text
-from .graph import MOVES, Graph, Node, conv_columns, evaluate, is_depthwise, linear
-from .integer import Sample, Scales, last_uses
-from .numerics import QuantConfig, steps
-from .scale_table import ScaleTable
+from .graph import MOVES, Graph, Node, evaluate, is_depthwise, linear
+from .integer import Sample, Scales, last_uses, node_limits
+from .numerics import QuantConfig, quantize_weight, steps
+from .objectives import choose, cosine
+from .scale_table import ScaleTable, pack, unpack
 from .sites import Plan
 
 Progress = Callable[[int, int, str], None]
 Record = Callable[[str, str, np.ndarray, np.ndarray, np.ndarray], None]
 CHUNK = 2**26  # bytes of candidate weights held at once
-TIE = 1e-12  # mean cosines nearer than this are equal: the rest is float64 rounding
+PARTS = 8  # tasks that the images of one layer are cut into
+CHANNELS = 128  # output channels fitted in one task
+#: successive halving: the fractions of the output positions seen
+STAGES = (1 / 16, 1 / 4, 1.0)
+#: a candidate survives with an error up to 1 + SAFETY / sqrt(positions seen) times the least
+SAFETY = 4.0
+ENOUGH = 128  # positions in the first stage, below which there is none
 
 
 class CheckpointError(ValueError):
@@ -64,188 +76,168 @@ def factors(config: QuantConfig) -> np.ndarray:
     return grid[np.argsort(np.abs(np.log(grid)), kind="stable")]
 
 
-def cosine(dot, norm_o, norm):
-    """``dot / sqrt(norm_o * norm)`` of squared norms; two zero vectors are alike (1), one is not (0)."""
-    product = np.sqrt(np.maximum(norm_o, 0.0)) * np.sqrt(np.maximum(norm, 0.0))
-    both = (norm_o <= 0) & (norm <= 0)
-    return np.where(product > 0, dot / np.where(product > 0, product, 1.0), np.where(both, 1.0, 0.0))
+# -- tasks
 
 
-def less_error(dot, norm_o, norm):
-    """Minus the squared error relative to the output: ``-|O - O^|^2 / |O|^2``; no division by zero."""
-    error = norm_o - 2 * dot + norm
-    return -error / np.where(norm_o > 0, norm_o, 1.0)
+class Workers:
+    """Runs tasks: by joblib where ``joblib.parallel_config`` says, else in threads of this process.
 
-
-#: objective -> score(O . O^, |O|^2, |O^|^2), larger is better
-OBJECTIVES = {"cosine": cosine, "mse": less_error}
-
-
-def choose(similarity):
-    """Index of the best candidate along axis 0; among equals the first, which is nearest to 1.
-
-    Without this a dead channel, whose candidates are all alike, gets the scale that rounding noise
-    picks, and so does every dense channel where the search sees one image.
+    jobs: how many at once; None is what ``parallel_config`` says, without one the number of CPUs.
     """
-    return (similarity >= similarity.max(axis=0) - TIE).argmax(axis=0)
+
+    def __init__(self, jobs: int | None = None):
+        backend, configured = get_active_backend(prefer="threads")
+        self.threaded = getattr(backend, "uses_threads", False)
+        if jobs is None and self.threaded and configured in (None, 1):
+            jobs = os.cpu_count() or 1
+        self.jobs = jobs
+        self.threads = ThreadPoolExecutor(min(jobs, 64) if jobs and jobs > 0 else os.cpu_count() or 1)
+
+    def run(self, function, arguments) -> list:
+        """function(*a) for each of ``arguments``, in their order."""
+        call = delayed(_unpacked if self.threaded else _alone)
+        # one tuple: dask would keep large arguments on one worker only, and lose them with it
+        return Parallel(self.jobs, prefer="threads")(call((function, *a)) for a in arguments)
+
+    def local(self, function, items) -> None:
+        """function(item) for each item, in threads of this process: for what changes the items."""
+        list(self.threads.map(function, items))
 
 
-# -- weights: every channel of a layer at once
+def _unpacked(call):
+    return call[0](*call[1:])
 
 
-def _candidate_weights(weight_2d, scales, bits):
-    """int8-valued float64 (len(scales), K, C): weight_2d (K, C) at candidate scales (F, C)."""
+def _alone(call):
+    with threadpool_limits(1):
+        return call[0](*call[1:])
+
+
+def _cut(count: int, parts: int) -> list[slice]:
+    """Consecutive slices of nearly the same length, no more than ``parts``."""
+    edges = [round(i * count / parts) for i in range(parts + 1)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+def _singly(batches) -> list:
+    """The images of batches, each (1, ...)."""
+    return [x[i : i + 1] for x in batches for i in range(len(x))]
+
+
+def _cosine_of_piece(node, weight, part, inputs, outputs, scale, grid_scales, bits):
+    """Best scales of the channels ``part``: float32 (C,). See `search_weights`."""
     top = steps(bits, signed=True)
-    return np.clip(np.rint(weight_2d / scales[:, None, :]), -top, top).astype(np.float64)
-
-
-def _channel_similarity(x, o, bias, units, candidates, score=cosine):
-    """Each channel's score on one image, for every candidate: (F, C).
-
-    x: (M, K) integer steps, in a float type that holds their dot products exactly; o: (M, C) float
-    output; bias: (C,); units: (F, C) real units per step of the accumulator; candidates: (F, K, C).
-    """
-    rows, depth = x.shape
-    count, _, channels = candidates.shape
-    o = o.astype(np.float64)
-    offset = bias / units  # the bias in accumulator steps
-    if rows > 2 * depth:
-        x = x.astype(np.float64)
-        gram, cross, colsum = x.T @ x, x.T @ o, x.sum(axis=0)
-        flat = np.ascontiguousarray(candidates.transpose(1, 0, 2)).reshape(depth, -1)
-        square = (flat * (gram @ flat)).sum(axis=0).reshape(count, channels)
-        linear_sum = (colsum @ flat).reshape(count, channels)
-        dot = np.einsum("fkc,kc->fc", candidates, cross)
-    else:
-        square, linear_sum, dot = (np.empty((count, channels)) for _ in range(3))
-        for f in range(count):
-            y = (x @ candidates[f].astype(x.dtype)).astype(np.float64)
-            square[f], linear_sum[f] = (y * y).sum(axis=0), y.sum(axis=0)
-            dot[f] = (y * o).sum(axis=0)
-    norm = square + 2 * offset * linear_sum + rows * offset**2
-    return score(units * (dot + offset * o.sum(axis=0)), (o * o).sum(axis=0), units**2 * norm)
-
-
-def _depthwise_similarity(x, o, bias, units, candidates, score=cosine):
-    """`_channel_similarity` where every channel has its own X: x (M, K, C)."""
-    x, o = x.astype(np.float64), o.astype(np.float64)
-    offset = bias / units
-    gram = np.einsum("mkc,mlc->ckl", x, x, optimize=True)
-    cross = np.einsum("mkc,mc->kc", x, o)
-    square = np.einsum("fkc,ckl,flc->fc", candidates, gram, candidates, optimize=True)
-    linear_sum = np.einsum("fkc,kc->fc", candidates, x.sum(axis=0))
-    dot = np.einsum("fkc,kc->fc", candidates, cross)
-    norm = square + 2 * offset * linear_sum + x.shape[0] * offset**2
-    return score(units * (dot + offset * o.sum(axis=0)), (o * o).sum(axis=0), units**2 * norm)
-
-
-def _depthwise_columns(x, node, part):
-    """The windows of some channels of a depthwise convolution's input: (M, R * S, channels)."""
-    a = node.attrs
-    view = windows(x[..., part], node.weight.shape[:2], a["strides"], a["padding"], a["dilation"], 0)
-    return view.reshape(-1, node.weight.shape[0] * node.weight.shape[1], part.stop - part.start)
-
-
-def _columns(x, node, part):
-    """The im2col matrix that output channels ``part``, all of one group, are computed from: (M, K)."""
-    if node.op == "dense":
-        return x
-    return conv_columns(x, node, part.start * node.attrs["groups"] // node.channels)
+    scales = grid_scales[:, part]
+    candidates = np.stack([np.clip(np.rint(weight[:, part] / s), -top, top) for s in scales])
+    candidates = candidates.astype(np.float64)
+    farthest = max(scale.hi - scale.zero_point, scale.zero_point - scale.lo)
+    reach = farthest * np.abs(candidates).sum(axis=1).max()
+    exact = np.float32 if reach < reconstruct.EXACT else np.float64  # holds every partial sum
+    cosines = objectives.depthwise_cosines if is_depthwise(node) else objectives.channel_cosines
+    bias, units = node.bias[part].astype(np.float64), np.float64(scale.scale) * scales
+    found = np.zeros(scales.shape)
+    for q, o in zip(inputs, outputs, strict=True):
+        x = reconstruct.columns(q.astype(exact) - exact(scale.zero_point), node, part)
+        found += cosines(x, o.reshape(-1, node.channels)[:, part], bias, units, candidates, farthest)
+    return found
 
 
 def search_weights(
-    node: Node, inputs, outputs, start, scale, config: QuantConfig, jobs=1, record: Record | None = None
+    node: Node, inputs, outputs, start, scale, config: QuantConfig, jobs=1, run=None, record=None
 ):
-    """The best weight scales of a layer: float32 (K,).
+    """The weight scales with the best cosine: float32 (K,).
 
     inputs: the quantized input, uint8 NHWC or (N, C), stored with ``scale`` (`Scale`), as a list of
     batches; outputs: the float output O in the same batches; both are taken image by image. start:
     float32 (K,) scales. Every channel takes its own best candidate (paper, 3.2: "all filters of a
-    layer are searched in one sweep"). The im2col matrices of at most ``jobs`` images exist at a time.
+    layer are searched in one sweep").
     """
-    inputs, outputs = ([x[i : i + 1] for x in xs for i in range(len(x))] for xs in (inputs, outputs))
+    run = run or Workers(jobs).run
+    inputs, outputs = _singly(inputs), _singly(outputs)
     if node.shape[1:-1] in ((), (1, 1)):  # one position: the cosine runs over the images
         inputs, outputs = [np.concatenate(inputs)], [np.concatenate(outputs)]
     grid = factors(config)
     scales = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)  # S * f = 1 / scale
-    units = np.float64(scale.scale) * scales
-    weight = node.weight.T if node.op == "dense" else node.weight.reshape(-1, node.channels)
-    depthwise = is_depthwise(node)
-    similarity, matrix = (
-        (_depthwise_similarity, _depthwise_columns) if depthwise else (_channel_similarity, _columns)
-    )
-    bits = config.bits_of(node.name)
-    farthest = max(scale.hi - scale.zero_point, scale.zero_point - scale.lo)
-
-    def of_piece(part, threads):
-        """The scales of a slice of channels."""
-        candidates = _candidate_weights(weight[:, part], scales[:, part], bits)
-        reach = farthest * np.abs(candidates).sum(axis=1).max()
-        exact = np.float32 if reach < 2**24 else np.float64  # holds every partial sum
-
-        def of_image(q, o):
-            x = matrix(q.astype(exact) - exact(scale.zero_point), node, part)
-            o = o.reshape(-1, node.channels)[:, part]
-            bias = node.bias[part].astype(np.float64)
-            return similarity(x, o, bias, units[:, part], candidates, OBJECTIVES[config.how.objective])
-
-        found = Parallel(threads, prefer="threads")(
-            delayed(of_image)(q, o) for q, o in zip(inputs, outputs, strict=True)
-        )
-        scores = sum(found) / len(found)
-        best = choose(scores)
-        return scales[best, np.arange(part.start, part.stop)], best, scores if record else None
-
+    weight = reconstruct.weight_2d(node)
     # pieces of channels whose candidates fit in memory, none across two groups
-    per = node.channels if depthwise or node.op == "dense" else node.channels // node.attrs["groups"]
     width = max(1, CHUNK // (8 * len(grid) * weight.shape[0]))
     pieces = [
-        slice(first, min(first + width, group + per))
-        for group in range(0, node.channels, per)
-        for first in range(group, group + per, width)
+        slice(first, min(first + width, group.stop))
+        for group in reconstruct.groups(node)
+        for first in range(group.start, group.stop, width)
     ]
-    outer, inner = (1, jobs) if len(inputs) > 1 else (jobs, 1)
-    found = Parallel(outer, prefer="threads")(delayed(of_piece)(part, inner) for part in pieces)
-    chosen, best, scores = zip(*found, strict=True)
+    images = _cut(len(inputs), PARTS)
+    tasks = [
+        (node, weight, part, inputs[i], outputs[i], scale, scales, config.bits_of(node.name))
+        for part in pieces
+        for i in images
+    ]
+    found = run(_cosine_of_piece, tasks)
+    scores = np.concatenate(
+        [sum(found[n * len(images) : (n + 1) * len(images)]) / len(inputs) for n in range(len(pieces))],
+        axis=1,
+    )
+    best = choose(scores)
     if record is not None:
-        record("weights", node.name, grid, np.concatenate(scores, axis=1), np.concatenate(best))
-    return np.concatenate(chosen)
+        record("weights", node.name, grid, scores, best)
+    return scales[best, np.arange(node.channels)]
 
 
-# -- activations
+def fit_weights(
+    node: Node, inputs, outputs, start, scale, config: QuantConfig, run, bias=None, record=None
+):
+    """Weights with the least squared error: (scales float32 (K,), integers (depth, K), bias float32 (K,)).
 
-
-def _site_similarity(values, layers, candidates, score):
-    """Mean over layers and the images of a batch of the score of the whole output, per candidate: (F,).
-
-    values: {layer: its input, float32, before it is rounded}; layers: (node, int weight as float32,
-    unit weight scales, float output O).
+    Arguments as `search_weights`; bias: what is added in the place of the node's own.
     """
-    found = np.zeros(len(candidates))
-    for node, weight, scales, o in layers:
-        o64 = o.astype(np.float64).reshape(len(o), -1)
-        norm_o = [image @ image for image in o64]
-        for f, s in enumerate(candidates):
-            q = quantize_tensor(values[node.name], s.scale, s.zero_point, s.lo, s.hi)
-            x = q.astype(np.float32) - np.float32(s.zero_point)
-            y = linear(x, node, weight) * (np.float32(s.scale) * scales) + node.bias
-            y = y.astype(np.float64).reshape(len(o), -1)
-            scores = [score(a @ b, n, a @ a) for a, b, n in zip(y, o64, norm_o, strict=True)]
-            found[f] += np.mean(scores)
-    return found / len(layers)
+    how, bias = config.how, node.bias if bias is None else bias
+    grid = factors(config)
+    candidates = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)
+    weight = reconstruct.weight_2d(node)
+    images = _cut(len(inputs), PARTS)
+    parts = reconstruct.groups(node)
+    sums = run(
+        reconstruct.moments, [(node, g, inputs[i], outputs[i], scale) for g in parts for i in images]
+    )
+    total = [sum(sums[n * len(images) + 1 : (n + 1) * len(images)], sums[n * len(images)])
+             for n in range(len(parts))]  # fmt: skip
+    del sums
+    tasks, places = [], []
+    for group, m in zip(parts, total, strict=True):
+        quadratic = reconstruct.problem(m, bias[group], scale.scale, how.bias_correction)
+        for first in range(group.start, group.stop, CHANNELS):
+            part = slice(first, min(first + CHANNELS, group.stop))
+            inner = quadratic.channels(slice(part.start - group.start, part.stop - group.start))
+            tasks.append((inner, weight[:, part], candidates[:, part], config.bits_of(node.name), how))
+            places.append((part, m, part.start - group.start))
+    fitted = run(reconstruct.fit, tasks)
+    scales, integers, errors, best = (np.concatenate(parts, axis=-1) for parts in zip(*fitted, strict=True))
+    if record is not None:
+        record("weights", node.name, grid, -errors, best)
+    if how.bias_correction:
+        bias = np.concatenate([
+            (m.outputs - scale.scale * scales[g] * _means(m, integers[:, g])) / m.rows
+            for g, m in zip(parts, total, strict=True)
+        ]).astype(np.float32)  # fmt: skip
+    return scales, integers, bias
 
 
-# -- the two passes
+def _means(m, q):
+    """The sum over the rows of X q, for every channel."""
+    return m.inputs @ q if m.inputs.ndim == 1 else (m.inputs * q).sum(axis=0)
+
+
+# -- the search
 
 
 class _Search:
     def __init__(self, graph, plan, calibration, config, progress, checkpoint, jobs, record):
-        self.graph, self.plan, self.config, self.record = graph, plan, config, record
+        self.graph, self.plan, self.config, self.how = graph, plan, config, config.how
+        self.record = record
         self.calibration, self.progress = calibration, progress
-        self.jobs = jobs if jobs is not None else min(os.cpu_count() or 1, len(calibration.samples))
+        self.workers = Workers(jobs)
         start = start_table(graph, plan, calibration, config)
         self.scales = Scales(graph, plan, config, start.activations, start.weights)
-        self.start = start
         self.layers = [n for n in graph.compute_nodes if n.name in plan.integer]
         searched = [site for site in plan.sites.values() if site.readers]
         self.total = config.rounds * (len(self.layers) + len(searched))
@@ -253,85 +245,144 @@ class _Search:
         self.checkpoint = _Checkpoint(checkpoint, graph, config, calibration)
 
     def run(self) -> ScaleTable:
+        best = None
         for round_ in range(self.config.rounds):
-            self._weight_pass(round_)
-            self._activation_pass(round_)
-        table = ScaleTable(
+            if self.how.order == "layerwise":
+                samples = self._activation_pass(round_, weights=True)
+            else:
+                self._weight_pass(round_)
+                samples = self._activation_pass(round_)
+            score = self._score(samples)
+            if best is not None and score <= best[0]:
+                self.scales = best[1]  # this round made the output no better: undo it, and stop
+                self.done = self.total - 1
+                self._tick(f"round {round_ + 1} undone")
+                break
+            best = score, self.scales.copy()
+        table = self._table()
+        figures = layer_figures(self.graph, self.plan, table, self.calibration.samples, self.workers)
+        self.checkpoint.remove()
+        return self._table(figures)
+
+    def _table(self, figures=()) -> ScaleTable:
+        s = self.scales
+        return ScaleTable(
             self.graph.fingerprint,
             self.config,
-            self.scales.activations,
-            self.scales.weights,
+            s.activations,
+            s.weights,
+            dict(figures),
+            s.rounding,
+            s.biases,
         )
-        figures = layer_figures(self.graph, self.plan, table, self.calibration.samples)
-        self.checkpoint.remove()
-        return ScaleTable(table.model, table.config, table.activations, table.weights, figures)
 
     def _tick(self, text):
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.total, text)
 
+    def _score(self, samples) -> float:
+        """How well the network's outputs survive on the search images; larger is better."""
+        dots = np.zeros((len(samples), 3))
+        for row, sample in zip(dots, samples, strict=True):
+            for tensor in self.graph.outputs:
+                o = sample.floats[tensor].astype(np.float64).ravel()
+                y = sample.real_value(tensor, self.scales).astype(np.float64).ravel()
+                row += (o @ y, o @ o, y @ y)
+        if self.how.objective == "cosine":
+            return float(np.mean(cosine(*dots.T)))
+        dot, norm_o, norm = dots.sum(axis=0)
+        return float((2 * dot - norm - norm_o) / norm_o) if norm_o else 0.0
+
     def _walk(self, before):
         """Every sample through both networks; before(node, samples) runs ahead of each node."""
         samples = [Sample(feed) for feed in self.calibration.samples]
         dead = last_uses(self.graph)
-        threads = Parallel(self.jobs, prefer="threads")
         for node in self.graph:
-            threads(delayed(s.advance_float)(node) for s in samples)
+            self.workers.local(lambda s, node=node: s.advance_float(node), samples)
             before(node, samples)
-            threads(delayed(s.advance)(node, self.scales) for s in samples)
+            self.workers.local(lambda s, node=node: s.advance(node, self.scales), samples)
             for sample in samples:
                 sample.forget(dead.get(node.name, ()), self.scales)
+        return samples
+
+    # -- weights
 
     def _weight_pass(self, round_):
-        def choose(node, samples):
-            if node not in self.layers:
-                return
-            key = f"{round_} weights {node.name}"
-            found = self.checkpoint.get(key)
-            if found is None:
-                (tensor,) = node.inputs
-                s = self.scales.of(tensor)
-                found = search_weights(
-                    node,
-                    [x.stored_value(tensor, self.scales) for x in samples],
-                    [x.floats[node.name] for x in samples],
-                    self.scales.weights[node.name],
-                    s,
-                    self.config,
-                    self.jobs,
-                    self.record,
-                )
-                self.checkpoint.put(key, found)
-            self.scales.weights[node.name] = np.asarray(found, np.float32)
-            self._tick(f"weights {node.name}")
+        def before(node, samples):
+            if node in self.layers:
+                self._fit(node, samples, round_)
 
-        self._walk(choose)
+        self._walk(before)
 
-    def _activation_pass(self, round_):
+    def _fit(self, node, samples, round_):
+        key = f"{round_} weights {node.name}"
+        found = self.checkpoint.get(key)
+        if found is None:
+            found = self._fitted(node, samples)
+            self.checkpoint.put(key, found)
+        name, channels = node.name, node.channels
+        self.scales.weights[name] = np.asarray(found["scales"], np.float32)
+        self.scales.rounding.pop(name, None)
+        if "rounding" in found:
+            self.scales.rounding[name] = unpack(name, found["rounding"], channels)
+        if "bias" in found:
+            self.scales.biases[name] = np.asarray(found["bias"], np.float32)
+        self._tick(f"weights {name}")
+
+    def _fitted(self, node, samples) -> dict:
+        (tensor,) = node.inputs
+        inputs = [x.stored_value(tensor, self.scales) for x in samples]
+        outputs = [x.floats[node.name] for x in samples]
+        start, scale = self.scales.weights[node.name], self.scales.of(tensor)
+        if self.how.objective == "cosine":
+            best = search_weights(
+                node, inputs, outputs, start, scale, self.config, None, self.workers.run, self.record
+            )
+            return {"scales": best.astype(np.float64).tolist()}
+        bias = self.scales.bias(node)
+        scales, integers, bias = fit_weights(
+            node, inputs, outputs, start, scale, self.config, self.workers.run, bias, self.record
+        )
+        found = {"scales": scales.astype(np.float64).tolist()}
+        nearest = quantize_weight(reconstruct.weight_2d(node), scales, self.config.bits_of(node.name))
+        rounding = (integers - nearest).astype(np.int8)
+        if rounding.any():
+            found["rounding"] = pack(rounding)
+        if self.how.bias_correction:
+            found["bias"] = bias.astype(np.float64).tolist()
+        return found
+
+    # -- activations
+
+    def _activation_pass(self, round_, weights=False):
+        """Decides each site when it is first read; with ``weights``, each layer's too (layerwise)."""
         starts = dict(self.scales.activations)
         for site in self.plan.sites.values():
             if site.readers:
                 self.scales.activations[site.name] = None
 
-        def decide(node, samples):
+        def before(node, samples):
             if node.name in self.plan.integer and node.op in MOVES:
                 return  # moves wait with their site
             for tensor in node.inputs:
                 site = self.plan.site_of.get(tensor)
                 if site is not None and self.scales.activations[site] is None:
-                    self._decide(self.plan.sites[site], starts[site], samples, round_)
+                    self._decide(self.plan.sites[site], starts[site], samples, round_, weights)
+            if weights and node in self.layers:
+                self._fit(node, samples, round_)
 
-        self._walk(decide)
+        samples = self._walk(before)
         for name, scale in self.scales.activations.items():
             if scale is None:  # nobody read it as integers after all
                 self.scales.activations[name] = starts[name]
+        return samples
 
-    def _decide(self, site, start, samples, round_):
+    def _decide(self, site, start, samples, round_, layerwise):
         key = f"{round_} activations {site.name}"
         found = self.checkpoint.get(key)
         if found is None:
-            found = self._search_site(site, start, samples)
+            found = self._search_site(site, start, samples, layerwise and round_ == 0)
             self.checkpoint.put(key, found)
         self.scales.activations[site.name] = start.with_scale(float(found))
         for sample in samples:
@@ -342,29 +393,102 @@ class _Search:
         """The node whose result is stored as ``tensor``."""
         return self.graph[self.plan.fused.get(tensor, tensor)]
 
-    def _search_site(self, site, start, samples):
-        known = self._site_values(site, samples[0])
-        ready = [self.graph[r] for r in site.readers if self.graph[r].inputs[0] in known]
+    def _search_site(self, site, start, samples, by_float_weights):
+        known = [self._site_values(site, sample) for sample in samples]
+        ready = [self.graph[r] for r in site.readers if self.graph[r].inputs[0] in known[0]]
         if not ready:  # something else reads the site before any layer's input exists
             return start.scale
         grid = [start.with_scale(start.scale / f) for f in factors(self.config)]
-        weights = {n.name: self.scales.integer_weight(n).astype(np.float32) for n in ready}
-
-        def one(sample):
-            values = self._site_values(site, sample)
-            layers = []
-            for node in ready:
-                o = evaluate(node, self._float_value(node.inputs[0], sample))
-                layers.append((node, weights[node.name], self.scales.weights[node.name], o))
-            inputs = {node.name: values[node.inputs[0]] for node in ready}
-            return _site_similarity(inputs, layers, grid, OBJECTIVES[self.config.how.objective])
-
-        found = Parallel(self.jobs, prefer="threads")(delayed(one)(s) for s in samples)
-        scores = np.mean(found, axis=0)
-        best = int(choose(scores))
+        layers = []
+        for node in ready:
+            values = _singly(v[node.inputs[0]] for v in known)
+            outputs = _singly(evaluate(node, self._float_value(node.inputs[0], s)) for s in samples)
+            scales = np.ones(node.channels, np.float32)
+            weight = node.weight
+            if not by_float_weights:
+                weight, scales = self.scales.integer_weight(node), self.scales.weights[node.name]
+            layers.append((node, values, outputs, weight.astype(np.float32), scales))
+        if self.how.objective == "cosine":
+            scores = self._cosines(layers, grid)
+            best = int(choose(scores))
+        else:
+            best, scores = self._halving(layers, grid)
         if self.record is not None:
             self.record("activations", site.name, factors(self.config), scores, np.array(best))
         return grid[best].scale
+
+    def _cosines(self, layers, grid):
+        """The mean over layers and images of the cosine, for every candidate."""
+        tasks = [
+            (node, v, weight, scales, self.scales.bias(node), o, grid)
+            for node, values, outputs, weight, scales in layers
+            for v, o in zip(values, outputs, strict=True)
+        ]
+        return np.mean(self.workers.run(objectives.site_cosines, tasks), axis=0)
+
+    def _halving(self, layers, grid) -> tuple[int, np.ndarray]:
+        """The candidate with the least squared error, relative to the output, mean over the layers.
+
+        Also minus the error of every candidate; of those dropped early, the least times their ratio to the
+        best of that stage.
+        """
+        chosen = np.arange(len(grid))
+        images = _cut(len(layers[0][1]), PARTS)
+        work = []
+        for node, values, outputs, weight, scales in layers:
+            real = weight * (scales[:, None] if node.op == "dense" else scales)
+            bias = self.scales.bias(node)
+            targets = [o - bias for o in outputs]
+            weights = [self._sensitivity(node, o) for o in outputs]
+            work.append((node, values, targets, real, weights if weights[0] is not None else None))
+        rows = min(sum(t.size for t in targets) / node.channels for node, _, targets, _, _ in work)
+        stages = STAGES if rows * STAGES[0] >= ENOUGH and not self.how.exhaustive else STAGES[-1:]
+        scores = np.zeros(len(grid))
+        seen, errors, norms = 0.0, np.zeros((len(work), len(grid))), np.zeros(len(work))
+        for fraction in stages:
+            tasks = [
+                (node, values[i], targets[i], real, grid, chosen, (seen, fraction), h[i] if h else None)
+                for node, values, targets, real, h in work
+                for i in images
+            ]
+            found = self.workers.run(objectives.site_errors, tasks)
+            for n, (error, norm) in enumerate(found):
+                errors[n // len(images), chosen] += error
+                norms[n // len(images)] += norm
+            relative = (errors[:, chosen] / np.where(norms > 0, norms, 1)[:, None]).mean(axis=0)
+            best = chosen[reconstruct.choose_least(relative)]
+            scores[chosen] = relative / max(relative.min(), np.finfo(np.float64).tiny)
+            margin = 1 + SAFETY / np.sqrt(rows * fraction)
+            chosen = chosen[relative <= margin * relative.min()]
+            seen = fraction
+        return int(best), -scores * relative.min()
+
+    def _sensitivity(self, node, output):
+        """float32, like the output: how the next operators pass an error on (objective "hessian"); None.
+
+        1 where the following clip lets it through, 0 elsewhere, times the norm of the weights with which
+        the one layer that reads the channel uses it: a diagonal Gauss-Newton approximation.
+        """
+        if self.how.objective != "hessian":
+            return None
+        lo, hi = node_limits(node, self.scales)
+        weight = ((output > lo) & (output < hi)).astype(np.float32)
+        if not weight.any():
+            weight[...] = 1
+        users = self.graph.users[self.plan.stored(node, self.graph)]
+        if len(users) == 1 and self.graph[users[0]].op in ("conv2d", "dense"):
+            reader = self.graph[users[0]]
+            if reader.op == "dense":
+                norms = np.sqrt((reader.weight**2).sum(axis=0))
+            elif is_depthwise(reader):
+                norms = np.sqrt((reader.weight**2).sum(axis=(0, 1, 2)))
+            elif reader.attrs["groups"] == 1:
+                norms = np.sqrt((reader.weight**2).sum(axis=(0, 1, 3)))
+            else:
+                return weight
+            if norms.shape == (node.channels,) and norms.any():
+                weight *= (norms / np.sqrt((norms**2).mean())).astype(np.float32)
+        return weight
 
     def _float_value(self, tensor, sample):
         """A tensor of the float network that exists, or that moves alone make of those that do."""
@@ -393,7 +517,7 @@ class _Checkpoint:
 
     def __init__(self, path, graph, config, calibration):
         self.path = None if path is None else Path(path)
-        self.found: dict[str, list[float]] = {}
+        self.found: dict = {}
         self.identity = {
             "model": graph.fingerprint,
             "config": json.loads(json.dumps(asdict(config))),
@@ -418,7 +542,7 @@ class _Checkpoint:
 
     def put(self, key, value):
         if self.path is not None:
-            self.found[key] = np.asarray(value, np.float64).tolist()
+            self.found[key] = value
             write_text(self.path, json.dumps({**self.identity, "found": self.found}))
 
     def remove(self):
@@ -426,36 +550,42 @@ class _Checkpoint:
             self.path.unlink(missing_ok=True)
 
 
-def layer_figures(graph: Graph, plan: Plan, table: ScaleTable, samples) -> dict[str, dict]:
+def layer_figures(graph: Graph, plan: Plan, table: ScaleTable, samples, workers=None) -> dict[str, dict]:
     """How well each layer's output survives in the quantized network.
 
     {layer: {"cosine": mean over samples, "sqnr_db": signal to noise over all samples}}, of the
     layer's output before its activation.
     """
-    scales = Scales(graph, plan, table.config, table.activations, table.weights)
-    sums = {n.name: np.zeros(3) for n in graph.compute_nodes if n.name in plan.integer}
+    scales = Scales.of_table(graph, plan, table)
+    layers = [n.name for n in graph.compute_nodes if n.name in plan.integer]
     dead = last_uses(graph)
-    for feed in samples:
+
+    def of_sample(feed):
+        sums = {}
         sample = Sample(feed)
         for node in graph:
             sample.advance_float(node)
-            if node.name in sums:
-                weight = scales.integer_weight(node)
+            if node.name in layers:
+                weight = scales.integer_weight(node).astype(np.float32)
                 s = scales.of(node.inputs[0])
                 x = sample.stored_value(node.inputs[0], scales).astype(np.float32) - s.zero_point
-                y = linear(x, node, weight.astype(np.float32)) * scales.unit(node) + node.bias
+                y = linear(x, node, weight) * scales.unit(node) + scales.bias(node)
                 o = sample.floats[node.name].astype(np.float64).ravel()
                 y = y.astype(np.float64).ravel()
                 noise = o - y
-                sums[node.name] += (cosine(y @ o, o @ o, y @ y), o @ o, noise @ noise)
+                sums[node.name] = np.array((cosine(y @ o, o @ o, y @ y), o @ o, noise @ noise))
             sample.advance(node, scales)
             sample.forget(dead.get(node.name, ()), scales)
+        return sums
+
+    found = list((workers or Workers(1)).threads.map(of_sample, samples))
+    totals = {name: sum(sums[name] for sums in found) for name in layers}
     return {
         name: {
             "cosine": float(similarity / len(samples)),
             "sqnr_db": float(10 * np.log10(signal / noise)) if noise > 0 < signal else float("inf"),
         }
-        for name, (similarity, signal, noise) in sums.items()
+        for name, (similarity, signal, noise) in totals.items()
     }
 
 
@@ -470,8 +600,9 @@ def search(
     jobs: int | None = None,
     record: Record | None = None,
 ) -> ScaleTable:
-    """Search every scale of a graph; deterministic, whatever the number of ``jobs`` (threads).
+    """Search every scale of a graph; the same bytes whatever the number of ``jobs`` and the joblib backend.
 
+    jobs: tasks at once; None is what ``joblib.parallel_config`` says, without one the number of CPUs.
     checkpoint: a file that is written after each layer and taken up again by a later call; it is
     removed at the end. progress(done, total, text) is called after each layer. record("weights" or
     "activations", name, factors of S (F,), scores (F, channels) or (F,), chosen indices) is called for each

@@ -1,0 +1,150 @@
+"""The fit of one layer's weights: sums, candidates, descent, gain, bias. No TVM."""
+
+import networks
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from topi_ext import reference
+from tvm_easyquant import reconstruct
+from tvm_easyquant.graph import evaluate, linear, to_nhwc
+from tvm_easyquant.numerics import METHODS, QuantConfig, scale_for, steps, weight_scales
+from tvm_easyquant.search import CHANNELS, fit_weights
+
+
+def layer(groups=1, kernel=3, seed=0, size=7, channels=8, images=3, bits=7):
+    """(node, its quantized inputs, its float outputs, the input's scale) of a lone convolution."""
+    b = networks.Builder(seed, size=size, channels=4)
+    b.conv("c", "image", 4 if groups == 4 else channels, kernel=kernel, groups=groups)
+    node = b.nodes["c"]
+    xs = [to_nhwc(x) for x in b.images(images)]
+    scale = scale_for(max(float(np.abs(x).max()) for x in xs), bits, True)
+    stored = [reference.quantize(x, scale.scale, scale.zero_point, scale.lo, scale.hi) for x in xs]
+    return node, stored, [evaluate(node, x) for x in xs], scale
+
+
+def error(node, stored, outputs, scale, q, scales, bias):
+    """Squared error of every channel, by direct convolution."""
+    total = 0
+    for x, o in zip(stored, outputs, strict=True):
+        y = linear(x.astype(np.float64) - scale.zero_point, node, q.reshape(node.weight.shape))
+        y = y * (scale.scale * scales.astype(np.float64)) + bias
+        total = total + ((y - o) ** 2).sum(axis=(0, 1, 2))
+    return total
+
+
+def quadratic(node, stored, outputs, scale, part, centred):
+    m = reconstruct.moments(node, part, stored, outputs, scale)
+    return m, reconstruct.problem(m, node.bias[part], scale.scale, centred)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from([1, 2, 4]), st.sampled_from([1, 3]), st.integers(0, 99), st.booleans(),
+    st.sampled_from([7, 8]),
+)  # fmt: skip
+def test_the_quadratic_is_the_squared_error(groups, kernel, seed, centred, bits):
+    node, stored, outputs, scale = layer(groups, kernel, seed, bits=bits)
+    rng = np.random.default_rng(seed)
+    depth = node.weight.size // node.channels
+    q = rng.integers(-63, 64, (depth, node.channels)).astype(np.float64)
+    scales = (rng.random(node.channels) + 0.5).astype(np.float32) * 0.01
+    for part in reconstruct.groups(node):
+        m, p = quadratic(node, stored, outputs, scale, part, centred)
+        mine = p.error(q[:, part], scales[part].astype(np.float64)) * scale.scale**2
+        bias = node.bias
+        if centred:  # the best bias
+            y = [linear(x.astype(np.float64) - scale.zero_point, node, q.reshape(node.weight.shape))
+                 * (scale.scale * scales.astype(np.float64)) for x in stored]  # fmt: skip
+            bias = np.mean([(o - z).mean(axis=(0, 1, 2)) for o, z in zip(outputs, y, strict=True)], axis=0)
+        expected = error(node, stored, outputs, scale, q, scales, bias)[part]
+        np.testing.assert_allclose(mine, expected, rtol=1e-6)
+
+
+def test_gram_matrices_are_exact_whatever_the_number_of_rows():
+    b = networks.Builder(0, size=80, channels=4)
+    b.conv("c", "image", 4, kernel=1)
+    x = np.full((1, 80, 80, 4), 255, np.uint8)
+    scale = scale_for(1.0, 8, False)
+    m = reconstruct.moments(b.nodes["c"], slice(0, 4), [x], [np.ones((1, 80, 80, 4), np.float32)], scale)
+    assert (m.gram == 255 * 255 * 6400).all() and m.rows == 6400
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([1, 2, 4]), st.integers(0, 99), st.booleans())
+def test_descent_and_gain_never_fit_worse(groups, seed, centred):
+    node, stored, outputs, scale = layer(groups, 3, seed)
+    top = steps(7, True)
+    weight = reconstruct.weight_2d(node)
+    start = weight_scales(weight, 7)
+    for part in reconstruct.groups(node):
+        _, p = quadratic(node, stored, outputs, scale, part, centred)
+        w, s = weight[:, part], start[part]
+        nearest = reconstruct.rounded(w, s, top)
+        q = reconstruct.descend(p, w, s, top)
+        assert np.abs(q).max() <= top and (q == np.rint(q)).all()
+
+        def damped(q, p=p, w=w, s=s):
+            e = q - w / s
+            return (e * (p.times(e) + reconstruct.DAMPING * p.diagonal.mean(axis=0) * e)).sum(axis=0)
+
+        assert (damped(q) <= damped(nearest) * (1 + 1e-9)).all()
+        better = reconstruct.gain(p, q, s)
+        assert (p.error(q, better.astype(float)) <= p.error(q, s.astype(float)) * (1 + 1e-6) + 1e-9).all()
+
+
+def test_descent_ends_where_no_single_step_helps():
+    node, stored, outputs, scale = layer(1, 3, 5)
+    stored = [x // 8 + 70 for x in stored]  # far from zero, so that the inputs of a channel are alike
+    _, p = quadratic(node, stored, outputs, scale, slice(0, 8), False)
+    weight = reconstruct.weight_2d(node)
+    s = weight_scales(weight, 7)
+    q = reconstruct.descend(p, weight, s, 63)
+
+    def damped(q):
+        e = q - weight / s
+        return (e * (p.times(e) + reconstruct.DAMPING * p.diagonal.mean(axis=0) * e)).sum(axis=0)
+
+    assert (damped(q) < damped(reconstruct.rounded(weight, s, 63))).any()
+    for k in range(len(q)):
+        for step in (-1, 1):
+            other = q.copy()
+            other[k] = np.clip(other[k] + step, -63, 63)
+            assert (damped(other) >= damped(q) - 1e-6).all()
+
+
+@pytest.mark.parametrize("groups, channels", [(1, 2 * CHANNELS + 3), (2, 8), (4, 4)])
+@pytest.mark.parametrize("centred", [False, True])
+def test_pieces_and_corrections_fit_as_one(groups, channels, centred):
+    """fit_weights by pieces and parts of the images: each channel's best candidate, and the best bias."""
+    node, stored, outputs, scale = layer(groups, 3, 1, channels=channels)
+    config = QuantConfig(method="easyquant_mse", bias_correction=centred, grid=8)
+    start = weight_scales(reconstruct.weight_2d(node), 7, node.bias, scale.scale)
+
+    def run(function, tasks):
+        return [function(*task) for task in tasks]
+
+    scales, q, bias = fit_weights(node, stored, outputs, start, scale, config, run)
+    mine = error(node, stored, outputs, scale, q, scales, bias)
+    if not centred:
+        assert bias is node.bias
+    for factor in (0.5, 1.0, 2.0):
+        s = (start / np.float64(factor)).astype(np.float32)
+        q2 = reconstruct.rounded(reconstruct.weight_2d(node), s, 63)
+        assert (mine <= error(node, stored, outputs, scale, q2, s, bias) * (1 + 1e-6)).all()
+    shifted = error(node, stored, outputs, scale, q, scales, bias + np.float32(0.01))
+    assert not centred or (mine < shifted).all()
+
+
+def test_inputs_of_zeros_keep_the_nearest_integers():
+    node, stored, outputs, scale = layer()
+    zeros = [np.full_like(x, scale.zero_point) for x in stored]
+    weight = reconstruct.weight_2d(node)
+    s = weight_scales(weight, 7)
+    _, p = quadratic(node, zeros, outputs, scale, slice(0, 8), True)
+    np.testing.assert_array_equal(reconstruct.descend(p, weight, s, 63), reconstruct.rounded(weight, s, 63))
+    np.testing.assert_array_equal(reconstruct.gain(p, reconstruct.rounded(weight, s, 63), s), s)
+    how = METHODS["easyquant_layerwise"]
+    found, *_ = reconstruct.fit(p, weight, np.stack([s, s / 2]).astype(np.float32), 7, how)
+    np.testing.assert_array_equal(found, s)

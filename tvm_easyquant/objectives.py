@@ -1,0 +1,220 @@
+"""How good a candidate scale is: functions of arrays, run as tasks by `search`.
+
+Cosine: the mean over images (the paper). Squared error: the sum over images, relative to the output.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from topi_ext.reference import quantize, windows
+
+from .graph import Node, is_depthwise, linear
+from .reconstruct import EXACT
+
+TIE = 1e-12  # mean cosines nearer than this are equal: the rest is float64 rounding
+
+
+def cosine(dot, norm_o, norm):
+    """``dot / sqrt(norm_o * norm)`` of squared norms; two zero vectors are alike (1), one is not (0)."""
+    product = np.sqrt(np.maximum(norm_o, 0.0)) * np.sqrt(np.maximum(norm, 0.0))
+    both = (norm_o <= 0) & (norm <= 0)
+    return np.where(product > 0, dot / np.where(product > 0, product, 1.0), np.where(both, 1.0, 0.0))
+
+
+def choose(similarity):
+    """Index of the best candidate along axis 0; among equals the first, which is nearest to 1.
+
+    Without this a dead channel, whose candidates are all alike, gets the scale that rounding noise
+    picks, and so does every dense channel where the search sees one image.
+    """
+    return (similarity >= similarity.max(axis=0) - TIE).argmax(axis=0)
+
+
+# -- weights: the cosine of every channel of a layer at once
+
+
+def exact_gram(x, reach) -> np.ndarray:
+    """float64 X^T X of float32 integers within +-reach, exact: in blocks that float32 holds exactly."""
+    block = max(1, int(EXACT // max(reach, 1) ** 2))
+    gram = np.zeros((x.shape[1], x.shape[1]))
+    for first in range(0, len(x), block):
+        rows = x[first : first + block]
+        gram += rows.T @ rows
+    return gram
+
+
+def channel_cosines(x, o, bias, units, candidates, reach=255):
+    """Each channel's cosine on one image, for every candidate: (F, C).
+
+    x: (M, K) integer steps within +-reach, in a float type that holds their dot products exactly; o: (M, C)
+    float output; bias: (C,); units: (F, C) real units per step of the accumulator; candidates: (F, K, C).
+    Where X has more than twice as many rows as columns, its Gram matrix makes each candidate cost K^2.
+    """
+    rows, depth = x.shape
+    count, _, channels = candidates.shape
+    o = o.astype(np.float64)
+    offset = bias / units  # the bias in accumulator steps
+    if rows > 2 * depth:
+        gram = exact_gram(x.astype(np.float32), reach)
+        x = x.astype(np.float64)
+        cross, colsum = x.T @ o, x.sum(axis=0)
+        flat = np.ascontiguousarray(candidates.transpose(1, 0, 2)).reshape(depth, -1)
+        square = (flat * (gram @ flat)).sum(axis=0).reshape(count, channels)
+        linear_sum = (colsum @ flat).reshape(count, channels)
+        dot = np.einsum("fkc,kc->fc", candidates, cross)
+    else:
+        square, linear_sum, dot = (np.empty((count, channels)) for _ in range(3))
+        for f in range(count):
+            y = (x @ candidates[f].astype(x.dtype)).astype(np.float64)
+            square[f], linear_sum[f] = np.einsum("mc,mc->c", y, y), y.sum(axis=0)
+            dot[f] = np.einsum("mc,mc->c", y, o)
+    norm = square + 2 * offset * linear_sum + rows * offset**2
+    return cosine(units * (dot + offset * o.sum(axis=0)), (o * o).sum(axis=0), units**2 * norm)
+
+
+def depthwise_cosines(x, o, bias, units, candidates, reach=255):
+    """`channel_cosines` where every channel has its own X: x (M, K, C)."""
+    x, o = x.astype(np.float64), o.astype(np.float64)
+    offset = bias / units
+    channels = np.ascontiguousarray(x.transpose(2, 1, 0))
+    gram = channels @ channels.transpose(0, 2, 1)
+    cross = np.einsum("ckm,mc->kc", channels, o)
+    flat = np.ascontiguousarray(candidates.transpose(2, 0, 1))  # (C, F, K)
+    square = ((flat @ gram) * flat).sum(axis=2).T
+    linear_sum = np.einsum("fkc,kc->fc", candidates, x.sum(axis=0))
+    dot = np.einsum("fkc,kc->fc", candidates, cross)
+    norm = square + 2 * offset * linear_sum + x.shape[0] * offset**2
+    return cosine(units * (dot + offset * o.sum(axis=0)), (o * o).sum(axis=0), units**2 * norm)
+
+
+# -- activations
+
+
+def site_cosines(node: Node, value, weight, scales, bias, o, candidates):
+    """The cosine of a layer's whole output, for every candidate scale of its input: (F,), mean over images.
+
+    value: the input, float32 (N, ...), before it is rounded; weight: float32, in the node's layout, with
+    ``scales`` (K,) real units per step; o: the float output (N, ...).
+    """
+    o64 = o.astype(np.float64).reshape(len(o), -1)
+    norm_o = [image @ image for image in o64]
+    found = np.zeros(len(candidates))
+    for f, s in enumerate(candidates):
+        q = quantize(value, s.scale, s.zero_point, s.lo, s.hi)
+        x = q.astype(np.float32) - np.float32(s.zero_point)
+        y = linear(x, node, weight) * (np.float32(s.scale) * scales) + bias
+        y = y.astype(np.float64).reshape(len(o), -1)
+        found[f] = np.mean([cosine(a @ b, n, a @ a) for a, b, n in zip(y, o64, norm_o, strict=True)])
+    return found
+
+
+def positions(node: Node, first: float, last: float) -> np.ndarray | None:
+    """A part of a layer's output positions, in a fixed random order: those between two fractions.
+
+    None stands for all of them, in order.
+    """
+    count = 1 if node.op == "dense" else node.shape[1] * node.shape[2]
+    if (first, last) == (0.0, 1.0):
+        return None
+    order = np.random.default_rng(count).permutation(count)
+    return order[round(first * count) : round(last * count)]
+
+
+def site_errors(node: Node, values, targets, weight, candidates, chosen, part, sensitivity=None):
+    """(squared error for every candidate (F,), squared output) on some images and positions.
+
+    values: float32 inputs before they are rounded, one image each; targets: the float outputs without the
+    bias; weight: float32 real weights; candidates: all `Scale`s, of which those numbered ``chosen`` are
+    tried; part: fractions of the positions; sensitivity: float32, like the targets, weights of the errors.
+
+    With more channels than weights in each, the error is measured in an orthonormal basis of the space
+    that the weights span; what lies outside is the same for every candidate.
+    """
+    where = positions(node, *part)
+    found, norm = np.zeros(len(chosen)), 0.0
+    flat = np.ascontiguousarray(weight.T if node.op == "dense" else weight.reshape(-1, node.channels))
+    basis = None
+    full = node.op == "dense" or node.attrs["groups"] == 1
+    if full and sensitivity is None and flat.shape[1] > 1.5 * flat.shape[0]:
+        basis, triangle = np.linalg.qr(flat.T.astype(np.float64))
+        basis, flat = basis.astype(np.float32), np.ascontiguousarray(triangle.T, np.float32)
+    for i, (value, target) in enumerate(zip(values, targets, strict=True)):
+        t = target.reshape(-1, node.channels)
+        t = np.ascontiguousarray(t if where is None else t[where])
+        norm += _square(t)
+        h = None
+        if sensitivity is not None:
+            h = sensitivity[i].reshape(-1, node.channels)
+            h = h if where is None else h[where]
+        outside = 0.0
+        if basis is not None:
+            inside = t @ basis
+            outside, t = max(_square(t) - _square(inside), 0.0), inside
+        source, finish = _source(value, node, where)
+        buffer = np.empty_like(source)
+        for n, f in enumerate(chosen):
+            s = candidates[f]
+            np.divide(source, np.float32(s.scale), out=buffer)
+            np.rint(buffer, out=buffer)
+            np.maximum(buffer, np.float32(s.lo - s.zero_point), out=buffer)
+            np.minimum(buffer, np.float32(s.hi - s.zero_point), out=buffer)
+            found[n] += outside
+            step = np.float32(s.scale)
+            for y, part_of in finish(buffer, flat, step):
+                y -= t[:, part_of]
+                if h is not None:
+                    y *= h[:, part_of]
+                found[n] += _square(y)
+    return found, norm
+
+
+def _square(y) -> float:
+    """Sum of squares of float32, in pieces short enough for float32 sums."""
+    y = y.reshape(-1)
+    whole = len(y) // 4096 * 4096
+    pieces = y[:whole].reshape(-1, 4096)
+    return float(np.einsum("ij,ij->i", pieces, pieces).sum(dtype=np.float64)) + float(y[whole:] @ y[whole:])
+
+
+def _source(value, node, where):
+    """What is quantized, and finish(quantized, flat weights, step) -> [(output rows, their channels)]."""
+    if node.op == "dense":
+        return value, lambda x, flat, step: [(x @ (flat * step), slice(None))]
+    a, (r, s) = node.attrs, node.weight.shape[:2]
+    depthwise = is_depthwise(node)
+    n, oh, ow, _ = node.shape
+    gathered = where is not None and len(where) * r * s <= value.shape[1] * value.shape[2]
+    pointwise = (r, s) == (1, 1) and not any(a["padding"])
+
+    def patches(x):
+        """(rows, R, S, channels) windows at the wanted positions."""
+        view = windows(x, (r, s), a["strides"], a["padding"], a["dilation"], 0)[0]
+        if where is None:
+            return view.reshape(oh * ow, r, s, x.shape[-1])
+        return view[where // ow, where % ow]
+
+    def multiply(rows, flat, step):
+        """rows (M, R, S, C) times the weights."""
+        if depthwise:
+            y = np.zeros((len(rows), node.channels), np.float32)
+            taps = (flat * step).reshape(r, s, -1)
+            for i in range(r):
+                for j in range(s):
+                    y += rows[:, i, j] * taps[i, j]
+            return [(y, slice(None))]
+        if a["groups"] == 1:
+            return [(rows.reshape(len(rows), -1) @ (flat * step), slice(None))]
+        depth, per = node.weight.shape[2], node.channels // a["groups"]
+        return [
+            (
+                rows[..., g * depth : (g + 1) * depth].reshape(len(rows), -1)
+                @ (flat[:, g * per : (g + 1) * per] * step),
+                slice(g * per, (g + 1) * per),
+            )
+            for g in range(a["groups"])
+        ]
+
+    if gathered or (pointwise and where is not None):
+        return patches(value), multiply
+    return value, lambda x, flat, step: multiply(patches(x), flat, step)

@@ -1,0 +1,227 @@
+"""The weights of one layer, fitted so that the quantized layer gives the float layer's output.
+
+For integer weights q (K, C) at scales s (C,), input steps X (M, K) at input scale a, and float output O:
+
+    |O - b - a X q s|^2 / a^2  =  s^2 q^T G q - 2 s q^T c + constant,    G = X^T X,  c = X^T (O - b) / a
+
+so one pass over the data makes every candidate cost K^2 instead of M * K. G, an integer matrix, is exact.
+With a bias of its own for every choice (`bias_correction`) G and c are those of centred data.
+
+Everything here is a function of arrays, run as tasks by `search` in threads, processes or a cluster.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from topi_ext.reference import windows
+
+from .graph import Node, conv_columns, is_depthwise
+from .numerics import Scale, steps
+
+EXACT = 2**24  # float32 holds every integer up to here
+SWEEPS = 6  # of the coordinate descent; what is left after that is below a thousandth
+DAMPING = 0.01  # of the mean diagonal of G, towards the float weights
+
+
+def weight_2d(node: Node) -> np.ndarray:
+    """float32 (weights of a channel, K): a view or copy of the node's weights."""
+    return node.weight.T if node.op == "dense" else node.weight.reshape(-1, node.channels)
+
+
+def groups(node: Node) -> list[slice]:
+    """The slices of output channels that read the same input channels; all of them if depthwise."""
+    if node.op == "dense" or is_depthwise(node):
+        return [slice(0, node.channels)]
+    per = node.channels // node.attrs["groups"]
+    return [slice(i, i + per) for i in range(0, node.channels, per)]
+
+
+def columns(x, node, part):
+    """The im2col matrix of the output channels ``part``, all of one group: (M, K); depthwise (M, K, C)."""
+    if node.op == "dense":
+        return x
+    if is_depthwise(node):
+        a, (r, s) = node.attrs, node.weight.shape[:2]
+        view = windows(x[..., part], (r, s), a["strides"], a["padding"], a["dilation"], 0)
+        return view.reshape(-1, r * s, part.stop - part.start)
+    return conv_columns(x, node, part.start * node.attrs["groups"] // node.channels)
+
+
+class Moments(NamedTuple):
+    """Sums over the rows of X (M, K) and O (M, C); they add up over images.
+
+    gram: float64 (K, K), exact; cross: X^T O, float64 (K, C); inputs: (K,); outputs: (C,); squares: of O,
+    (C,); rows: M. Depthwise layers have a gram (C, K, K) and inputs (K, C).
+    """
+
+    gram: np.ndarray
+    cross: np.ndarray
+    inputs: np.ndarray
+    outputs: np.ndarray
+    squares: np.ndarray
+    rows: int
+
+    def __add__(self, other):
+        return Moments(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def moments(node: Node, part: slice, inputs, outputs, scale: Scale) -> Moments:
+    """`Moments` of some images. inputs: stored, uint8 NHWC or (N, C); outputs: the float layer's."""
+    found = None
+    for q, o in zip(inputs, outputs, strict=True):
+        x = columns(q.astype(np.float32) - np.float32(scale.zero_point), node, part)
+        o = o.reshape(-1, node.channels)[:, part]
+        # float32 products are exact up to so many rows; their sums are kept in float64
+        block = max(1, EXACT // max(scale.hi - scale.zero_point, scale.zero_point - scale.lo) ** 2)
+        for first in range(0, len(x), block):
+            rows, target = x[first : first + block], o[first : first + block].astype(np.float64)
+            if rows.ndim == 3:
+                channels = np.ascontiguousarray(rows.transpose(2, 1, 0))  # (C, K, M)
+                gram = channels @ channels.transpose(0, 2, 1)
+                cross = np.einsum("mkc,mc->kc", rows, target)
+            else:
+                gram, cross = rows.T @ rows, rows.astype(np.float64).T @ target
+            piece = Moments(
+                gram.astype(np.float64),
+                cross,
+                rows.sum(axis=0, dtype=np.float64),
+                target.sum(axis=0),
+                (target * target).sum(axis=0),
+                len(rows),
+            )
+            found = piece if found is None else found + piece
+    return found
+
+
+class Problem(NamedTuple):
+    """The quadratic of a layer or of some of its channels: G, c, and |O - b|^2 / a^2 as ``least`` (C,)."""
+
+    gram: np.ndarray
+    cross: np.ndarray
+    least: np.ndarray
+
+    def channels(self, part: slice) -> Problem:
+        gram = self.gram[part] if self.gram.ndim == 3 else self.gram
+        return Problem(gram, self.cross[:, part], self.least[part])
+
+    def times(self, q):
+        """G q: (K, C)."""
+        return np.einsum("ckl,lc->kc", self.gram, q) if self.gram.ndim == 3 else self.gram @ q
+
+    @property
+    def diagonal(self):
+        """(K, 1), depthwise (K, C)."""
+        if self.gram.ndim == 3:
+            return np.einsum("ckk->kc", self.gram)
+        return np.diagonal(self.gram)[:, None]
+
+    def error(self, q, scales):
+        """Squared error of every channel: (C,)."""
+        return (
+            scales**2 * (q * self.times(q)).sum(axis=0)
+            - 2 * scales * (q * self.cross).sum(axis=0)
+            + self.least
+        )
+
+
+def problem(m: Moments, bias, input_scale: float, centred: bool) -> Problem:
+    """The quadratic for a fixed ``bias`` (C,), or ``centred``, for the best bias of every candidate."""
+    shift = m.outputs / m.rows if centred else bias.astype(np.float64)
+    outer = m.inputs[:, None] if m.inputs.ndim == 1 else m.inputs
+    cross = (m.cross - outer * shift) / input_scale
+    least = (m.squares - 2 * shift * m.outputs + m.rows * shift**2) / input_scale**2
+    gram = m.gram
+    if centred:
+        gram = gram - (
+            np.outer(m.inputs, m.inputs) / m.rows
+            if m.inputs.ndim == 1
+            else np.einsum("kc,lc->ckl", m.inputs, m.inputs) / m.rows
+        )
+    return Problem(gram, cross, least)
+
+
+def rounded(weight, scales, top):
+    """float64 (K, C): the nearest integers within +-top, as `numerics.quantize_weight` (all float32)."""
+    return np.clip(np.rint(weight / scales), -top, top).astype(np.float64)
+
+
+def errors(p: Problem, weight, scales, top) -> np.ndarray:
+    """Squared error of every candidate: (F, C) for scales float32 (F, C)."""
+    return np.stack([p.error(rounded(weight, s, top), s.astype(np.float64)) for s in scales])
+
+
+def descend(p: Problem, weight, scales, top) -> np.ndarray:
+    """Integers (K, C) that no change of a single one improves, or the last after `SWEEPS` sweeps.
+
+    Coordinate descent on ``|X (q s - w)|^2``, damped, from the nearest integers, a block of coordinates at
+    a time, all channels at once. The aim is the float weights' output on the same input: to aim at the
+    float network's output fits the noise of the layers before, where images are few. A channel that this
+    does not improve keeps the nearest integers.
+    """
+    nearest = rounded(weight, scales, top)
+    damping = DAMPING * p.diagonal.mean(axis=0)
+    diagonal = p.diagonal + damping
+    usable = np.broadcast_to(diagonal > 0, nearest.shape)
+    divisor = np.broadcast_to(np.where(diagonal > 0, diagonal, 1.0), nearest.shape)
+    q = nearest.copy()
+    aim = (weight / scales).astype(np.float64)
+    residual = p.times(q - aim) + damping * (q - aim)
+    before = ((q - aim) * residual).sum(axis=0)
+    for _ in range(SWEEPS):
+        changed = 0
+        for first in range(0, len(q), 64):
+            block = slice(first, min(first + 64, len(q)))
+            local, moved = residual[block].copy(), np.zeros((block.stop - first, q.shape[1]))
+            square = p.gram[..., block, block]
+            for k in range(len(moved)):
+                wanted = np.rint(q[first + k] - local[k] / divisor[first + k])
+                step = np.where(usable[first + k], np.clip(wanted, -top, top) - q[first + k], 0.0)
+                if step.any():
+                    moved[k] = step
+                    local += square[..., k].T * step if square.ndim == 3 else np.outer(square[:, k], step)
+                    local[k] += damping * step
+            if moved.any():
+                changed += np.count_nonzero(moved)
+                q[block] += moved
+                if p.gram.ndim == 3:
+                    residual += np.einsum("clk,kc->lc", p.gram[:, :, block], moved)
+                else:
+                    residual += p.gram[:, block] @ moved
+                residual[block] += damping * moved
+        if not changed:
+            break
+    return np.where(((q - aim) * residual).sum(axis=0) < before, q, nearest)
+
+
+def gain(p: Problem, q, scales) -> np.ndarray:
+    """The least-squares scales (C,) of integers q, float32; where there is none, the given ones."""
+    square, dot = (q * p.times(q)).sum(axis=0), (q * p.cross).sum(axis=0)
+    best = dot / np.where(square > 0, square, 1.0)
+    sensible = (square > 0) & (best > 0.5 * scales) & (best < 2 * scales)
+    return np.where(sensible, best, scales).astype(np.float32)
+
+
+def fit(p: Problem, weight, candidates, bits: int, how) -> tuple[np.ndarray, ...]:
+    """(scales float32 (C,), integers float64 (K, C), relative errors (F, C), best of them (C,)).
+
+    Of some channels; candidates: float32 (F, C) scales, the best of which is taken, before the corrections
+    that ``how``, a `numerics.Method`, says.
+    """
+    top = steps(bits, signed=True)
+    found = errors(p, weight, candidates, top) / np.where(p.least > 0, p.least, 1.0)
+    best = choose_least(found)
+    scales = candidates[best, np.arange(candidates.shape[1])]
+    q = rounded(weight, scales, top)
+    if how.rounding == "descent":
+        q = descend(p, weight, scales, top)
+    if how.gain_correction:
+        scales = gain(p, q, scales)
+    return scales, q, found, best
+
+
+def choose_least(errors, tie=1e-12):
+    """Index of the least along axis 0; among equals the first, which is nearest to the start."""
+    return (errors <= errors.min(axis=0) + tie).argmax(axis=0)
