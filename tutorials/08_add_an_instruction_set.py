@@ -1,0 +1,116 @@
+"""
+Add an instruction set
+======================
+
+A new instruction set is three small edits: a row of facts, an instruction, and rows of the manifest. Tests,
+planner and benchmarks find them by themselves. The toy here is SSSE3, the 128-bit ancestor of AVX2: too old
+to be worth shipping, and on every x86 machine.
+"""
+
+import platform
+import sys
+from unittest import mock
+
+import numpy as np
+import tvm
+from tvm import te
+
+from topi_ext import isa, manifest, reference, x86
+from topi_ext.conv2d import Bound, ConvSpec
+from topi_ext.emit import DefaultKnobs
+
+if platform.machine() not in ("x86_64", "AMD64"):
+    print("skipped: SSSE3 is an x86 instruction set")
+    sys.exit()
+
+# %%
+# 1. The facts: a row of ``topi_ext/isa.py``
+# ------------------------------------------
+# What LLVM calls it, what Linux calls it in ``/proc/cpuinfo``, the width, the plainest CPU that has it, and
+# the row to fall back on.
+
+ssse3 = isa.Isa("ssse3", ("ssse3",), ("ssse3",), bits=128, mcpu="core2", prefers="generic")
+print(ssse3.target)
+
+# %%
+# 2. The instruction: ``topi_ext/x86.py``
+# ---------------------------------------
+# ``direct.Dot`` is how the direct kernel sees a multiply: so many lanes, so many products of a lane, the
+# types of its operands, and ``combine``, which emits it. For x86 the same text does for each width; what is
+# new is the names of two LLVM intrinsics and the number of accumulators that fit in the registers.
+
+x86.MULTIPLY[128] = ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd")
+x86.REGISTERS[128] = 7
+dot = x86.int16_dot(128, depth=2)
+print(dot)
+
+# %%
+# 3. The rows: ``topi_ext/manifest.py``
+# -------------------------------------
+# A row joins the instruction with what makes it legal. ``pmaddubsw`` saturates at 16 bits: a lane sums two
+# products, and ``depth`` of them are added before they are widened. ``lane_bound`` proves from the real
+# weights that this cannot overflow.
+
+row = manifest._direct("direct_ssse3_d2", "ssse3", dot, manifest._lanes(2))
+KERNELS = (*manifest.KERNELS[:-1], row, manifest.KERNELS[-1])  # best first; the portable kernel is last
+
+# %%
+# It equals the norm
+# ------------------
+# In the repository nothing more is to be written: ``tests/test_kernels.py`` runs each row on extremes,
+# tails and random shapes against ``topi_ext/reference.py``. Here is what it does, for one odd shape.
+
+spec = ConvSpec(1, 9, 7, 5, 11, (3, 3), (2, 2), (1, 1, 1, 1), data_max=127, hi=127)
+rng = np.random.default_rng(0)
+data = rng.integers(0, 128, (1, 9, 7, 5)).astype(np.uint8)
+factor = rng.uniform(1e-3, 2e-3, 11).astype(np.float32)
+zero = np.zeros(11, np.int32)  # the bias
+target = tvm.target.Target(ssse3.target)
+
+
+def run(weight):
+    """Build the row's compute for one layer and run it: (output, assembly)."""
+    arrays = [data, *row.pack(spec, weight, zero, factor)]
+    inputs = [te.placeholder(a.shape, str(a.dtype)) for a in arrays]
+    out = row.compute(DefaultKnobs(), spec, *inputs)
+    with target:
+        built = tvm.build(te.create_schedule(out.op), [*inputs, out], target)
+    result = tvm.nd.array(np.zeros(spec.out_shape, spec.out_dtype))
+    built(*map(tvm.nd.array, arrays), result)
+    return result.numpy(), built.get_source("asm")
+
+
+for name, weight in {
+    "all 63": np.full(spec.weight_shape, 63, np.int8),
+    "all -63": np.full(spec.weight_shape, -63, np.int8),
+    "random": rng.integers(-63, 64, spec.weight_shape).astype(np.int8),
+}.items():
+    assert isinstance(row.proves(spec, weight), Bound)
+    acc = reference.conv2d(data, weight, zero_point=0, strides=(2, 2), padding=(1, 1, 1, 1))
+    out, assembly = run(weight)
+    np.testing.assert_array_equal(out, reference.requantize(acc, factor, 0, 0, 127))
+    print(f"{name:8} equal; {row.proves(spec, weight)}")
+assert "pmaddubsw" in assembly
+
+# %%
+# The planner takes it, or says why not
+# -------------------------------------
+# For a CPU with SSSE3 the row now comes before the portable kernel. Full 8-bit weights are refused.
+
+with mock.patch.dict(isa.ISAS, ssse3=ssse3), mock.patch.object(manifest, "KERNELS", KERNELS):
+    plan = manifest.plan(spec, weight, zero, "ssse3")
+    print(plan)
+    assert plan.kernel is row
+    plan = manifest.plan(spec, np.full(spec.weight_shape, 127, np.int8), zero, "ssse3")
+    print(plan, *(f"not {name}: {why}" for name, why in plan.refused), sep="\n")
+    assert plan.kernel.name == "direct_generic"
+
+# %%
+# What is left to do
+# ------------------
+# Costs of the new rows, measured by ``benchmarks/kernels.py`` on a machine that has the instruction set;
+# until then the order of the manifest decides. A line in the changelog. That is all.
+#
+# A kernel of another kind, such as Winograd on the new width, is a row too: see ``_winograd`` there.
+
+del x86.MULTIPLY[128], x86.REGISTERS[128]  # leave this process as it was
