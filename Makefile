@@ -7,7 +7,7 @@ READY = $(VENV)/.ready
 RELAX = $(VENV)-relax
 RELAX_READY = $(RELAX)/.ready
 
-.PHONY: demo test test-kernels-relax lint format wheel clean
+.PHONY: demo test test-kernels-relax docs lint format wheel clean
 
 demo: $(READY)
 	$(BIN)/tvmc-easyquant demo
@@ -18,6 +18,10 @@ test: $(READY)
 # every kernel of the manifest, built and run by today's apache-tvm: the same text, the same integers
 test-kernels-relax: $(RELAX_READY)
 	$(RELAX)/bin/python -m pytest tests/test_kernels.py $(PYTEST_FLAGS)
+
+# the site, in docs/_build; DOCS_FLAGS="-D plot_gallery=0" leaves out the tutorials' output
+docs: $(READY)
+	$(BIN)/python -W ignore -m sphinx -W --keep-going -q -b html $(DOCS_FLAGS) docs docs/_build
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -31,7 +35,7 @@ wheel: $(READY)
 	$(BIN)/python -m build --wheel --outdir dist
 
 clean:
-	rm -rf $(VENV) $(RELAX) build dist *.egg-info easyquant_demo
+	rm -rf $(VENV) $(RELAX) build dist *.egg-info easyquant_demo docs/_build docs/generated docs/tutorials
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -43,6 +43,7 @@ def test_the_shell_snippets_are_real_commands(tmp_path):
     onnx.save(networks.small_onnx(), tmp_path / "net.onnx")
     np.savez(tmp_path / "images.npz", x=images)
     np.savez(tmp_path / "input.npz", x=images[:1])
+    np.savez(tmp_path / "labelled.npz", images=images, labels=np.arange(3))
     ran = 0
     for line in shell:
         if line.startswith("make "):
@@ -57,7 +58,7 @@ def test_the_shell_snippets_are_real_commands(tmp_path):
             ran += 1
         else:
             assert line.startswith("pip install"), line
-    assert ran == 3
+    assert ran == 5
 
 
 def rows(name):

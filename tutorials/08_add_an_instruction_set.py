@@ -48,10 +48,10 @@ print(dot)
 # 3. The rows: ``topi_ext/manifest.py``
 # -------------------------------------
 # A row joins the instruction with what makes it legal. ``pmaddubsw`` saturates at 16 bits: a lane sums two
-# products, and ``depth`` of them are added before they are widened. ``lane_bound`` proves from the real
+# products, and ``depth`` of them are added before they are widened. ``lane_proof`` shows from the real
 # weights that this cannot overflow.
 
-row = manifest._direct("direct_ssse3_d2", "ssse3", dot, manifest._lanes(2))
+row = manifest._direct("direct_ssse3_d2", "ssse3", dot, x86.lane_proof)
 KERNELS = (*manifest.KERNELS[:-1], row, manifest.KERNELS[-1])  # best first; the portable kernel is last
 
 # %%

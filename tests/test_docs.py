@@ -1,0 +1,50 @@
+"""The documentation site is built without a warning, says every public name, and needs no network."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tvm")
+pytest.importorskip("sphinx_gallery")
+import tvm_easyquant
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, without running the tutorials (test_tutorials does)."""
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-W", "ignore", "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    command += ["-d", out / "doctrees", "-D", "plot_gallery=0", ROOT / "docs", out / "html"]
+    env = {**os.environ, "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=env)
+    assert result.returncode == 0 and not result.stderr.strip(), result.stderr
+    return out / "html"
+
+
+def test_every_public_name_and_every_verb_is_documented(site):
+    from tvm_easyquant import cli
+
+    api, verbs = ((site / f"{page}.html").read_text() for page in ("api", "command_line"))
+    missing = [name for name in tvm_easyquant.__all__ if not re.search(rf"\b{name}\b", api)]
+    assert not missing
+    assert "tvmc-easyquant quantize" in verbs and len(cli.VERBS) > 1
+
+
+def test_every_tutorial_has_its_page(site):
+    scripts = sorted((ROOT / "tutorials").glob("*.py"))
+    assert len(scripts) == 8
+    for script in scripts:
+        assert (site / "tutorials" / f"{script.stem}.html").exists()
+
+
+def test_no_page_asks_the_network_for_anything(site):
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?:)?//', text)
+        assert not loaded, page
