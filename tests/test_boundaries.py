@@ -82,3 +82,13 @@ def test_kernels_take_tvm_from_emit_only(path):
     """What the two hosts spell differently is in one file, so that every kernel builds on both."""
     hosts = {"emit.py", "relay_op.py", "lower.py"}
     assert path.name in hosts or not any(name.split(".")[0] == "tvm" for name in imported(path))
+
+
+def test_type_checkers_see_the_public_names():
+    import tvm_easyquant
+
+    source = ast.parse(Path(tvm_easyquant.__file__).read_text())
+    (block,) = [node for node in source.body if isinstance(node, ast.If)]
+    seen = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert seen == tvm_easyquant._PUBLIC
+    assert (Path(tvm_easyquant.__file__).parent / "py.typed").exists()

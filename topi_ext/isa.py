@@ -82,10 +82,11 @@ def arch_of(triple: str) -> str:
 
 def usable(name: str) -> list[str]:
     """The rows whose kernels run where ``name`` runs, best first."""
-    rows = []
-    while name is not None:
-        rows.append(name)
-        name = ISAS[name].prefers
+    rows: list[str] = []
+    row: Isa | None = ISAS[name]
+    while row is not None:
+        rows.append(row.name)
+        row = ISAS.get(row.prefers or "")
     return rows
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tvm
@@ -47,6 +48,11 @@ class LowerInteger:
     After a run, ``layers`` lists a `LayerPlan` for each convolution and dense layer in program order.
     Raises LoweringError where exactness cannot be had.
     """
+
+    if TYPE_CHECKING:
+
+        def __call__(self, mod):
+            """Run the pass on a module, as `tvm.transform.Pass` does."""
 
     def __init__(self, target):
         self.target = tvm.target.Target(target)

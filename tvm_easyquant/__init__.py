@@ -7,6 +7,21 @@ package imports no TVM and registers nothing.
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
+    from .graph import Graph as Graph
+    from .numerics import QuantConfig as QuantConfig
+    from .numerics import Scale as Scale
+    from .pipeline import Quantized as Quantized
+    from .pipeline import quantize as quantize
+    from .relay_build import Executor as Executor
+    from .relay_build import build as build
+    from .relay_frontend import from_relay as from_relay
+    from .relay_frontend import load_onnx as load_onnx
+    from .relay_pass import EasyQuant as EasyQuant
+    from .relay_rewrite import rewrite as rewrite
+    from .scale_table import ScaleTable as ScaleTable
 
 __version__ = "0.1.0"
 

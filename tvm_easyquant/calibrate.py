@@ -50,6 +50,7 @@ class Range:
         """The largest absolute value to be held, by a start of `numerics.SWITCHES`."""
         if start == "max" or self.absmax == 0:
             return self.absmax
+        assert self.histogram is not None  # any other start has one
         if start == "percentile":
             return _histogram.percentile(self.histogram, percentile)
         return getattr(_histogram, start)(self.histogram, levels)

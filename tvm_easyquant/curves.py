@@ -40,7 +40,7 @@ class Curves:
         """Keep the curve of one layer or site; a later round replaces an earlier one."""
         order = np.argsort(-factors)  # S * f: the range falls as f grows
         ranges = 1.0 / factors
-        curve = {"range": _short(ranges[order])}
+        curve: dict = {"range": _short(ranges[order])}
         if kind == "weights":
             sorted_scores = scores[order]
             curve["score"] = _short(sorted_scores.mean(axis=1))

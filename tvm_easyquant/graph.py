@@ -65,8 +65,8 @@ class Node:
     inputs: tuple[str, ...]
     shape: tuple[int, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
-    weight: np.ndarray | None = None
-    bias: np.ndarray | None = None
+    weight: np.ndarray = None  # type: ignore[assignment]  # a compute node has one
+    bias: np.ndarray = None  # type: ignore[assignment]
     source: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -323,7 +323,8 @@ def run(
     """
     feed = graph.check_inputs(feed)
     waiting = {name: len(users) for name, users in graph.users.items()}
-    values, results = {}, {}
+    values: dict[str, np.ndarray] = {}
+    results: dict[str, np.ndarray] = {}
     for node in graph:
         if node.op == "input":
             value = to_nhwc(feed[node.name])

@@ -218,8 +218,8 @@ def scale_for(absmax: float, bits: int, signed: bool) -> Scale:
     """
     top = steps(bits, signed)
     zero_point = 2 ** (bits - 1) if signed else 0
-    scale = np.float32(absmax / top) if absmax > 0 else np.float32(1)
-    scale = max(scale, np.finfo(np.float32).tiny)
+    scale = float(np.float32(absmax / top)) if absmax > 0 else 1.0
+    scale = max(scale, float(np.finfo(np.float32).tiny))
     return Scale(scale, zero_point, zero_point - top if signed else 0, zero_point + top)
 
 

@@ -85,7 +85,7 @@ class Benchmark:
                 f"the integer network takes {1 / self.speedup:.2f} times as long as TVM's float32 here"
             )
         if self.slower:
-            worst = max(self.slower, key=lambda layer: layer.ms - layer.ms_fp32)
+            worst = max(self.slower, key=lambda layer: (layer.ms or 0.0) - (layer.ms_fp32 or 0.0))
             lines.append(
                 f"{len(self.slower)} integer layers are slower than in float; most of all {worst.name}: "
                 f"{worst.ms:.3f} against {worst.ms_fp32:.3f} ms"
@@ -190,7 +190,7 @@ class _Profile:
         medians = np.median(self.times, axis=0)
         sizes = self.sizes if len(self.sizes) == len(medians) else [(0, 0)] * len(medians)
         rows = zip(self.names, sizes, medians, strict=True)
-        return [_Call(name, *size, float(ms)) for name, size, ms in rows]
+        return [_Call(name, size[0], size[1], float(ms)) for name, size, ms in rows]
 
 
 def benchmark(
@@ -268,7 +268,7 @@ def _by_size(nodes, calls) -> dict[str, float]:
     wanted: dict[tuple[int, int], list[str]] = {}
     for node in nodes:
         wanted.setdefault((node.weight.size, prod(node.shape)), []).append(node.name)
-    times = {}
+    times: dict[str, float] = {}
     for size, names in wanted.items():
         if len(names) == len(found.get(size, ())):
             times.update(zip(names, found[size], strict=True))

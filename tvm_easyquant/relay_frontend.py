@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, prod
+from typing import Any
 
 import numpy as np
 
@@ -214,7 +215,7 @@ class RelayOp:
     """
 
     op: str
-    call: object
+    call: Any  # relay.Call
     tensors: tuple
     index: int | None = None
 
@@ -258,8 +259,8 @@ class RelayOp:
 
             executor = graph_executor.GraphModule(library["default"](tvm.cpu()))
             object.__setattr__(self, "executor", executor)
-        self.executor.run(**{f"x{i}": to_nchw(a) for i, a in enumerate(arrays)})
-        return to_nhwc(self.executor.get_output(0).numpy())
+        self.__dict__["executor"].run(**{f"x{i}": to_nchw(a) for i, a in enumerate(arrays)})
+        return to_nhwc(self.__dict__["executor"].get_output(0).numpy())
 
 
 def from_relay(module, params: Mapping | None = None, name: str = "model") -> Graph:
@@ -833,7 +834,8 @@ def _ints(values) -> tuple[int, ...]:
 
 def _four(padding) -> tuple[int, int, int, int]:
     p = _ints(padding)
-    return {1: p * 4, 2: (p[0], p[1], p[0], p[1]), 4: p}[len(p)]
+    top, left, bottom, right = {1: p * 4, 2: p * 2, 4: p}[len(p)]
+    return top, left, bottom, right
 
 
 def _nhwc_shape(values) -> tuple:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .calibrate import calibrate, start_table
 from .host import tvm
 from .numerics import QuantConfig
@@ -22,6 +24,11 @@ class EasyQuant:
 
     Raises what `tvm_easyquant.quantize` raises.
     """
+
+    if TYPE_CHECKING:
+
+        def __call__(self, mod):
+            """Run the pass on a module, as `tvm.transform.Pass` does."""
 
     def __init__(
         self,

@@ -44,9 +44,9 @@ class _Rewriter:
     def __init__(self, graph: Graph, plan: Plan, table: ScaleTable):
         self.graph, self.plan = graph, plan
         self.scales = Scales.of_table(graph, plan, table)
-        self.params = []
-        self.float_of = {}  # tensor -> float32 expression in the model's layout
-        self.stored_of = {}  # tensor -> uint8 expression, NHWC
+        self.params: list = []
+        self.float_of: dict = {}  # tensor -> float32 expression in the model's layout
+        self.stored_of: dict = {}  # tensor -> uint8 expression, NHWC
 
     def module(self, taps):
         for node in self.graph:
@@ -69,7 +69,9 @@ class _Rewriter:
     # -- tensors
 
     def scale(self, tensor: str) -> Scale:
-        return self.scales.of(tensor)
+        scale = self.scales.of(tensor)
+        assert scale is not None  # a table leaves none open
+        return scale
 
     def stored(self, tensor: str):
         """The tensor as uint8 NHWC; quantized here if a float node made it."""

@@ -87,14 +87,14 @@ def histograms(
             low, high = ranges[node.name]
             ranges[node.name] = [min(low, float(value.min())), max(high, float(value.max()))]
 
-    counts = {name: np.zeros(BINS, np.int64) for name in wanted}
+    binned = {name: np.zeros(BINS, np.int64) for name in wanted}
     outside = {name: 0 for name in wanted}
     limits = {name: _limits(table.activations[plan.site_of[name]]) for name in wanted}
 
     def count(node, value):
-        if node.name in counts:
+        if node.name in binned:
             low, high = limits[node.name]
-            counts[node.name] += np.histogram(value, BINS, edges_of[node.name])[0]
+            binned[node.name] += np.histogram(value, BINS, edges_of[node.name])[0]
             outside[node.name] += int(((value < low) | (value > high)).sum())
 
     edges_of: dict[str, tuple[float, float]] = {}
@@ -107,8 +107,8 @@ def histograms(
                 progress(done, 2 * len(samples), "histograms")
     for tensor, names in wanted.items() if samples else ():
         edges = np.linspace(*edges_of[tensor], BINS + 1)
-        share = outside[tensor] / max(1, int(counts[tensor].sum()))
-        made = _histogram(counts[tensor], edges, *limits[tensor], share)
+        share = outside[tensor] / max(1, int(binned[tensor].sum()))
+        made = _histogram(binned[tensor], edges, *limits[tensor], share)
         for name in names:
             found[name]["activations"] = made
     return found

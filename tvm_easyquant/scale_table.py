@@ -13,6 +13,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -101,9 +102,9 @@ class ScaleTable:
             if unknown:
                 raise TableError(f"the scale table has {kind} of {unknown}, which are no integer layers")
         for name, steps in self.rounding.items():
-            want = (graph[name].weight.size // graph[name].channels, graph[name].channels)
-            if steps.shape != want:
-                raise TableError(f"the rounding of layer {name} is {steps.shape}, its weights are {want}")
+            shape = (graph[name].weight.size // graph[name].channels, graph[name].channels)
+            if steps.shape != shape:
+                raise TableError(f"the rounding of layer {name} is {steps.shape}, its weights are {shape}")
         for name, bias in self.biases.items():
             if bias.shape != (graph[name].channels,):
                 raise TableError(f"the bias of layer {name} is {bias.shape}, not ({graph[name].channels},)")
@@ -117,7 +118,7 @@ class ScaleTable:
 
     def to_json(self) -> str:
         """JSON text; `from_json` of it equals this table bit for bit."""
-        more = {}  # what few tables have, so that the others do not change
+        more: dict[str, dict] = {}  # what few tables have, so that the others do not change
         if self.rounding:
             more["rounding"] = {name: pack(steps) for name, steps in self.rounding.items()}
         if self.biases:
@@ -186,10 +187,11 @@ class ScaleTable:
     def diff(self, other: ScaleTable) -> list[str]:
         """Lines that say where two tables differ; empty if they hold the same scales."""
         lines = []
-        for kind, mine, theirs in (
+        scales: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
             ("activation", self.activations, other.activations),
             ("weight", self.weights, other.weights),
-        ):
+        )
+        for kind, mine, theirs in scales:
             for name in dict.fromkeys([*mine, *theirs]):
                 if name not in mine or name not in theirs:
                     lines.append(f"{kind} {name}: only in the {'first' if name in mine else 'second'}")
