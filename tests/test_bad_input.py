@@ -173,6 +173,11 @@ CASES = {
     "a table nested without end": (compile_with("deep.json"), "deep.json is not JSON", 4),
     "an empty table": (compile_with("empty.onnx"), "empty.onnx is not JSON", 4),
     "a table that is a list": (compile_with("list.json"), "list.json is not a tvm_easyquant scale table", 4),
+    "export-onnx: over the model": (["export-onnx", "net.onnx", "--table", "table.json", "-o", "net.onnx"],
+                                    "it is also an input and would be lost", 4),
+    "a function that wants arguments": (quantize(calibration="json:loads"), "json:loads.*called with no arg", 4),
+    "a metric that wants none": (["evaluate", "net.onnx", "--table", "table.json", "--data", "images.npz",
+                                  "--metric", "os:getcwd"], r"os:getcwd.*arguments \(outputs, label\)", 4),
     "run: no archive": (run_with("no.tar"), "no.tar does not exist", 4),
     "run: text": (run_with("text.onnx"), "Could not read model from archive text.onnx", 4),
     "run: an archive of something else": (run_with("other.tar"), "Couldn't find exported library", 4),
@@ -408,6 +413,14 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(folder, small_disk
         if not extra:
             (small_disk / "rest").write_bytes(bytes(4 * 1024))  # not a page is left
         mistake(small_disk, monkeypatch, capfd, command, "cannot write .*: No space left on device")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    mistake(
+        small_disk,
+        monkeypatch,
+        capfd,
+        command,
+        "cannot write out.json: .* not a folder that can be written to",
+    )
 
 
 # -- kill -9

@@ -65,7 +65,7 @@ def _export(args) -> int:
     from .onnx_export import save_qdq
     from .scale_table import ScaleTable
 
-    writable(args.output)
+    writable(args.output, inputs=(args.FILE, args.table))
     table = ScaleTable.load(args.table)
     graph = load_graph(args)
     save_qdq(args.output, graph, table)

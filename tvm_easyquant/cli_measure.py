@@ -68,7 +68,11 @@ def evaluation(args, graph, table, bar, target=None):
     from .relay_build import Executor
     from .relay_frontend import import_model
 
-    metrics = {args.metric: evaluate.named(args.metric)} if args.metric else dict(evaluate.TOP)
+    metrics = (
+        {args.metric: evaluate.named(args.metric, "outputs", "label")}
+        if args.metric
+        else dict(evaluate.TOP)
+    )
     data = sources.labelled(args.data, preprocess_of(args, table))
     if args.limit is not None:
         if args.limit < 1:

@@ -8,6 +8,7 @@ than either accuracy: only the samples that one gets right and the other wrong s
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 import zipfile
@@ -84,8 +85,11 @@ def load(source, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
     return LabelledSet(lambda: kept, len(kept))
 
 
-def named(text: str) -> Callable:
-    """The function that ``"module:function"`` names; EvaluationError if there is none."""
+def named(text: str, *arguments: str) -> Callable:
+    """The function that ``"module:function"`` names; EvaluationError if there is none.
+
+    arguments: what it is called with, in words; a function that does not take so many is an error too.
+    """
     module, _, function = text.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
@@ -93,6 +97,15 @@ def named(text: str) -> Callable:
         raise EvaluationError(f"{text!r} names no function: {error}") from None
     if not callable(found):
         raise EvaluationError(f"{text!r} is a {type(found).__name__}, not a function")
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # a built-in that does not tell
+        return found
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        wanted = f"the arguments ({', '.join(arguments)})" if arguments else "no arguments"
+        raise EvaluationError(f"{text}{signature}: it is called with {wanted}; define it so") from None
     return found
 
 
