@@ -1,6 +1,7 @@
 """The facts of the report, without a browser: the saturation verdict, histograms, the page's text."""
 
 import re
+import shlex
 
 import networks
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tvm_easyquant import calibrate
 from tvm_easyquant.graph import run
 from tvm_easyquant.numerics import QuantConfig
-from tvm_easyquant.report import BINS, histograms, saturation
+from tvm_easyquant.report import BINS, histograms, saturation, worst_layers
 from tvm_easyquant.sites import plan
 
 
@@ -41,6 +42,21 @@ def test_seven_bits_never_saturate_and_eight_can():
     assert saturation(np.full((3, 3, 8, 4), 63, np.int8), 255)["safe"]
     assert not saturation(np.full((3, 3, 8, 4), 127, np.int8), 255)["safe"]
     assert saturation(np.full((3, 3, 1, 4), 127, np.int8), 255)["safe"]  # depthwise: nothing to pair
+
+
+def test_the_worst_layers_make_a_line_for_the_shell():
+    graph, images = networks.chain()
+    table = calibrate.start_table(graph, plan(graph), calibrate.calibrate(graph, plan(graph), images, QuantConfig()),
+                                  QuantConfig())  # fmt: skip
+    figures = {
+        "a b": {"sqnr_db": 12.0},
+        "c": {"sqnr_db": 41.0},
+        "d": {"sqnr_db": 9.0},
+        "e": {"cosine": 1.0},
+    }
+    table = type(table)(table.model, table.config, table.activations, table.weights, figures)
+    assert worst_layers(table) == ["d", "a b"]
+    assert shlex.join(["--skip", *worst_layers(table)]) == "--skip d 'a b'"
 
 
 @pytest.mark.parametrize("bits", [7, 8])

@@ -76,6 +76,7 @@ def history(path, target):
 
 def _plan(args) -> int:
     from .relay_tune import layer_plans, untuned
+    from .report import saturation
 
     module, target = _module(args)
     with history(args.tuning_records, target):
@@ -88,6 +89,7 @@ def _plan(args) -> int:
             "kernel": layer.plan.kernel.name,
             "reason": layer.plan.reason,
             "proof": str(layer.plan.proof),
+            "saturation": saturation(layer.weight, layer.spec.data_max),
             "refused": dict(layer.plan.refused),
             "unfit": dict(layer.plan.unfit),
             "slower": dict(layer.plan.slower),
@@ -102,6 +104,8 @@ def _plan(args) -> int:
         print(
             f"{row['layer']:{width}}  {row['shape']:34} {row['kernel']:24} {row['reason']}; {row['proof']}"
         )
+        if not row["saturation"]["safe"]:
+            print(f"{'':{width}}    {row['saturation']['text']}; {row['kernel']} is exact")
         for name, why in row["refused"].items():
             print(f"{'':{width}}    not {name}: {why}")
     print(f"{without} of {count} kernels run untuned")

@@ -19,6 +19,7 @@ from .cli_common import (
 )
 from .files import writable
 from .progress import peak_memory_gib
+from .report import worst_layers
 
 EXAMPLES = """\
 examples:
@@ -146,13 +147,6 @@ def _facts(result, output) -> dict:
         "warnings": list(result.warnings),
         "layers": result.layers,
     }
-
-
-def worst_layers(table, count: int = 3) -> list[str]:
-    """The integer layers with the least signal to noise, worst first; those above 40 dB are fine."""
-    noise = {name: f["sqnr_db"] for name, f in table.figures.items() if "sqnr_db" in f}
-    bad = [name for name in sorted(noise, key=lambda n: noise[n]) if noise[name] < 40]
-    return bad[:count]
 
 
 def _summary(result, output) -> str:

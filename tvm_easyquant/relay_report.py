@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
@@ -76,6 +77,7 @@ def collect(
                 saturation=report.saturation(lowered.weight, lowered.spec.data_max),
             )  # fmt: skip
         layers.append(row)
+    worst = report.worst_layers(table)
     before, after = report.weight_bytes(graph, plan)
     return {
         "model": graph.name,
@@ -92,6 +94,7 @@ def collect(
         "benchmark": _timing(benchmark),
         "objective": curves.objective if curves is not None else None,
         "floats": dict(plan.floats),
+        "skip_line": shlex.join(["--skip", *table.config.skip, *worst]) if worst else "",
         "layers": layers,
     }
 

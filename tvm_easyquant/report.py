@@ -131,6 +131,13 @@ def _histogram(counts, edges, low, high, clipped) -> dict:
     }
 
 
+def worst_layers(table: ScaleTable, count: int = 3) -> list[str]:
+    """The integer layers with the least signal to noise, worst first; those above 40 dB are fine."""
+    noise = {name: f["sqnr_db"] for name, f in table.figures.items() if "sqnr_db" in f}
+    bad = [name for name in sorted(noise, key=lambda n: noise[n]) if noise[name] < 40]
+    return bad[:count]
+
+
 def weight_bytes(graph: Graph, plan: Plan) -> tuple[int, int]:
     """(bytes of the float network's weights and biases, of the quantized one's with their multipliers)."""
     before = sum(4 * (node.weight.size + node.channels) for node in graph.compute_nodes)
