@@ -1,8 +1,9 @@
 """Shows a peer's runtime a CPU with fewer instruction sets, so that every row of a table is capped alike.
 
-Only OpenVINO can be told what to use; ONNX Runtime and ncnn ask the CPU. Here a copy of the package is made
-in which every ``cpuid`` instruction is ``ud2``, and a preloaded library answers in its place (`cap.c`): AVX2
-without AVX-512 and VNNI, or AVX-512 without VNNI. Nothing else of the package is changed. Needs objdump and gcc.
+Only OpenVINO can be told what to use; ONNX Runtime and ncnn ask the CPU. Here a copy of the package is
+made in which every ``cpuid`` instruction is ``ud2``, and a preloaded library answers in its place
+(`cap.c`): AVX2 without AVX-512 and VNNI, or AVX-512 without VNNI. Nothing else of the package is changed.
+Needs objdump and gcc.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ def layers():
 def measure(row, spec, mcpu):
     """Microseconds of one call of a kernel, with weights in the cache and with weights in memory; None
     where the layer is nothing for it."""
-    if row.fits(spec) is not None or (row.isa == "generic" and not spec.depthwise and spec.macs > 2e8):
+    slow = row.isa == "generic" and not spec.depthwise and spec.macs > 2e8
+    if slow or row.shares or row.fits(spec) is not None:
         return None
     weight_max = next((w for w in (63, 31, 15, 7, 3) if proven(row, spec, w)), None)
     if weight_max is None:
@@ -102,7 +103,7 @@ def fit(rows):
     found, errors = {}, {}
     for row in manifest.KERNELS:
         mine = [r for r in rows if r["kernel"] == row.name]
-        if len(mine) < 5:
+        if len(mine) < 5 or row.shares:
             continue
         work = np.array([[1.0, *row.work(ConvSpec.from_json(r["spec"]))] for r in mine])
         for state in ("warm", "cold"):

@@ -63,15 +63,16 @@ class Runner:
     def __init__(self, python, kind, model, inputs, threads, cpus, env=None):
         command = [str(python), str(HERE / "runner.py"), kind, str(model), str(inputs), str(threads)]
         self.process = subprocess.Popen(
-            [*urgent(), "taskset", "-c", ",".join(map(str, cpus)), *command], text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **(env or {})},
+            [*urgent(), "taskset", "-c", ",".join(map(str, cpus)), *command], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})},
         )  # fmt: skip
         self.version = self._answer()
 
     def _answer(self):
         line = self.process.stdout.readline().strip()
         if not line:
-            raise RuntimeError(f"{' '.join(self.process.args[3:6])} ended")
+            raise RuntimeError(f"{Path(self.process.args[-3]).name} ended")
         return line
 
     def ask(self, text):

@@ -20,7 +20,7 @@ import numpy as np
 
 from .conv2d import Bound, ConvSpec, Refusal, lane_bound, pack
 from .direct import Dot
-from .emit import const, dtype_of, lanes_of, pure, tir
+from .emit import const, dtype_of, lanes_of, part, pick, pure, tir
 from .reference import INT32_MAX
 
 LANES = 4  # output channels of a block
@@ -64,15 +64,10 @@ def chain_proof(spec: ConvSpec, dot: Dot, weight: np.ndarray) -> Bound | Refusal
     return lane_bound(pairs, dot.depth, spec.data_max - dot.offset, -dot.offset)
 
 
-def part(x, first: int, count: int):
-    """``count`` lanes of a vector from lane ``first`` on."""
-    return tir.Shuffle([x], [const(first + i, "int32") for i in range(count)])
-
-
 def join(parts):
     """Vectors of the same type, one after the other."""
     lanes = lanes_of(dtype_of(parts[0]))[1]
-    return tir.Shuffle(list(parts), [const(i, "int32") for i in range(lanes * len(parts))])
+    return pick(parts, range(lanes * len(parts)))
 
 
 def _signed(spec: ConvSpec):
@@ -160,7 +155,7 @@ def word_dot() -> Dot:
 def word_pairs(wrap, acc, x, w):
     """acc + two products a lane by smlal: x holds the pair in every 32-bit lane, w as `split_pairs`."""
     for i in (0, 1):
-        value = tir.Shuffle([x], [const(i, "int32")] * 4).astype("int32x4")
+        value = pick([x], [i] * 4).astype("int32x4")
         acc = wrap.add(acc, part(w, 4 * i, 4).astype("int32x4") * value)
     return acc
 
@@ -168,7 +163,7 @@ def word_pairs(wrap, acc, x, w):
 def split_pairs(packed: np.ndarray) -> np.ndarray:
     """`winograd.pack` with the pair outside the four output channels of a vector: the same shape.
 
-    packed: int16 (blocks, n * n, pairs, lanes, 2), lanes a multiple of 4.
+    packed: int8 (blocks, r * r, pairs, lanes, 2), lanes a multiple of 4.
     """
     blocks, positions, pairs, lanes, two = packed.shape
     quads = packed.reshape(blocks, positions, pairs, lanes // 4, 4, two)

@@ -176,19 +176,24 @@ def accumulator_bound(spec: ConvSpec, weight: np.ndarray, bias: np.ndarray) -> B
     return Bound("accumulator", worst, INT32_MAX)
 
 
-def lane_bound(packed: np.ndarray, depth: int, data_max: int, data_min: int = 0) -> Bound | Refusal:
-    """int16 lanes that sum ``depth`` products of a byte-pair multiply (vpmaddubsw) do not saturate.
+def lane_reach(packed: np.ndarray, depth: int, data_max: int, data_min: int = 0) -> np.ndarray:
+    """int64 (blocks,): how far an int16 lane gets that sums ``depth`` byte-pair multiplies (vpmaddubsw).
 
-    packed: int8 (..., L, lanes, 4), L groups of four consecutive inputs in the order the kernel reads
-    them; a lane holds two of the four. Depth groups are summed, starting at multiples of ``depth``.
+    packed: int8 (blocks, ..., L, lanes, 4), L groups of four consecutive inputs in the order the kernel
+    reads them; a lane holds two of the four. Depth groups are summed, starting at multiples of ``depth``.
     data_min <= 0 <= data_max: the range of the data.
     """
     *outer, length, lanes, four = packed.shape
     padded = -length % depth
     if padded:
         packed = np.concatenate([packed, np.zeros((*outer, padded, lanes, four), np.int8)], axis=-3)
-    groups = packed.reshape(-1, depth, lanes, 2, 2)  # depth groups, lanes, halves, pair
-    worst = int(_reach(groups, (1, 4), data_max, data_min).max()) if groups.size else 0
+    groups = packed.reshape(len(packed), -1, depth, lanes, 2, 2)  # depth groups, lanes, halves, pair
+    return _reach(groups, (2, 5), data_max, data_min).reshape(len(packed), -1).max(axis=1, initial=0)
+
+
+def lane_bound(packed: np.ndarray, depth: int, data_max: int, data_min: int = 0) -> Bound | Refusal:
+    """No int16 lane of any block saturates or wraps; see `lane_reach`."""
+    worst = int(lane_reach(packed, depth, data_max, data_min).max(initial=0))
     if worst > INT16_MAX:
         return Refusal(f"an int16 lane of {2 * depth} products may reach {worst}, beyond {INT16_MAX}")
     return Bound(f"int16 lane of {2 * depth} products", worst, INT16_MAX)

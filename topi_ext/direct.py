@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import epilogue
 from .conv2d import ConvSpec, blocks_of, runs_of
 from .emit import Builder, const, dtype_of, extern, lanes_of, prefetch, tir, with_lanes
-from .epilogue import finish
 
 PARALLEL_MACS = 5_000_000  # a layer of less takes some 30 us on one core, a thread's wake-up some 5
 LINE = 64  # bytes of a cache line
@@ -31,7 +31,7 @@ class Dot(NamedTuple):
     ``combine`` takes at once. broadcast(x) makes int32 lanes of one group of inputs;
     combine(acc, [x...], [w...]) -> acc adds their products. registers: accumulators of a tile.
     An accumulator holds ``partials`` int32 sums for each lane, which reduce(acc) adds up at the end.
-    broadcast subtracts ``offset`` from the data, which the bias has to make up for.
+    broadcast subtracts ``offset`` from the data, which the bias has to make up for. narrow: see `Writer`.
     """
 
     lanes: int
@@ -45,6 +45,7 @@ class Dot(NamedTuple):
     partials: int = 1
     reduce: Callable | None = None
     offset: int = 0
+    narrow: Callable | None = None
 
 
 def broadcast_word(lanes: int) -> Callable:
@@ -169,6 +170,13 @@ def rows_of(spec: ConvSpec) -> tuple[int, int]:
     return spec.batch * spec.out_height, spec.out_width
 
 
+def vectors_of(spec: ConvSpec, dot: Dot) -> int:
+    """Blocks of output channels in a tile: a dense layer has one pixel, so its tile is wide instead."""
+    if rows_of(spec)[1] > 1:
+        return 1
+    return next(v for v in (4, 2, 1) if blocks_of(spec, dot.lanes) % v == 0)
+
+
 def work(spec: ConvSpec, dot: Dot) -> tuple[float, ...]:
     """Millions of: multiply-accumulates with padded channels, tiles, outputs, elements copied, weights."""
     rows, width = rows_of(spec)
@@ -191,16 +199,16 @@ def copied(spec: ConvSpec) -> int:
     return spec.batch * (spec.height + top + bottom) * (spec.width + left + right) * spec.in_channels
 
 
-def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, residual=None):
+def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, residual=None, shallow=None):
     """TE tensor of the convolution; weight as `conv2d.pack` makes it, bias and multiplier padded.
+
+    shallow: the `Dot` of blocks of output channels whose depth, which follows the bias, is not ``dot``'s.
 
     AutoTVM knobs: ``tile`` (pixels), ``order`` (which loop is outside).
     """
     rows, width = rows_of(spec)
     blocks = blocks_of(spec, dot.lanes)
-    vectors = 1
-    if width == 1:  # dense: one pixel, so make the tile wide in channels instead
-        vectors = next(v for v in (4, 2, 1) if blocks % v == 0)
+    vectors = vectors_of(spec, dot)
     most = min(dot.registers, width)
     default = tile_pixels(width, most)
     candidates = [default] + [p for p in (1, 2, 3, 4, 5, 6, 7, 8, 14) if p <= most and p != default]
@@ -213,30 +221,69 @@ def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, resid
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
     def body(ins, out):
-        emitter = _Body(spec, dot, ins, out)
+        emitter = _Body(spec, dot, ins, out, shallow)
         return emitter.loops(rows, width, blocks, vectors, cfg["tile"].val, cfg["order"].val)
 
     return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
 
 
-class Writer:
-    """Stores finished lanes; ``valid`` of them where the last block of a group is ragged."""
+class Lanes(NamedTuple):
+    """Finished int32 lanes with bias; index(channel) -> output indices; k: their first output channel;
+    padded_k: its place in the padded bias and multiplier vectors."""
 
-    def __init__(self, ib, spec, out, multiplier, residual):
+    acc: object
+    index: Callable
+    k: object
+    padded_k: object
+
+
+class Writer:
+    """Stores finished lanes; ``valid`` of them where the last block of a group is ragged.
+
+    narrow(values, zero_point, lo, hi) -> [uint8 lanes]: rounds float32 lanes to stored bytes, as
+    `epilogue.round_to_step` and `epilogue.store_byte` do, several at once; None: one by one.
+    """
+
+    def __init__(self, ib, spec, out, multiplier, residual, narrow=None):
         self.ib, self.spec, self.out = ib, spec, out
-        self.multiplier, self.residual = multiplier, residual
+        self.multiplier, self.residual, self.narrow = multiplier, residual, narrow
+
+    def all(self, items, valid=None, inside=None):
+        """Store a list of `Lanes`; the first ``valid`` lanes of each count. inside: for each item the
+        conditions under which it is stored."""
+        spec, inside = self.spec, inside or [()] * len(items)
+        ragged = valid is not None and valid != lanes_of(dtype_of(items[0].acc))[1]
+        if ragged or self.narrow is None or spec.epilogue == "dequantize":
+            for item, conditions in zip(items, inside, strict=True):
+                with self.ib.if_scope(tir.all(*conditions)) if conditions else nullcontext():
+                    self(*item, valid)
+            return
+        values = [epilogue.unrounded(spec, item.acc, *self._operands(item)) for item in items]
+        done = self.narrow(values, spec.out_zero_point, spec.lo, spec.hi)
+        for i, conditions in enumerate(inside):
+            if conditions:  # computed once, before the first condition
+                kept = self.ib.allocate("uint8", lanes_of(dtype_of(done[i]))[1], name="kept")
+                self.ib.emit(kept.vstore([0], done[i]))
+                done[i] = kept.vload([0], dtype_of(done[i]))
+        for item, value, conditions in zip(items, done, inside, strict=True):
+            with self.ib.if_scope(tir.all(*conditions)) if conditions else nullcontext():
+                self.ib.emit(self.out.vstore(item.index(item.k), value))
+
+    def _operands(self, item):
+        """(multiplier, residual or None) of whole lanes."""
+        lanes = lanes_of(dtype_of(item.acc))[1]
+        scale = self.multiplier.vload([item.padded_k], with_lanes("float32", lanes))
+        if self.residual is None:
+            return scale, None
+        return scale, self.residual.vload(item.index(item.k), with_lanes("uint8", lanes))
 
     def __call__(self, acc, index, k, padded_k, valid=None):
-        """acc: int32 lanes with bias; index(channel) -> output indices; k: first output channel;
-        padded_k: its place in the padded bias and multiplier vectors."""
+        """Store one `Lanes`."""
+        item = Lanes(acc, index, k, padded_k)
         lanes = lanes_of(dtype_of(acc))[1]
         ib, spec = self.ib, self.spec
         if valid is None or valid == lanes:
-            scale = self.multiplier.vload([padded_k], with_lanes("float32", lanes))
-            residual = None
-            if self.residual is not None:
-                residual = self.residual.vload(index(k), with_lanes("uint8", lanes))
-            ib.emit(self.out.vstore(index(k), finish(spec, acc, scale, residual)))
+            ib.emit(self.out.vstore(index(k), epilogue.finish(spec, acc, *self._operands(item))))
             return
         # Ragged: keep the accumulators, finish the valid ones one by one.
         spill = ib.allocate("int32", lanes, name="spill")
@@ -244,17 +291,18 @@ class Writer:
         with ib.for_range(0, valid, "channel") as j:
             residual = None if self.residual is None else self.residual.vload(index(k + j))
             scale = self.multiplier.vload([padded_k + j])
-            ib.emit(self.out.vstore(index(k + j), finish(spec, spill.vload([j]), scale, residual)))
+            value = epilogue.finish(spec, spill.vload([j]), scale, residual)
+            ib.emit(self.out.vstore(index(k + j), value))
 
 
 class _Body:
     """Emits the loops as TIR; one instance per kernel."""
 
-    def __init__(self, spec, dot, ins, out):
-        self.spec, self.dot, self.flat = spec, dot, flattens(spec)
+    def __init__(self, spec, dot, ins, out, shallow=None):
+        self.spec, self.dot, self.shallow, self.flat = spec, dot, shallow, flattens(spec)
         self.data, self.weight, self.bias, multiplier = ins[:4]
         self.ib = Builder()
-        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None)
+        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, dot.narrow)
         self.vector = with_lanes("int32", dot.lanes)
         self.sums = with_lanes("int32", dot.lanes * dot.partials)
 
@@ -275,8 +323,18 @@ class _Body:
                 ib.emit(prefetch(self.weight, [(step + 1) * vectors, 0, 0, 0, offset]))
 
         def row(y, group, step, last):
+            if self.shallow is None:
+                return row_of(self.dot, y, group, step, last)
+            places = spec.groups * blocks
+            depth = self.bias.vload([places * self.dot.lanes + group * blocks + step * vectors])
+            for dot, mine in ((self.dot, depth == self.dot.depth), (self.shallow, depth != self.dot.depth)):
+                with ib.if_scope(mine):
+                    row_of(dot, y, group, step, last)
+            return None
+
+        def row_of(dot, y, group, step, last):
             def tile(x, count):
-                self.tile(y, x, count, group, step * vectors, vectors, blocks, valid if last else None)
+                self.tile(dot, y, x, count, group, step * vectors, vectors, blocks, valid if last else None)
 
             if tiles:
                 with ib.for_range(0, tiles, "tile") as t:
@@ -319,8 +377,8 @@ class _Body:
             return [x // size, (x // spec.out_width) % spec.out_height, x % spec.out_width, channel]
         return [y // spec.out_height, y % spec.out_height, x, channel]
 
-    def tile(self, y, x, pixels, group, block, vectors, blocks, valid):
-        ib, dot, spec = self.ib, self.dot, self.spec
+    def tile(self, dot, y, x, pixels, group, block, vectors, blocks, valid):
+        ib, spec = self.ib, self.spec
         lanes, depth = dot.lanes, dot.depth
         size = lanes * dot.partials
         acc = ib.allocate("int32", pixels * vectors * size, name="acc")
@@ -377,15 +435,12 @@ class _Body:
             with ib.for_range(0, runs, "run") as run:
                 one_run(run // columns, run % columns if columns > 1 else 0, run)
         per = spec.out_channels // spec.groups
-        for p in range(pixels):
-            for v in range(vectors):
+        for v in range(vectors):
+            done = []
+            for p in range(pixels):
                 total = acc.vload(slot(p, v), self.sums)
                 if dot.reduce:
                     total = dot.reduce(total) + self.bias.vload([place(v) * lanes], self.vector)
-                self.write(
-                    total,
-                    lambda channel, p=p: self.address(y, x + p, channel),
-                    group * per + (block + v) * lanes,
-                    place(v) * lanes,
-                    valid if v == vectors - 1 else None,
-                )
+                k = group * per + (block + v) * lanes
+                done.append(Lanes(total, lambda k, p=p: self.address(y, x + p, k), k, place(v) * lanes))
+            self.write.all(done, valid if v == vectors - 1 else None)

@@ -50,6 +50,16 @@ def pure(dtype, name, *args):
     return tir.call_llvm_pure_intrin(dtype, name, *count, *args)
 
 
+def pick(vectors, indices):
+    """The lanes ``indices`` (ints) of vectors of one type, counted through."""
+    return tir.Shuffle(list(vectors), [const(i, "int32") for i in indices])
+
+
+def part(x, first: int, count: int):
+    """``count`` lanes of a vector from lane ``first`` on."""
+    return pick([x], range(first, first + count))
+
+
 def prefetch(buffer, indices):
     """A statement: start to load a cache line into the second-level cache. It may lie beyond the buffer."""
     address = tir.address_of(buffer.vload(indices))
@@ -107,8 +117,8 @@ class Builder:
         self.emit(_Around(lambda body: tir.AttrStmt(node, key, text, body)))
 
     def allocate(self, dtype: str, size: int, name: str, scope: str = "global"):
-        """A buffer of ``size`` scalars that lives to the end of the block; "local" is the stack or
-        registers, "global" the thread's workspace."""
+        """A buffer of ``size`` scalars that lives to the end of the block; less than 1 KiB of the scope
+        "global" is the stack or registers, more of it, and "local", the thread's workspace."""
         if not HAS_ALLOCATE:
             buffer = tir.decl_buffer((size,), dtype, name, scope=scope)
             self.emit(tir.AllocBuffer(buffer))

@@ -62,20 +62,24 @@ def add_stored(a, b, out_scale, zero_point, lo, hi):
     return store_byte(round_to_step(total, zero_point, lo, hi), zero_point)
 
 
-def finish(spec: ConvSpec, acc, multiplier, residual=None):
-    """int32 lanes (bias added) -> the output lanes of ``spec``'s epilogue.
+def unrounded(spec: ConvSpec, acc, multiplier, residual=None):
+    """int32 lanes (bias added) -> float32 lanes: what ``spec``'s epilogue rounds last.
 
     multiplier: float32 lanes; residual: uint8 lanes for the add epilogue.
     """
     scaled = acc.astype(dtype_of(multiplier)) * multiplier
-    if spec.epilogue == "dequantize":
+    if spec.epilogue != "add":
         return scaled
-    if spec.epilogue == "requantize":
-        steps = round_to_step(scaled, spec.out_zero_point, spec.lo, spec.hi)
-        return store_byte(steps, spec.out_zero_point)
     r = spec.residual
     own = real(round_to_step(scaled, r.own_zero_point, r.own_lo, r.own_hi), r.own_scale)
     other = residual.astype(dtype_of(acc)) - const(r.zero_point, dtype_of(acc))
     other = real(other, r.scale)
-    pair = (own, other) if r.own_first else (other, own)
-    return add_stored(*pair, r.out_scale, spec.out_zero_point, spec.lo, spec.hi)
+    return divide(own + other if r.own_first else other + own, r.out_scale)
+
+
+def finish(spec: ConvSpec, acc, multiplier, residual=None):
+    """int32 lanes (bias added) -> the output lanes of ``spec``'s epilogue; see `unrounded`."""
+    value = unrounded(spec, acc, multiplier, residual)
+    if spec.epilogue == "dequantize":
+        return value
+    return store_byte(round_to_step(value, spec.out_zero_point, spec.lo, spec.hi), spec.out_zero_point)

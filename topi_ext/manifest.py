@@ -14,11 +14,13 @@ import numpy as np
 
 from . import arm, cost, depthwise, direct, isa, winograd, winograd_conv, x86
 from .conv2d import (
+    INT16_MAX,
     Bound,
     ConvSpec,
     Refusal,
     accumulator_bound,
     fold_zero_point,
+    lane_reach,
     pack,
     pad_vector,
     tap_bound,
@@ -34,6 +36,7 @@ class Kernel(NamedTuple):
     compute(cfg, spec, data, *constants[, residual]) -> te.Tensor, its loops already made.
     work(spec) -> what it does, in millions of operations of each kind, for `cost.estimate`.
     pays(spec) -> None, or a Refusal: a rule of thumb where there are no measured costs.
+    shares(spec, weight) -> {row: share} for a kernel that does a share of the layer as another row does.
     """
 
     name: str
@@ -44,6 +47,15 @@ class Kernel(NamedTuple):
     compute: Callable
     work: Callable
     pays: Callable = lambda spec: None
+    shares: Callable | None = None
+
+    def cost(self, spec: ConvSpec, weight: np.ndarray, measure: Callable) -> float | None:
+        """measure(row's name, its work), or that of the rows whose shares it does; None if one has none."""
+        if self.shares is None:
+            return measure(self.name, self.work(spec))
+        shares = self.shares(spec, weight)
+        found = {name: kernel(name).cost(spec, weight, measure) for name in shares}
+        return None if None in found.values() else sum(share * found[n] for n, share in shares.items())
 
 
 class KernelPlan(NamedTuple):
@@ -99,6 +111,49 @@ def _direct(name: str, isa_name: str, dot: direct.Dot | Callable, proof: Callabl
     return Kernel(name, isa_name, fits, proves, constants, compute, work, pays)
 
 
+def _mixed(isa_name: str, bits: int, deep: int, shallow: int) -> Kernel:
+    """Direct rows ``deep`` and ``shallow`` in one: each block of output channels at the depth that its own
+    weights allow. The depths follow the bias."""
+    dot, less = (x86.int16_dot(bits, depth) for depth in (deep, shallow))
+    plain = _direct(f"direct_{isa_name}_d{deep}{shallow}", isa_name, dot)
+    names = [f"direct_{isa_name}_d{depth}" for depth in (deep, shallow)]
+
+    def depths(spec, packed):
+        """The depth of every block, and how far an int16 lane gets."""
+        reach = {d: lane_reach(packed, d, spec.data_max) for d in (deep, shallow)}
+        together = direct.vectors_of(spec, dot)
+        fits = (reach[deep] <= INT16_MAX).reshape(-1, together).all(axis=1).repeat(together)
+        return np.where(fits, deep, shallow), np.where(fits, reach[deep], reach[shallow])
+
+    def packed(spec, weight):
+        return pack(spec, weight, dot.lanes, dot.group)
+
+    def proves(spec, weight):
+        found, reach = depths(spec, packed(spec, weight))
+        worst, share = int(reach.max(initial=0)), float((found == deep).mean())
+        if worst > INT16_MAX:
+            return Refusal(f"an int16 lane of {2 * shallow} products may reach {worst}, beyond {INT16_MAX}")
+        if share in (0, 1):
+            return Refusal(f"every block is of depth {deep if share else shallow}")
+        what = f"int16 lane of {2 * deep} products in {share:.0%} of the blocks, {2 * shallow} in the rest"
+        return Bound(what, worst, INT16_MAX)
+
+    def constants(spec, weight, bias, multiplier):
+        arrays = plain.pack(spec, weight, bias, multiplier)
+        found, _ = depths(spec, arrays[0])
+        return (arrays[0], np.concatenate([arrays[1], found.astype(np.int32)]), arrays[2])
+
+    def compute(cfg, spec, data, *rest):
+        return direct.compute(cfg, spec, dot, data, *rest, shallow=less)
+
+    def shares(spec, weight):
+        found, _ = depths(spec, packed(spec, weight))
+        share = float((found == deep).mean())
+        return {names[0]: share, names[1]: 1 - share}
+
+    return plain._replace(proves=proves, pack=constants, compute=compute, shares=shares)
+
+
 def _depthwise(name: str, accumulator: str) -> Kernel:
     def fits(spec):
         return None if spec.depthwise else Refusal("only for depthwise convolutions")
@@ -123,12 +178,43 @@ def _depthwise(name: str, accumulator: str) -> Kernel:
     return Kernel(name, "generic", fits, proves, constants, compute, depthwise.work)
 
 
-def _winograd(
-    m: int, isa_name: str, bits: int, tiles: int, word_pairs: Callable, order: Callable = lambda u: u
-) -> Kernel:
-    """F(m, 3) on vectors of ``bits``; it pays from ``tiles`` tiles on (below, reading U dominates).
+def _depthwise_pairs(isa_name: str, bits: int) -> Kernel:
+    """Depthwise with the byte-pair multiply: two taps of a channel at once."""
+    ops = x86.pair_ops(bits)
 
-    word_pairs: the multiply of `winograd_conv.compute`, which takes U after ``order``.
+    def fits(spec):
+        if not spec.depthwise:
+            return Refusal("only for depthwise convolutions")
+        if spec.epilogue == "add" and spec.out_channels % depthwise.LANES:
+            return Refusal(f"a residual add of channels that are not a multiple of {depthwise.LANES}")
+        return Refusal("no two taps in a kernel row") if spec.kernel[1] < 2 else None
+
+    def proves(spec, weight):
+        pairs = depthwise.pair_bound(spec, weight)
+        return tap_bound(spec, weight) if isinstance(pairs, Bound) else pairs
+
+    def constants(spec, weight, bias, multiplier):
+        return depthwise.pack_pairs(spec, weight, bias, multiplier, ops.width)
+
+    def compute(cfg, spec, data, *rest):
+        return depthwise.compute_pairs(cfg, spec, ops, data, *rest)
+
+    name = f"depthwise_{isa_name}"
+    return Kernel(name, isa_name, fits, proves, constants, compute, depthwise.work)
+
+
+def _winograd(
+    m: int,
+    isa_name: str,
+    bits: int,
+    tiles: int,
+    word_pairs: Callable,
+    narrow: Callable | None = None,
+    order: Callable = lambda u: u,
+) -> Kernel:
+    """F(m, 3) on vectors of ``bits``; it pays from ``tiles`` tiles on (below, making U dominates).
+
+    word_pairs, narrow: of `winograd_conv.compute`, which takes the weights after ``order``.
     """
     t = winograd.transform(m, 3)
 
@@ -151,7 +237,7 @@ def _winograd(
         return (order(winograd.pack(spec, t, weight, block, pairs)), bias, multiplier)
 
     def compute(cfg, spec, data, *rest):
-        return winograd_conv.compute(cfg, spec, t, bits, word_pairs, data, *rest)
+        return winograd_conv.compute(cfg, spec, t, bits, word_pairs, narrow, data, *rest)
 
     def work(spec):
         return winograd_conv.work(spec, t, bits)
@@ -161,26 +247,32 @@ def _winograd(
 
 
 KERNELS = (
+    _depthwise_pairs("avx512bw", 512),
+    _depthwise_pairs("avx2", 256),
     _depthwise("depthwise_int16", "int16"),
     _depthwise("depthwise_int32", "int32"),
     _winograd(4, "avx512bw", 512, 4, x86.word_pairs(512)),
     _winograd(2, "avx512bw", 512, 2**30, x86.word_pairs(512)),  # by measurement only
     _direct("direct_avx512vnni", "avx512vnni", x86.vnni_dot(512)),
     _direct("direct_avx512bw_d4", "avx512bw", x86.int16_dot(512, 4), x86.lane_proof),
+    _mixed("avx512bw", 512, 4, 2),
     _direct("direct_avx512bw_d2", "avx512bw", x86.int16_dot(512, 2), x86.lane_proof),
+    _mixed("avx512bw", 512, 2, 1),
     _direct("direct_avx512bw_d1", "avx512bw", x86.int16_dot(512, 1), x86.lane_proof),
     _direct("wide_avx512bw", "avx512bw", x86.int32_dot(512)),
-    _winograd(4, "avx2", 256, 16, x86.word_pairs(256)),
-    _winograd(2, "avx2", 256, 2**30, x86.word_pairs(256)),
+    _winograd(4, "avx2", 256, 16, x86.word_pairs(256), x86.narrow),
+    _winograd(2, "avx2", 256, 2**30, x86.word_pairs(256), x86.narrow),
     _direct("direct_avx2_d4", "avx2", x86.int16_dot(256, 4), x86.lane_proof),
+    _mixed("avx2", 256, 4, 2),
     _direct("direct_avx2_d2", "avx2", x86.int16_dot(256, 2), x86.lane_proof),
+    _mixed("avx2", 256, 2, 1),
     _direct("direct_avx2_d1", "avx2", x86.int16_dot(256, 1), x86.lane_proof),
     _direct("wide_avx2", "avx2", x86.int32_dot(256)),
     # ARM: nothing is measured; the static cycle counts are in benchmarks/results/arm_mca.json
     _direct("direct_neon_i8mm", "neon_i8mm", arm.usdot_dot(), arm.sum_proof),
     _direct("direct_neon_dotprod", "neon_dotprod", arm.sdot_dot, arm.sum_proof),
-    _winograd(4, "neon", 128, 16, arm.word_pairs, arm.split_pairs),
-    _winograd(2, "neon", 128, 2**30, arm.word_pairs, arm.split_pairs),
+    _winograd(4, "neon", 128, 16, arm.word_pairs, order=arm.split_pairs),
+    _winograd(2, "neon", 128, 2**30, arm.word_pairs, order=arm.split_pairs),
     _direct("direct_neon_d4", "neon", arm.widening_dot(4), arm.chain_proof),
     _direct("direct_neon_d2", "neon", arm.widening_dot(2), arm.chain_proof),
     _direct("direct_neon_d1", "neon", arm.widening_dot(1), arm.chain_proof),
@@ -231,10 +323,10 @@ def plan(
                 unfits.append((row.name, unfit.why))
     for row in list(rows):
         unfit = row.pays(spec)
-        if unfit is not None and cost.estimate(row.name, row.work(spec), cold) is None:
+        if unfit is not None and row.cost(spec, weight, warm_or_cold(cold)) is None:
             rows.remove(row)
             refused.append((row.name, unfit.why))
-    estimates, wording = _estimates(rows, spec, cold, (core, isa.ISAS[isa_name].mcpu))
+    estimates, wording = _estimates(rows, spec, weight, cold, (core, isa.ISAS[isa_name].mcpu))
     order = {row.name: i for i, row in enumerate(rows)}
     rows.sort(key=lambda row: (0, measured[row.name]) if row.name in measured
               else (1, estimates.get(row.name, order[row.name])))  # fmt: skip
@@ -254,13 +346,19 @@ def plan(
     raise AssertionError("direct_generic takes every layer")
 
 
-def _estimates(rows, spec, cold, cores) -> tuple[dict[str, float], str]:
+def warm_or_cold(cold: bool) -> Callable:
+    """The measured cost model as a ``measure`` of `Kernel.cost`."""
+    return functools.partial(cost.estimate, cold=cold)
+
+
+def _estimates(rows, spec, weight, cold, cores) -> tuple[dict[str, float], str]:
     """The cost of each row, and the words for one; nothing where a row has no cost of the same kind."""
-    found = {row.name: cost.estimate(row.name, row.work(spec), cold) for row in rows}
+    found = {row.name: row.cost(spec, weight, warm_or_cold(cold)) for row in rows}
     if None not in found.values():
         return found, "estimated: {:.0f} us"
     for core in cores:
-        found = {row.name: cost.cycles(row.name, row.work(spec), core) for row in rows}
+        cycles = functools.partial(cost.cycles, core=core)
+        found = {row.name: row.cost(spec, weight, cycles) for row in rows}
         if None not in found.values():
             return found, f"estimated: {{:.2f}} million cycles of a {core}"
     return {}, ""

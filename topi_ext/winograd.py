@@ -159,10 +159,9 @@ def correlate(t: Transform, data: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def pack(spec: ConvSpec, t: Transform, weight: np.ndarray, lanes: int, pairs: int) -> np.ndarray:
-    """U as the kernel reads it: int16 (K / lanes, n * n, pairs, lanes, 2), channels padded with zeros."""
-    u = transform_weight(t, weight).reshape(t.n * t.n, spec.in_channels, spec.out_channels)
+    """Weights as the kernel reads them: int8 (K / lanes, r * r, pairs, lanes, 2), padded with zeros."""
     blocks = -(-spec.out_channels // lanes)
-    padded = np.zeros((t.n * t.n, 2 * pairs, blocks * lanes), np.int16)
-    padded[:, : spec.in_channels, : spec.out_channels] = u
-    split = padded.reshape(t.n * t.n, pairs, 2, blocks, lanes)
+    padded = np.zeros((t.r * t.r, 2 * pairs, blocks * lanes), np.int8)
+    padded[:, : spec.in_channels, : spec.out_channels] = weight.reshape(t.r * t.r, *weight.shape[2:])
+    split = padded.reshape(t.r * t.r, pairs, 2, blocks, lanes)
     return np.ascontiguousarray(split.transpose(3, 0, 1, 4, 2))

@@ -1,9 +1,12 @@
 """Winograd convolution F(m, 3) as loops: exact integers, bit for bit the direct convolution.
 
-For a block of tiles: transform the data (int16), then for each block of output channels one int16 x
-int16 -> int32 matrix product per position of the tile, then the inverse transform, the exact division
-and the epilogue. int32 arithmetic may wrap between the products and the quotient (`winograd`); TVM emits
-its own as undefined on overflow, so add, subtract and multiply come from imported LLVM IR, inlined.
+For a block of tiles: transform the data (int16); then for each block of output channels transform its
+weights, make one int16 x int16 -> int32 matrix product per position of the tile, then the inverse
+transform, the exact division and the epilogue. The weights are stored as they are, int8: transformed they
+are eight times as large, and reading that takes longer than making it anew in a core's own cache.
+
+int32 arithmetic may wrap between the products and the quotient (`winograd`); TVM emits its own as undefined
+on overflow, so add, subtract and multiply come from imported LLVM IR, inlined.
 """
 
 from __future__ import annotations
@@ -14,15 +17,14 @@ from math import ceil
 import numpy as np
 
 from .conv2d import ConvSpec
-from .direct import Dot, Writer, copied, outer_loop, padded_map
-from .emit import Builder, const, dtype_of, extern, prefetch, tir, with_lanes
+from .direct import Dot, Lanes, Writer, copied, outer_loop, padded_map
+from .emit import Builder, const, dtype_of, extern, tir, with_lanes
 from .winograd import Transform
 
 CHANNELS = 16  # input channels transformed at once
-LINE = 64  # bytes of a cache line
 ROWS = {128: 8, 256: 4, 512: 6}  # tiles of a matrix product's register block
+LINE = 64  # bytes of a cache line
 V_BYTES = 400_000  # transformed data of a block of tiles, to stay in a core's own cache
-LARGE_U = 2_000_000  # bytes of transformed weights that do not stay there
 
 
 class Wrapping:
@@ -150,25 +152,24 @@ def pairs_of(spec: ConvSpec) -> int:
 
 
 def block_sizes(spec: ConvSpec, t: Transform, bits: int) -> list[int]:
-    """Tiles of a block, the default first. All of U is read for every block, so where U is larger than a
-    core's own cache the blocks are larger, too."""
+    """Tiles of a block, the default first; the weights are transformed for every block."""
     down, across = tiles_of(spec, t)
     total = spec.batch * down * across
     rows = min(ROWS[bits], total)
-    tile_bytes = t.n * t.n * 4 * pairs_of(spec)
-    budget = V_BYTES * (2 if tile_bytes * spec.out_channels > LARGE_U else 1) // tile_bytes
+    budget = V_BYTES // (t.n * t.n * 4 * pairs_of(spec))
 
     def even(limit):
         """A block size near ``limit`` whose blocks are equally full."""
         blocks = ceil(total / max(limit, 1))
         return ceil(ceil(total / blocks) / rows) * rows
 
-    sizes = (max(rows, budget), budget // 2, 2 * budget, 16)
+    sizes = (max(16, budget), budget // 2, 2 * budget, rows)
     return list(dict.fromkeys(map(even, sizes)))
 
 
 def work(spec: ConvSpec, t: Transform, bits: int) -> tuple[float, ...]:
-    """Millions of: products, data transformed, products transformed back, outputs, copied, weights."""
+    """Millions of: products, data transformed, products transformed back, outputs, copied, weights
+    transformed."""
     down, across = tiles_of(spec, t)
     tiles, positions, channels = spec.batch * down * across, t.n * t.n, 2 * pairs_of(spec)
     rows = min(ROWS[bits], tiles)
@@ -185,21 +186,18 @@ def work(spec: ConvSpec, t: Transform, bits: int) -> tuple[float, ...]:
     return tuple(float(n) * 1e-6 for n in counts)
 
 
-def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, data, weight, bias, multiplier,
-            residual=None):  # fmt: skip
-    """TE tensor; weight: U as `winograd.pack` makes it; word_pairs(wrap, acc, x, w): acc
-    plus the products of pairs of int16 lanes, of vectors of ``bits``.
+def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, narrow, data, weight, bias,
+            multiplier, residual=None):  # fmt: skip
+    """TE tensor; weight: as `winograd.pack` makes it; word_pairs(wrap, acc, x, w): acc plus the products of
+    pairs of int16 lanes, of vectors of ``bits``; narrow: see `direct.Writer`.
 
-    AutoTVM knobs: ``tiles`` (of a block), ``unroll`` (pairs of channels in the innermost loop), ``ahead``
-    (whether weights are fetched ahead: it costs a little, and saves much where they are in memory).
+    AutoTVM knobs: ``tiles`` (of a block), ``unroll`` (pairs of channels in the innermost loop).
     """
     down, across = tiles_of(spec, t)
     total = spec.batch * down * across
     rows = min(ROWS[bits], total)
     cfg.define_knob("tiles", block_sizes(spec, t, bits))
     cfg.define_knob("unroll", [1, 2])
-    large = t.n * t.n * 4 * pairs_of(spec) * spec.out_channels > LARGE_U // 2
-    cfg.define_knob("ahead", [large, not large])
     cfg.add_flop(2 * spec.macs)
     top, left, _, _ = spec.padding
     padding = (
@@ -216,55 +214,70 @@ def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, data, weig
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
     def body(ins, out):
-        emitter = _Body(spec, t, bits, word_pairs, ins, out)
-        return emitter.loops(total, cfg["tiles"].val, rows, cfg["unroll"].val, cfg["ahead"].val)
+        emitter = _Body(spec, t, bits, word_pairs, narrow, ins, out)
+        return emitter.loops(total, cfg["tiles"].val, rows, cfg["unroll"].val)
 
     return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
+
+
+class _Positions:
+    """A workspace array of ``positions`` rows of ``size`` elements."""
+
+    def __init__(self, ib, dtype, name, positions, size):
+        self.stride = size + LINE // np.dtype(dtype).itemsize
+        self.buffer = ib.allocate(dtype, positions * self.stride, name=name)
+
+    def load(self, position, at, dtype):
+        return self.buffer.vload([position * self.stride + at], dtype)
+
+    def store(self, position, at, value):
+        return self.buffer.vstore([position * self.stride + at], value)
 
 
 class _Body:
     """Emits the loops as TIR; one instance per kernel."""
 
-    def __init__(self, spec, t, bits, word_pairs, ins, out):
+    def __init__(self, spec, t, bits, word_pairs, narrow, ins, out):
         self.spec, self.t, self.word_pairs = spec, t, word_pairs
         self.lanes = bits // 32
         self.block = block_of(spec, bits)
         self.vectors = self.block // self.lanes
         self.data, self.weight, self.bias, multiplier = ins[:4]
         self.ib = Builder()
-        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None)
+        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, narrow)
         self.wrap = Wrapping(self.lanes)
         self.vector = self.wrap.type
 
     def keeper(self, dtype, lanes):
-        """keep(expression): its value in a slot of its own (TVM's vector lets do not compile)."""
-        slots = 512
-        pool = self.ib.allocate(dtype, slots * lanes, name="kept")
-        used = iter(range(slots))
+        """keep(expression): its value in a buffer of its own (TVM's vector lets do not compile), which is
+        small enough for LLVM to make it a register."""
 
         def keep(value):
-            slot = next(used) * lanes
-            self.ib.emit(pool.vstore([slot], value))
-            return pool.vload([slot], with_lanes(dtype, lanes))
+            slot = self.ib.allocate(dtype, lanes, name="kept")
+            self.ib.emit(slot.vstore([0], value))
+            return slot.vload([0], with_lanes(dtype, lanes))
 
         return keep
 
-    def loops(self, total, size, rows, unroll, ahead):
+    def loops(self, total, size, rows, unroll):
         ib, t, spec = self.ib, self.t, self.spec
         positions, channels = t.n * t.n, 2 * pairs_of(spec)
         ib.scope_attr(self.data.data, "pragma_import_llvm", self.wrap.llvm)
         with ib.for_range(0, -(-total // size), "tile_block", kind=outer_loop(spec)) as tb:
-            v = ib.allocate("int16", positions * size * channels, name="V", scope="global")
-            m = ib.allocate("int32", positions * size * self.block, name="M", scope="global")
+            # positions a line further apart: at a power of two they would share a set of the cache
+            v = _Positions(ib, "int16", "V", positions, size * channels)
+            u = _Positions(ib, "int16", "U", positions, channels * self.block)
+            m = _Positions(ib, "int32", "M", positions, size * self.block)
             with ib.for_range(0, size, "tile") as ti:
                 with ib.for_range(0, channels // CHANNELS, "c") as c:
                     self.transform_data(tb * size + ti, ti, c * CHANNELS, total, size, channels, v)
             with ib.for_range(0, spec.out_channels // self.block, "block") as block:
+                with ib.for_range(0, channels // 2, "pair") as pair:
+                    for vector in range(self.vectors):
+                        self.transform_weights(block, pair, vector, u)
                 with ib.for_range(0, positions, "position") as position:
-                    place = (block, position)
-                    self.multiply(*place, 0, rows, size, channels, unroll, v, m, ahead)
-                    with ib.for_range(1, size // rows, "rows") as group:
-                        self.multiply(*place, group * rows, rows, size, channels, unroll, v, m)
+                    with ib.for_range(0, size // rows, "rows") as group:
+                        self.multiply(position, group * rows, rows, size, channels, unroll, u, v, m)
                 with ib.for_range(0, size, "tile") as ti:
                     with ib.if_scope(tb * size + ti < total):
                         for vector in range(self.vectors):
@@ -290,11 +303,23 @@ class _Body:
         for j in range(t.n):
             column = apply(t.bt, [lines[i][j] for i in range(t.n)], Plain, keep)
             for i in range(t.n):
-                index = ((i * t.n + j) * size + ti) * channels + channel
-                self.ib.emit(v.vstore([index], column[i]))
+                self.ib.emit(v.store(i * t.n + j, ti * channels + channel, column[i]))
 
-    def multiply(self, block, position, first, rows, size, channels, unroll, v, m, ahead=False):
-        """``rows`` tiles by all channels of U at one position; ahead: fetch U for the next position."""
+    def transform_weights(self, block, pair, vector, u):
+        """A pair of input channels by the output channels of a vector: U = G w GT."""
+        t, keep, lanes = self.t, self.keeper("int16", 2 * self.lanes), 2 * self.lanes
+        columns = []
+        for b in range(t.r):
+            taps = [[block, a * t.r + b, pair, vector * self.lanes, 0] for a in range(t.r)]
+            column = [keep(self.weight.vload(i, f"int8x{lanes}").astype(f"int16x{lanes}")) for i in taps]
+            columns.append(apply(t.g, column, Plain, keep))
+        for i in range(t.n):
+            row = apply(t.g, [columns[b][i] for b in range(t.r)], Plain, keep)
+            for j in range(t.n):
+                self.ib.emit(u.store(i * t.n + j, (pair * self.vectors + vector) * lanes, row[j]))
+
+    def multiply(self, position, first, rows, size, channels, unroll, u, v, m):
+        """``rows`` tiles by all channels of U at one position."""
         ib, lanes = self.ib, self.lanes
         acc = ib.allocate("int32", rows * self.block, name="acc")
 
@@ -305,39 +330,37 @@ class _Body:
             for vector in range(self.vectors):
                 ib.emit(acc.vstore(slot(r, vector), const(0, self.vector)))
         with ib.for_range(0, channels // 2 // unroll, "k") as k:
-            for u in range(unroll):
-                pair = k * unroll + u
-                for lane in range(0, self.block if ahead else 0, LINE // 4):
-                    ib.emit(prefetch(self.weight, [block, position + 1, pair, lane, 0]))
+            for step in range(unroll):
+                pair = k * unroll + step
                 for r in range(rows):
-                    index = (position * size + first + r) * channels + pair * 2
-                    x = tir.reinterpret("int32", v.vload([index], "int16x2")).astype(self.vector)
+                    x = v.load(position, (first + r) * channels + pair * 2, "int16x2")
+                    x = tir.reinterpret("int32", x).astype(self.vector)
                     x = tir.reinterpret(f"int16x{2 * lanes}", x)
                     for vector in range(self.vectors):
-                        w = self.weight.vload(
-                            [block, position, pair, vector * lanes, 0], f"int16x{2 * lanes}"
-                        )
+                        at = (pair * self.vectors + vector) * 2 * lanes
+                        w = u.load(position, at, f"int16x{2 * lanes}")
                         total = self.word_pairs(self.wrap, acc.vload(slot(r, vector), self.vector), x, w)
                         ib.emit(acc.vstore(slot(r, vector), total))
         for r in range(rows):
             for vector in range(self.vectors):
-                index = (position * size + first + r) * self.block + vector * lanes
-                ib.emit(m.vstore([index], acc.vload(slot(r, vector), self.vector)))
+                at = (first + r) * self.block + vector * lanes
+                ib.emit(m.store(position, at, acc.vload(slot(r, vector), self.vector)))
 
     def finish(self, tile, ti, block, vector, size, m):
-        t, spec, ib = self.t, self.spec, self.ib
+        t, spec = self.t, self.spec
         keep = self.keeper("int32", self.lanes)
         image, y, x = self.place(tile)
         channel = block * self.block + vector * self.lanes
         columns = []
         for j in range(t.n):
             column = [
-                keep(m.vload([((i * t.n + j) * size + ti) * self.block + vector * self.lanes], self.vector))
+                keep(m.load(i * t.n + j, ti * self.block + vector * self.lanes, self.vector))
                 for i in range(t.n)
             ]
             columns.append(apply(t.at, column, self.wrap, keep))
         for i in range(t.m):
             line = apply(t.at, [columns[j][i] for j in range(t.n)], self.wrap, keep)
+            done, inside = [], []
             for j in range(t.m):
                 exact = self.wrap.scale(t.inverse, line[j]) if t.inverse != 1 else line[j]
                 acc = keep(exact >> const(t.shift, self.vector))
@@ -346,13 +369,7 @@ class _Body:
                 def index(k, i=i, j=j):
                     return [image, y + i, x + j, k]
 
-                inside = []
-                if i >= spec.out_height % t.m > 0:
-                    inside.append(y + i < spec.out_height)
-                if j >= spec.out_width % t.m > 0:
-                    inside.append(x + j < spec.out_width)
-                if inside:
-                    with ib.if_scope(tir.all(*inside)):
-                        self.write(acc, index, channel, channel)
-                else:
-                    self.write(acc, index, channel, channel)
+                done.append(Lanes(acc, index, channel, channel))
+                ragged = ((i, y, spec.out_height), (j, x, spec.out_width))
+                inside.append([first + at < end for at, first, end in ragged if at >= end % t.m > 0])
+            self.write.all(done, inside=inside)

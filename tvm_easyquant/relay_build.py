@@ -67,6 +67,9 @@ def _check_arch(target) -> None:
 def build(module, target=None, *, lower: bool = True, opt_level: int = 3):
     """Compile an integer Relay module; returns TVM's library (``export_library`` works on it).
 
+    The weights are linked into the code, not stored beside it: the operating system maps them from the
+    file, so they are in memory once, and processes share them.
+
     Raises TargetError if the target is not a CPU that LLVM knows, or if the stock lowering is asked for
     where TVM's int8 dense kernel aborts the process (targets with AVX-512 VNNI).
     """
@@ -85,7 +88,7 @@ def build(module, target=None, *, lower: bool = True, opt_level: int = 3):
             from topi_ext.lower import LowerInteger
 
             module = LowerInteger(target)(module)
-        return relay.build(module, target)
+        return relay.build(module, target, executor=relay.backend.Executor("graph", {"link-params": True}))
 
 
 def _operators(module) -> set[str]:
