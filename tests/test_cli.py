@@ -1,5 +1,6 @@
 """``tvmc-easyquant``: the verbs, end to end, as a user runs them."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -142,4 +143,34 @@ def test_export_and_verify_onnx(work):
     result = tvmc(*common, "--qdq", "wrong.onnx", "--optimizations", "on", cwd=work)
     assert result.returncode == 1 and "the first layer that differs is conv1" in result.stdout, (
         result.stderr
+    )
+
+
+@pytest.mark.linker
+def test_import_onnx_compiles_a_quantized_model(work):
+    exported = tvmc("export-onnx", "net.onnx", "--table", "table.json", "-o", "theirs.onnx", cwd=work)
+    assert exported.returncode == 0, exported.stderr
+    result = tvmc("import-onnx", "theirs.onnx", "-o", "theirs.tar", "--target", "llvm", "--table-out", "theirs.json",
+                  "--json", cwd=work)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["coverage_percent"] == 100.0 and [row["layer"] for row in facts["layers"]][0] == "conv1"
+    assert ScaleTable.load(work / "theirs.json").config.method == "imported"
+    image = np.load(work / "images" / "1.npy")
+    np.savez(work / "input.npz", x=image)
+    ran = tvmc("run", "theirs.tar", "--inputs", "input.npz", "-o", "theirs.npz", cwd=work)
+    assert ran.returncode == 0, ran.stderr
+    graph, table = load_onnx(work / "net.onnx"), ScaleTable.load(work / "table.json")
+    expected = run_integer(graph, table, {"x": image})["classifier"]
+    np.testing.assert_array_equal(np.load(work / "theirs.npz")["output_0"], expected)
+    if importlib.util.find_spec("onnxruntime"):
+        checked = tvmc(
+            "verify-onnx", "theirs.onnx", "--inputs", "images.npz", "--optimizations", "on", cwd=work
+        )
+        assert checked.returncode == 0 and "unexplained" not in checked.stdout, checked.stderr
+    refused = tvmc("quantize", "theirs.onnx", "--calibration", "images.npz", "-o", "no.json", cwd=work)
+    assert (
+        refused.returncode == 4
+        and "already quantized" in refused.stderr
+        and "import-onnx" in refused.stderr
     )

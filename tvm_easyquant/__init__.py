@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
     from .numerics import QuantConfig as QuantConfig
     from .numerics import Scale as Scale
     from .pipeline import Quantized as Quantized
+    from .pipeline import import_quantized as import_quantized
     from .pipeline import quantize as quantize
     from .relay_build import Executor as Executor
     from .relay_build import build as build
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "quantize": "pipeline",
     "Quantized": "pipeline",
+    "import_quantized": "pipeline",
     "QuantConfig": "numerics",
     "Scale": "numerics",
     "ScaleTable": "scale_table",

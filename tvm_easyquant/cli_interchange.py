@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from pathlib import Path
 
 from .cli_common import (
     UserError,
@@ -11,6 +12,7 @@ from .cli_common import (
     add_pictures,
     add_verb,
     load_graph,
+    model_options,
     preprocess_of,
     print_json,
     progress_bar,
@@ -24,6 +26,9 @@ examples:
   tvmc-easyquant export-onnx net.onnx --table net.json -o net_qdq.onnx
   tvmc-easyquant verify-onnx net.onnx --table net.json --inputs images.npz
   tvmc-easyquant verify-onnx net.onnx --table net.json --inputs images.npz --qdq net_qdq.onnx --compiled
+  tvmc-easyquant import-onnx quantized.onnx -o net.tar --target "llvm -mcpu=core-avx2"
+  tvmc-easyquant run net.tar --inputs input.npz
+  tvmc-easyquant verify-onnx quantized.onnx --inputs images.npz
 """
 
 
@@ -36,9 +41,9 @@ def add(subparsers) -> None:
 
     help = "compare our integers with ONNX Runtime's, layer by layer"
     parser = add_verb(subparsers, "verify-onnx", _verify, help, EXAMPLES + VERDICTS)
-    add_model(parser, "the model that the table was made for")
+    add_model(parser, "the model that the table was made for, or a quantized ONNX model")
     add = parser.add_argument
-    add("--table", required=True, metavar="FILE", help="its scale table, from quantize")
+    add("--table", metavar="FILE", help="its scale table, from quantize; not for a quantized model")
     add(
         "--inputs",
         required=True,
@@ -55,6 +60,18 @@ def add(subparsers) -> None:
     add("--json", action="store_true", help="print the result as JSON")
     add_pictures(parser)
 
+    help = "compile a quantized ONNX model (QDQ or QOperator): its scales, our kernels"
+    parser = add_verb(subparsers, "import-onnx", _import, help, EXAMPLES)
+    add_model(parser, "an ONNX model quantized by ONNX Runtime, NNCF, Quark, PPQ, ...")
+    add = parser.add_argument
+    add("-o", "--output", metavar="FILE.tar", help="the compiled package to write, for run and benchmark")
+    add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
+    add("--cross-compiler", metavar="NAME", help="what links for another machine")
+    add("--tuning-records", metavar="LOG", help="records of tune-kernels")
+    add("--table-out", metavar="FILE", help="also write its scales as a scale table")
+    add("--module-out", metavar="FILE", help="also write the integer Relay module (TVM's JSON)")
+    add("--json", action="store_true", help="print the result as JSON")
+
 
 VERDICTS = """
 exit codes: 0 all equal, or different next to a tie only, where float32 may round either way; 1 different
@@ -62,17 +79,73 @@ exit codes: 0 all equal, or different next to a tie only, where float32 may roun
 
 
 def _export(args) -> int:
-    from .onnx_export import save_qdq
+    from .onnx_export import save, to_qdq
     from .scale_table import ScaleTable
 
     writable(args.output, inputs=(args.FILE, args.table))
     table = ScaleTable.load(args.table)
     graph = load_graph(args)
-    save_qdq(args.output, graph, table)
+    save(args.output, to_qdq(graph, table))
     plan = table.check(graph)
     print(
         f"{args.output}: {plan.coverage(graph):.1f} % of the multiply-accumulates behind int8 weights, "
         f"{len(plan.floats)} float nodes"
+    )
+    return 0
+
+
+def _options(args) -> dict:
+    """The options of a model that a quantized one has."""
+    options = model_options(args)
+    if options.pop("model_format") not in (None, "onnx"):
+        raise UserError(f"--model-format {args.model_format}: a quantized model must be ONNX")
+    return options
+
+
+def _import(args) -> int:
+    from dataclasses import replace
+
+    from tvm.driver.tvmc.model import TVMCModel
+
+    from . import pipeline
+    from .cli_kernels import history
+    from .files import replacing, write_text
+    from .host import tvm
+    from .relay_build import cpu_target
+
+    paths = [path for path in (args.output, args.table_out, args.module_out) if path]
+    if len({writable(path) for path in paths}) < len(paths):
+        raise UserError("--output, --table-out and --module-out must name different files")
+    target = cpu_target(args.target) if args.output else None
+    taken = pipeline.import_quantized(args.FILE, **_options(args))
+    if args.output:
+        with history(args.tuning_records):
+            library = taken.build(target)
+        with replacing(args.output) as temporary:
+            package = TVMCModel(taken.module, {})
+            package.export_package(library, str(temporary), cross=args.cross_compiler)
+    if args.table_out:
+        replace(taken.table, data={"imported from": Path(args.FILE).name}).save(args.table_out)
+    if args.module_out:
+        write_text(args.module_out, tvm.ir.save_json(taken.module))
+    facts = {
+        "package": args.output,
+        "table": args.table_out,
+        "coverage_percent": taken.coverage,
+        "float_nodes": dict(taken.plan.floats),
+        "layers": taken.layers,
+    }
+    if args.json:
+        print_json(facts)
+        return 0
+    for row in taken.layers:
+        print(f"{row['layer']:40} {row['kind']:8} {taken.plan.floats.get(row['layer'], '')}".rstrip())
+    for name, why in taken.plan.floats.items():
+        if taken.graph[name].macs == 0:
+            print(f"float: {name}: {why}")
+    print(
+        f"{taken.coverage:.1f} % of the multiply-accumulates run in integers; "
+        f"{len(taken.plan.floats)} nodes stay float" + (f"; package: {args.output}" if args.output else "")
     )
     return 0
 
@@ -82,15 +155,19 @@ def _show(bar, total, text, done):
 
 
 def _verify(args) -> int:
-    from . import calibrate, onnx_verify, sources
+    from . import calibrate, onnx_verify, pipeline, sources
     from .scale_table import ScaleTable
 
     if args.count < 1:
         raise UserError(f"--count is {args.count}; use 1 or more")
-    table = ScaleTable.load(args.table)
+    table = ScaleTable.load(args.table) if args.table else None
     source = sources.calibration(args.inputs, preprocess_of(args, table), "--inputs")
-    model = None if args.qdq is None else onnx_verify.load(args.qdq)
-    graph = load_graph(args)
+    model, names = None if args.qdq is None else onnx_verify.load(args.qdq), None
+    if table is None:
+        taken = pipeline.import_quantized(args.FILE, **_options(args))
+        graph, table, model, names = taken.graph, taken.table, taken.model, taken.origin
+    else:
+        graph = load_graph(args)
     data = calibrate.samples(source(graph.inputs), graph)
     inputs = list(itertools.islice(data, args.count))
     integers = onnx_verify.compiled_integers(graph, table, args.target) if args.compiled else None
@@ -98,12 +175,13 @@ def _verify(args) -> int:
     with progress_bar() as bar:
         for optimize in {"on": (True,), "off": (False,), "both": (False, True)}[args.optimizations]:
             text = f"{'with' if optimize else 'without'} graph optimizations"
-            options = dict(model=model, optimize=optimize, integers=integers)
+            options = dict(model=model, names=names, optimize=optimize, integers=integers)
             options["progress"] = functools.partial(_show, bar, len(inputs), text)
             runs.append(onnx_verify.verify(graph, table, inputs, **options))
     if args.json:
-        print_json({"table": args.table, "integers": "compiled" if args.compiled else "numpy",
-                    "runs": [run.to_dict() for run in runs]})  # fmt: skip
+        facts = {"model": args.FILE, "table": args.table}
+        facts["integers"] = "compiled" if args.compiled else "numpy"
+        print_json({**facts, "runs": [run.to_dict() for run in runs]})
     else:
         print("\n".join(map(str, runs)))
     bad = any(run.first is not None if args.strict else run.unexplained for run in runs)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from topi_ext.reference import windows
+from topi_ext.reference import dequantize, quantize, windows
 
 from . import elementwise
 
@@ -40,6 +40,10 @@ OPS = {
     "pad": ("widths",),  # with zeros
     "resize": ("factors",),  # nearest: every row and column repeated (down, across)
     "depth_to_space": ("block", "mode"),  # mode: DCR or CRD, as ONNX names the order of channels
+    "fake_quant": (
+        "scale",
+        "zero_point",
+    ),  # rounded as uint8: in models that were quantized, see `take_over`
     "float": ("fn", "handle"),  # anything else: stays float; fn(*arrays) -> array
 }
 #: ops that carry weights and do the multiply-accumulates
@@ -260,6 +264,8 @@ def evaluate(node: Node, *x: np.ndarray) -> np.ndarray:
         return np.concatenate(x, a["axis"])
     if node.op == "clip":
         return np.clip(x[0], np.float32(a["lo"]), np.float32(a["hi"]))
+    if node.op == "fake_quant":
+        return dequantize(quantize(x[0], **a), **a)
     if node.op == "max_pool2d":
         view = windows(x[0], a["pool_size"], a["strides"], a["padding"], a["dilation"], -np.inf)
         return view.max(axis=(3, 4))

@@ -21,12 +21,12 @@ from .sites import Plan, clip_limits
 IN_FLOAT = ("add", "elementwise")  # computed in float32 from dequantized inputs, then quantized
 
 
-def integer_weight(node: Node, scales: np.ndarray, bits: int, rounding=None) -> np.ndarray:
-    """The node's weights as int8, in the node's own layout; rounding: see `quantize_weight`."""
+def integer_weight(node: Node, scales: np.ndarray, bits: int, rounding=None, lowest=None) -> np.ndarray:
+    """The node's weights as int8, in the node's own layout; rounding, lowest: see `quantize_weight`."""
     if node.op == "dense":
-        return quantize_weight(node.weight.T, scales, bits, rounding).T
+        return quantize_weight(node.weight.T, scales, bits, rounding, lowest).T
     flat = node.weight.reshape(-1, node.channels)
-    return quantize_weight(flat, scales, bits, rounding).reshape(node.weight.shape)
+    return quantize_weight(flat, scales, bits, rounding, lowest).reshape(node.weight.shape)
 
 
 def function_values(node: Node, scale: Scale) -> np.ndarray:
@@ -73,7 +73,7 @@ class Scales:
     def integer_weight(self, node: Node) -> np.ndarray:
         """int8, in the node's own layout."""
         bits, rounding = self.config.bits_of(node.name), self.rounding.get(node.name)
-        return integer_weight(node, self.weights[node.name], bits, rounding)
+        return integer_weight(node, self.weights[node.name], bits, rounding, self.config.lowest_weight)
 
     def bias(self, node: Node) -> np.ndarray:
         """float32 (K,): the node's bias, or the corrected one of the table."""

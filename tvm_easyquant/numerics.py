@@ -70,6 +70,8 @@ SWITCHES = {
     "rounding": ("nearest", "descent"),
     "exhaustive": (True, False),
 }
+#: the method of a table whose scales a quantized model brought along
+IMPORTED = "imported"
 BITS = (7, 8)
 DEFAULT_METHOD = "easyquant_mse"
 
@@ -96,6 +98,8 @@ class QuantConfig:
     objective, unsigned, start, order, gain_correction, bias_correction, rounding, exhaustive: switches, see
         `Method`; None is what ``method`` says. ``method="easyquant"`` is the paper and takes none.
     layer_bits: ((layer, bits), ...) of the layers whose bits differ from ``bits``.
+    integer: the nodes that run in integers, exactly these, where an imported model says so; None: all that
+        can. With the method "imported" only; 8-bit weights may be -128 then.
     skip: what stays float: names, ``op:`` and an operator, or regular expressions (`sites.skipped`).
     """
 
@@ -117,6 +121,7 @@ class QuantConfig:
     rounding: str | None = None
     exhaustive: bool | None = None
     layer_bits: tuple[tuple[str, int], ...] = ()
+    integer: tuple[str, ...] | None = None
 
     def __post_init__(self):
         each = dict(self.layer_bits)
@@ -132,7 +137,11 @@ class QuantConfig:
                 raise ConfigError(f"bits{name and ' of layer '}{name} is {bits!r}; use 7 or 8")
         each = sorted((name, int(bits)) for name, bits in each.items() if bits != self.bits)
         object.__setattr__(self, "layer_bits", tuple(each))
-        if self.method not in METHODS:
+        if self.integer is not None:
+            object.__setattr__(self, "integer", tuple(self.integer))
+        if (self.method == IMPORTED) != (self.integer is not None):
+            raise ConfigError("the method imported and the setting integer belong together")
+        if self.method not in METHODS and self.method != IMPORTED:
             raise ConfigError(f"method is {self.method!r}; use one of {', '.join(METHODS)}")
         for name in ("search_images", "grid", "rounds"):
             value = getattr(self, name)
@@ -160,7 +169,14 @@ class QuantConfig:
     def how(self) -> Method:
         """Every switch, resolved."""
         own = {name: getattr(self, name) for name in SWITCHES}
-        return METHODS[self.method]._replace(**{k: v for k, v in own.items() if v is not None})
+        return METHODS.get(self.method, Method(None))._replace(
+            **{k: v for k, v in own.items() if v is not None}
+        )
+
+    @property
+    def lowest_weight(self) -> int | None:
+        """The smallest weight where it is not the negative of the largest, else None."""
+        return -128 if self.method == IMPORTED else None
 
     def bits_of(self, *layers: str) -> int:
         """The bits of a layer; of several, the fewest: those of a tensor that they all read."""
@@ -178,7 +194,7 @@ class QuantConfig:
 
     @property
     def searches(self) -> bool:
-        return METHODS[self.method].objective is not None
+        return METHODS.get(self.method, Method(None)).objective is not None
 
 
 @dataclass(frozen=True)
@@ -240,16 +256,22 @@ def weight_scales(
 
 
 def quantize_weight(
-    weight_2d: np.ndarray, scales: np.ndarray, bits: int, rounding: np.ndarray | None = None
+    weight_2d: np.ndarray,
+    scales: np.ndarray,
+    bits: int,
+    rounding: np.ndarray | None = None,
+    lowest: int | None = None,
 ) -> np.ndarray:
     """float32 (any, K) -> int8: ``clip(rint(w / scale), -qmax, qmax)``, a hard clip at +-63 or 127.
 
     rounding: int8 (any, K), steps then added, where nearest is not best (`ScaleTable`), and clipped again.
+    lowest: instead of -qmax (`QuantConfig.lowest_weight`).
     """
     top = steps(bits, signed=True)
-    nearest = np.clip(np.rint(weight_2d / scales), -top, top)
+    low = -top if lowest is None else lowest
+    nearest = np.clip(np.rint(weight_2d / scales), low, top)
     if rounding is not None:
-        nearest = np.clip(nearest + rounding, -top, top)
+        nearest = np.clip(nearest + rounding, low, top)
     return nearest.astype(np.int8)
 
 

@@ -55,9 +55,8 @@ def to_qdq(graph: Graph, table: ScaleTable, taps: Sequence[str] = ()):
     return _Exporter(graph, table).model(taps)
 
 
-def save_qdq(path: str | os.PathLike, graph: Graph, table: ScaleTable) -> None:
-    """Write `to_qdq`'s model atomically."""
-    model = to_qdq(graph, table)
+def save(path: str | os.PathLike, model) -> None:
+    """Write an ``onnx.ModelProto`` atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
 
@@ -249,9 +248,9 @@ class _Exporter:
 
     def _pool(self, node, x, output):
         a = node.attrs
-        whole = tuple(self.graph[node.inputs[0]].shape[1:3]) == tuple(a["pool_size"])
+        window = dict(pool_size=self.graph[node.inputs[0]].shape[1:3], strides=(1, 1), padding=(0,) * 4)
         average = node.op == "avg_pool2d"
-        if whole and not any(a["padding"]) and average:
+        if average and dict(a) == {**window, "count_include_pad": True}:
             return self.add("GlobalAveragePool", [x], output, node.name)
         return self.add(
             "AveragePool" if average else "MaxPool", [x], output, node.name,
@@ -263,6 +262,8 @@ class _Exporter:
     def _clip(self, x, lo, hi, output):
         if (lo, hi) == (0.0, inf):
             return self.add("Relu", [x], output)
+        if np.isinf(lo) and np.isinf(hi):  # changes nothing, but is a node
+            lo, hi = np.finfo(np.float32).min, np.finfo(np.float32).max
         limits = [
             "" if np.isinf(v) else self.constant(f"{output}_{end}", np.float32(v))
             for v, end in ((lo, "lo"), (hi, "hi"))
@@ -297,4 +298,4 @@ def _nchw(values):
     return (n, c, h, w)
 
 
-__all__ = ["ExportError", "save_qdq", "stored_name", "to_qdq"]
+__all__ = ["ExportError", "save", "stored_name", "to_qdq"]

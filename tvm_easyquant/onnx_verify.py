@@ -172,17 +172,20 @@ def verify(
     samples: Iterable[Mapping[str, np.ndarray]],
     *,
     model=None,
+    names: Mapping[str, tuple[str, int]] | None = None,
     optimize: bool = True,
     integers: Callable[[Mapping], Mapping[str, np.ndarray]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Verification:
     """Compare our integers with ONNX Runtime's on ``samples`` ({input: float32 NCHW}).
 
-    model: a QDQ model (``onnx.ModelProto``) with our tensors' names, as `onnx_export.to_qdq` makes them;
-    None for that of ``graph`` and ``table``. integers(feed) -> {stored tensor: uint8 NHWC, output:
-    float32}: None for the numpy reference (see `compiled_integers`). Raises VerifyError.
+    model: a quantized model (``onnx.ModelProto``); None for the export of ``graph`` and ``table``. names:
+    {stored tensor: (its name in ``model``, what to add to its numbers to get ours)}; None for the names of
+    `onnx_export.to_qdq`; those of `pipeline.import_quantized` are its ``origin``. integers(feed) ->
+    {stored tensor: uint8 NHWC, "output NAME": float32}: None for the numpy reference, else as
+    `compiled_integers`. Raises VerifyError.
     """
-    comparison = _Comparison(graph, table, model, optimize)
+    comparison = _Comparison(graph, table, model, names, optimize)
     for i, feed in enumerate(samples):
         comparison.add(graph.check_inputs(feed, f"input {i}"), integers)
         if progress is not None:
@@ -198,39 +201,40 @@ def stored_tensors(graph: Graph, table: ScaleTable) -> list[str]:
     return [node.name for node in graph if node.name in stored]
 
 
-def with_outputs(model, tensors: Iterable[str], graph: Graph):
-    """A copy of ``model`` that also returns our stored ``tensors``; VerifyError if it has none of them."""
+def with_outputs(model, names: Mapping[str, tuple[str, int]], graph: Graph):
+    """A copy of ``model`` that also returns the tensors ``names`` (see `verify`), and those it has;
+    VerifyError if it has none of them."""
     import onnx
     from onnx import helper
 
     made = {name for node in model.graph.node for name in node.output}
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    known = [t for t in tensors if stored_name(t) in made]
+    known = {tensor: name for tensor, name in names.items() if name[0] in made}
     if not known:
-        wanted = stored_name(next(iter(tensors)))
+        wanted = next((name for name, _ in names.values()), "a quantized tensor")
         raise VerifyError(
             f"the ONNX model has none of the tensors of the table, such as {wanted}; it was not made by "
             "export-onnx from this model"
         )
     have = {value.name for value in copy.graph.output}
-    for tensor in known:
-        if stored_name(tensor) not in have:
-            shape = model_shape(graph[tensor])
-            kind = helper.make_tensor_value_info(stored_name(tensor), onnx.TensorProto.UINT8, shape)
-            copy.graph.output.append(kind)
+    for tensor, (name, offset) in known.items():
+        if name not in have:
+            kind = onnx.TensorProto.INT8 if offset else onnx.TensorProto.UINT8
+            copy.graph.output.append(helper.make_tensor_value_info(name, kind, model_shape(graph[tensor])))
     return copy, known
 
 
 class _Comparison:
-    def __init__(self, graph, table, model, optimize):
+    def __init__(self, graph, table, model, names, optimize):
         onnxruntime = _onnxruntime()
         self.graph, self.table, self.plan = graph, table, table.check(graph)
         tensors = stored_tensors(graph, table)
+        names = {t: (stored_name(t), 0) for t in tensors} if names is None else names
         if model is None:
-            model = to_qdq(graph, table, tensors)
+            model, self.known = to_qdq(graph, table, tensors), names
         else:
-            model, tensors = with_outputs(model, tensors, graph)
+            model, self.known = with_outputs(model, names, graph)
         self.session = session(model, optimize)
         self.names = [value.name for value in self.session.get_outputs()]
         wanted = {value.name for value in self.session.get_inputs()}
@@ -242,14 +246,15 @@ class _Comparison:
             )
         self.scales = Scales.of_table(graph, self.plan, table)
         self.result = Verification(f"ONNX Runtime {onnxruntime.__version__}", optimize)
-        for tensor in tensors:
+        for tensor in (t for t in tensors if t in self.known):
             node = graph[self.plan.fused.get(tensor, tensor)]
             self.result.tensors.append(TensorDifference(tensor, node.name, node.op))
 
     def add(self, feed, integers):
         values = dict(zip(self.names, self.session.run(None, dict(feed)), strict=True))
         theirs = {
-            t.tensor: to_nhwc(values[stored_name(t.tensor)]).astype(np.int64) for t in self.result.tensors
+            tensor: to_nhwc(values[name]).astype(np.int64) + offset
+            for tensor, (name, offset) in self.known.items()
         }
         ours = reference_integers(self.graph, self.table)(feed) if integers is None else integers(feed)
         self.result.inputs += 1

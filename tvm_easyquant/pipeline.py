@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -71,9 +71,9 @@ class Quantized:
 
         Raises ExportError for a float operator that has no translation.
         """
-        from .onnx_export import save_qdq
+        from .onnx_export import save, to_qdq
 
-        save_qdq(path, self.graph, self.table)
+        save(path, to_qdq(self.graph, self.table))
 
 
 def as_graph(model, params=None, **load_options) -> Graph:
@@ -126,7 +126,7 @@ def quantize(
         seconds[step], clock = now - clock, now
 
     graph = as_graph(model, params, input_shapes=input_shapes, batch=batch)
-    plan_ = plan(graph, config.skip)
+    plan_ = plan(graph, config.skip, config.integer)
     config.check_layers(node.name for node in graph.compute_nodes)
     lap("load")
     calibrated = _calibrate.calibrate(graph, plan_, calibration, config, progress=progress)
@@ -143,6 +143,49 @@ def quantize(
     lap("rewrite")
     warnings = (*_dead_channels(graph, plan_), *filter(None, [calibrated.warning]))
     return Quantized(module, table, graph, plan_, seconds, warnings)
+
+
+@dataclass(frozen=True)
+class Imported(Quantized):
+    """A network that was quantized elsewhere, as `import_quantized` takes it over.
+
+    origin: stored tensor -> (name of the integer tensor in the ONNX model, what to add to its numbers to
+    get ours). model: the ONNX model itself. inputs, outputs: those that are integers there, with their
+    `onnx_quantized.Encoding`; here they are float.
+    """
+
+    origin: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    model: object = None
+    inputs: Mapping[str, object] = field(default_factory=dict)
+    outputs: Mapping[str, object] = field(default_factory=dict)
+
+
+def import_quantized(model, input_shapes=None, batch: int = 1) -> Imported:
+    """Take over a quantized ONNX model (QDQ or QOperator): its scales, its integers, our kernels.
+
+    model: a path or an ``onnx.ModelProto``, as ONNX Runtime, NNCF, Quark or PPQ write it. What it does not
+    quantize, or what we do not cover, stays float and is in ``plan.floats`` with the reason.
+    input_shapes, batch: see `load_onnx`. Raises LoadError or QuantizedModelError.
+    """
+    from .relay_frontend import load_quantized
+    from .take_over import take_over
+
+    clock = time.perf_counter()
+    graph, normal = load_quantized(model, input_shapes, batch)
+    taken = take_over(graph, {name: w.scale for name, w in normal.weights.items()}, normal.reasons)
+    module = apply(taken.graph, taken.table)
+    plan_ = taken.table.check(taken.graph)
+    floats = {name: taken.reasons.get(name, why) for name, why in plan_.floats.items()}
+    origin = {}
+    for tensor, made in taken.origin.items():
+        if made in normal.tensors:
+            encoding = normal.tensors[made]
+            origin[tensor] = (made, encoding.offset)
+    seconds = {"import": time.perf_counter() - clock}
+    return Imported(
+        module, taken.table, taken.graph, replace(plan_, floats=floats), seconds, origin=origin,
+        model=normal.source, inputs=normal.inputs, outputs=normal.outputs,
+    )  # fmt: skip
 
 
 def _facts(calibrated, preprocess) -> dict:

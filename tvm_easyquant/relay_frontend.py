@@ -20,6 +20,7 @@ import numpy as np
 from .elementwise import BINARY, UNARY
 from .graph import Graph, GraphError, Node, to_nchw, to_nhwc
 from .host import BUILD_CONFIG, no_tophub, relay, tvm
+from .onnx_quantized import QUANTIZED, Normalized, is_quantized, normalize
 
 OUTPUT_NAMES = "output_names"  # attribute of a module: what the model it came from calls its outputs
 OLDEST_OPSET = 7  # before it, broadcasting was an attribute
@@ -94,11 +95,36 @@ def import_model(
         raise LoadError(f"tvmc cannot load {name} as {known.name()}: {_last_line(error)}") from None
 
 
+def load_quantized(
+    model, input_shapes: Mapping[str, Sequence[int]] | None = None, batch: int = 1
+) -> tuple[Graph, Normalized]:
+    """A quantized ONNX model as a `Graph` with ``fake_quant`` nodes, and what `onnx_quantized` kept of it.
+
+    Arguments as of `load_onnx`. Raises LoadError and QuantizedModelError.
+    """
+    read, name = _read_onnx(model)
+    if not is_quantized(read):
+        raise LoadError(f"{name} is not quantized: it has no QuantizeLinear; quantize takes float models")
+    normal = normalize(read)
+    module = _import_onnx(normal.model, name, input_shapes, batch)
+    return from_relay(module, name=_stem(model), quantized=True), normal
+
+
 def import_onnx(model, input_shapes=None, batch: int = 1):
     """The float Relay module of an ONNX model, params bound; arguments and errors of `load_onnx`."""
+    model, name = _read_onnx(model)
+    if is_quantized(model):
+        node = next(n for n in model.graph.node if n.op_type in QUANTIZED)
+        raise LoadError(
+            f"{name} is already quantized (node {node.name or node.output[0]} is {node.op_type}); "
+            "import-onnx (Python: import_quantized) takes its scales over"
+        )
+    return _import_onnx(model, name, input_shapes, batch)
+
+
+def _import_onnx(model, name, input_shapes, batch):
     if batch < 1:
         raise LoadError(f"batch is {batch}; use 1 or more")
-    model, name = _read_onnx(model)
     shapes = _input_shapes(model, dict(input_shapes or {}), batch, name)
     try:
         module, params = relay.frontend.from_onnx(model, shapes, freeze_params=True)
@@ -263,9 +289,12 @@ class RelayOp:
         return to_nhwc(self.__dict__["executor"].get_output(0).numpy())
 
 
-def from_relay(module, params: Mapping | None = None, name: str = "model") -> Graph:
+def from_relay(
+    module, params: Mapping | None = None, name: str = "model", quantized: bool = False
+) -> Graph:
     """A float Relay module (NCHW) and its params as a `Graph`.
 
+    quantized: pairs of qnn.quantize and qnn.dequantize become ``fake_quant`` nodes, for `take_over`.
     Raises LoadError for control flow, several functions, or dynamic shapes.
     """
     function = module["main"]
@@ -282,16 +311,18 @@ def from_relay(module, params: Mapping | None = None, name: str = "model") -> Gr
     ]
     with tvm.transform.PassContext(opt_level=3):
         module = tvm.transform.Sequential(passes)(module)
-    return _Importer(module["main"], name, output_names).graph
+    return _Importer(module["main"], name, output_names, quantized).graph
 
 
 class _Importer:
     """One walk over the Relay function in post-order; see `from_relay`."""
 
-    def __init__(self, function, name, output_names=None):
+    def __init__(self, function, name, output_names=None, quantized=False):
+        self.quantized = quantized
         self.nodes: dict[str, Node] = {}
         self.tensor = {}  # Relay expression -> node name
         self.taken: set[str] = set()
+        self.rounded: dict[object, dict] = {}  # qnn.quantize -> attributes of its fake_quant
         self.transposed: dict[str, str] = {}  # last node of a transposed convolution -> its conv2d
         self.uses: dict[object, int] = {}
         order = []
@@ -801,6 +832,21 @@ class _Importer:
         inputs = [self.tensor[call.args[0]]]
         return self._add(call, "pad", inputs, shape, dict(widths=_nhwc_shape(widths)))
 
+    def _op_qnn_quantize(self, call):
+        """The first half of a pair; `_op_qnn_dequantize` makes the node."""
+        encoding = _encoding(*(self._constant(a) for a in call.args[1:]))
+        if not self.quantized or encoding is None or call.attrs.out_dtype != "uint8":
+            return False
+        self.rounded[call] = encoding
+        return self._op_copy(call)
+
+    def _op_qnn_dequantize(self, call):
+        source = call.args[0]
+        if source not in self.rounded:
+            return False
+        shape = _nhwc_shape(_shape(call.checked_type, "dequantize"))
+        return self._add(call, "fake_quant", [self.tensor[source]], shape, self.rounded[source])
+
     def _op_copy(self, call):
         self.tensor[call] = self.tensor[call.args[0]]
         self._share_uses(call, call.args[0])
@@ -846,6 +892,13 @@ def _nhwc_shape(values) -> tuple:
 def _nhwc_axis(axis: int, rank: int) -> int:
     axis %= rank
     return (0, 3, 1, 2)[axis] if rank == 4 else axis
+
+
+def _encoding(scale, zero_point):
+    """The attributes of a ``fake_quant`` from two constants; None if they are not one number each."""
+    if scale is None or zero_point is None or scale.size != 1 or zero_point.size != 1:
+        return None
+    return {"scale": float(scale.reshape(())), "zero_point": int(zero_point.reshape(()))}
 
 
 def _per_channel(constant, shape):

@@ -75,7 +75,7 @@ class ScaleTable:
 
     def check(self, graph: Graph) -> Plan:
         """The graph's plan, if this table fits it exactly; otherwise TableError listing both sides."""
-        plan_ = plan(graph, self.config.skip)
+        plan_ = plan(graph, self.config.skip, self.config.integer)
         try:
             self.config.check_layers(node.name for node in graph.compute_nodes)
         except ConfigError as error:

@@ -81,6 +81,8 @@ def nonnegative_tensors(graph: Graph) -> set[str]:
 def _why_float(node: Node, graph: Graph, integer: set[str], skip: set[str]) -> str | None:
     if node.name in skip:
         return "kept float by skip"
+    if node.op == "fake_quant":
+        return "the model is already quantized; import-onnx takes its scales over"
     if node.op == "float":
         return f"{getattr(node.attrs['handle'], 'op', 'this operator')} is not covered"
     if node.op in COMPUTE or node.op == "input":
@@ -120,11 +122,14 @@ def skipped(graph: Graph, patterns: Iterable[str]) -> set[str]:
     return found
 
 
-def plan(graph: Graph, skip: Iterable[str] = ()) -> Plan:
+def plan(graph: Graph, skip: Iterable[str] = (), integer: Iterable[str] | None = None) -> Plan:
     """Decide what runs in integers; raises GraphError if there is nothing to quantize.
 
-    skip: patterns of what stays float, see `skipped`.
+    skip: patterns of what stays float, see `skipped`. integer: what runs in integers, where that is
+    settled (`QuantConfig.integer`).
     """
+    if integer is not None:
+        return _settled(graph, set(integer))
     skip = skipped(graph, skip)
     if not graph.compute_nodes:
         raise GraphError("the model has no convolution and no dense layer: nothing to quantize")
@@ -145,6 +150,26 @@ def plan(graph: Graph, skip: Iterable[str] = ()) -> Plan:
                 floats[node.name] = "only float nodes or outputs read it"
     if not integer & {node.name for node in graph.compute_nodes}:
         raise GraphError("every convolution and dense layer is kept float: nothing to quantize")
+    return _plan(graph, integer, floats)
+
+
+def _settled(graph: Graph, integer: set[str]) -> Plan:
+    unknown = sorted(integer - set(graph.nodes))
+    if unknown:
+        raise GraphError(f"the table runs {unknown} in integers, which are no nodes of the model")
+    wrong = sorted(name for name in integer if graph[name].op in ("float", "fake_quant"))
+    if wrong:
+        raise GraphError(f"the table runs {wrong} in integers, which cannot: {graph[wrong[0]].op}")
+    floats = {
+        node.name: _why_float(node, graph, set(graph.nodes), set()) or "the imported model keeps it float"
+        for node in graph
+        if node.name not in integer and node.op != "input"
+    }
+    return _plan(graph, integer, floats)
+
+
+def _plan(graph: Graph, integer: set[str], floats: dict[str, str]) -> Plan:
+    """What follows from which nodes are integer."""
     fused = {}
     for node in graph:
         if node.op == "clip" and node.name in integer:
