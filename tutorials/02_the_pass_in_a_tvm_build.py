@@ -7,7 +7,9 @@ standard ``qnn`` operators out of float ones, ``LowerInteger`` hands them to our
 """
 
 import os
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -52,8 +54,9 @@ assert operators(integer)["nn.dense"] == 1 and not operators(integer)["nn.conv2d
 # They are the pass's attribute ``table``. Saved, they make the same module again without any data: search
 # once, build for many targets.
 
-quantize.table.save("scales.json")
-again = eq.EasyQuant(eq.ScaleTable.load("scales.json"), params=params)
+file = Path(tempfile.mkdtemp()) / "scales.json"
+quantize.table.save(file)
+again = eq.EasyQuant(eq.ScaleTable.load(file), params=params)
 assert tvm.ir.structural_equal(again(module), integer)
 
 # %%
