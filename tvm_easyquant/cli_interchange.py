@@ -119,7 +119,7 @@ def _import(args) -> int:
     target = cpu_target(args.target) if args.output else None
     taken = pipeline.import_quantized(args.FILE, **_options(args))
     if args.output:
-        with history(args.tuning_records):
+        with history(args.tuning_records, target):
             library = taken.build(target)
         with replacing(args.output) as temporary:
             package = TVMCModel(taken.module, {})

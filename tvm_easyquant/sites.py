@@ -133,24 +133,24 @@ def plan(graph: Graph, skip: Iterable[str] = (), integer: Iterable[str] | None =
     skip = skipped(graph, skip)
     if not graph.compute_nodes:
         raise GraphError("the model has no convolution and no dense layer: nothing to quantize")
-    integer: set[str] = set()
+    chosen: set[str] = set()
     floats: dict[str, str] = {}
     for node in graph:
-        reason = _why_float(node, graph, integer, skip)
+        reason = _why_float(node, graph, chosen, skip)
         if reason is None:
-            integer.add(node.name)
+            chosen.add(node.name)
         else:
             floats[node.name] = reason
     # Backwards: what nobody reads as integers is not worth rounding to 8 bits.
     for node in reversed(list(graph)):
-        only_float = not any(user in integer for user in graph.users[node.name])
-        if node.name in integer and only_float and node.op not in ("add", *ACCUMULATE):
-            integer.discard(node.name)
+        only_float = not any(user in chosen for user in graph.users[node.name])
+        if node.name in chosen and only_float and node.op not in ("add", *ACCUMULATE):
+            chosen.discard(node.name)
             if node.op != "input":
                 floats[node.name] = "only float nodes or outputs read it"
-    if not integer & {node.name for node in graph.compute_nodes}:
+    if not chosen & {node.name for node in graph.compute_nodes}:
         raise GraphError("every convolution and dense layer is kept float: nothing to quantize")
-    return _plan(graph, integer, floats)
+    return _plan(graph, chosen, floats)
 
 
 def _settled(graph: Graph, integer: set[str]) -> Plan:
