@@ -1,33 +1,84 @@
-"""Accuracy of the compiled integer networks against fp32, paired on the same images.
+"""Accuracy of the compiled integer networks and of the other tools, paired with fp32 on the same images.
 
-    python benchmarks/accuracy.py --data DIR --json FILE [--nets NAME ...] [--images N]
+    python benchmarks/accuracy.py --data DIR --json FILE [--nets NAME ...] [--methods NAME ...]
+        [--runners ours onnxruntime openvino relay_quantize] [--peers-python PYTHON] [--images N]
 
-For every network: fp32 (the float module compiled by TVM), then INT8 and INT7 by each method, all
-from the same calibration images, *executed by the compiled integer module*. ``gained`` and ``lost``
-count the images that only the integer network, or only fp32, gets right; ``interval`` is the 95 %
-confidence interval of the paired difference in points (`tvm_easyquant.evaluate.compare`). The first
-``--exact`` images are also run by the numpy reference, and the number of differing output values is
-stored (it must be 0). Rows: net, method, bits, calibration_images, n, top1, fp32_top1 (percent), gained,
-lost, runner, cpu.
+For every network: fp32 (the float module compiled by TVM), then INT8 and INT7 by each of our methods,
+*executed by the compiled integer module*, then ONNX Runtime's static quantization, OpenVINO with NNCF and
+TVM's own relay.quantize, all from the same calibration images and on the same test images. ``gained`` and
+``lost`` count the images that only the integer network, or only fp32, gets right; ``interval`` is the 95 %
+interval of the paired difference in points and ``p`` that of the sign test (`tvm_easyquant.evaluate`).
+
+The first ``--exact`` images also run through the numpy network that the search sees: ``layers_compared``
+stored tensors and the outputs, of which ``values_differing`` must be 0.
+
+Rows that FILE already holds, made with the same settings, versions and quantizer source (``code``), are
+kept: an interrupted run goes on where it was. PYTHON is an environment with openvino and nncf; without it
+those rows are left out and named.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import machine
+import numpy as np
 from data import NETWORKS, Network
 
 import tvm_easyquant as eq
-from tvm_easyquant.evaluate import compare, evaluate
+from tvm_easyquant.evaluate import compare, evaluate, top
 from tvm_easyquant.files import write_text
+from tvm_easyquant.graph import to_nchw
 from tvm_easyquant.host import no_tophub
+from tvm_easyquant.integer import Sample, Scales
+from tvm_easyquant.numerics import DEFAULT_METHOD
 from tvm_easyquant.progress import Bar, peak_memory_gib
-from tvm_easyquant.relay_build import host_target
-from tvm_easyquant.relay_reference import execute
+from tvm_easyquant.relay_build import build, host_target
+from tvm_easyquant.relay_rewrite import rewrite
+
+ROOT = Path(__file__).resolve().parent.parent
+#: what the integers of a quantized network depend on: the quantizer and the norm, not the kernels
+SOURCES = (
+    *(f"tvm_easyquant/{name}.py" for name in (
+        "numerics", "calibrate", "search", "sites", "graph", "elementwise", "integer", "scale_table",
+        "pipeline", "relay_frontend", "relay_rewrite")),
+    "topi_ext/reference.py",
+)  # fmt: skip
+#: name -> settings of `quantize`
+METHODS = {
+    "minmax": dict(method="minmax"),
+    "kl": dict(method="kl"),
+    "kl_signed": dict(method="kl", unsigned=False),  # the baseline of the paper
+    "easyquant": dict(method="easyquant"),
+    "default": dict(),
+}
+ORT = {
+    f"{method}{' reduce_range' * reduce}": dict(calibrate_method=method, reduce_range=bool(reduce))
+    for method in ("MinMax", "Entropy", "Percentile")
+    for reduce in (0, 1)
+}
+#: runner -> {name: settings}
+PEERS = {
+    "onnxruntime": {"fp32": {}, **ORT},
+    "openvino": {
+        "fp32": {},
+        "nncf": dict(preset="performance"),
+        "nncf mixed": dict(preset="mixed"),
+        "nncf accurate bias": dict(preset="performance", fast_bias_correction=False),
+    },
+    "relay_quantize": {
+        "kl": dict(calibrate_mode="kl_divergence", weight_scale="max"),
+        "global scale": dict(calibrate_mode="global_scale", global_scale=8.0),
+    },
+}
 
 
 def float_executor(path, target):
@@ -41,88 +92,194 @@ def float_executor(path, target):
         return eq.Executor(relay.build(module, target, params=params))
 
 
-def right(run, tensor, network, count, what):
-    """Which of the first ``count`` test images the network gets right: float64 (count,) of 0 and 1."""
-    bar = Bar()
-    try:
-        return evaluate(run, network.test(count), inputs=[tensor], progress=bar, what=what)["top1"]
-    finally:
-        bar.close()
+def code():
+    """A digest of the sources that decide our integers."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()[:12]
 
 
-def measure(folder, name, args, facts):
-    network = Network(folder, name)
-    count = min(args.images or len(network.test_set), len(network.test_set))
-    target = args.target or host_target()
-    graph = eq.load_onnx(network.path)
-    (tensor,) = graph.inputs
-    fp32 = right(float_executor(network.path, target), tensor, network, count, f"{name} fp32")
-    base = {
-        "net": name,
-        "n": count,
-        "fp32_top1": round(100 * float(fp32.mean()), 3),
-        "runner": "tvm_easyquant",
-        "cpu": facts["cpu"],
-        "target": target,
-    }
-    for method in args.methods:
-        for bits in (8, 7):
-            started = time.perf_counter()
-            q = eq.quantize(graph, network.calibration(args.calibration), bits=bits, method=method)
-            seconds = time.perf_counter() - started
-            executor = eq.Executor(q.build(target))
-            found = compare(right(executor, tensor, network, count, f"{name} {method} INT{bits}"), fp32)
-            different = 0
-            for x, _ in network.test(args.exact):
-                expected = execute(q.module, {tensor: x})[0]
-                different += int((expected != executor({tensor: x})[0]).sum())
-            worst = min(q.layers, key=lambda row: row.get("cosine", 1.0))
-            yield {
-                **base,
-                "method": method,
-                "bits": bits,
-                "calibration_images": args.calibration,
-                "search_images": q.table.config.search_images,
-                "top1": round(found.value, 3),
-                "gained": found.gained,
-                "lost": found.lost,
-                "interval": [round(limit, 2) for limit in found.interval],
-                "coverage_percent": q.coverage,
-                "quantize_seconds": round(seconds, 1),
-                "peak_memory_gib": round(peak_memory_gib(), 2),
-                "exact_images": min(args.exact, count),
-                "values_differing_from_reference": different,
-                "worst_layer": worst["layer"],
-                "worst_cosine": round(worst.get("cosine", 1.0), 5),
-            }
+class Bench:
+    """One network: its images as arrays in a scratch folder, fp32's scores, and the rows to come."""
+
+    def __init__(self, args, name, folder, facts):
+        self.args, self.folder = args, folder
+        self.network = Network(args.data, name)
+        self.target = args.target or host_target()
+        self.count = min(args.images or len(self.network.test_set), len(self.network.test_set))
+        self.base = {"net": name, "n": self.count, "calibration_images": args.calibration,
+                     "cpu": facts["cpu"], "target": self.target}  # fmt: skip
+        self.fp32 = None
+
+    def prepare(self):
+        """The images, decoded once; scores of fp32."""
+        if self.fp32 is not None:
+            return
+        pairs = list(self.network.test(self.count))
+        self.labels = [label for _, label in pairs]
+        np.save(self.folder / "inputs.npy", np.stack([x for x, _ in pairs]))
+        del pairs
+        self.inputs = np.load(self.folder / "inputs.npy", mmap_mode="r")
+        self.calibration = self.network.calibration(self.args.calibration)
+        np.save(self.folder / "calibration.npy", np.stack(self.calibration))
+        self.graph = eq.load_onnx(self.network.path)
+        (self.tensor,) = self.graph.inputs
+        self.fp32 = self.score(float_executor(self.network.path, self.target), "fp32")
+
+    def score(self, run, what):
+        bar = Bar()
+        try:
+            pairs = ((np.asarray(x), y) for x, y in zip(self.inputs, self.labels, strict=True))
+            metrics = {"top1": top(1)} if self.base["net"].startswith("ocr") else None
+            return evaluate(run, lambda: pairs, inputs=[self.tensor], metrics=metrics, progress=bar,
+                            what=f"{self.base['net']} {what}")  # fmt: skip
+        finally:
+            bar.close()
+
+    def row(self, scores, **facts):
+        found = compare(scores["top1"], self.fp32["top1"])
+        row = {**self.base, **facts, "top1": round(found.value, 3), "fp32_top1": round(found.reference, 3),
+               "difference": round(found.difference, 3), "gained": found.gained,
+               "lost": found.lost, "p": round(found.p, 4),
+               "interval": [round(limit, 3) for limit in found.interval]}  # fmt: skip
+        if "top5" in scores:
+            row["top5"], row["fp32_top5"] = (
+                round(100 * float(s["top5"].mean()), 3) for s in (scores, self.fp32)
+            )
+        return row
+
+    def ours(self, name, bits):
+        self.prepare()
+        started = time.perf_counter()
+        q = eq.quantize(self.graph, self.calibration, bits=bits, **METHODS[name])
+        seconds = time.perf_counter() - started
+        executor = eq.Executor(q.build(self.target))
+        scores = self.score(executor, f"{name} INT{bits}")
+        layers, differing = self.exact(q, executor)
+        known = [row for row in q.layers if "cosine" in row]
+        worst = min(known, key=lambda row: row["cosine"]) if known else None
+        return self.row(
+            scores, quantize_seconds=round(seconds, 1), peak_memory_gib=round(peak_memory_gib(), 2),
+            coverage_percent=round(q.coverage, 2), exact_images=min(self.args.exact, self.count),
+            layers_compared=layers, values_differing=differing,
+            worst_layer=worst and worst["layer"], worst_cosine=worst and round(worst["cosine"], 5),
+        )  # fmt: skip
+
+    def exact(self, q, executor):
+        """Tensors compared, and values that the numpy network of the search has otherwise."""
+        taps = [t for site in q.plan.sites.values() for t in site.tensors if q.graph[t].op != "input"]
+        tapped = eq.Executor(build(rewrite(q.graph, q.table, taps), self.target))
+        scales, differing = Scales.of_table(q.graph, q.plan, q.table), 0
+        for x in self.inputs[: self.args.exact]:
+            feed = {self.tensor: np.asarray(x)}
+            sample = Sample(feed)
+            for node in q.graph:
+                sample.advance(node, scales)
+            want = [to_nchw(sample.real_value(t, scales)) for t in q.graph.outputs]
+            differing += sum(int((a != b).sum()) for a, b in zip(want, executor(feed), strict=True))
+            got = tapped(feed)[len(want) :]
+            for tensor, value in zip(taps, got, strict=True):
+                differing += int((sample.stored_value(tensor, scales) != value).sum())
+        return len(taps), differing
+
+    def peer(self, runner, name, python):
+        self.prepare()
+        script, settings = ROOT / "benchmarks" / "accuracy_peers.py", json.dumps(PEERS[runner][name])
+        command = [python, script, runner, self.network.path, self.folder, settings]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()] or [
+                f"ended with {done.returncode}"
+            ]
+            return {**self.base, "failed": lines[-1][:300]}
+        facts = json.loads(done.stdout.splitlines()[-1])
+        answers = iter(np.load(self.folder / "outputs.npy"))
+        return self.row(self.score(lambda feed: [next(answers)], f"{runner} {name}"), **facts)
+
+
+def wanted(args):
+    """(runner, method, bits, settings) of every row, ours first."""
+    if "ours" in args.runners:
+        for method in args.methods:
+            settings = METHODS[method] or {"method": DEFAULT_METHOD}
+            yield from (("ours", method, bits, {**settings, "code": code()}) for bits in (8, 7))
+    for runner, rows in PEERS.items():
+        if runner in args.runners:
+            for name, settings in rows.items():
+                yield runner, name, 32 if name == "fp32" else 8, settings
+
+
+def say(row):
+    where = f"{row['net']:28} {row['runner']:15} {row['method']:24} {row['bits']:3} bits  "
+    if "failed" in row:
+        print(f"{where}failed: {row['failed']}", flush=True)
+        return
+    low, high = row["interval"]
+    print(
+        f"{where}{row['top1']:6.2f} (fp32 {row['fp32_top1']:.2f})  {row['difference']:+.2f} "
+        f"[{low:+.2f}, {high:+.2f}]  +{row['gained']} -{row['lost']}"
+        + (f"  differing {row['values_differing']}" if "values_differing" in row else ""),
+        flush=True,
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of networks and images")
-    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--json", type=Path, help="keep the rows here")
     parser.add_argument("--nets", nargs="+", default=NETWORKS)
-    parser.add_argument("--methods", nargs="+", default=["easyquant", "easyquant_unsigned"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--runners", nargs="+", default=["ours", *PEERS], choices=["ours", *PEERS])
+    parser.add_argument("--peers-python", help="Python of an environment with openvino and nncf")
     parser.add_argument("--images", type=int, help="only the first N test images")
     parser.add_argument("--calibration", type=int, default=50, help="calibration images (50)")
-    parser.add_argument("--exact", type=int, default=100, help="images also run by the reference")
+    parser.add_argument("--exact", type=int, default=8, help="images also run by the numpy network (8)")
     parser.add_argument("--target", help="TVM target (this CPU)")
     args = parser.parse_args()
+    if args.peers_python and not shutil.which(args.peers_python):
+        raise SystemExit(f"error: --peers-python: there is no {args.peers_python}")
+    if "openvino" in args.runners and not args.peers_python:
+        print("left out: openvino, for want of --peers-python")
+        args.runners.remove("openvino")
     facts = machine.describe()
-    rows = []
+    facts["vnni"] = "avx512_vnni" in facts["flags"] or "avx_vnni" in facts["flags"]
+    if facts["vnni"]:
+        facts["note"] = (
+            "this CPU has VNNI: the u8s8 kernels of ONNX Runtime and OpenVINO do not saturate here; on "
+            "AVX2 without VNNI those with full-range weights do (reduce_range is their cure)"
+        )
+    rows = json.loads(args.json.read_text())["rows"] if args.json and args.json.exists() else []
+
+    def identity(row):
+        return tuple(
+            str(row[key]) for key in ("net", "runner", "method", "bits", "n", "calibration_images")
+        )
+
     for name in args.nets:
-        for row in measure(args.data, name, args, facts):
-            rows.append(row)
-            print(
-                f"{row['net']:28} {row['method']:20} INT{row['bits']}  top-1 {row['top1']:.2f} "
-                f"(fp32 {row['fp32_top1']:.2f}, +{row['gained']} -{row['lost']})  "
-                f"{row['quantize_seconds']:.0f} s, {row['peak_memory_gib']:.1f} GiB, differing "
-                f"{row['values_differing_from_reference']}, worst layer {row['worst_layer']} "
-                f"{row['worst_cosine']:.4f}",
-                flush=True,
-            )
-            if args.json:
-                write_text(args.json, json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+        with tempfile.TemporaryDirectory() as scratch:
+            bench = Bench(args, name, Path(scratch), facts)
+            for runner, method, bits, settings in wanted(args):
+                key = {"runner": runner, "method": method, "bits": bits, "settings": settings}
+                mine = identity({**bench.base, **key})
+                old = [row for row in rows if identity(row) == mine]
+                if any(row["settings"] == settings and "failed" not in row for row in old):
+                    continue
+                if runner == "ours":
+                    row = bench.ours(method, bits)
+                else:
+                    python = args.peers_python if runner == "openvino" else sys.executable
+                    row = bench.peer(runner, method, python)
+                row = {**row, **key, "commit": facts["commit"], "date": facts["date"]}
+                say(row)
+                rows = [r for r in rows if identity(r) != mine] + [row]
+                order = {net: i for i, net in enumerate(NETWORKS)}
+                rows.sort(key=lambda r: order.get(r["net"], len(order)))
+                if args.json:
+                    write_text(args.json, json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+    bad = [r for r in rows if r.get("values_differing")]
+    if bad:
+        raise SystemExit(f"error: {len(bad)} rows differ from the numpy network")
 
 
 if __name__ == "__main__":
