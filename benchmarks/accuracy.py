@@ -67,13 +67,8 @@ ORT = {
 }
 #: runner -> {name: settings}
 PEERS = {
-    "onnxruntime": {"fp32": {}, **ORT},
-    "openvino": {
-        "fp32": {},
-        "nncf": dict(preset="performance"),
-        "nncf mixed": dict(preset="mixed"),
-        "nncf accurate bias": dict(preset="performance", fast_bias_correction=False),
-    },
+    "onnxruntime": ORT,
+    "openvino": {"nncf": dict(preset="performance"), "nncf mixed": dict(preset="mixed")},
     "relay_quantize": {
         "kl": dict(calibrate_mode="kl_divergence", weight_scale="max"),
         "global scale": dict(calibrate_mode="global_scale", global_scale=8.0),
@@ -183,19 +178,27 @@ class Bench:
                 differing += int((sample.stored_value(tensor, scales) != value).sum())
         return len(taps), differing
 
-    def peer(self, runner, name, python):
+    def peer(self, runner, names, python):
+        """A row for each of a runner's settings, as they are done."""
         self.prepare()
-        script, settings = ROOT / "benchmarks" / "accuracy_peers.py", json.dumps(PEERS[runner][name])
-        command = [python, script, runner, self.network.path, self.folder, settings]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.strip()] or [
-                f"ended with {done.returncode}"
-            ]
-            return {**self.base, "failed": lines[-1][:300]}
-        facts = json.loads(done.stdout.splitlines()[-1])
-        answers = iter(np.load(self.folder / "outputs.npy"))
-        return self.row(self.score(lambda feed: [next(answers)], f"{runner} {name}"), **facts)
+        script, settings = ROOT / "benchmarks" / "accuracy_peers.py", {n: PEERS[runner][n] for n in names}
+        command = [python, script, runner, self.network.path, self.folder, json.dumps(settings)]
+        left = list(names)
+        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True,
+                              stderr=subprocess.DEVNULL) as child:  # fmt: skip
+            for line in child.stdout:
+                if not line.startswith('{"name"'):
+                    continue  # what the tool itself says
+                facts = json.loads(line)
+                name = facts.pop("name")
+                left.remove(name)
+                if "failed" in facts:
+                    yield name, {**self.base, **facts}
+                    continue
+                answers = iter(np.load(self.folder / f"outputs_{names.index(name)}.npy"))
+                yield name, self.row(self.score(lambda feed: [next(answers)], f"{runner} {name}"), **facts)  # noqa: B023
+        for name in left:
+            yield name, {**self.base, "failed": f"the process ended with {child.returncode}"}
 
 
 def wanted(args):
@@ -207,7 +210,7 @@ def wanted(args):
     for runner, rows in PEERS.items():
         if runner in args.runners:
             for name, settings in rows.items():
-                yield runner, name, 32 if name == "fp32" else 8, settings
+                yield runner, name, 8, settings
 
 
 def say(row):
@@ -256,27 +259,34 @@ def main():
             str(row[key]) for key in ("net", "runner", "method", "bits", "n", "calibration_images")
         )
 
+    def keep(bench, row, runner, method, bits, settings):
+        nonlocal rows
+        row = {**row, "runner": runner, "method": method, "bits": bits, "settings": settings,
+               "commit": facts["commit"], "date": facts["date"]}  # fmt: skip
+        say(row)
+        rows = [r for r in rows if identity(r) != identity(row)] + [row]
+        order = {net: i for i, net in enumerate(NETWORKS)}
+        rows.sort(key=lambda r: order.get(r["net"], len(order)))
+        if args.json:
+            write_text(args.json, json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+
     for name in args.nets:
         with tempfile.TemporaryDirectory() as scratch:
             bench = Bench(args, name, Path(scratch), facts)
+            todo = []
             for runner, method, bits, settings in wanted(args):
-                key = {"runner": runner, "method": method, "bits": bits, "settings": settings}
-                mine = identity({**bench.base, **key})
-                old = [row for row in rows if identity(row) == mine]
-                if any(row["settings"] == settings and "failed" not in row for row in old):
-                    continue
-                if runner == "ours":
-                    row = bench.ours(method, bits)
-                else:
-                    python = args.peers_python if runner == "openvino" else sys.executable
-                    row = bench.peer(runner, method, python)
-                row = {**row, **key, "commit": facts["commit"], "date": facts["date"]}
-                say(row)
-                rows = [r for r in rows if identity(r) != mine] + [row]
-                order = {net: i for i, net in enumerate(NETWORKS)}
-                rows.sort(key=lambda r: order.get(r["net"], len(order)))
-                if args.json:
-                    write_text(args.json, json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+                mine = {**bench.base, "runner": runner, "method": method, "bits": bits}
+                old = [r for r in rows if identity(r) == identity(mine) and "failed" not in r]
+                if not any(r["settings"] == settings for r in old):
+                    todo.append((runner, method, bits, settings))
+            for row in todo:
+                if row[0] == "ours":
+                    keep(bench, bench.ours(row[1], row[2]), *row)
+            for runner in PEERS:
+                mine = {row[1]: row for row in todo if row[0] == runner}
+                python = args.peers_python if runner == "openvino" else sys.executable
+                for method, found in bench.peer(runner, list(mine), python) if mine else ():
+                    keep(bench, found, *mine[method])
     bad = [r for r in rows if r.get("values_differing")]
     if bad:
         raise SystemExit(f"error: {len(bad)} rows differ from the numpy network")

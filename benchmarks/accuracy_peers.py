@@ -1,10 +1,11 @@
-"""What another tool's quantized network answers; `accuracy.py` starts this in a process of its own.
+"""What another tool's quantized networks answer; `accuracy.py` starts this in a process of its own.
 
     python benchmarks/accuracy_peers.py KIND NET.onnx FOLDER SETTINGS
 
-Reads FOLDER/calibration.npy and FOLDER/inputs.npy, (N, 1, 3, H, W) float32; quantizes NET with KIND's own
-tool (onnxruntime, openvino, relay_quantize) on the calibration images and its SETTINGS (JSON), runs it on
-every input, and writes FOLDER/outputs.npy (N, classes). Prints JSON: versions and seconds.
+Reads FOLDER/calibration.npy and FOLDER/inputs.npy, (N, 1, 3, H, W) float32; for each of the SETTINGS (JSON,
+{name: settings}) quantizes NET with KIND's own tool (onnxruntime, openvino, relay_quantize) on the
+calibration images, runs it on every input, and writes FOLDER/outputs_I.npy (N, classes), I its number.
+Prints a line of JSON for each: its name, versions and seconds, or why it failed.
 """
 
 from __future__ import annotations
@@ -100,14 +101,19 @@ def relay_quantize(network, calibration, folder, settings):
 
 def main():
     kind, network, folder, settings = sys.argv[1:5]
-    folder, started = Path(folder), time.perf_counter()
+    folder = Path(folder)
     calibration = np.load(folder / "calibration.npy", mmap_mode="r")
-    run, facts = globals()[kind](Path(network), calibration, folder, json.loads(settings))
-    facts["quantize_seconds"] = round(time.perf_counter() - started, 1)
     inputs = np.load(folder / "inputs.npy", mmap_mode="r")
-    outputs = [np.array(run(np.asarray(x))).reshape(-1) for x in inputs]
-    np.save(folder / "outputs.npy", np.stack(outputs))
-    print(json.dumps(facts))
+    for i, (name, chosen) in enumerate(json.loads(settings).items()):
+        started = time.perf_counter()
+        try:
+            run, facts = globals()[kind](Path(network), calibration, folder, chosen)
+            facts["quantize_seconds"] = round(time.perf_counter() - started, 1)
+            outputs = [np.array(run(np.asarray(x))).reshape(-1) for x in inputs]
+            np.save(folder / f"outputs_{i}.npy", np.stack(outputs))
+        except Exception as error:  # the tools raise anything
+            facts = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:250]}"}
+        print(json.dumps({"name": name, **facts}), flush=True)
 
 
 if __name__ == "__main__":

@@ -211,6 +211,61 @@ def test_a_mapping_of_bits_keeps_layers_float_and_knows_its_names():
         eq.quantize(graph, feeds, bits={"join": 8})
 
 
+def labelled(graph, pictures):
+    """Pictures with the float network's own answers, the last one with another."""
+    labels = [int(graphs.run(graph, {"image": x})["logits"].argmax()) for x in pictures]
+    return list(zip(pictures, [*labels[:-1], (labels[-1] + 1) % 5], strict=True))
+
+
+def test_a_drop_is_met_by_the_compiled_integers_and_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    graph, pictures = networks.residual(7)
+    data, state = labelled(graph, pictures), tmp_path / "state"
+    options = dict(max_drop=0, evaluation=data, method="minmax", bits=7, target="llvm")
+    answers = iter([0.0, 20.0] * 3)  # the first choice loses, the next ones meet it
+
+    def judge(self, table):
+        drop = next(answers) if len(table.config.layer_bits) else -next(answers) - 20
+        return evaluation.Paired(5, 80 + drop, 80, 1, 1, drop, (drop - 1, drop + 1), 1.0)
+
+    monkeypatch.setattr(pipeline._Judge, "paired", judge)
+    whole = eq.quantize(graph, pictures, **options)
+    assert whole.table.config.layer_bits and any("7 -> 8" in line for line in whole.decisions)
+    answers = iter([0.0])
+    with pytest.raises(StopIteration):
+        eq.quantize(graph, pictures, checkpoint=state, **options)
+    assert {p.name for p in tmp_path.iterdir()} == {"state.bits", "state.int7", "state.int8"}
+    answers = iter([20.0])
+    again = eq.quantize(graph, pictures, checkpoint=state, **options)
+    assert again.table == replace(whole.table) or again.table.to_json() == whole.table.to_json()
+    assert again.decisions == whole.decisions and not list(tmp_path.iterdir())
+    check_exact(again, [{"image": pictures[0]}], "llvm")
+
+
+def test_what_is_judged_is_the_compiled_network():
+    graph, pictures = networks.residual(7)
+    q = eq.quantize(
+        graph, pictures, max_drop=100, evaluation=labelled(graph, pictures), method="minmax", target="llvm"
+    )
+    assert q.drop.n == len(pictures) and q.drop.reference == pytest.approx(100 * 5 / 6)
+    with pytest.raises(ValueError, match='max_drop and bits="auto" need labelled data'):
+        eq.quantize(graph, pictures, bits="auto")
+
+
+def test_bits_by_time_take_8_where_they_cost_nothing():
+    pytest.importorskip("scipy")
+    graph, pictures = networks.residual(8)
+    common = dict(max_drop=100, evaluation=labelled(graph, pictures), method="minmax", bits="auto")
+    vnni = eq.quantize(graph, pictures, target="llvm -mcpu=cascadelake", fp32=lambda f: [np.zeros((1, 5))],
+                       **common) if isa.host_has("avx512vnni") else None  # fmt: skip
+    plain = eq.quantize(graph, pictures, target="llvm", **common)
+    for q in filter(None, (vnni, plain)):
+        kinds = {row["layer"]: row["kind"] for row in q.layers if row["op"] == "conv2d"}
+        times = {bits: layer_times(eq.quantize(graph, pictures, bits=bits, method="minmax").module, "llvm")
+                 for bits in (7, 8)} if q is plain else None  # fmt: skip
+        if times and all(times[7][n] == times[8][n] for n in kinds):
+            assert set(kinds.values()) == {"int8"}  # the portable kernel: 8 bits for nothing
+
+
 def test_batch_2():
     graph, pictures = networks.residual(2, batch=2)
     feeds = [{"image": x} for x in pictures]

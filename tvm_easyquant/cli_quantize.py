@@ -28,6 +28,8 @@ examples:
   tvmc-easyquant quantize net.onnx --calibration photos/ --size 256x256 --crop 224x224 \\
       --scale 1/255 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 -o net.json
   tvmc-easyquant quantize net.onnx --calibration mydata:batches -o net.json
+  tvmc-easyquant quantize net.onnx --calibration images.npz --max-drop 0.5 --eval validation.npz
+  tvmc-easyquant quantize net.onnx --calibration images.npz --bits auto --max-drop 0.5 --eval labelled/
   tvmc-easyquant quantize net.onnx --dry-run --input-shapes "data:[1,3,224,224]"
   tvmc-easyquant compile net.onnx -o net.tar \\
       --target "easyquant -table=net.json, llvm -mcpu=core-avx2"
@@ -38,6 +40,10 @@ axis (or a single array of any name for a model with one input); every .npy in a
 sample or a batch of them. Values are float32, normalised as in training. Pictures (.png, .jpg, ...)
 are normalised by --scale, --mean and --std; these settings are kept in the table, where evaluate and
 report find them. mydata:batches is a function in mydata.py that yields arrays or {input: array}.
+
+--max-drop reverts the worst layers, 7 -> 8 -> float, as few as it takes, until the compiled integers lose
+no more than so many points against float32 on --eval (what evaluate takes as --data). --bits auto chooses
+each layer's bits so that the network is fastest within --max-drop.
 """
 
 
@@ -50,7 +56,11 @@ def add(subparsers) -> None:
     add = parser.add_argument
     add("-o", "--output", default="table.json", help="the scale table to write (table.json)")
     add("--calibration", metavar="DATA", help=".npz, folder of arrays or pictures, or module:function")
-    add("--bits", type=_bits, default=7, help=f"{' or '.join(map(str, BITS))} (7)")
+    add("--bits", type=_bits, default=7, help=f"{', '.join(map(str, BITS))} or auto, by layer (7)")
+    add("--max-drop", type=float, metavar="POINTS",
+        help="accuracy that may be lost against float32 on --eval")  # fmt: skip
+    add("--eval", metavar="DATA", help="labelled: .npz, folder of folders, module:function")
+    add("--metric", metavar="MODULE:FUNCTION", help="instead of top-1: (outputs, label) -> 0.0 to 1.0")
     add("--method", default=DEFAULT_METHOD, help=f"{', '.join(METHODS)} ({DEFAULT_METHOD})")
     add("--search-images", type=int, default=50, metavar="N", help="samples for the search (50)")
     add("--skip", nargs="+", default=(), metavar="LAYER",
@@ -59,7 +69,8 @@ def add(subparsers) -> None:
     add("--dry-run", action="store_true", help="only say what would run in integers")
     add("--keep-if-faster", action="store_true",
         help="measure first; layers that are slower in integers than TVM's float32 stay float")  # fmt: skip
-    add("--target", help="what --keep-if-faster measures, such as 'llvm -mcpu=core-avx2' (this CPU)")
+    add("--target", help="what --keep-if-faster, --max-drop and --bits auto measure on, such as "
+        "'llvm -mcpu=core-avx2' (this CPU)")  # fmt: skip
     add("--module-out", metavar="FILE", help="also write the integer Relay module (TVM's JSON)")
     add("--record", metavar="FILE", help="also write the curves of the search, for report --record")
     add("--json", action="store_true", help="print the result as JSON")
@@ -76,9 +87,12 @@ def _quantize(args) -> int:
     from .files import write_text
     from .numerics import QuantConfig
 
+    auto = args.bits == "auto"
     config = QuantConfig(
-        bits=args.bits, method=args.method, search_images=args.search_images, skip=args.skip
+        bits=7 if auto else args.bits, method=args.method, search_images=args.search_images, skip=args.skip
     )
+    if (args.max_drop is None) != (args.eval is None) or (auto and args.eval is None):
+        raise UserError("--max-drop and --bits auto need --eval DATA, labelled, and a --max-drop")
     preprocess = preprocess_of(args)
     data = sources.calibration(args.calibration, preprocess) if args.calibration else None
     if not args.dry_run:
@@ -96,10 +110,11 @@ def _quantize(args) -> int:
         config, notes = _faster(args, graph, config)
     checkpoint = Path(f"{args.output}.search") if args.resume else None
     curves = Curves(config.how.objective or "", graph.fingerprint) if args.record else None
+    judged = {} if args.eval is None else _judged(args, preprocess, auto)
     with progress_bar() as bar:
         result = pipeline.quantize(
             graph, data(graph.inputs), config=config, checkpoint=checkpoint, progress=bar,
-            preprocess=preprocess, record=curves,
+            preprocess=preprocess, record=curves, **judged,
         )  # fmt: skip
     module = None
     if args.module_out:
@@ -134,10 +149,31 @@ def _faster(args, graph, config):
     return replace(config, skip=(*config.skip, *found.skip)), found.notes
 
 
+def _judged(args, preprocess, auto) -> dict:
+    """What `pipeline.quantize` needs to meet ``--max-drop``."""
+    from . import evaluate, sources
+    from .relay_benchmark import build_float
+    from .relay_build import Executor
+    from .relay_frontend import import_model
+
+    floats = build_float(import_model(args.FILE, **model_options(args)), args.target)
+    return {
+        "max_drop": args.max_drop,
+        "evaluation": sources.labelled(args.eval, preprocess),
+        "metric": evaluate.named(args.metric) if args.metric else None,
+        "fp32": Executor(floats),
+        "target": args.target,
+        **({"bits": "auto"} if auto else {}),
+    }
+
+
 def _facts(result, output) -> dict:
     return {
         "table": str(output),
         "bits": result.table.config.bits,
+        "layer_bits": dict(result.table.config.layer_bits),
+        "decisions": list(result.decisions),
+        "drop": None if result.drop is None else result.drop.drop,
         "method": result.table.config.method,
         "coverage_percent": result.coverage,
         "seconds": {step: round(s, 3) for step, s in result.seconds.items()},
@@ -157,8 +193,9 @@ def _summary(result, output) -> str:
         texts = ["" if f is None else f"{f:.{digits}f}" for f, digits in figures]
         lines.append(f"{row['layer']:{width}} {row['kind']:8} {texts[0]:>8} {texts[1]:>8}".rstrip())
     lines += [f"float: {name}: {why}" for name, why in result.plan.floats.items()]
+    lines += result.decisions
     worst = worst_layers(result.table)
-    if worst:
+    if worst and not result.decisions:
         skip = " ".join(map(shlex.quote, (*result.table.config.skip, *worst)))
         lines.append(f"if the accuracy is too low, keep the worst layers float: --skip {skip}")
     lines.append(

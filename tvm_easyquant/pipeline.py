@@ -7,13 +7,16 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from . import calibrate as _calibrate
+from . import evaluate as _evaluate
 from . import search as _search
-from .graph import Graph
-from .numerics import QuantConfig
+from . import sensitivity
+from .graph import Graph, run
+from .numerics import ConfigError, QuantConfig
 from .scale_table import ScaleTable
 from .sites import Plan, plan
 
@@ -26,7 +29,8 @@ class Quantized:
 
     module: the integer Relay module (``tvm.IRModule``); table: its scales; graph: the float network
     it came from; plan: what runs in integers; seconds: time of each step; warnings: lines about what is
-    suspicious.
+    suspicious; decisions: what ``max_drop`` tried and did, in lines; drop: the `evaluate.Paired` that it
+    ended at.
     """
 
     module: object
@@ -35,6 +39,8 @@ class Quantized:
     plan: Plan
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    decisions: tuple[str, ...] = ()
+    drop: object = None
 
     @property
     def coverage(self) -> float:
@@ -103,6 +109,11 @@ def quantize(
     batch: int = 1,
     preprocess=None,
     record: _search.Record | None = None,
+    max_drop: float | None = None,
+    evaluation=None,
+    metric=None,
+    fp32: Callable | None = None,
+    target=None,
     **settings,
 ) -> Quantized:
     """Quantize a float CNN to an integer Relay module.
@@ -114,9 +125,23 @@ def quantize(
     preprocess: the `images.Preprocess` that made the samples, to be kept in the table. record: of
     `search.search`, for curves.
 
-    Raises LoadError, CalibrationError, ConfigError, GraphError or CheckpointError, all ValueErrors
-    whose message names the cause and the cure.
+    max_drop: points of accuracy that the integers, compiled for ``target`` (this CPU), may lose to fp32 on
+    ``evaluation``, labelled data as `evaluate.load` takes it; layers are then reverted, the worst first,
+    7 -> 8 -> float, as few as it takes (see `sensitivity`). With ``bits="auto"`` each layer gets the kind
+    that makes the network fastest within ``max_drop``, by the stored costs of the kernels. metric: instead
+    of top-1, function(outputs, label) -> 0.0 to 1.0. fp32: the float network as a function of
+    {input: array}, where ``model`` is a Graph that is faster run otherwise than in numpy. With a checkpoint
+    all of this goes on after an interruption, too.
+
+    Raises LoadError, CalibrationError, ConfigError, GraphError, EvaluationError, DropError or
+    CheckpointError, all ValueErrors whose message names the cause and the cure.
     """
+    auto = settings.get("bits") == "auto"
+    if auto:
+        settings["bits"] = 7
+        sensitivity.solver()
+    if (max_drop is None) != (evaluation is None) or (auto and max_drop is None):
+        raise ConfigError('max_drop and bits="auto" need labelled data (evaluation) and a max_drop')
     config = replace(config or QuantConfig(), **settings) if settings else config or QuantConfig()
     seconds, clock = {}, time.perf_counter()
 
@@ -131,18 +156,140 @@ def quantize(
     lap("load")
     calibrated = _calibrate.calibrate(graph, plan_, calibration, config, progress=progress)
     lap("calibrate")
-    if config.searches:
-        table = _search.search(
-            graph, plan_, calibrated, config, progress=progress, checkpoint=checkpoint, record=record
-        )
+    facts = _facts(calibrated, preprocess)
+
+    def find(config, checkpoint, record=None):
+        if config.searches:
+            table = _search.search(
+                graph, plan_, calibrated, config, progress=progress, checkpoint=checkpoint, record=record
+            )
+        else:
+            table = _calibrate.start_table(graph, plan_, calibrated, config)
+        return replace(table, data=facts)
+
+    decisions, drop = (), None
+    if max_drop is None:
+        table = find(config, checkpoint, record)
+        lap("search")
     else:
-        table = _calibrate.start_table(graph, plan_, calibrated, config)
-    table = replace(table, data=_facts(calibrated, preprocess))
-    lap("search")
+        tables = _Tables(find, config, facts, graph.fingerprint, checkpoint, record)
+        module = None if isinstance(model, Graph) else _float_module(model, params, input_shapes, batch)
+        judge = _Judge(graph, module, fp32, evaluation, metric, target, progress)
+        timing = (
+            dict(times=lambda bits: judge.times(tables(bits)), float_times=sensitivity.float_times(graph))
+            if auto
+            else {}
+        )
+        met = sensitivity.meet(
+            graph, plan_, config, tables, calibrated.samples, judge.paired, max_drop, progress=progress,
+            checkpoint=checkpoint and f"{checkpoint}.bits", identity=f"{facts['digest']} {judge.name}",
+            **timing,
+        )  # fmt: skip
+        table, decisions, drop = met.table, met.lines, met.paired
+        tables.remove()
+        plan_ = plan(graph, table.config.skip)
+        lap("search")
     module = apply(graph, table)
     lap("rewrite")
     warnings = (*_dead_channels(graph, plan_), *filter(None, [calibrated.warning]))
-    return Quantized(module, table, graph, plan_, seconds, warnings)
+    return Quantized(module, table, graph, plan_, seconds, warnings, decisions, drop)
+
+
+class _Tables:
+    """The scale table found at each bit width for all layers; with a checkpoint kept in files."""
+
+    def __init__(self, find, config, facts, model, checkpoint, record):
+        self.find, self.config, self.facts, self.model, self.record = find, config, facts, model, record
+        self.checkpoint, self.found = checkpoint, {}
+
+    def _path(self, bits):
+        return Path(f"{self.checkpoint}.int{bits}")
+
+    def __call__(self, bits: int) -> ScaleTable:
+        if bits not in self.found:
+            config = replace(self.config, layer_bits=(), bits=bits)
+            self.found[bits] = self._kept(bits, config)
+            if self.found[bits] is None:
+                search = self.checkpoint and f"{self.checkpoint}.search{bits}"
+                self.found[bits] = self.find(
+                    config, search, self.record if bits == self.config.bits else None
+                )
+                if self.checkpoint:
+                    self.found[bits].save(self._path(bits))
+        return self.found[bits]
+
+    def _kept(self, bits, config):
+        if not (self.checkpoint and self._path(bits).exists()):
+            return None
+        table = ScaleTable.load(self._path(bits))
+        same = (table.model, table.config, dict(table.data)) == (self.model, config, self.facts)
+        if not same:
+            raise _search.CheckpointError(
+                f"{self._path(bits)} belongs to another model, data or setting; delete it to start anew"
+            )
+        return table
+
+    def remove(self):
+        if self.checkpoint:
+            for bits in self.found:
+                self._path(bits).unlink(missing_ok=True)
+
+
+class _Judge:
+    """Measures tables against fp32 on labelled data, compiled for a target."""
+
+    def __init__(self, graph, module, fp32, evaluation, metric, target, progress):
+        from .relay_build import cpu_target
+
+        self.graph, self.target, self.progress = graph, cpu_target(target), progress
+        self.data = _evaluate.load(evaluation)
+        self.metrics = {"top1": _evaluate.top(1) if metric is None else metric}
+        self.batch = next(iter(graph)).shape[0]
+        self.fp32 = fp32 or self._float(module)
+        self.name = f"{self.data.name} {len(self.data)} {metric and metric.__name__} {self.target}"
+        self.reference = None
+
+    def _float(self, module):
+        if module is None:
+            return lambda feed: run(self.graph, feed)
+        from .relay_benchmark import build_float
+        from .relay_build import Executor
+
+        return Executor(build_float(module, self.target))
+
+    def _scores(self, network, what):
+        found = _evaluate.evaluate(
+            network, self.data, inputs=self.graph.inputs, metrics=self.metrics, batch=self.batch,
+            progress=self.progress, what=what,
+        )  # fmt: skip
+        return found["top1"]
+
+    def paired(self, table) -> _evaluate.Paired:
+        from .relay_build import Executor, build
+
+        if self.reference is None:
+            self.reference = self._scores(self.fp32, "float32")
+        scores = self._scores(Executor(build(apply(self.graph, table), self.target)), "integers")
+        return _evaluate.compare(scores, self.reference)
+
+    def times(self, table) -> dict[str, float]:
+        from .relay_tune import layer_times
+
+        return layer_times(apply(self.graph, table), self.target)
+
+
+def _float_module(model, params, input_shapes, batch):
+    """The float Relay module of what `quantize` takes."""
+    from .host import relay, tvm
+    from .relay_frontend import import_model, import_onnx
+
+    if isinstance(model, tvm.IRModule):
+        if params:
+            bound = relay.build_module.bind_params_by_name(model["main"], params)
+            return tvm.IRModule.from_expr(bound)
+        return model
+    make = import_model if isinstance(model, (str, os.PathLike)) else import_onnx
+    return make(model, input_shapes=input_shapes, batch=batch)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from topi_ext import isa, manifest, relay_op
+from topi_ext import cost, isa, manifest, relay_op
 from topi_ext.conv2d import Bound
 from topi_ext.lower import LayerPlan, LowerInteger
 
@@ -134,6 +134,21 @@ def layer_plans(module, target) -> list[LayerPlan]:
     lower = LowerInteger(cpu_target(target))
     lower(module)
     return lower.layers
+
+
+def layer_times(module, target) -> dict[str, float]:
+    """{layer: microseconds of its kernel by the stored costs}; TuneError where a kernel has none."""
+    times = {}
+    for layer in layer_plans(module, target):
+        row = layer.plan.kernel
+        time = cost.estimate(row.name, row.work(layer.spec))
+        if time is None:
+            raise TuneError(
+                f"kernel {row.name} of layer {layer.name} has no stored time: bits cannot be chosen by "
+                f"time for target '{target}'; take bits 7 or 8"
+            )
+        times[layer.name] = time
+    return times
 
 
 def tasks(layers: Sequence[LayerPlan], target, alternatives: int = 1) -> list:

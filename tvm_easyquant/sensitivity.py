@@ -142,6 +142,28 @@ def compose(graph: Graph, config: QuantConfig, tables: Mapping[int, ScaleTable])
     )  # fmt: skip
 
 
+#: microseconds of a million float32 multiply-accumulates in TVM's own convolutions, one thread: the median
+#: of benchmarks/results/layers_avx2.json; and of the call, with the conversions around it, roughly. What
+#: stays float is by far slower than integers of either width
+FLOAT_COST, FLOAT_CALL = 33.0, 10.0
+
+
+def float_times(graph: Graph) -> dict[str, float]:
+    """{layer: microseconds if it stays float}, roughly; see `FLOAT_COST`."""
+    return {node.name: FLOAT_CALL + FLOAT_COST * node.macs / 1e6 for node in graph.compute_nodes}
+
+
+def solver():
+    """`scipy.optimize`; ConfigError where there is none."""
+    try:
+        import scipy.optimize
+    except ImportError:
+        raise ConfigError(
+            "choosing bits by time needs SciPy: pip install 'tvm_easyquant[mixed]', or take bits 7 or 8"
+        ) from None
+    return scipy.optimize
+
+
 def fastest(
     errors: Sequence[Mapping[Kind, float]], times: Sequence[Mapping[Kind, float]], budget: float
 ) -> list[Kind] | None:
@@ -150,12 +172,8 @@ def fastest(
     Of choices equally fast the one with the least error. None if there is no such choice. Solved exactly
     by `scipy.optimize.milp`; ConfigError without SciPy.
     """
-    try:
-        from scipy.optimize import Bounds, LinearConstraint, milp
-    except ImportError:
-        raise ConfigError(
-            "choosing bits by time needs SciPy: pip install 'tvm_easyquant[mixed]', or take bits 7 or 8"
-        ) from None
+    from_scipy = solver()
+    Bounds, LinearConstraint = from_scipy.Bounds, from_scipy.LinearConstraint
     pairs = [(i, kind) for i, each in enumerate(times) for kind in each]
     time = np.array([times[i][kind] for i, kind in pairs], np.float64)
     error = np.array([errors[i][kind] for i, kind in pairs], np.float64)
@@ -165,11 +183,11 @@ def fastest(
     if math.isfinite(budget):
         rules.append(LinearConstraint(error[None], -np.inf, budget / unit))
     common = dict(bounds=Bounds(0, 1), integrality=np.ones(len(pairs)), options={"mip_rel_gap": 0.0})
-    found = milp(time, constraints=rules, **common)
+    found = from_scipy.milp(time, constraints=rules, **common)
     if not found.success:
         return None
     as_fast = LinearConstraint(time[None], -np.inf, found.fun + 1e-9 * len(times))
-    better = milp(error, constraints=[*rules, as_fast], **common)
+    better = from_scipy.milp(error, constraints=[*rules, as_fast], **common)
     found = better if better.success else found
     chosen = {i: kind for (i, kind), x in zip(pairs, found.x, strict=True) if x > 0.5}
     return [chosen[i] for i in range(len(times))]
@@ -315,7 +333,7 @@ def meet(
     paired = trials.paired(kinds)
     lines = [*trials.lines, *_done(config, kinds, errors)]
     width = (paired.interval[1] - paired.interval[0]) / 2
-    lines.append(f"met: the drop is {paired.drop:.2f} points, {max_drop:g} were allowed")
+    lines.append(f"met: the drop is {paired.drop + 0.0:.2f} points, {max_drop:g} were allowed")
     if width > max(max_drop, 0.005):
         lines.append(
             f"{paired.n} labelled samples tell the drop to {width:.2f} points only, more than "
