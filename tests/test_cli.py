@@ -14,6 +14,7 @@ pytest.importorskip("tvm")
 import onnx
 
 from tvm_easyquant import ScaleTable
+from tvm_easyquant import graph as graphs
 from tvm_easyquant.integer import run_integer
 from tvm_easyquant.relay_frontend import load_onnx
 
@@ -56,6 +57,30 @@ def test_quantize_compile_run_give_the_integers_of_the_reference(work):
     graph, table = load_onnx(work / "net.onnx"), ScaleTable.load(work / "table.json")
     expected = run_integer(graph, table, {"x": image})["classifier"]
     np.testing.assert_array_equal(np.load(work / "output.npz")["output_0"], expected)
+
+
+def test_a_drop_is_met_on_labelled_data(work):
+    graph, images = load_onnx(work / "net.onnx"), np.load(work / "images.npz")["x"]
+    labels = [int(graphs.run(graph, {"x": x[None]})["classifier"].argmax()) for x in images]
+    np.savez(work / "labelled.npz", images=images, labels=np.array(labels))
+    common = [
+        "quantize",
+        "net.onnx",
+        "--calibration",
+        "images.npz",
+        "--method",
+        "minmax",
+        "--target",
+        "llvm",
+    ]
+    drop = ["--eval", "labelled.npz", "--max-drop", "100", "-o", "met.json", "--bits", "auto", "--json"]
+    result = tvmc(*common, *drop, cwd=work)
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["drop"] <= 100 and any(line.startswith("met: the drop is") for line in facts["decisions"])
+    table = ScaleTable.load(work / "met.json")
+    assert dict(table.config.layer_bits) == facts["layer_bits"]
+    table.check(graph)
 
 
 @pytest.mark.linker
