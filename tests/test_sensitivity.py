@@ -78,7 +78,7 @@ def test_the_error_of_a_layer_is_that_of_the_network_with_it_alone_in_integers()
             bits={"*": 7} | {n.name: FLOAT for n in work.graph.compute_nodes if n.name != name},
             skip=("gap", "cat", "join"),
         )
-        table = compose(work.graph, config, tables)
+        table = compose(work.graph, config, tables, work.samples)
         found = []
         for sample in work.samples:
             o = run(work.graph, sample)["logits"].astype(np.float64)
@@ -140,6 +140,21 @@ def test_the_smallest_prefix_is_found_in_few_trials(last, data):
 # -- tables of mixed bits
 
 
+def test_a_tensor_that_only_this_choice_stores_gets_the_range_it_takes():
+    work = Work()
+    config = with_kinds(
+        work.config, {"left": FLOAT, "right": FLOAT}
+    )  # then join's ReLU is float, join is not
+    table = compose(work.graph, config, {7: work.table(7), 8: work.table(8)}, work.samples)
+    table.check(work.graph)
+    seen = []
+    for sample in work.samples:
+        run(work.graph, sample, lambda node, x: node.name == "join" and seen.append(np.abs(x).max()))
+    scale = table.activations["join"]
+    assert "join" not in work.plan.site_of and scale.hi == 255
+    assert scale.scale == pytest.approx(max(seen) / 127)
+
+
 @given(st.integers(0, 5), st.data())
 @settings(max_examples=25, deadline=None)
 def test_any_choice_has_a_table_that_fits(seed, data):
@@ -148,7 +163,7 @@ def test_any_choice_has_a_table_that_fits(seed, data):
     kinds = {name: data.draw(st.sampled_from(KINDS)) for name in layers}
     kinds[data.draw(st.sampled_from(layers))] = 8
     tables = {bits: work.table(bits) for bits in (7, 8)}
-    table = compose(work.graph, with_kinds(work.config, kinds), tables)
+    table = compose(work.graph, with_kinds(work.config, kinds), tables, work.samples)
     table.check(work.graph)
     for name, kind in kinds.items():
         if kind != FLOAT:

@@ -29,7 +29,7 @@ from .evaluate import Paired
 from .files import write_text
 from .graph import Graph, evaluate, linear, run
 from .integer import Scales
-from .numerics import ConfigError, QuantConfig
+from .numerics import ConfigError, QuantConfig, scale_for
 from .scale_table import ScaleTable
 from .sites import Plan, plan
 
@@ -118,10 +118,17 @@ def with_kinds(config: QuantConfig, kinds: Mapping[str, Kind]) -> QuantConfig:
     return replace(config, layer_bits=(), bits={"*": config.bits, **kinds})
 
 
-def compose(graph: Graph, config: QuantConfig, tables: Mapping[int, ScaleTable]) -> ScaleTable:
+def compose(
+    graph: Graph,
+    config: QuantConfig,
+    tables: Mapping[int, ScaleTable],
+    samples: Iterable[Mapping[str, np.ndarray]],
+) -> ScaleTable:
     """The table of a mixed ``config``: every layer and tensor as in the search at its own bits.
 
     tables: bits -> a table of the graph with the same settings but for bits and fewer layers skipped.
+    samples: for the tensors that only this choice stores (what an add makes where its ReLU became float):
+    their scale holds all they take there.
     """
     plan_ = plan(graph, config.skip)
     widest = max(tables)
@@ -129,7 +136,11 @@ def compose(graph: Graph, config: QuantConfig, tables: Mapping[int, ScaleTable])
     activations = {}
     for site in plan_.sites.values():
         bits = config.bits_of(*site.readers) if site.readers else widest
-        activations[site.name] = tables[bits].activations[before[bits].site_of[site.name]]
+        old = before[bits].site_of.get(site.name)
+        if old is None:
+            activations[site.name] = _observed(graph, site, bits if site.readers else 8, samples)
+        else:
+            activations[site.name] = tables[bits].activations[old]
     layers = [node.name for node in graph.compute_nodes if node.name in plan_.integer]
 
     def gathered(field):
@@ -151,6 +162,20 @@ FLOAT_COST, FLOAT_CALL = 33.0, 10.0
 def float_times(graph: Graph) -> dict[str, float]:
     """{layer: microseconds if it stays float}, roughly; see `FLOAT_COST`."""
     return {node.name: FLOAT_CALL + FLOAT_COST * node.macs / 1e6 for node in graph.compute_nodes}
+
+
+def _observed(graph, site, bits, samples):
+    """The scale that holds what a site takes on the samples."""
+    low = high = 0.0
+
+    def see(node, value):
+        nonlocal low, high
+        if node.name in site.tensors:
+            low, high = min(low, float(value.min())), max(high, float(value.max()))
+
+    for feed in samples:
+        run(graph, feed, see)
+    return scale_for(max(-low, high), bits, signed=low < 0)
 
 
 def solver():
@@ -214,8 +239,9 @@ class Met:
 class _Trials:
     """Choices of bits measured so far, kept in a file if there is a ``path``."""
 
-    def __init__(self, graph, config, table, measure, max_drop, path, identity):
+    def __init__(self, graph, config, table, samples, measure, max_drop, path, identity):
         self.graph, self.config, self.table, self.max_drop = graph, config, table, max_drop
+        self.samples = samples
         self._measure, self.path = measure, None if path is None else Path(path)
         self.identity = {"model": graph.fingerprint, "identity": identity}
         self.saved: dict = {"errors": None, "trials": {}}
@@ -266,7 +292,8 @@ class _Trials:
     def compose(self, kinds) -> ScaleTable:
         config = with_kinds(self.config, kinds)
         used = {bits for bits in kinds.values() if bits != FLOAT}
-        return compose(self.graph, config, {bits: self.table(bits) for bits in sorted(used)})
+        tables = {bits: self.table(bits) for bits in sorted(used)}
+        return compose(self.graph, config, tables, self.samples)
 
     def met(self, kinds) -> bool:
         return self.paired(kinds).drop <= self.max_drop
@@ -314,7 +341,7 @@ def meet(
     if not (isinstance(max_drop, (int, float)) and max_drop >= 0):
         raise ConfigError(f"max_drop is {max_drop!r}; give points of accuracy, 0 or more")
     identity = f"{identity} {replace(config, layer_bits=())} {'fastest' if times else 'safer'}"
-    trials = _Trials(graph, config, table, measure, max_drop, checkpoint, identity)
+    trials = _Trials(graph, config, table, samples, measure, max_drop, checkpoint, identity)
     together = groups(plan_)
 
     def errors_of(ladder):
