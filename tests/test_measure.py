@@ -1,6 +1,7 @@
 """The verbs that measure: evaluate, benchmark, doctor; run in this process, their figures checked."""
 
 import json
+import re
 
 import networks
 import numpy as np
@@ -159,3 +160,36 @@ def test_quantize_keep_if_faster_says_what_it_did(work, capsys):
                    folder / "fast.json", "--method", "minmax", "--keep-if-faster", "--json")  # fmt: skip
     kept = [row["layer"] for row in found["layers"] if row["kind"] == "float32"]
     assert bool(kept) <= bool(found["notes"])
+
+
+MISTAKES = {
+    "no data": (["evaluate", "--data", "no.npz"], "no file .*no.npz"),
+    "no labels": (["evaluate", "--data", "images.npz"], "has no array labels"),
+    "a folder without classes": (["evaluate", "--data", "."], "one folder for each class"),
+    "a metric that is none": (["evaluate", "--data", "set.npz", "--metric", "json:decoder"], "not a function"),
+    "an unknown module": (["evaluate", "--data", "set.npz", "--metric", "nowhere:f"], "names no function"),
+    "no samples": (["evaluate", "--data", "set.npz", "--limit", "0"], "--limit is 0"),
+    "a scale that is no number": (["evaluate", "--data", "set.npz", "--scale", "x"], "--scale 'x': give a number"),
+    "a size that is none": (["evaluate", "--data", "set.npz", "--size", "3x"], "--size '3x': give width"),
+    "two means": (["evaluate", "--data", "set.npz", "--mean", "1,2"], "mean is .*give three numbers or one"),
+    "settings twice": (["evaluate", "--data", "set.npz", "--preprocess", "p.json", "--mean", "1"], "say the same"),
+    "another target": (["benchmark", "--target", "c"], "'c' is not a CPU"),
+    "no rounds": (["benchmark", "--rounds", "0"], "--rounds is 0"),
+    "no log": (["benchmark", "--tuning-records", "no.log"], "there is no file .*no.log"),
+    "a page nowhere": (["report", "-o", "no/such/r.html"], "cannot write no/such/r.html"),
+    "a page over an input": (["report", "-o", "net.json"], "net.json: it is also an input"),
+    "no such record": (["report", "--record", "set.npz"], "is not a search record"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_a_line_and_an_exit_code(work, capsys, monkeypatch, name):
+    monkeypatch.chdir(work[0])
+    np.savez("images.npz", x=work[1][:1])
+    command, message = MISTAKES[name]
+    verb, *options = command
+    before = sorted(p.name for p in work[0].iterdir())
+    assert cli.run([verb, "net.onnx", "--table", "net.json", *options]) == 4
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and re.search(message, lines[0]), lines
+    assert sorted(p.name for p in work[0].iterdir()) == before

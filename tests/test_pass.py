@@ -33,6 +33,7 @@ def test_the_pass_composes_in_a_sequential_under_a_pass_context():
     with no_tophub(), tvm.transform.PassContext(opt_level=3):
         passes = tvm.transform.Sequential([quantizer, LowerInteger(host_target())])
         library = relay.build(passes(module), host_target())
+    assert quantizer.table.data["samples"] == 4
     graph = eq.from_relay(module, params)
     out = Executor(library)({"x": pictures(1)[0]})[0]
     np.testing.assert_array_equal(

@@ -77,6 +77,11 @@ class Calibration:
         )
 
     @property
+    def facts(self) -> dict:
+        """What a scale table keeps of them."""
+        return {"samples": self.seen, "digest": self.digest}
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the kept samples and the ranges: what the search depends on."""
         digest = hashlib.sha256()

@@ -337,7 +337,7 @@ def import_quantized(model, input_shapes=None, batch: int = 1) -> Imported:
 
 def _facts(calibrated, preprocess) -> dict:
     """What a table keeps of its calibration data."""
-    facts = {"samples": calibrated.seen, "digest": calibrated.digest}
+    facts = calibrated.facts
     if preprocess is not None:
         facts["preprocess"] = json.loads(json.dumps(asdict(preprocess)))  # as a table reads it back
     return facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .calibrate import calibrate, start_table
@@ -50,5 +51,5 @@ class EasyQuant:
             plan_ = plan(graph, self.config.skip)
             found = calibrate(graph, plan_, self.calibration, self.config, progress=self.progress)
             make = search if self.config.searches else start_table
-            self.table = make(graph, plan_, found, self.config)
+            self.table = replace(make(graph, plan_, found, self.config), data=found.facts)
         return rewrite(graph, self.table)
