@@ -89,6 +89,16 @@ def measured() -> str:
     return "\n".join(out) + "\n"
 
 
+def public() -> str:
+    """Every public name of the package, in the order in which it lists them."""
+    out = []
+    for name in tvm_easyquant._PUBLIC:
+        directive = "autoclass" if isinstance(getattr(tvm_easyquant, name), type) else "autofunction"
+        out += [f".. {directive}:: tvm_easyquant.{name}"]
+        out += ["   :members:"] if directive == "autoclass" and name != "Graph" else []
+    return "\n".join(out) + "\n"
+
+
 def command_line() -> str:
     """The help text of each verb of ours, as the command line prints it."""
     import argparse
@@ -111,6 +121,7 @@ def generate(app):
     folder = Path(app.srcdir) / "generated"
     folder.mkdir(exist_ok=True)
     (folder / "measured.inc").write_text(measured(), encoding="utf-8")
+    (folder / "public.inc").write_text(public(), encoding="utf-8")
     (folder / "command_line.inc").write_text(command_line(), encoding="utf-8")
 
 
