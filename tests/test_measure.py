@@ -155,6 +155,8 @@ def test_nothing_is_kept_float_where_nothing_would_be_left():
 
 def test_quantize_keep_if_faster_says_what_it_did(work, capsys):
     folder = work[0]
+    assert cli.run(["quantize", "net.onnx", "--keep-if-faster", "--resume"]) == 4
+    assert "--resume cannot rely on it" in capsys.readouterr().err
     np.savez(folder / "images.npz", x=work[1])
     found = answer(capsys, "quantize", folder / "net.onnx", "--calibration", folder / "images.npz", "-o",
                    folder / "fast.json", "--method", "minmax", "--keep-if-faster", "--json")  # fmt: skip

@@ -93,6 +93,9 @@ def _quantize(args) -> int:
     )
     if (args.max_drop is None) != (args.eval is None) or (auto and args.eval is None):
         raise UserError("--max-drop and --bits auto need --eval DATA, labelled, and a --max-drop")
+    if args.keep_if_faster and args.resume:
+        raise UserError("--keep-if-faster measures anew, and times vary: --resume cannot rely on it; give "
+                        "--skip the layers that it named")  # fmt: skip
     preprocess = preprocess_of(args)
     data = sources.calibration(args.calibration, preprocess) if args.calibration else None
     if not args.dry_run:

@@ -167,7 +167,8 @@ def quantize(
             table = _calibrate.start_table(graph, plan_, calibrated, config)
         return replace(table, data=facts)
 
-    decisions, drop = (), None
+    decisions: tuple[str, ...] = ()
+    drop = None
     if max_drop is None:
         table = find(config, checkpoint, record)
         lap("search")
@@ -175,7 +176,7 @@ def quantize(
         tables = _Tables(find, config, facts, graph.fingerprint, checkpoint, record)
         module = None if isinstance(model, Graph) else _float_module(model, params, input_shapes, batch)
         judge = _Judge(graph, module, fp32, evaluation, metric, target, progress)
-        timing = (
+        timing: dict = (
             dict(times=lambda bits: judge.times(tables(bits)), float_times=sensitivity.float_times(graph))
             if auto
             else {}
