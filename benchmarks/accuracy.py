@@ -9,8 +9,9 @@ TVM's own relay.quantize, all from the same calibration images and on the same t
 ``lost`` count the images that only the integer network, or only fp32, gets right; ``interval`` is the 95 %
 interval of the paired difference in points and ``p`` that of the sign test (`tvm_easyquant.evaluate`).
 
-The first ``--exact`` images also run through the numpy network that the search sees: ``layers_compared``
-stored tensors and the outputs, of which ``values_differing`` must be 0.
+With the default method the first ``--exact`` images also run through the numpy network that the search
+sees: ``layers_compared`` stored tensors and the outputs, of which ``values_differing`` must be 0. ``fp32``
+keeps which images fp32 gets right, packed bits in hexadecimal.
 
 Rows that FILE already holds, made with the same settings, versions and quantizer source (``code``), are
 kept: an interrupted run goes on where it was. PYTHON is an environment with openvino and nncf; without it
@@ -58,7 +59,7 @@ METHODS = {
     "kl": dict(method="kl"),
     "kl_signed": dict(method="kl", unsigned=False),  # the baseline of the paper
     "easyquant": dict(method="easyquant"),
-    "default": dict(),
+    DEFAULT_METHOD: dict(method=DEFAULT_METHOD),
 }
 ORT = {
     f"{method}{' reduce_range' * reduce}": dict(calibrate_method=method, reduce_range=bool(reduce))
@@ -98,8 +99,8 @@ def code():
 class Bench:
     """One network: its images as arrays in a scratch folder, fp32's scores, and the rows to come."""
 
-    def __init__(self, args, name, folder, facts):
-        self.args, self.folder = args, folder
+    def __init__(self, args, name, folder, facts, known):
+        self.args, self.folder, self.known = args, folder, known
         self.network = Network(args.data, name)
         self.target = args.target or host_target()
         self.count = min(args.images or len(self.network.test_set), len(self.network.test_set))
@@ -120,7 +121,14 @@ class Bench:
         np.save(self.folder / "calibration.npy", np.stack(self.calibration))
         self.graph = eq.load_onnx(self.network.path)
         (self.tensor,) = self.graph.inputs
-        self.fp32 = self.score(float_executor(self.network.path, self.target), "fp32")
+        key = f"{self.base['net']} {self.count} {self.target}"
+        if key not in self.known:
+            found = self.score(float_executor(self.network.path, self.target), "fp32")
+            self.known[key] = {m: np.packbits(s.astype(bool)).tobytes().hex() for m, s in found.items()}
+        self.fp32 = {
+            m: np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[: self.count].astype(float)
+            for m, text in self.known[key].items()
+        }
 
     def score(self, run, what):
         bar = Bar()
@@ -151,13 +159,12 @@ class Bench:
         seconds = time.perf_counter() - started
         executor = eq.Executor(q.build(self.target))
         scores = self.score(executor, f"{name} INT{bits}")
-        layers, differing = self.exact(q, executor)
+        exact = self.exact(q, executor) if name == DEFAULT_METHOD else {}
         known = [row for row in q.layers if "cosine" in row]
         worst = min(known, key=lambda row: row["cosine"]) if known else None
         return self.row(
             scores, quantize_seconds=round(seconds, 1), peak_memory_gib=round(peak_memory_gib(), 2),
-            coverage_percent=round(q.coverage, 2), exact_images=min(self.args.exact, self.count),
-            layers_compared=layers, values_differing=differing,
+            coverage_percent=round(q.coverage, 2), **exact,
             worst_layer=worst and worst["layer"], worst_cosine=worst and round(worst["cosine"], 5),
         )  # fmt: skip
 
@@ -176,7 +183,8 @@ class Bench:
             got = tapped(feed)[len(want) :]
             for tensor, value in zip(taps, got, strict=True):
                 differing += int((sample.stored_value(tensor, scales) != value).sum())
-        return len(taps), differing
+        images = min(self.args.exact, self.count)
+        return {"exact_images": images, "layers_compared": len(taps), "values_differing": differing}
 
     def peer(self, runner, names, python):
         """A row for each of a runner's settings, as they are done."""
@@ -205,8 +213,8 @@ def wanted(args):
     """(runner, method, bits, settings) of every row, ours first."""
     if "ours" in args.runners:
         for method in args.methods:
-            settings = METHODS[method] or {"method": DEFAULT_METHOD}
-            yield from (("ours", method, bits, {**settings, "code": code()}) for bits in (8, 7))
+            settings = {**METHODS[method], "code": code()}
+            yield from (("ours", method, bits, settings) for bits in args.bits)
     for runner, rows in PEERS.items():
         if runner in args.runners:
             for name, settings in rows.items():
@@ -235,9 +243,10 @@ def main():
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--runners", nargs="+", default=["ours", *PEERS], choices=["ours", *PEERS])
     parser.add_argument("--peers-python", help="Python of an environment with openvino and nncf")
+    parser.add_argument("--bits", nargs="+", type=int, default=[8, 7], help="of ours (8 7)")
     parser.add_argument("--images", type=int, help="only the first N test images")
     parser.add_argument("--calibration", type=int, default=50, help="calibration images (50)")
-    parser.add_argument("--exact", type=int, default=8, help="images also run by the numpy network (8)")
+    parser.add_argument("--exact", type=int, default=4, help="images also run by the numpy network (4)")
     parser.add_argument("--target", help="TVM target (this CPU)")
     args = parser.parse_args()
     if args.peers_python and not shutil.which(args.peers_python):
@@ -252,7 +261,8 @@ def main():
             "this CPU has VNNI: the u8s8 kernels of ONNX Runtime and OpenVINO do not saturate here; on "
             "AVX2 without VNNI those with full-range weights do (reduce_range is their cure)"
         )
-    rows = json.loads(args.json.read_text())["rows"] if args.json and args.json.exists() else []
+    stored = json.loads(args.json.read_text()) if args.json and args.json.exists() else {"rows": []}
+    rows, known = stored["rows"], stored.get("fp32", {})
 
     def identity(row):
         return tuple(
@@ -268,11 +278,12 @@ def main():
         order = {net: i for i, net in enumerate(NETWORKS)}
         rows.sort(key=lambda r: order.get(r["net"], len(order)))
         if args.json:
-            write_text(args.json, json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+            stored = {"machine": facts, "default_method": DEFAULT_METHOD, "rows": rows, "fp32": known}
+            write_text(args.json, json.dumps(stored, indent=1) + "\n")
 
     for name in args.nets:
         with tempfile.TemporaryDirectory() as scratch:
-            bench = Bench(args, name, Path(scratch), facts)
+            bench = Bench(args, name, Path(scratch), facts, known)
             todo = []
             for runner, method, bits, settings in wanted(args):
                 mine = {**bench.base, "runner": runner, "method": method, "bits": bits}
