@@ -9,7 +9,7 @@ TVM's own relay.quantize, all from the same calibration images and on the same t
 ``lost`` count the images that only the integer network, or only fp32, gets right; ``interval`` is the 95 %
 interval of the paired difference in points and ``p`` that of the sign test (`tvm_easyquant.evaluate`).
 
-With the default method the first ``--exact`` images also run through the numpy network that the search
+With our own methods the first ``--exact`` images also run through the numpy network that the search
 sees: ``layers_compared`` stored tensors and the outputs, of which ``values_differing`` must be 0. ``fp32``
 keeps which images fp32 gets right, packed bits in hexadecimal.
 
@@ -35,6 +35,7 @@ import numpy as np
 from data import NETWORKS, Network
 
 import tvm_easyquant as eq
+from tvm_easyquant import numerics
 from tvm_easyquant.evaluate import compare, evaluate, top
 from tvm_easyquant.files import write_text
 from tvm_easyquant.graph import to_nchw
@@ -53,14 +54,12 @@ SOURCES = (
         "pipeline", "relay_frontend", "relay_rewrite")),
     "topi_ext/reference.py",
 )  # fmt: skip
-#: name -> settings of `quantize`
+#: name -> settings of `quantize`; kl_signed is the baseline of the paper
 METHODS = {
-    "minmax": dict(method="minmax"),
-    "kl": dict(method="kl"),
-    "kl_signed": dict(method="kl", unsigned=False),  # the baseline of the paper
-    "easyquant": dict(method="easyquant"),
-    DEFAULT_METHOD: dict(method=DEFAULT_METHOD),
+    **{name: dict(method=name) for name in numerics.METHODS},
+    "kl_signed": dict(method="kl", unsigned=False),
 }
+SHOWN = tuple(dict.fromkeys(("minmax", "kl", "kl_signed", "easyquant", DEFAULT_METHOD)))
 ORT = {
     f"{method}{' reduce_range' * reduce}": dict(calibrate_method=method, reduce_range=bool(reduce))
     for method in ("MinMax", "Entropy", "Percentile")
@@ -159,7 +158,7 @@ class Bench:
         seconds = time.perf_counter() - started
         executor = eq.Executor(q.build(self.target))
         scores = self.score(executor, f"{name} INT{bits}")
-        exact = self.exact(q, executor) if name == DEFAULT_METHOD else {}
+        exact = self.exact(q, executor) if name.startswith("easyquant_") else {}
         known = [row for row in q.layers if "cosine" in row]
         worst = min(known, key=lambda row: row["cosine"]) if known else None
         return self.row(
@@ -240,7 +239,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder of networks and images")
     parser.add_argument("--json", type=Path, help="keep the rows here")
     parser.add_argument("--nets", nargs="+", default=NETWORKS)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=SHOWN, choices=METHODS)
     parser.add_argument("--runners", nargs="+", default=["ours", *PEERS], choices=["ours", *PEERS])
     parser.add_argument("--peers-python", help="Python of an environment with openvino and nncf")
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 7], help="of ours (8 7)")
