@@ -178,6 +178,12 @@ CASES = {
     "a table that is a list": (compile_with("list.json"), "list.json is not a tvm_easyquant scale table", 4),
     "export-onnx: over the model": (["export-onnx", "net.onnx", "--table", "table.json", "-o", "net.onnx"],
                                     "it is also an input and would be lost", 4),
+    "import-onnx: over the model": (["import-onnx", "net.onnx", "-o", "net.onnx"], "it is also an input", 4),
+    "import-onnx: a float model": (["import-onnx", "net.onnx", "-o", "n.tar"], "net.onnx is not quantized", 4),
+    "tune-kernels: over the table": (["tune-kernels", "net.onnx", "--table", "table.json", "-o", "table.json"],
+                                     "table.json: it is also an input", 4),
+    "a tuning log that is no text": (["plan", "net.onnx", "--table", "table.json", "--tuning-records",
+                                      "images.npz"], "images.npz is not a tuning log", 4),
     "a function that wants arguments": (quantize(calibration="json:loads"), "json:loads.*called with no arg", 4),
     "a metric that wants none": (["evaluate", "net.onnx", "--table", "table.json", "--data", "images.npz",
                                   "--metric", "os:getcwd"], r"os:getcwd.*arguments \(outputs, label\)", 4),
@@ -371,6 +377,10 @@ def test_mistakes_at_the_compiled_network(folder, tmp_path, monkeypatch, capfd):
         (run_with("good.tar", "good.npz", "-o", "no/out.npz"), "cannot write no/out.npz"),
         (run_with("good.tar", "good.npz", "-o", "good.npz"), "it is also an input"),
         (run_with("good.tar", "good.npz", "--device", "cuda"), "without --device cuda; use cpu"),
+        (
+            run_with("good.tar", "good.npz", "--rpc-tracker", "127.0.0.1:9", "--rpc-key", "board"),
+            "--rpc-tracker 127.0.0.1:9 does not answer",
+        ),
     ):
         mistake(tmp_path, monkeypatch, capfd, command, message)
 

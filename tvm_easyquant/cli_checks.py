@@ -118,6 +118,9 @@ def option(argv: Sequence[str], *names: str) -> str | None:
     return None
 
 
+FOLDER_OR_LOG = ("demo", "tune", "micro")  # verbs whose --output is a folder, or may be an input as well
+
+
 def check_before(argv: Sequence[str]) -> None:
     """Refuse what tvmc would only stumble over later, or not at all; UserError or TuneError."""
     verb = next((word for word in argv if not word.startswith("-")), "")
@@ -133,8 +136,8 @@ def check_before(argv: Sequence[str]) -> None:
         if not os.path.exists(records):
             raise UserError(f"--tuning-records: there is no file {records}")
         read_log(records)
-    if verb in ("compile", "run"):
-        output = option(argv, "-o", "--output" if verb == "compile" else "--outputs")
+    if verb not in FOLDER_OR_LOG:
+        output = option(argv, "-o", "--output", "--outputs")
         if output is not None:
             others = list(argv)
             if output in others:  # not so for --output=FILE
@@ -164,6 +167,9 @@ def explain(argv: Sequence[str], error: BaseException) -> str | None:
             "this machine cannot load the compiled network; it was made for another architecture, or is "
             "damaged: compile it for this machine, or run it on the device it is for"
         )
+    tracker = option(argv, "--rpc-tracker")
+    if tracker is not None and "connect" in text.lower():
+        return f"--rpc-tracker {tracker} does not answer: is it running, and are host and port right?"
     model = next((word for word in argv if word.endswith(".onnx") and os.path.isfile(word)), None)
     if model is not None:
         from .relay_frontend import LoadError, check_onnx

@@ -59,7 +59,11 @@ def read_log(path: str | os.PathLike) -> list[tuple]:
     path, records = Path(path), []
     if not path.exists():
         return records
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TuneError(f"{path} is not a tuning log: {error}") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         try:
