@@ -62,6 +62,23 @@ def test_the_quadratic_is_the_squared_error(groups, kernel, seed, centred, bits)
         np.testing.assert_allclose(mine, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("centred", [False, True])
+def test_few_rows_are_kept_as_they_are_and_give_the_same_errors(centred):
+    node, stored, outputs, scale = layer(1, 3, 3, size=3, images=2)
+    weight = reconstruct.weight_2d(node)
+    scales = np.stack([weight_scales(weight, 7) * np.float32(f) for f in (0.6, 1.0, 1.7)])
+    found = []
+    for keep in (False, True):
+        m = reconstruct.moments(node, slice(0, 8), stored, outputs, scale, keep)
+        assert (m.gram is None) == keep and m.rows == 18
+        p = reconstruct.problem(m, node.bias, scale.scale, centred)
+        found.append(reconstruct.errors(p, weight, scales, 63))
+        exact = [p.error(reconstruct.rounded(weight, s, 63), s.astype(float)) for s in scales]
+        np.testing.assert_allclose(found[-1], exact, rtol=1e-3, atol=1e-6 * p.least.max())
+        np.testing.assert_allclose(p.diagonal, p.with_gram().diagonal)
+    np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-6 * p.least.max())
+
+
 def test_gram_matrices_are_exact_whatever_the_number_of_rows():
     b = networks.Builder(0, size=80, channels=4)
     b.conv("c", "image", 4, kernel=1)

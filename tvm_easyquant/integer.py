@@ -14,7 +14,7 @@ import numpy as np
 from topi_ext import reference
 
 from . import elementwise
-from .graph import COMPUTE, MOVES, Graph, Node, evaluate, move, to_nchw, to_nhwc
+from .graph import COMPUTE, MOVES, Graph, Node, evaluate, linear, move, to_nchw, to_nhwc
 from .numerics import QuantConfig, Scale, integer_limits, quantize_bias, quantize_weight
 from .sites import Plan, clip_limits
 
@@ -190,6 +190,11 @@ class Sample:
             window = (a["pool_size"], a["strides"], a["padding"], (1, 1), 0)
             return reference.windows(steps, *window).sum(axis=(3, 4), dtype=np.int32)
         weight, bias = scales.integer_weight(node), scales.integer_bias(node)
+        flat = np.abs(weight.reshape(-1, node.channels) if node.op == "conv2d" else weight.T)
+        reach = max(s[0].hi - s[0].zero_point, s[0].zero_point - s[0].lo)
+        if reach * flat.sum(axis=0, dtype=np.int64).max() < 2**24:  # float32 holds every partial sum
+            acc = linear(steps.astype(np.float32), node, weight.astype(np.float32))
+            return reference.as_int32(acc.astype(np.int64) + bias, f"layer {node.name}")
         if node.op == "dense":
             acc = reference.dense(q[0], weight, zero_point=s[0].zero_point)
         else:

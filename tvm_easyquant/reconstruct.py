@@ -4,8 +4,9 @@ For integer weights q (K, C) at scales s (C,), input steps X (M, K) at input sca
 
     |O - b - a X q s|^2 / a^2  =  s^2 q^T G q - 2 s q^T c + constant,    G = X^T X,  c = X^T (O - b) / a
 
-so one pass over the data makes every candidate cost K^2 instead of M * K. G, an integer matrix, is exact.
-With a bias of its own for every choice (`bias_correction`) G and c are those of centred data.
+so one pass over the data makes every candidate cost K^2 instead of M * K. G, an integer matrix, is exact;
+where M < K, X itself stands for it. With a bias of its own for every choice (`bias_correction`) G and c are
+those of centred data.
 
 Everything here is a function of arrays, run as tasks by `search` in threads, processes or a cluster.
 """
@@ -53,24 +54,32 @@ def columns(x, node, part):
 class Moments(NamedTuple):
     """Sums over the rows of X (M, K) and O (M, C); they add up over images.
 
-    gram: float64 (K, K), exact; cross: X^T O, float64 (K, C); inputs: (K,); outputs: (C,); squares: of O,
-    (C,); rows: M. Depthwise layers have a gram (C, K, K) and inputs (K, C).
+    gram: X^T X, float64 (K, K), exact, or instead of it ``matrix``: X, float32 (M, K); cross: X^T O,
+    float64 (K, C); inputs: (K,); outputs: (C,); squares: of O, (C,); rows: M. Depthwise layers have a gram
+    (C, K, K) and inputs (K, C).
     """
 
-    gram: np.ndarray
+    gram: np.ndarray | None
+    matrix: np.ndarray | None
     cross: np.ndarray
     inputs: np.ndarray
     outputs: np.ndarray
     squares: np.ndarray
     rows: int
 
-    def __add__(self, other):
-        return Moments(*(a + b for a, b in zip(self, other, strict=True)))
+    @classmethod
+    def total(cls, pieces) -> Moments:
+        """Of all the images of several."""
+        first, *rest = pieces
+        gram = None if first.gram is None else sum((p.gram for p in rest), first.gram)
+        matrix = None if first.matrix is None else np.concatenate([p.matrix for p in pieces])
+        return cls(gram, matrix, *(sum(values) for values in zip(*(p[2:] for p in pieces), strict=True)))
 
 
-def moments(node: Node, part: slice, inputs, outputs, scale: Scale) -> Moments:
-    """`Moments` of some images. inputs: stored, uint8 NHWC or (N, C); outputs: the float layer's."""
-    found = None
+def moments(node: Node, part: slice, inputs, outputs, scale: Scale, keep: bool = False) -> Moments:
+    """`Moments` of some images. inputs: stored, uint8 NHWC or (N, C); outputs: the float layer's; ``keep``:
+    the matrix, not its Gram matrix."""
+    pieces = []
     for q, o in zip(inputs, outputs, strict=True):
         x = columns(q.astype(np.float32) - np.float32(scale.zero_point), node, part)
         o = o.reshape(-1, node.channels)[:, part]
@@ -78,53 +87,64 @@ def moments(node: Node, part: slice, inputs, outputs, scale: Scale) -> Moments:
         block = max(1, EXACT // max(scale.hi - scale.zero_point, scale.zero_point - scale.lo) ** 2)
         for first in range(0, len(x), block):
             rows, target = x[first : first + block], o[first : first + block].astype(np.float64)
+            gram = matrix = None
             if rows.ndim == 3:
                 channels = np.ascontiguousarray(rows.transpose(2, 1, 0))  # (C, K, M)
-                gram = channels @ channels.transpose(0, 2, 1)
+                gram = (channels @ channels.transpose(0, 2, 1)).astype(np.float64)
                 cross = np.einsum("mkc,mc->kc", rows, target)
             else:
-                gram, cross = rows.T @ rows, rows.astype(np.float64).T @ target
-            piece = Moments(
-                gram.astype(np.float64),
-                cross,
-                rows.sum(axis=0, dtype=np.float64),
-                target.sum(axis=0),
-                (target * target).sum(axis=0),
-                len(rows),
-            )
-            found = piece if found is None else found + piece
-    return found
+                cross = rows.T.astype(np.float64) @ target
+                if keep:
+                    matrix = rows
+                else:
+                    gram = (rows.T @ rows).astype(np.float64)
+            sums = rows.sum(axis=0, dtype=np.float64), target.sum(axis=0), (target * target).sum(axis=0)
+            pieces.append(Moments(gram, matrix, cross, *sums, len(rows)))
+            if not keep:
+                pieces = [Moments.total(pieces)]
+    return Moments.total(pieces)
 
 
 class Problem(NamedTuple):
-    """The quadratic of a layer or of some of its channels: G, c, and |O - b|^2 / a^2 as ``least`` (C,)."""
+    """The quadratic of a layer or some of its channels: G or X, c, and |O - b|^2 / a^2 as ``least`` (C,)."""
 
-    gram: np.ndarray
+    gram: np.ndarray | None
+    matrix: np.ndarray | None
     cross: np.ndarray
     least: np.ndarray
 
     def channels(self, part: slice) -> Problem:
-        gram = self.gram[part] if self.gram.ndim == 3 else self.gram
-        return Problem(gram, self.cross[:, part], self.least[part])
+        depthwise = self.gram is not None and self.gram.ndim == 3
+        gram = self.gram[part] if depthwise else self.gram
+        return Problem(gram, self.matrix, self.cross[:, part], self.least[part])
+
+    def with_gram(self) -> Problem:
+        if self.gram is not None:
+            return self
+        matrix = self.matrix.astype(np.float64)
+        return Problem(matrix.T @ matrix, None, self.cross, self.least)
 
     def times(self, q):
         """G q: (K, C)."""
-        return np.einsum("ckl,lc->kc", self.gram, q) if self.gram.ndim == 3 else self.gram @ q
+        if self.gram is None:
+            return self.matrix.T @ (self.matrix @ q)
+        if self.gram.ndim == 3:
+            return (self.gram @ q.T[:, :, None])[:, :, 0].T
+        return self.gram @ q
 
     @property
     def diagonal(self):
         """(K, 1), depthwise (K, C)."""
+        if self.gram is None:
+            return (self.matrix.astype(np.float64) ** 2).sum(axis=0)[:, None]
         if self.gram.ndim == 3:
             return np.einsum("ckk->kc", self.gram)
         return np.diagonal(self.gram)[:, None]
 
     def error(self, q, scales):
         """Squared error of every channel: (C,)."""
-        return (
-            scales**2 * (q * self.times(q)).sum(axis=0)
-            - 2 * scales * (q * self.cross).sum(axis=0)
-            + self.least
-        )
+        square, dot = (q * self.times(q)).sum(axis=0), (q * self.cross).sum(axis=0)
+        return scales**2 * square - 2 * scales * dot + self.least
 
 
 def problem(m: Moments, bias, input_scale: float, centred: bool) -> Problem:
@@ -133,14 +153,14 @@ def problem(m: Moments, bias, input_scale: float, centred: bool) -> Problem:
     outer = m.inputs[:, None] if m.inputs.ndim == 1 else m.inputs
     cross = (m.cross - outer * shift) / input_scale
     least = (m.squares - 2 * shift * m.outputs + m.rows * shift**2) / input_scale**2
-    gram = m.gram
-    if centred:
-        gram = gram - (
-            np.outer(m.inputs, m.inputs) / m.rows
-            if m.inputs.ndim == 1
-            else np.einsum("kc,lc->ckl", m.inputs, m.inputs) / m.rows
-        )
-    return Problem(gram, cross, least)
+    gram, matrix = m.gram, m.matrix
+    if centred and gram is None:
+        matrix = matrix - (m.inputs / m.rows).astype(np.float32)
+    elif centred and gram.ndim == 3:
+        gram = gram - np.einsum("kc,lc->ckl", m.inputs, m.inputs) / m.rows
+    elif centred:
+        gram = gram - np.outer(m.inputs, m.inputs) / m.rows
+    return Problem(gram, matrix, cross, least)
 
 
 def rounded(weight, scales, top):
@@ -149,8 +169,26 @@ def rounded(weight, scales, top):
 
 
 def errors(p: Problem, weight, scales, top) -> np.ndarray:
-    """Squared error of every candidate: (F, C) for scales float32 (F, C)."""
-    return np.stack([p.error(rounded(weight, s, top), s.astype(np.float64)) for s in scales])
+    """Squared error of every candidate: (F, C) for scales float32 (F, C).
+
+    By the distance d = q s - w to the float weights, ``d^T G d + 2 d^T (G w - c)`` and a constant: then
+    float32 is precise enough for the products, which are most of the work.
+    """
+    exact = weight.astype(np.float64)
+    slope = p.times(exact)
+    constant = (exact * (slope - 2 * p.cross)).sum(axis=0) + p.least
+    slope = (slope - p.cross).astype(np.float32)
+    small = Problem(None if p.gram is None else p.gram.astype(np.float32), p.matrix, p.cross, p.least)
+    found = np.empty(scales.shape)
+    for f, s in enumerate(scales):
+        d = rounded(weight, s, top).astype(np.float32) * s - weight
+        if small.gram is None:
+            y = small.matrix @ d
+            square = np.einsum("mc,mc->c", y, y, dtype=np.float64)
+        else:
+            square = np.einsum("kc,kc->c", d, small.times(d), dtype=np.float64)
+        found[f] = square + 2 * np.einsum("kc,kc->c", d, slope, dtype=np.float64) + constant
+    return found
 
 
 def descend(p: Problem, weight, scales, top) -> np.ndarray:
@@ -161,6 +199,7 @@ def descend(p: Problem, weight, scales, top) -> np.ndarray:
     float network's output fits the noise of the layers before, where images are few. A channel that this
     does not improve keeps the nearest integers.
     """
+    p = p.with_gram()
     nearest = rounded(weight, scales, top)
     damping = DAMPING * p.diagonal.mean(axis=0)
     diagonal = p.diagonal + damping

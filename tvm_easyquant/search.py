@@ -196,11 +196,15 @@ def fit_weights(
     weight = reconstruct.weight_2d(node)
     images = _cut(len(inputs), PARTS)
     parts = reconstruct.groups(node)
+    rows = sum(o.size for o in outputs) // node.channels
+    keep = not is_depthwise(node) and rows < len(weight)
     sums = run(
-        reconstruct.moments, [(node, g, inputs[i], outputs[i], scale) for g in parts for i in images]
+        reconstruct.moments,
+        [(node, g, inputs[i], outputs[i], scale, keep) for g in parts for i in images],
     )
-    total = [sum(sums[n * len(images) + 1 : (n + 1) * len(images)], sums[n * len(images)])
-             for n in range(len(parts))]  # fmt: skip
+    total = [
+        reconstruct.Moments.total(sums[n * len(images) : (n + 1) * len(images)]) for n in range(len(parts))
+    ]
     del sums
     tasks, places = [], []
     for group, m in zip(parts, total, strict=True):

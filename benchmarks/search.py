@@ -1,0 +1,134 @@
+"""Time and memory of calibration and search.
+
+    python benchmarks/search.py --json FILE [--cases NAME ...] [--data DIR]
+
+Every case runs in a process of its own, with 50 images: ResNet-50 and MobileNetV1 with random weights
+(`random_networks.py`), and with --data the networks of that folder. ``exhaustive`` tries every candidate on
+all positions. ``wall`` seconds are what a user waits, on a machine that may be busy; ``cpu`` seconds are
+what the work itself takes, over all threads. ``differ`` counts the activation scales that the exhaustive
+search of the same case chooses otherwise. The cases ``calibration N`` only calibrate, with N images and
+histograms: their peak memory must not grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import machine
+
+from tvm_easyquant.files import write_text
+
+#: case -> (network, settings)
+CASES = {
+    "resnet50": ("resnet50", {}),
+    "resnet50 exhaustive": ("resnet50", {"exhaustive": True}),
+    "resnet50 paper": ("resnet50", {"method": "easyquant"}),
+    "mobilenet_v1": ("mobilenet_v1", {}),
+    "mobilenet_v1 exhaustive": ("mobilenet_v1", {"exhaustive": True}),
+    "mobilenet_v1 paper": ("mobilenet_v1", {"method": "easyquant"}),
+    "calibration 100": ("mobilenet_v1", 100),
+    "calibration 1000": ("mobilenet_v1", 1000),
+}
+DATA_CASES = {
+    f"{name}{how and ' '}{how}": (name, settings)
+    for name in ("cifar10_resnet20", "imagenet_mobilenet_v1_0.75", "imagenet_squeezenet1.1")
+    for how, settings in (
+        ("", {}),
+        ("exhaustive", {"exhaustive": True}),
+        ("paper", {"method": "easyquant"}),
+    )
+}
+
+
+def run_one(case, folder, images):
+    """One case in this process: prints a JSON object."""
+    import tvm_easyquant as eq
+    from tvm_easyquant.calibrate import calibrate
+    from tvm_easyquant.numerics import QuantConfig
+    from tvm_easyquant.progress import peak_memory_gib
+    from tvm_easyquant.search import search
+    from tvm_easyquant.sites import plan
+
+    name, settings = {**CASES, **DATA_CASES}[case]
+    if name in {n for n, _ in DATA_CASES.values()}:
+        from data import Network
+
+        network = Network(Path(folder), name)
+        graph, data = eq.load_onnx(network.path), network.calibration(images)
+    else:
+        import random_networks
+
+        with tempfile.TemporaryDirectory() as where:
+            graph = eq.load_onnx(random_networks.save(name, Path(where)))
+        count = settings if isinstance(settings, int) else images
+        few = random_networks.pictures(min(count, 50))
+        data = (few[i % len(few)] for i in range(count))
+    row = {"case": case, "network": name, "loaded_gib": round(peak_memory_gib(), 2)}
+    clock = [time.perf_counter(), time.process_time()]
+
+    def lap(what):
+        now = [time.perf_counter(), time.process_time()]
+        row[f"{what}_wall"], row[f"{what}_cpu"] = (round(b - a, 1) for a, b in zip(clock, now, strict=True))
+        clock[:] = now
+
+    if isinstance(settings, int):
+        config = QuantConfig(method="kl", search_images=50)
+        seen = calibrate(graph, plan(graph), data, config).seen
+        lap("calibrate")
+        row["images"] = seen
+    else:
+        config = QuantConfig(**settings)
+        plan_ = plan(graph)
+        found = calibrate(graph, plan_, data, config)
+        lap("calibrate")
+        table = search(graph, plan_, found, config)
+        lap("search")
+        row |= {"images": found.seen, "gmacs": round(graph.macs / 1e9, 3), "settings": config.how._asdict()}
+        row["method"] = config.method
+        row["scales"] = {n: s.scale for n, s in table.activations.items()}
+    row["peak_gib"] = round(peak_memory_gib(), 2)
+    print(json.dumps(row))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="the rows; cases that it has are not run again")
+    parser.add_argument("--cases", nargs="+", metavar="NAME", help=", ".join([*CASES, *DATA_CASES]))
+    parser.add_argument("--data", help="folder of networks and images")
+    parser.add_argument("--images", type=int, default=50, help="images of the search (50)")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        return run_one(args.one, args.data, args.images)
+    facts, rows = machine.describe(), []
+    if args.json and args.json.exists():
+        rows = json.loads(args.json.read_text())["rows"]
+    for case in args.cases or [*CASES, *(DATA_CASES if args.data else ())]:
+        if any(row["case"] == case for row in rows):
+            continue
+        command = [sys.executable, __file__, "--one", case, "--images", str(args.images)]
+        command += ["--data", args.data] if args.data else []
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        row = json.loads(done.stdout.splitlines()[-1])
+        row |= {"load_average": round(os.getloadavg()[0], 1), "commit": facts["commit"]}
+        rows.append(row)
+        for other in rows:  # the exhaustive twin
+            twin = next((r for r in rows if r["case"] == f"{other['case']} exhaustive"), None)
+            if twin is not None:
+                pairs = [(s, twin["scales"][n]) for n, s in other["scales"].items()]
+                other["differ"] = sum(a != b for a, b in pairs)
+                other["of"] = len(pairs)
+        if args.json:
+            write_text(args.json, json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+        print({k: v for k, v in row.items() if k not in ("scales", "settings")}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
