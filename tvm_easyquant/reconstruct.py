@@ -106,7 +106,7 @@ def moments(node: Node, part: slice, inputs, outputs, scale: Scale, keep: bool =
 
 
 class Problem(NamedTuple):
-    """The quadratic of a layer or some of its channels: G or X, c, and |O - b|^2 / a^2 as ``least`` (C,)."""
+    """The quadratic of some channels of a layer: G or X, c, and |O - b|^2 / a^2 as ``least`` (C,)."""
 
     gram: np.ndarray | None
     matrix: np.ndarray | None
