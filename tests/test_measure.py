@@ -195,3 +195,27 @@ def test_a_mistake_is_a_line_and_an_exit_code(work, capsys, monkeypatch, name):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and re.search(message, lines[0]), lines
     assert sorted(p.name for p in work[0].iterdir()) == before
+
+
+def test_pictures_are_normalised_alike_by_every_verb(work, capsys):
+    """quantize is told how; evaluate finds it in the table."""
+    image = pytest.importorskip("PIL.Image")
+    folder, rng = work[0] / "photos", np.random.default_rng(1)
+    graph, pixels = load_onnx(work[0] / "net.onnx"), rng.integers(0, 256, (6, 10, 12, 3), dtype=np.uint8)
+    (output,), answers = graph.outputs, []
+    for i, photo in enumerate(pixels):
+        x = (photo[1:9, 2:10, ::-1] / np.float32(255) - 0.5) / np.float32(0.25)
+        answers.append(
+            int(run(graph, {"x": np.ascontiguousarray(x.transpose(2, 0, 1))[None]})[output].argmax())
+        )
+        place = folder / str(answers[-1]) / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(photo).save(place)
+    table = work[0] / "photos.json"
+    assert cli.run(["quantize", str(work[0] / "net.onnx"), "--calibration", str(folder), "--crop", "8x8", "--scale",
+                    "1/255", "--mean", "0.5", "--std", "0.25", "--channel-order", "bgr", "--bits", "8", "--method",
+                    "minmax", "-o", str(table)]) == 0  # fmt: skip
+    capsys.readouterr()
+    found = answer(capsys, "evaluate", work[0] / "net.onnx", "--table", table, "--data", folder, "--json")
+    assert found["metrics"]["top1"]["n"] == 6
+    assert found["metrics"]["top1"]["reference"] == 100  # the folders are the float network's own answers
