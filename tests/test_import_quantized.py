@@ -209,7 +209,7 @@ DW = ("DequantizeLinear", ["w", "u", "wz"], ["wd"], {})
     [([Q, ("DequantizeLinear", ["q", "t", "z"], ["d"], {}), DW, ("Conv", ["d", "wd"], ["y"], {})],
       "n1: q is quantized with one scale and read with another"),
      ([("QuantizeLinear", ["x", "s", "z16"], ["q"], {}), ("DequantizeLinear", ["q", "s", "z16"], ["y"], {})],
-      "n0: int16 activations; only 8 bits"),
+      "z16 is INT16; only int8 and uint8"),
      ([("QuantizeLinear", ["x", "minus", "z"], ["q"], {}), ("DequantizeLinear", ["q", "minus", "z"], ["y"], {})],
       "n0 .QuantizeLinear.: a scale is not positive and finite"),
      ([("ReduceMax", ["x"], ["m"], dict(keepdims=0)), ("QuantizeLinear", ["x", "m", "z"], ["q"], {}),

@@ -46,6 +46,21 @@ def is_quantized(model) -> bool:
     return any(node.op_type in QUANTIZED for node in model.graph.node)
 
 
+def check_types(model) -> None:
+    """QuantizedModelError if a model holds integers of other sizes than 8 bits (and int32 sums), or 8-bit
+    floats."""
+    from onnx import TensorProto
+
+    kinds = [(value.name, value.type.tensor_type.elem_type) for value in model.graph.input]
+    kinds += [(value.name, value.type.tensor_type.elem_type) for value in model.graph.output]
+    read = {name for node in model.graph.node if node.op_type in QUANTIZED for name in node.input}
+    kinds += [(tensor.name, tensor.data_type) for tensor in model.graph.initializer if tensor.name in read]
+    for name, kind in kinds:
+        text = TensorProto.DataType.Name(kind)
+        if text in ("INT16", "UINT16") or text.endswith("INT4") or text.startswith(("FLOAT8", "FLOAT4")):
+            raise QuantizedModelError(f"{name} is {text}; only int8 and uint8 can be taken over")
+
+
 @dataclass(frozen=True)
 class Encoding:
     """How an integer tensor encodes numbers: ``real = scale * (q - zero_point)``.
@@ -74,7 +89,8 @@ class Encoding:
             and np.array_equal(self.zero_point, other.zero_point)
         )
 
-    def _along(self, values, rank):
+    def along(self, values: np.ndarray, rank: int) -> np.ndarray:
+        """A scale or zero point shaped to act along the axis of a tensor with ``rank`` dimensions."""
         return (
             values
             if values.ndim == 0
@@ -84,13 +100,13 @@ class Encoding:
     def quantize(self, real: np.ndarray) -> np.ndarray:
         """float32 -> integers: ``clip(rint(x / scale) + zero_point)``, as ONNX defines it."""
         limits = np.iinfo(self.dtype)
-        scale, zero = (self._along(v, real.ndim) for v in (self.scale, self.zero_point))
+        scale, zero = (self.along(v, real.ndim) for v in (self.scale, self.zero_point))
         steps = np.rint(np.asarray(real, np.float32) / scale) + zero.astype(np.float32)
         return np.clip(steps, limits.min, limits.max).astype(self.dtype)
 
     def dequantize(self, q: np.ndarray) -> np.ndarray:
         """Integers -> float32."""
-        scale, zero = (self._along(v, q.ndim) for v in (self.scale, self.zero_point))
+        scale, zero = (self.along(v, q.ndim) for v in (self.scale, self.zero_point))
         steps = q.astype(np.int64) - zero.astype(np.int64)
         return (steps.astype(np.float32) * scale).astype(np.float32)
 
@@ -127,6 +143,7 @@ class _Normalizer:
     def __init__(self, model):
         from onnx import numpy_helper
 
+        check_types(model)
         self.model, self.graph = model, model.graph
         self.result = Normalized(source=model)
         self.constants = {t.name: numpy_helper.to_array(t) for t in self.graph.initializer}
@@ -135,6 +152,7 @@ class _Normalizer:
         self.dynamic: dict[str, str] = {}  # tensor quantized at run time -> its zero point's tensor
         self.weight_of: dict[str, tuple] = {}  # dequantized constant -> (encoding, integers)
         self.alias: dict[str, str] = {}
+        self.ranks: dict[str, int] | None = None
         self.clipped: set[str] = set()  # outputs of integer Clips that became float ones
         self.nodes, self.taken = [], set()
         self.users: dict[str, list] = {}
@@ -270,7 +288,7 @@ class _Normalizer:
         axis = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0 if attrs.get("transB") else 1, "MatMul": rank - 1}[
             op
         ]
-        steps = integers.astype(np.int64) - encoding._along(encoding.zero_point, rank).astype(np.int64)
+        steps = integers.astype(np.int64) - encoding.along(encoding.zero_point, rank).astype(np.int64)
         if encoding.scale.ndim and encoding.axis % rank != axis:
             wrong = f"its weight scales run along axis {encoding.axis}, not along the output channels"
             self.result.reasons[name] = wrong
@@ -291,17 +309,45 @@ class _Normalizer:
             raise QuantizedModelError(
                 f"node {name}: {encoding.dtype} activations; only 8 bits can be taken over"
             )
+        if not encoding.per_tensor:
+            return self._round_channels(source, tensor, encoding)
         inputs = [self.constant(f"{tensor}_scale_", encoding.scale)]
         zero = encoding.zero_point.astype(np.int64) + encoding.offset
         inputs.append(self.constant(f"{tensor}_zero_point_", zero.astype(np.uint8)))
-        axis = None if encoding.per_tensor else encoding.axis
-        self.emit(
-            "QuantizeLinear", [source, *inputs], f"{tensor}_stored_", f"{tensor}_QuantizeLinear", axis=axis
-        )
-        made = self.emit("DequantizeLinear", [f"{tensor}_stored_", *inputs], tensor, tensor, axis=axis)
+        stored = f"{tensor}_stored_"
+        self.emit("QuantizeLinear", [source, *inputs], stored, f"{tensor}_QuantizeLinear")
+        made = self.emit("DequantizeLinear", [stored, *inputs], tensor, tensor)
         self.result.tensors[made] = encoding
+        return None
+
+    def _round_channels(self, source, tensor, encoding):
+        """An activation with a scale for each channel: rounded in float, since ours have one for all."""
+        limits, rank = np.iinfo(encoding.dtype), max(encoding.axis + 1, self.rank(source))
+        scale = self.constant(f"{tensor}_scale_", encoding.along(encoding.scale, rank))
+        zero = encoding.along(encoding.zero_point, rank).astype(np.float32)
+        zero = self.constant(f"{tensor}_zero_point_", zero)
+        ends = [self.constant(f"{tensor}_{v}_", np.float32(v)) for v in (limits.min, limits.max)]
+        last = source
+        for op, operands in (("Div", [scale]), ("Round", []), ("Add", [zero]), ("Clip", ends),
+                             ("Sub", [zero]), ("Mul", [scale])):  # fmt: skip
+            target = tensor if op == "Mul" else f"{tensor}_{op}_"
+            self.emit(op, [last, *operands], target, target)
+            last = target
+
+    def rank(self, name) -> int:
+        """The number of dimensions of a tensor, by ONNX's own shape inference."""
+        import onnx
+
+        if self.ranks is None:
+            inferred = onnx.shape_inference.infer_shapes(self.model).graph
+            known = [*inferred.input, *inferred.value_info, *inferred.output]
+            self.ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in known}
+        if name not in self.ranks:
+            raise QuantizedModelError(f"{name} has scales for each channel and a shape that is not known")
+        return self.ranks[name]
 
     def _QuantizeLinear(self, node, name, attrs):
+        self._check_blocks(name, attrs)
         (source, scale, *zero), (output,) = node.input, node.output
         encoding = self.encoding(node, scale, zero[0] if zero else "", None, attrs.get("axis"))
         source = self.real(source)
@@ -329,7 +375,12 @@ class _Normalizer:
         if node.output[0] not in self.clipped:  # else done by its QuantizeLinear
             self._other(node, name, attrs)
 
+    def _check_blocks(self, name, attrs):
+        if attrs.get("block_size"):
+            raise QuantizedModelError(f"node {name}: scales by block (block_size) cannot be taken over")
+
     def _DequantizeLinear(self, node, name, attrs):
+        self._check_blocks(name, attrs)
         (source, scale, *zero), (output,) = node.input, node.output
         zero = zero[0] if zero else ""
         if self.real(source) in self.constants:
