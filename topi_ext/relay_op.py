@@ -37,15 +37,11 @@ CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
 def target_isa(target) -> str:
     """The best row of `isa.ISAS` that a target has the features of."""
     has = tvm.get_global_func("target.target_has_feature", allow_missing=True)
-    best = "generic"
+    best, arch = "generic", isa.arch_of(str(target.attrs.get("mtriple", "")))
     if target.kind.name == "llvm":
         for row in isa.ISAS.values():
-            here = isa.arch_of(str(target.attrs.get("mtriple", "")))
-            if (
-                row.features
-                and row.arch in ("", here)
-                and all(has(feature, target) for feature in row.features)
-            ):
+            here = row.features and row.arch in ("", arch)
+            if here and all(has(feature, target) for feature in row.features):
                 best = row.name
     return best
 

@@ -112,7 +112,7 @@ def check_tracker(host: str, port: int, key: str, seconds: float = 10) -> None:
     """
     from tvm.rpc import base
 
-    start = "start one with: python -m tvm.exec.rpc_tracker --port " + str(port)
+    start = f"start one with: python -m tvm.exec.rpc_tracker --port {port} --port-end {port + 1}"
     try:
         with socket.create_connection((host, port), timeout=seconds) as connection:
             connection.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))

@@ -72,7 +72,10 @@ def fetch_runtime(folder: Path) -> Path:
         wheels = list(Path(scratch).glob("*.whl"))
         if not wheels:
             reason = (result.stderr.strip().splitlines() or ["no wheel"])[-1]
-            raise Missing(f"pip cannot download {WHEEL} {version} for aarch64: {reason}")
+            raise Missing(
+                f"pip cannot download {WHEEL} {version} for aarch64 ({reason}); without a network, put its "
+                f"libtvm_runtime.so into {folder}"
+            )
         with zipfile.ZipFile(wheels[0]) as wheel:
             partial = Path(scratch) / library.name
             partial.write_bytes(wheel.read("tvm/libtvm_runtime.so"))
