@@ -80,7 +80,8 @@ def measured() -> str:
         cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
         if not cells:
             row = 0
-            out.append(line)
+            line = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", line)  # links
+            out.append(re.sub(r"^#+ (.*)", r"**\1**", line))
         elif not all(re.fullmatch(":?-+:?", cell) for cell in cells):
             if row == 0:
                 out += ["", ".. list-table::", "   :header-rows: 1", ""]
@@ -105,7 +106,7 @@ def command_line() -> str:
 
     from tvm_easyquant import cli
 
-    os.environ["COLUMNS"] = "96"
+    os.environ["COLUMNS"] = "88"
     parser = argparse.ArgumentParser(prog="tvmc-easyquant")
     subparsers = parser.add_subparsers()
     cli._add_verbs(subparsers, parser, [])
