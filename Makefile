@@ -7,13 +7,17 @@ READY = $(VENV)/.ready
 RELAX = $(VENV)-relax
 RELAX_READY = $(RELAX)/.ready
 
-.PHONY: demo test test-kernels-relax docs lint format wheel clean
+.PHONY: demo test test-slow test-kernels-relax docs lint format wheel clean
 
 demo: $(READY)
 	$(BIN)/tvmc-easyquant demo
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# a hundred million outputs of every kernel against the norm
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
 # every kernel of the manifest, built and run by today's apache-tvm: the same text, the same integers
 test-kernels-relax: $(RELAX_READY)

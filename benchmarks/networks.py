@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -29,64 +28,20 @@ from pathlib import Path
 os.environ["TVM_NUM_THREADS"] = "1"
 os.environ.setdefault("TOPHUB_LOCATION", "NONE")
 
-import cap
 import machine
 import numpy as np
 import random_networks
+from peers import ISAS, Runner, capped, check_isas, target_of
 
 import tvm_easyquant as eq
 from topi_ext import isa
 from tvm_easyquant.files import write_text
 from tvm_easyquant.host import BUILD_CONFIG, no_tophub, relay, tvm
-from tvm_easyquant.relay_build import build, host_target
+from tvm_easyquant.relay_build import build
 from tvm_easyquant.relay_reference import execute
 
 HERE = Path(__file__).resolve().parent
-#: --isa -> row of topi_ext.isa, None for the CPU's own
-ISAS = {"avx2": "avx2", "avx512": "avx512bw", "native": None}
 PEERS = ("onnxruntime", "openvino", "ncnn")
-
-
-@functools.cache
-def urgent():
-    """The command that runs another at real-time priority; empty where it is not allowed."""
-    command = ("chrt", "--rr", "10")
-    allowed = (
-        shutil.which("chrt") and subprocess.run([*command, "true"], capture_output=True).returncode == 0
-    )
-    return command if allowed else ()
-
-
-class Runner:
-    """A started `runner.py`."""
-
-    def __init__(self, python, kind, model, inputs, threads, cpus, env=None):
-        command = [str(python), str(HERE / "runner.py"), kind, str(model), str(inputs), str(threads)]
-        self.process = subprocess.Popen(
-            [*urgent(), "taskset", "-c", ",".join(map(str, cpus)), *command], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, **(env or {})},
-        )  # fmt: skip
-        self.version = self._answer()
-
-    def _answer(self):
-        line = self.process.stdout.readline().strip()
-        if not line:
-            raise RuntimeError(f"{Path(self.process.args[-3]).name} ended")
-        return line
-
-    def ask(self, text):
-        self.process.stdin.write(f"{text}\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def output(self, path):
-        self.ask(f"output {path}")
-        return np.load(path)
-
-    def stop(self):
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def ort_int8(path, samples, made):
@@ -113,11 +68,6 @@ def ort_int8(path, samples, made):
     )  # fmt: skip
 
 
-def target_of(name):
-    row = ISAS[name]
-    return host_target() if row is None else f"llvm -mcpu={isa.ISAS[row].mcpu}"
-
-
 def history(logs):
     from tvm import autotvm
 
@@ -129,13 +79,6 @@ def tvm_fp32(path, target, logs):
     module, params = relay.frontend.from_onnx(_load(path), {"image": (1, 3, 224, 224)}, freeze_params=True)
     with no_tophub(), history(logs), tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
         return relay.build(module, target, params=params)
-
-
-def package(python, name):
-    """The folder of an installed package."""
-    code = f"import importlib.util as u; print(u.find_spec({name!r}).submodule_search_locations[0])"
-    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
-    return Path(found.stdout.strip())
 
 
 def _load(path):
@@ -192,8 +135,7 @@ def start(name, args, folder, stack):
                 continue
             python = sys.executable if peer == "onnxruntime" else args.peers_python
             try:
-                env = cap.capped(package(python, peer), args.scratch / "capped") if ISAS[isa_name] else {}
-                run(key, isa_name, python, peer, model, {**env, "EASYQUANT_CAP": isa_name})
+                run(key, isa_name, python, peer, model, capped(python, peer, isa_name, args.scratch))
             except RuntimeError as error:
                 print(f"{name}: left out: {key} on {isa_name}: {error}", flush=True)
     outputs = {key: r.output(folder / "out.npy").ravel().astype(float) for key, r in runners.items()}
@@ -272,10 +214,7 @@ def main():
     parser.add_argument("--fp32-records", type=Path, help="tuning records for TVM's fp32")
     parser.add_argument("--tune-fp32", type=int, metavar="TRIALS", help="make --fp32-records and end")
     args = parser.parse_args()
-    for name in args.isa:
-        row = ISAS[name]
-        if row is not None and not isa.host_has(row):
-            raise SystemExit(f"error: this CPU does not have {row}")
+    check_isas(args.isa)
     if args.peers_python and not shutil.which(args.peers_python):
         raise SystemExit(f"error: --peers-python: there is no {args.peers_python}")
     if args.tune_fp32:

@@ -1,0 +1,88 @@
+"""The peers' runtimes, each in a process of its own, on the CPU as it is or as a plainer one (`cap`)."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import cap
+import numpy as np
+
+from topi_ext import isa
+from tvm_easyquant.relay_build import host_target
+
+HERE = Path(__file__).resolve().parent
+#: --isa -> row of topi_ext.isa, None for the CPU's own
+ISAS = {"avx2": "avx2", "avx512": "avx512bw", "native": None}
+
+
+def check_isas(names):
+    """SystemExit if this CPU lacks one of the instruction sets."""
+    for row in filter(None, (ISAS[name] for name in names)):
+        if not isa.host_has(row):
+            raise SystemExit(f"error: this CPU does not have {row}")
+
+
+def target_of(name):
+    row = ISAS[name]
+    return host_target() if row is None else f"llvm -mcpu={isa.ISAS[row].mcpu}"
+
+
+@functools.cache
+def urgent():
+    """The command that runs another at real-time priority; empty where it is not allowed."""
+    command = ("chrt", "--rr", "10")
+    allowed = (
+        shutil.which("chrt") and subprocess.run([*command, "true"], capture_output=True).returncode == 0
+    )
+    return command if allowed else ()
+
+
+class Runner:
+    """A started `runner.py`."""
+
+    def __init__(self, python, kind, model, inputs, threads, cpus, env=None):
+        command = [str(python), str(HERE / "runner.py"), kind, str(model), str(inputs), str(threads)]
+        self.process = subprocess.Popen(
+            [*urgent(), "taskset", "-c", ",".join(map(str, cpus)), *command], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})},
+        )  # fmt: skip
+        self.version = self._answer()
+
+    def _answer(self):
+        line = self.process.stdout.readline().strip()
+        if not line:
+            raise RuntimeError(f"{Path(self.process.args[-3]).name} ended")
+        return line
+
+    def ask(self, text):
+        self.process.stdin.write(f"{text}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def output(self, path):
+        self.ask(f"output {path}")
+        return np.load(path)
+
+    def stop(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def package(python, name):
+    """The folder of an installed package."""
+    code = f"import importlib.util as u; print(u.find_spec({name!r}).submodule_search_locations[0])"
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return Path(found.stdout.strip())
+
+
+def capped(python, name, isa_name, scratch: Path) -> dict[str, str]:
+    """Environment variables with which a package sees no more than the instruction set; its copy stays in
+    ``scratch``. For "native" there are none."""
+    if ISAS[isa_name] is None:
+        return {}
+    return {**cap.capped(package(python, name), scratch / "capped"), "EASYQUANT_CAP": isa_name}
