@@ -199,6 +199,21 @@ def tune_fp32(args):
                 print(f"{name}: {i} of {len(tasks)} tasks", flush=True)
 
 
+def tune_ours(args):
+    """Measure our kernels for the networks on each ``--isa`` and append to ``--records``."""
+    from tvm_easyquant.relay_tune import tune
+
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in args.nets:
+            graph = eq.load_onnx(random_networks.save(name, Path(scratch)))
+            module = eq.quantize(graph, random_networks.pictures(4), bits=7, method="minmax").module
+            for isa_name in args.isa:
+                found = tune(module, args.records[0], target_of(isa_name), tuner="random",
+                             trials=args.tune_ours, alternatives=1)  # fmt: skip
+                print(f"{name} on {isa_name}: {found}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
@@ -213,12 +228,15 @@ def main():
     parser.add_argument("--records", type=Path, nargs="+", help="tuning records for ours")
     parser.add_argument("--fp32-records", type=Path, help="tuning records for TVM's fp32")
     parser.add_argument("--tune-fp32", type=int, metavar="TRIALS", help="make --fp32-records and end")
+    parser.add_argument("--tune-ours", type=int, metavar="TRIALS", help="append to --records and end")
     args = parser.parse_args()
     check_isas(args.isa)
     if args.peers_python and not shutil.which(args.peers_python):
         raise SystemExit(f"error: --peers-python: there is no {args.peers_python}")
     if args.tune_fp32:
         return tune_fp32(args)
+    if args.tune_ours:
+        return tune_ours(args)
     os.environ["TVM_NUM_THREADS"] = str(args.threads)
     facts, rows = machine.describe(), []
     for name in args.nets:
