@@ -219,3 +219,16 @@ def test_pictures_are_normalised_alike_by_every_verb(work, capsys):
     found = answer(capsys, "evaluate", work[0] / "net.onnx", "--table", table, "--data", folder, "--json")
     assert found["metrics"]["top1"]["n"] == 6
     assert found["metrics"]["top1"]["reference"] == 100  # the folders are the float network's own answers
+
+
+@pytest.mark.parametrize("verb", ["compile", "run", "tune"])
+def test_tvmc_s_own_verbs_are_untouched(verb, capsys):
+    from tvm.driver.tvmc import main as tvmc
+
+    texts = []
+    for call in (tvmc._main, cli.run):
+        with pytest.raises(SystemExit) as left:
+            call([verb, "--help"])
+        assert left.value.code == 0
+        texts.append(capsys.readouterr().out.split("options:", 1)[1])
+    assert texts[0] == texts[1]
