@@ -29,6 +29,8 @@ examples:
   tvmc-easyquant import-onnx quantized.onnx -o net.tar --target "llvm -mcpu=core-avx2"
   tvmc-easyquant run net.tar --inputs input.npz
   tvmc-easyquant verify-onnx quantized.onnx --inputs images.npz
+  tvmc-easyquant export-ncnn net.onnx --table net.json -o net.table
+  tvmc-easyquant import-ncnn net.onnx --ncnn net.table -o net.json
 """
 
 
@@ -72,7 +74,25 @@ def add(subparsers) -> None:
     add("--module-out", metavar="FILE", help="also write the integer Relay module (TVM's JSON)")
     add("--json", action="store_true", help="print the result as JSON")
 
+    help = "write a scale table as ncnn's calibration table"
+    parser = add_verb(subparsers, "export-ncnn", _export_ncnn, help, EXAMPLES + NCNN)
+    add_model(parser, "the model that the table was made for")
+    parser.add_argument("--table", required=True, metavar="FILE", help="its scale table, from quantize")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the ncnn table to write")
 
+    help = "make a scale table of ncnn's calibration table"
+    parser = add_verb(subparsers, "import-ncnn", _import_ncnn, help, EXAMPLES + NCNN)
+    add_model(parser, "the float model that ncnn's table was made for, with the same layer names")
+    parser.add_argument("--ncnn", required=True, metavar="FILE", help="the ncnn table, from ncnn2table")
+    parser.add_argument(
+        "-o", "--output", default="table.json", help="the scale table to write (table.json)"
+    )
+
+
+NCNN = """
+ncnn's scales are signed and symmetric, -127..127: an unsigned 8-bit tensor gets steps twice as large; what
+only add, pool or concat read has none there, and stays float when such a table is read.
+"""
 VERDICTS = """
 exit codes: 0 all equal, or different next to a tie only, where float32 may round either way; 1 different
 """
@@ -90,6 +110,32 @@ def _export(args) -> int:
     print(
         f"{args.output}: {plan.coverage(graph):.1f} % of the multiply-accumulates behind int8 weights, "
         f"{len(plan.floats)} float nodes"
+    )
+    return 0
+
+
+def _export_ncnn(args) -> int:
+    from . import ncnn_table
+    from .scale_table import ScaleTable
+
+    writable(args.output)
+    table = ScaleTable.load(args.table)
+    ncnn_table.save(args.output, load_graph(args), table)
+    print(f"{args.output}: {len(table.weights)} layers")
+    return 0
+
+
+def _import_ncnn(args) -> int:
+    from . import ncnn_table
+
+    writable(args.output)
+    graph = load_graph(args)
+    table = ncnn_table.load(args.ncnn, graph)
+    table.save(args.output)
+    plan = table.check(graph)
+    print(
+        f"{args.output}: {plan.coverage(graph):.1f} % of the multiply-accumulates run in integers, "
+        f"{len(plan.floats)} nodes stay float"
     )
     return 0
 
