@@ -14,7 +14,7 @@ from tvm_easyquant import cli, quantize
 from tvm_easyquant.graph import run
 from tvm_easyquant.integer import run_integer
 from tvm_easyquant.numerics import QuantConfig
-from tvm_easyquant.relay_benchmark import Benchmark, LayerTime, benchmark, keep_if_faster
+from tvm_easyquant.relay_benchmark import Benchmark, LayerTime, _Call, _rows, benchmark, keep_if_faster
 from tvm_easyquant.relay_build import host_target
 from tvm_easyquant.relay_frontend import import_onnx, load_onnx
 
@@ -162,6 +162,24 @@ def test_quantize_keep_if_faster_says_what_it_did(work, capsys):
                    folder / "fast.json", "--method", "minmax", "--keep-if-faster", "--json")  # fmt: skip
     kept = [row["layer"] for row in found["layers"] if row["kind"] == "float32"]
     assert bool(kept) <= bool(found["notes"])
+
+
+def test_every_call_is_counted_once():
+    """An average pool that runs as a convolution of ours is no layer of the model: it is everything else."""
+    graph = load_onnx(networks.small_onnx())
+    layers = [n.name for n in graph.compute_nodes]
+    order = [layers[0], "pool", *layers[1:]]
+    calls = [_Call("fused_easyquant_conv2d", 1, 1, 2.0**i) for i in range(4)] + [
+        _Call("fused_softmax", 0, 1, 0.5)
+    ]
+    floats = [
+        _Call("fused_nn_conv2d", n.weight.size, int(np.prod(n.shape)), 1.0) for n in graph.compute_nodes
+    ]
+    rows, other = _rows(graph, {}, order, {}, calls, floats[::-1])
+    assert [row.ms for row in rows] == [1.0, 4.0, 8.0] and other == 2.5
+    assert [row.ms_fp32 for row in rows] == [1.0] * 3
+    rows, other = _rows(graph, {}, order, {}, calls[1:], floats[1:])  # one call too few: nothing is guessed
+    assert [row.ms for row in rows] == [None] * 3 and other == 14.5 and rows[0].ms_fp32 is None
 
 
 MISTAKES = {

@@ -256,7 +256,7 @@ def _rows(graph, plans, order, bits, integer_calls, float_calls):
         kind = f"int{bits.get(node.name, 8)}" if plan else "float32"
         kernel = plan.plan.kernel.name if plan else "TVM"
         rows.append(LayerTime(node.name, kind, kernel, known.get(node.name), theirs.get(node.name)))
-    return rows, sum(call.ms for call in integer_calls if not call.layer)
+    return rows, sum(call.ms for call in integer_calls) - sum(row.ms or 0.0 for row in rows)
 
 
 def _by_size(nodes, calls) -> dict[str, float]:
