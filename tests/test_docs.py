@@ -55,5 +55,8 @@ def test_no_page_states_a_measurement():
     found = []
     for page in (ROOT / "docs").glob("*.rst"):
         unit = r"\b\d[\d.,]*\s*(?:ms|us|µs|GMAC/s|GMACs?|%|percent|points|times)(?=\W|$)"
-        found += [f"{page.name}: {hit}" for hit in re.findall(unit, page.read_text(encoding="utf-8"))]
+        prose = [
+            line for line in page.read_text(encoding="utf-8").splitlines() if not line.startswith("   ")
+        ]
+        found += [f"{page.name}: {hit}" for line in prose for hit in re.findall(unit, line)]
     assert not found
