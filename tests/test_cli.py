@@ -103,11 +103,14 @@ def test_a_folder_of_images_gives_the_same_table(work):
 def test_json_dry_run_and_module_out(work):
     result = tvmc(
         "quantize", "net.onnx", "--calibration", "images.npz", "-o", "t8.json", "--bits", "8",
-        "--method", "minmax", "--skip", "conv2", "--module-out", "module.json", "--json", cwd=work,
+        "--method", "minmax", "--skip", "conv2", "--module-out", "module.json", "--qdq-out",
+        "qdq.onnx", "--json", cwd=work,
     )  # fmt: skip
     facts = json.loads(result.stdout)
     assert [row["kind"] for row in facts["layers"]] == ["int8", "float32", "int8"]
     assert facts["float_nodes"]["conv2"] == "kept float by skip"
+    operators = [node.op_type for node in onnx.load(work / "qdq.onnx").graph.node]
+    assert operators.count("QuantizeLinear") and operators.count("Conv") == 2
     import tvm
 
     assert tvm.ir.load_json((work / "module.json").read_text())["main"]

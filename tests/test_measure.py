@@ -198,6 +198,8 @@ MISTAKES = {
     "no log": (["benchmark", "--tuning-records", "no.log"], "there is no file .*no.log"),
     "a page nowhere": (["report", "-o", "no/such/r.html"], "cannot write no/such/r.html"),
     "a page over an input": (["report", "-o", "net.json"], "net.json: it is also an input"),
+    "two outputs in one": (["quantize", "--calibration", "images.npz", "-o", "a", "--qdq-out", "./a"],
+                           "--output and --qdq-out both name ./a"),
     "no such record": (["report", "--record", "set.npz"], "is not a search record"),
 }  # fmt: skip
 
@@ -209,7 +211,8 @@ def test_a_mistake_is_a_line_and_an_exit_code(work, capsys, monkeypatch, name):
     command, message = MISTAKES[name]
     verb, *options = command
     before = sorted(p.name for p in work[0].iterdir())
-    assert cli.run([verb, "net.onnx", "--table", "net.json", *options]) == 4
+    table = [] if verb == "quantize" else ["--table", "net.json"]
+    assert cli.run([verb, "net.onnx", *table, *options]) == 4
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and re.search(message, lines[0]), lines
     assert sorted(p.name for p in work[0].iterdir()) == before

@@ -72,6 +72,7 @@ def add(subparsers) -> None:
     add("--target", help="what --keep-if-faster, --max-drop and --bits auto measure on, such as "
         "'llvm -mcpu=core-avx2' (this CPU)")  # fmt: skip
     add("--module-out", metavar="FILE", help="also write the integer Relay module (TVM's JSON)")
+    add("--qdq-out", metavar="FILE", help="also write the network as ONNX with QuantizeLinear nodes")
     add("--record", metavar="FILE", help="also write the curves of the search, for report --record")
     add("--json", action="store_true", help="print the result as JSON")
     add_pictures(parser)
@@ -82,7 +83,7 @@ def _bits(text: str):
 
 
 def _quantize(args) -> int:
-    from . import pipeline, sites, sources
+    from . import onnx_export, pipeline, sites, sources
     from .curves import Curves
     from .files import write_text
     from .numerics import QuantConfig
@@ -102,9 +103,13 @@ def _quantize(args) -> int:
         if data is None:
             raise UserError("quantize needs --calibration FILE.npz, FOLDER or module:function")
         inputs = (args.FILE, args.calibration)
-        outputs = [writable(p, inputs) for p in (args.output, args.module_out, args.record) if p]
-        if len(set(outputs)) < len(outputs):
-            raise UserError(f"--output, --module-out and --record: two of them name {args.output}")
+        paths = {flag: getattr(args, flag) for flag in ("output", "module_out", "qdq_out", "record")}
+        taken: dict[Path, str] = {}
+        for flag, path in paths.items():
+            other = taken.setdefault(writable(path, inputs), flag) if path else flag
+            if other != flag:
+                flags = " and ".join("--" + name.replace("_", "-") for name in (other, flag))
+                raise UserError(f"{flags} both name {path}")
     graph = load_graph(args)
     if args.dry_run:
         return _dry_run(graph, sites.plan(graph, config.skip), args.json)
@@ -124,9 +129,12 @@ def _quantize(args) -> int:
         from .host import tvm
 
         module = tvm.ir.save_json(result.module)
+    qdq = onnx_export.to_qdq(result.graph, result.table) if args.qdq_out else None
     result.table.save(args.output)
     if module is not None:
         write_text(args.module_out, module)
+    if qdq is not None:
+        onnx_export.save(args.qdq_out, qdq)
     if curves is not None:
         curves.save(args.record)
     warn(result.warnings)
