@@ -497,6 +497,23 @@ def test_quantize_killed_is_resumed_to_the_same_bytes(folder, tmp_path):
     killed_and_resumed(tmp_path, [(4, "after"), (7, "before")], *command)
 
 
+def test_leftovers_of_the_dead_are_removed_and_of_the_living_kept(tmp_path):
+    import platform
+
+    from tvm_easyquant.files import write_text
+
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    gone = tmp_path / f".t.json.{platform.node()[:50]}.{process.pid}.abc.json"
+    living = tmp_path / f".t.json.{platform.node()[:50]}.{os.getpid()}.abc.json"
+    elsewhere = tmp_path / f".t.json.another-machine.{process.pid}.abc.json"
+    for file in (gone, living, elsewhere):
+        file.write_text("half")
+    write_text(tmp_path / "t.json", "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["t.json", living.name, elsewhere.name])
+    write_text(tmp_path / ("n" * 250), "a long name")
+
+
 def test_wrong_inputs_at_run_time_are_named():
     from tvm_easyquant import quantize
     from tvm_easyquant.graph import GraphError

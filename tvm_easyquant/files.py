@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -39,9 +40,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path, temporary = Path(path), None
     folder = path.parent or Path(".")
     try:
-        _remove_leftovers(folder, path.name)
+        prefix = f".{path.name[:100]}.{platform.node()[:50]}."  # a folder may be shared between machines
+        _remove_leftovers(folder, prefix)
         handle, temporary = tempfile.mkstemp(
-            prefix=f".{path.name}.{os.getpid()}.", suffix=path.suffix, dir=folder
+            prefix=f"{prefix}{os.getpid()}.", suffix=path.suffix, dir=folder
         )
         os.close(handle)
         yield Path(temporary)
@@ -57,9 +59,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
-def _remove_leftovers(folder: Path, name: str) -> None:
-    """Remove temporary files for ``name`` whose process is gone (killed with no chance to tidy up)."""
-    pattern = re.compile(rf"\.{re.escape(name)}\.(\d+)\.")
+def _remove_leftovers(folder: Path, prefix: str) -> None:
+    """Remove temporary files of this machine whose process is gone (killed with no chance to tidy up)."""
+    pattern = re.compile(rf"{re.escape(prefix)}(\d+)\.")
     for entry in os.listdir(folder):
         found = pattern.match(entry)
         if found and not _alive(int(found[1])):
