@@ -134,7 +134,8 @@ def test_slower_layers_stay_float_only_if_the_network_gains(gain):
         layers = [LayerTime("conv2", "int7", "k", 2.0, 1.0), LayerTime("conv1", "int7", "k", 1.0, 2.0)]
         return Benchmark(ms, 5.0, 5 / ms if gain else 1 / len(seen), (ms, ms), layers, 0.0, 1, 3, "llvm")
 
-    found = keep_if_faster(graph, None, QuantConfig(), measure=measure)
+    config = QuantConfig(order="layerwise", bias_correction=True, rounding="descent", start="kl")
+    found = keep_if_faster(graph, None, config, measure=measure)
     assert seen == [3, 2]
     assert found.skip == (("conv2",) if gain else ())
     assert ("3.000 instead of 4.000 ms" in found.notes[0]) == gain

@@ -1,7 +1,7 @@
 """What a scale search saw: the score of every candidate, recorded for the report. No TVM here.
 
 A `Curves` is the ``record`` of `search.search`. Candidates are kept as *ranges*: the range that the scale
-holds, relative to that of the start (1 is the maximum of the values; below 1 the scale clips).
+holds, relative to that of the start (below 1 it clips more than the start).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from topi_ext.lower import LayerPlan, LowerInteger
 from .calibrate import calibrate, start_table
 from .graph import Graph, GraphError, model_shape
 from .host import BUILD_CONFIG, no_tophub, relay, tvm
-from .numerics import QuantConfig
+from .numerics import SWITCHES, QuantConfig
 from .relay_build import Executor, cpu_target
 from .relay_rewrite import rewrite
 from .sites import plan
@@ -298,7 +298,8 @@ def keep_if_faster(
     feed = {n: rng.standard_normal(model_shape(graph[n])).astype(np.float32) for n in graph.inputs}
 
     def measured(skip):
-        settings = replace(config, method="minmax", objective=None, start=None, skip=(*config.skip, *skip))
+        plain = {name: None for name in SWITCHES}
+        settings = replace(config, **plain, method="minmax", skip=(*config.skip, *skip))
         plan_ = plan(graph, settings.skip)
         table = start_table(graph, plan_, calibrate(graph, plan_, [feed], settings), settings)
         bits = {node.name: settings.bits_of(node.name) for node in graph.compute_nodes}
