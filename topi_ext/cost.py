@@ -50,6 +50,6 @@ def cycle_counts() -> dict[str, dict[str, list[float]]]:
 
 
 def cycles(kernel: str, work: Sequence[float], core: str) -> float | None:
-    """Millions of cycles of one call, by static counts; None where there are none."""
+    """Cycles of one call, by static counts; None where there are none."""
     known = cycle_counts().get(core, {}).get(kernel)
-    return None if known is None else sum(c * w for c, w in zip(known, work, strict=False))
+    return None if known is None else 1e6 * sum(c * w for c, w in zip(known, work, strict=False))

@@ -360,5 +360,5 @@ def _estimates(rows, spec, weight, cold, cores) -> tuple[dict[str, float], str]:
         cycles = functools.partial(cost.cycles, core=core)
         found = {row.name: row.cost(spec, weight, cycles) for row in rows}
         if None not in found.values():
-            return found, f"estimated: {{:.2f}} million cycles of a {core}"
+            return found, f"estimated: {{:,.0f}} cycles of a {core}"
     return {}, ""

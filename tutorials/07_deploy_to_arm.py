@@ -39,7 +39,8 @@ except device.Missing as missing:
 # -----------------------------------------
 # A Cortex-A53 or A72 sums up to eight 7-bit products in 16 bits (``smull``, ``smlal``, then one
 # ``sadalp``), or multiplies in the Winograd domain; a core with dot products takes ``sdot``. The planner
-# says which kernel each layer gets, and the proof.
+# says which kernel each layer gets, the proof, and why: static cycle counts of the core that ``-mcpu`` names
+# (``benchmarks/arm.py``), until a tuning record outranks them.
 
 images = demo.images()
 q = eq.quantize(demo.network_path(), images["calibration_images"][:50], bits=7, method="minmax")
@@ -49,7 +50,7 @@ for target in ("llvm -mtriple=aarch64-linux-gnu -mattr=+neon",
     lower(q.module)
     print(target)
     for layer in lower.layers:
-        print("   ", layer.plan)
+        print(f"    {layer.plan}; {layer.plan.reason}")
 
 target = tvm.target.Target("llvm -mtriple=aarch64-linux-gnu -mattr=+neon")
 folder = Path(tempfile.mkdtemp())
