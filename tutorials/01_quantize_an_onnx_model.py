@@ -2,8 +2,8 @@
 Quantize an ONNX model
 ======================
 
-A float CNN becomes a network that runs in 7-bit integers. It takes a minute on any machine with TVM 0.19:
-the model and the images are embedded in the package.
+A float CNN becomes a network that runs in 7-bit integers. It runs on any machine with TVM 0.19: the model
+and the images are embedded in the package.
 """
 
 import numpy as np

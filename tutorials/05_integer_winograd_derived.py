@@ -3,7 +3,8 @@ Integer Winograd, derived
 =========================
 
 Winograd's convolution saves multiplications. In integers it has a bad name: careless integer versions are
-wrong, and TVM switched its own off. This one is exact. Everything here is numpy; no TVM is needed.
+wrong, and TVM switched its own off (apache/tvm#5363). This one is exact. Everything here is numpy; no TVM
+is needed.
 """
 
 from fractions import Fraction

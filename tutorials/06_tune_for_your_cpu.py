@@ -2,9 +2,9 @@
 Tune for your CPU
 =================
 
-Every kernel has a few dozen variants: tile sizes, loop orders, threads. All compute the same integers, so
-tuning can make a network faster and cannot make it wrong. This tutorial tunes one layer for seconds; a real
-run takes minutes, and the verb ``tune-kernels`` does it for all layers of a network::
+Every kernel has a few dozen variants: tile sizes, loop orders, unrolling. All compute the same integers, so
+tuning can make a network faster and cannot make it wrong. This tutorial tunes one layer with a few
+trials; the verb ``tune-kernels`` tunes all layers of a network::
 
     tvmc-easyquant tune-kernels net.onnx --table net.json -o net.log
     tvmc-easyquant compile net.onnx --tuning-records net.log -o net.tar \\

@@ -39,8 +39,8 @@ except device.Missing as missing:
 # -----------------------------------------
 # A Cortex-A53 or A72 sums up to eight 7-bit products in 16 bits (``smull``, ``smlal``, then one
 # ``sadalp``), or multiplies in the Winograd domain; a core with dot products takes ``sdot``. The planner
-# says which kernel each layer gets, the proof, and why: static cycle counts of the core that ``-mcpu`` names
-# (``benchmarks/arm.py``), until a tuning record outranks them.
+# says which kernel each layer gets, the proof, and why: static cycle counts of the core that ``-mcpu``
+# names (``benchmarks/arm.py``), until a tuning record outranks them.
 
 images = demo.images()
 q = eq.quantize(demo.network_path(), images["calibration_images"][:50], bits=7, method="minmax")
