@@ -214,3 +214,17 @@ def test_ncnn_tables_out_and_in(work):
     wrong = tvmc("import-ncnn", "net.onnx", "--ncnn", "table.json", "-o", "no.json", cwd=work)
     assert wrong.returncode == 4 and "table.json, line 1: { has no scale" in wrong.stderr, wrong.stderr
     assert not (work / "no.json").exists()
+
+
+def test_a_reader_that_has_enough_is_no_error(work):
+    for command in (
+        ["quantize", "net.onnx", "--dry-run", "--json"],
+        ["plan", "net.onnx", "--table", "table.json"],
+    ):
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tvm_easyquant.cli", *command], cwd=work,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141

@@ -17,7 +17,16 @@ from collections.abc import Iterator, Sequence
 from unittest import mock
 
 from . import cli_checks
-from .cli_common import INTERRUPTED, MISSING_PACKAGE, USER_ERROR, fail, is_users, missing, one_line
+from .cli_common import (
+    INTERRUPTED,
+    MISSING_PACKAGE,
+    NOBODY_READS,
+    USER_ERROR,
+    fail,
+    is_users,
+    missing,
+    one_line,
+)
 
 VERBS = (
     "cli_quantize",
@@ -90,6 +99,8 @@ def run(argv: Sequence[str]) -> int:
                 return fail(USER_ERROR, one_line(error))
     except ImportError as error:
         return missing(error)
+    except BrokenPipeError:
+        raise
     except OSError as error:  # tvmc leaves these to Python
         return fail(USER_ERROR, one_line(error))
     except Exception as error:
@@ -110,7 +121,13 @@ def run(argv: Sequence[str]) -> int:
 def main() -> None:
     """The console script ``tvmc-easyquant``."""
     sys.path.insert(0, os.getcwd())  # where a user's module:function is looked for
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = NOBODY_READS
+    sys.exit(code)
 
 
 if __name__ == "__main__":

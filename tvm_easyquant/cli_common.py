@@ -14,6 +14,7 @@ from .files import writable as writable  # for the verbs
 from .progress import Bar
 
 USER_ERROR, MISSING_PACKAGE, INTERRUPTED = 4, 5, 130  # the first two are tvmc's own exit codes
+NOBODY_READS = 141  # as a shell reports SIGPIPE
 
 
 class UserError(ValueError):
@@ -189,6 +190,8 @@ def guarded(verb):
     def run_verb(args):
         try:
             return verb(args)
+        except BrokenPipeError:
+            raise
         except ImportError as error:
             return missing(error)
         except Exception as error:
