@@ -254,3 +254,23 @@ def test_tvmc_s_own_verbs_are_untouched(verb, capsys):
         assert left.value.code == 0
         texts.append(capsys.readouterr().out.split("options:", 1)[1])
     assert texts[0] == texts[1]
+
+
+def test_every_verb_of_ours_shows_examples_that_parse():
+    import argparse
+    import importlib
+    import shlex
+
+    verbs = argparse.ArgumentParser().add_subparsers()
+    for module in cli.VERBS:
+        importlib.import_module(f"tvm_easyquant.{module}").add(verbs)
+    assert {"quantize", "evaluate", "benchmark", "report", "plan", "tune-kernels", "doctor", "demo"} <= set(
+        verbs.choices
+    )
+    for name, parser in verbs.choices.items():
+        lines = (parser.epilog or "").replace("\\\n", " ").splitlines()
+        commands = [shlex.split(line)[1:] for line in lines if line.startswith("  tvmc-easyquant ")]
+        assert any(command[0] == name for command in commands), name
+        for verb, *arguments in commands:
+            if verb in verbs.choices:  # compile and run are tvmc's
+                verbs.choices[verb].parse_args(arguments)
