@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from unittest import mock
 
 from .files import plain
 from .files import writable as writable  # for the verbs
@@ -21,16 +22,24 @@ class UserError(ValueError):
     """A mistake of the user's; printed as one line."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse's, but a mistake is one line without the whole usage before it."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
 def add_verb(subparsers, name: str, run: Callable, help: str, examples: str) -> argparse.ArgumentParser:
     """A verb ``name`` that calls run(arguments) -> exit code; returns its parser for the options."""
-    parser = subparsers.add_parser(
-        name,
-        prog=f"tvmc-easyquant {name}",
-        help=help,
-        description=help[0].upper() + help[1:] + ".",
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    with mock.patch.object(subparsers, "_parser_class", _Parser):
+        parser = subparsers.add_parser(
+            name,
+            prog=f"tvmc-easyquant {name}",
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
     parser.set_defaults(func=guarded(run))
     return parser
 
