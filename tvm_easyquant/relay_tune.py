@@ -267,7 +267,7 @@ def tune(
                     callbacks=[autotvm.callback.log_to_file(os.fspath(log)), seen],
                 )
             result.measured += 1
-            if not valid:
+            if not (valid or done):
                 result.failed.append(task.name)
     finally:
         autotvm.env.GLOBAL_SCOPE.in_tuning = False  # an exception leaves it set
