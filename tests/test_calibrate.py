@@ -133,3 +133,53 @@ def test_an_input_that_is_never_negative_is_unsigned():
     config = QuantConfig()
     table = start_table(GRAPH, plan(GRAPH), calibrate(GRAPH, plan(GRAPH), images, config), config)
     assert table.activations["image"].zero_point == 0
+
+
+def suspicions(images, graph=GRAPH, **settings):
+    return calibrate(graph, plan(graph), images, QuantConfig(**settings)).warnings
+
+
+def test_data_that_is_as_it_should_be_is_not_suspected():
+    assert suspicions(IMAGES, search_images=4) == ()
+    assert suspicions(IMAGES, method="minmax") == ()  # that asks for no number of images
+
+
+def test_fewer_images_than_asked_for():
+    (line,) = suspicions(IMAGES)
+    assert line.startswith("4 calibration samples, where the search asks for 50")
+
+
+def test_repeated_and_constant_samples_are_named():
+    images = [*IMAGES, IMAGES[1], np.full_like(IMAGES[0], 0.5), IMAGES[0]]
+    repeated, constant = suspicions(images, search_images=7)
+    assert repeated.startswith("2 of 7 calibration samples repeat an earlier one (the first is sample 4)")
+    assert constant == "image is constant in 1 of 7 samples (the first is sample 5)"
+
+
+def test_raw_pictures_are_suspected_where_the_answers_do_not_vouch_for_them():
+    rng = np.random.default_rng(0)
+    raw = [rng.integers(0, 256, IMAGES[0].shape).astype(np.float32) for _ in range(3)]
+    (line,) = suspicions(raw, search_images=3)
+    assert line.startswith("image holds whole numbers 0..255, like raw pictures")
+    graph, _ = networks.residual()  # a classifier that tells some of them apart
+    assert not [w for w in suspicions(raw, graph, search_images=3) if "raw" in w]
+
+
+def test_tensors_that_are_always_zero_are_named():
+    graph, images = networks.chain(2)
+    graph["first"].weight[...] = 0
+    graph["first"].bias[...] = -1
+    (line,) = suspicions(images, graph, search_images=4)
+    assert line == "zero on every calibration sample: first.relu; their scale is 1"
+
+
+def test_an_activation_beyond_float32_is_named():
+    from tvm_easyquant.graph import GraphError
+
+    graph, images = networks.chain(2)
+    graph["first"].weight[...] = 3e38
+    with (
+        pytest.raises(GraphError, match="first.* overflows float32 on calibration sample"),
+        np.errstate(all="ignore"),
+    ):
+        suspicions(images, graph)

@@ -116,9 +116,10 @@ def test_skip_by_name_operator_and_expression():
 
 
 def test_one_answer_to_all_samples_is_suspicious():
-    assert "answers 3 to all 10" in Calibration({}, answers=[3] * 10).warning
+    assert "answers 3 to all 10" in Calibration({}, answers=[3] * 10).warnings[0]
     assert (
-        not Calibration({}, answers=[3] * 9).warning and not Calibration({}, answers=[3] * 9 + [2]).warning
+        not Calibration({}, answers=[3] * 9).warnings
+        and not Calibration({}, answers=[3] * 9 + [2]).warnings
     )
 
 

@@ -65,16 +65,12 @@ class Calibration:
     samples: list[dict[str, np.ndarray]] = field(default_factory=list)
     seen: int = 0
     answers: list[int] = field(default_factory=list)
+    asked: int = 1
 
     @property
-    def warning(self) -> str:
-        """What is suspicious about the data, in a line; empty if nothing is."""
-        if len(self.answers) < 10 or len(set(self.answers)) > 1:
-            return ""
-        return (
-            f"the float network answers {self.answers[0]} to all {len(self.answers)} calibration samples; "
-            "is their preprocessing (scale, mean, std, channel order) that of its training?"
-        )
+    def warnings(self) -> tuple[str, ...]:
+        """What is suspicious about the data, each in a line that names the samples or tensors."""
+        return tuple(_suspicions(self))
 
     @property
     def facts(self) -> dict:
@@ -94,6 +90,41 @@ class Calibration:
                 digest.update(repr((found.histogram.exponent, found.histogram.zeros)).encode())
                 digest.update(found.histogram.counts.tobytes())
         return digest.hexdigest()
+
+
+def _suspicions(found: Calibration) -> Iterator[str]:
+    answers, samples, seen = found.answers, found.samples, found.seen
+    same = len(answers) >= 10 and len(set(answers)) == 1
+    if same:
+        yield (
+            f"the float network answers {answers[0]} to all {len(answers)} calibration samples; "
+            "is their preprocessing (scale, mean, std, channel order) that of its training?"
+        )
+    if samples and seen < found.asked:
+        yield f"{seen} calibration samples, where the search asks for {found.asked}; give more if you can"
+    first, again = {}, []
+    for number, sample in enumerate(samples):
+        key = hashlib.sha256(b"".join(sample[name].tobytes() for name in sorted(sample))).digest()
+        if first.setdefault(key, number) != number:
+            again.append(number)
+    if again:
+        yield (
+            f"{len(again)} of {len(samples)} calibration samples repeat an earlier one (the first is "
+            f"sample {again[0]}); they add nothing"
+        )
+    for name in samples[0] if samples else ():
+        values = [sample[name] for sample in samples]
+        flat = [number for number, value in enumerate(values) if value.min() == value.max()]
+        if flat:
+            count = f"{len(flat)} of {len(values)} samples"
+            yield f"{name} is constant in {count} (the first is sample {flat[0]})"
+        bytes_ = all(v.min() >= 0 and v.max() <= 255 and (v == np.rint(v)).all() for v in values)
+        if bytes_ and max(v.max() for v in values) > 64 and (same or not answers):
+            yield f"{name} holds whole numbers 0..255, like raw pictures; does the model take them so?"
+    zero = [name for name, seen_ in found.ranges.items() if seen_.absmax == 0]
+    if zero and seen:
+        shown = ", ".join(zero[:8]) + (", ..." if len(zero) > 8 else "")
+        yield f"zero on every calibration sample: {shown}; their scale is 1"
 
 
 def _items(data) -> Iterator:
@@ -189,7 +220,8 @@ def calibrate(
     Raises CalibrationError; an empty ``data`` is one.
     """
     counted = config.how.start != "max"
-    result = Calibration({n: Range(histogram=Histogram() if counted else None) for n in plan.sites})
+    ranges = {name: Range(histogram=Histogram() if counted else None) for name in plan.sites}
+    result = Calibration(ranges, asked=config.search_images if config.searches else 1)
 
     def observe(node, value):
         site = plan.site_of.get(node.name)

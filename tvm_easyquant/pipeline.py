@@ -192,7 +192,7 @@ def quantize(
         lap("search")
     module = apply(graph, table)
     lap("rewrite")
-    warnings = (*_dead_channels(graph, plan_), *filter(None, [calibrated.warning]))
+    warnings = (*_dead_channels(graph, plan_), *calibrated.warnings)
     return Quantized(module, table, graph, plan_, seconds, warnings, decisions, drop)
 
 
