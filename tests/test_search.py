@@ -33,7 +33,7 @@ from tvm_easyquant.sites import plan
 
 
 def searched(graph, images, progress=None, checkpoint=None, jobs=None, **settings):
-    config = QuantConfig(**settings)
+    config = QuantConfig(**{"method": "easyquant_mse", **settings})
     plan_ = plan(graph)
     found = calibrate(graph, plan_, images, config)
     return search(graph, plan_, found, config, progress=progress, checkpoint=checkpoint, jobs=jobs)
@@ -236,7 +236,7 @@ def test_cosine_of_zeros_is_no_nan():
 @pytest.mark.parametrize("seed", range(3))
 def test_the_objective_of_the_last_layer_is_not_worse_than_at_the_start(seed):
     graph, images = networks.residual(seed)
-    config = QuantConfig()
+    config = QuantConfig(method="easyquant_mse")
     plan_ = plan(graph)
     found = calibrate(graph, plan_, images, config)
     start = layer_figures(graph, plan_, start_table(graph, plan_, found, config), found.samples)
@@ -474,7 +474,7 @@ def test_a_checkpoint_of_another_search_is_refused(tmp_path):
 
 def test_several_rounds_and_skipped_layers():
     graph, images = networks.residual()
-    config = QuantConfig(rounds=2, skip=("pw",))
+    config = QuantConfig(rounds=2, skip=("pw",), method="easyquant_mse")
     plan_ = plan(graph, config.skip)
     table = search(graph, plan_, calibrate(graph, plan_, images, config), config)
     assert "pw" not in table.weights and table.check(graph)
@@ -546,7 +546,7 @@ def test_a_site_is_searched_for_readers_behind_moves_too():
     b = networks.Builder(3)
     before_a_float_node(b)
     graph, images = b.graph("last", "side"), b.images(3)
-    plan_, config = plan(graph), QuantConfig()
+    plan_, config = plan(graph), QuantConfig(method="easyquant_mse")
     found = calibrate(graph, plan_, images, config)
     start, table = start_table(graph, plan_, found, config), search(graph, plan_, found, config)
     assert plan_.sites["relu"].readers == ("last",)
