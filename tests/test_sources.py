@@ -1,5 +1,6 @@
 """Data by name: files, folders of arrays and of pictures, functions; what is stored, what is refused."""
 
+import importlib.util
 import json
 
 import networks
@@ -171,3 +172,11 @@ def test_other_formats_go_through_tvmc_and_nhwc_is_converted(tmp_path):
     (tmp_path / "bad.relay").write_text("nonsense")
     with pytest.raises(LoadError, match="tvmc cannot load bad.relay as relay"):
         load_model(tmp_path / "bad.relay", input_shapes={"x": (1, 6, 6, 4)})
+    if importlib.util.find_spec("paddle") is None:
+        (tmp_path / "net.pdmodel").write_text("x")
+        with pytest.raises(LoadError, match="net.pdmodel: the format paddle needs the package paddle"):
+            load_model(tmp_path / "net.pdmodel")
+    if importlib.util.find_spec("tflite") is None:
+        (tmp_path / "net.tflite").write_text("x")
+        with pytest.raises(LoadError, match="the format tflite needs the package tflite"):
+            load_model(tmp_path / "net.tflite")

@@ -65,7 +65,7 @@ def import_model(
     ending decides. input_shapes and batch: see `load_onnx`; other formats take input_shapes only.
     Raises LoadError.
     """
-    from tvm.driver.tvmc import TVMCException, frontends
+    from tvm.driver.tvmc import TVMCException, TVMCImportError, frontends
 
     name = os.path.basename(os.fspath(path))
     try:
@@ -89,8 +89,11 @@ def import_model(
         passes = [relay.transform.InferType(), relay.transform.ConvertLayout(layouts)]
         with tvm.transform.PassContext(opt_level=3):
             return tvm.transform.Sequential(passes)(module)
-    except ImportError as error:
-        raise LoadError(f"{name}: its format {known.name()} needs a package ({error})") from None
+    except (ImportError, TVMCImportError) as error:
+        package = (getattr(error, "name", None) or str(error)).split(".")[0]
+        raise LoadError(
+            f"{name}: the format {known.name()} needs the package {package}; install it"
+        ) from None
     except Exception as error:  # every framework's importer raises its own
         raise LoadError(f"tvmc cannot load {name} as {known.name()}: {_last_line(error)}") from None
 
