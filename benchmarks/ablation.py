@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import machine
@@ -22,6 +23,7 @@ from data import Network
 
 import tvm_easyquant as eq
 from tvm_easyquant.files import write_text
+from tvm_easyquant.graph import Graph
 from tvm_easyquant.relay_build import host_target
 
 MSE = {"method": "easyquant_mse"}
@@ -51,10 +53,35 @@ VARIANTS = {
     "and descent": {**TOGETHER, "rounding": "descent"},
     "and hessian": {**TOGETHER, "objective": "hessian"},
     "and rounds 3": {**TOGETHER, "rounds": 3},
+    "equalized": {**MSE, "equalize": True},
+    "and equalized": {**TOGETHER, "equalize": True},
     "all": {**TOGETHER, "gain_correction": True, "rounding": "descent", "rounds": 3},
 }
 #: test images, where fewer than all
 IMAGES = {"imagenet_squeezenet1.1": 400, "imagenet_mobilenet_v1_0.75": 400}
+
+
+def equalize(graph):
+    """Cross-layer equalization (Nagel et al., 2019, section 4.1): the same function, other weights.
+
+    Where one convolution, a ReLU and the convolutions that read it follow each other, channel i of the first
+    is divided by s_i = sqrt(r1_i r2_i) / r2_i, of the others multiplied, with r1, r2 the largest weights.
+    """
+    nodes = dict(graph.nodes)
+    for relu in graph:
+        if relu.op != "clip" or (relu.attrs["lo"], relu.attrs["hi"]) != (0.0, np.inf):
+            continue
+        first, readers = nodes[relu.inputs[0]], [nodes[name] for name in graph.users[relu.name]]
+        plain = all(n.op == "conv2d" and n.attrs["groups"] == 1 for n in (first, *readers))
+        if not (plain and readers) or graph.users[first.name] != (relu.name,) or relu.name in graph.outputs:
+            continue
+        r1 = np.abs(first.weight).max(axis=(0, 1, 2))
+        r2 = np.max([np.abs(n.weight).max(axis=(0, 1, 3)) for n in readers], axis=0)
+        s = np.where((r1 > 0) & (r2 > 0), np.sqrt(r1 * r2) / np.where(r2 > 0, r2, 1), 1).astype(np.float32)
+        nodes[first.name] = replace(first, weight=first.weight / s, bias=first.bias / s)
+        for n in readers:
+            nodes[n.name] = replace(n, weight=n.weight * s[:, None])
+    return Graph(nodes.values(), graph.outputs, graph.name)
 
 
 def log_probabilities(outputs):
@@ -109,7 +136,9 @@ def main():
             if real is None:
                 real = outputs(float_executor(network.path, target))
             cpu, wall = time.process_time(), time.perf_counter()
-            q = eq.quantize(graph, calibration, bits=7, **VARIANTS[variant])
+            settings = dict(VARIANTS[variant])
+            model = equalize(graph) if settings.pop("equalize", False) else graph
+            q = eq.quantize(model, calibration, bits=7, **settings)
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
             row = {
                 "net": name,
