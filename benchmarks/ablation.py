@@ -64,7 +64,7 @@ IMAGES = {"imagenet_squeezenet1.1": 400, "imagenet_mobilenet_v1_0.75": 400}
 def equalize(graph):
     """Cross-layer equalization (Nagel et al., 2019, section 4.1): the same function, other weights.
 
-    Where one convolution, a ReLU and the convolutions that read it follow each other, channel i of the first
+    Where a convolution, a ReLU and the convolutions that read it follow each other, channel i of the first
     is divided by s_i = sqrt(r1_i r2_i) / r2_i, of the others multiplied, with r1, r2 the largest weights.
     """
     nodes = dict(graph.nodes)

@@ -24,6 +24,7 @@ from .numerics import Scale, steps
 
 EXACT = 2**24  # float32 holds every integer up to here
 SWEEPS = 6  # of the coordinate descent; what is left after that is below a thousandth
+LARGEST = 2**13  # weights of a channel above which its Gram matrix is too large for the descent
 DAMPING = 0.01  # of the mean diagonal of G, towards the float weights
 
 
@@ -197,10 +198,12 @@ def descend(p: Problem, weight, scales, top) -> np.ndarray:
     Coordinate descent on ``|X (q s - w)|^2``, damped, from the nearest integers, a block of coordinates at
     a time, all channels at once. The aim is the float weights' output on the same input: to aim at the
     float network's output fits the noise of the layers before, where images are few. A channel that this
-    does not improve keeps the nearest integers.
+    does not improve keeps the nearest integers, and so do those of more than `LARGEST` weights.
     """
-    p = p.with_gram()
     nearest = rounded(weight, scales, top)
+    if len(nearest) > LARGEST:
+        return nearest
+    p = p.with_gram()
     damping = DAMPING * p.diagonal.mean(axis=0)
     diagonal = p.diagonal + damping
     usable = np.broadcast_to(diagonal > 0, nearest.shape)
