@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from . import histogram as _histogram
 from .graph import Graph, GraphError, layout_hint, model_shape, run
@@ -234,7 +235,8 @@ def calibrate(
 
     for sample in samples(data, graph):
         result.seen += 1
-        run(graph, sample, observe)
+        with threadpool_limits(1):  # one BLAS order, one result on every machine
+            run(graph, sample, observe)
         if len(result.samples) < config.search_images:
             # a copy: the user may fill one buffer again and again, or hand out slices of a big array
             result.samples.append({name: array.copy() for name, array in sample.items()})
