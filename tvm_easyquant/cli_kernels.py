@@ -75,13 +75,13 @@ def history(path, target):
 
 
 def _plan(args) -> int:
-    from .relay_tune import layer_plans, untuned
+    from .relay_tune import layer_plans, untuned_of
     from .report import saturation
 
     module, target = _module(args)
     with history(args.tuning_records, target):
         layers = layer_plans(module, target)
-        without, count = untuned(module, target)
+        without, count = untuned_of(layers, target)
     rows = [
         {
             "layer": layer.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 from .cli_common import UserError, is_users, last_line, one_line
 
@@ -55,7 +56,7 @@ class Pipeline:
         from .host import tvm
         from .relay_build import cpu_target
         from .relay_pass import EasyQuant
-        from .relay_tune import records_for
+        from .relay_tune import records_for, untuned_of
         from .scale_table import ScaleTable
 
         try:
@@ -68,8 +69,14 @@ class Pipeline:
             if self.records is not None:
                 records_for(self.records, target)
             table = ScaleTable.load(options["table"])
-            passes = [EasyQuant(table, params=params), LowerInteger(target)]
-            return tvm.transform.Sequential(passes)(mod)
+            lower = LowerInteger(target)
+            lowered = tvm.transform.Sequential([EasyQuant(table, params=params), lower])(mod)
+            without, count = untuned_of(lower.layers, target)
+            print(
+                f"easyquant: {len(lower.layers)} integer layers, {without} of {count} kernels run untuned",
+                file=sys.stderr,
+            )
+            return lowered
         except Exception as error:
             if not is_users(error):
                 raise

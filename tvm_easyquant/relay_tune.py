@@ -296,8 +296,12 @@ def _tuner(name, task, done):
 
 
 def untuned(module, target=None) -> tuple[int, int]:
-    """(kernels without a record, all kernels) of a module under the records applied at the moment."""
-    target = cpu_target(target)
-    layers = {(p.plan.kernel.name, p.spec.to_json()) for p in layer_plans(module, target)}
-    known = relay_op.recorded(target)
-    return sum(key not in known for key in layers), len(layers)
+    """`untuned_of` the layers of an integer Relay module."""
+    return untuned_of(layer_plans(module, target), target)
+
+
+def untuned_of(layers: Sequence[LayerPlan], target) -> tuple[int, int]:
+    """(kernels without a record, all kernels) of planned layers under the records applied at the moment."""
+    kernels = {(p.plan.kernel.name, p.spec.to_json()) for p in layers}
+    known = relay_op.recorded(cpu_target(target))
+    return sum(key not in known for key in kernels), len(kernels)
