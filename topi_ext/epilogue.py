@@ -11,13 +11,10 @@ Every operation is one IEEE float32 operation of the norm (`reference`). Three t
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
-from .conv2d import ConvSpec, Residual
+from .conv2d import ConvSpec
 from .emit import const, dtype_of, lanes_of, pure, tir, with_lanes
-from .reference import dequantize, quantize
 
 MAGIC = 12582912.0  # 1.5 * 2**23
 MAGIC_BITS = 0x4B400000
@@ -65,28 +62,6 @@ def add_stored(a, b, out_scale, zero_point, lo, hi):
     return store_byte(round_to_step(total, zero_point, lo, hi), zero_point)
 
 
-@functools.cache
-def reciprocal(r: Residual, zero_point: int, lo: int, hi: int) -> float | None:
-    """A float32 whose product gives the same bytes as the division by ``r.out_scale``, for every pair of
-    stored values that can be added; None if there is none near 1 / out_scale.
-
-    A division takes as long as five multiplications. The pairs are at most 256 * 256, so all are tried.
-    """
-    own = np.arange(r.own_lo, r.own_hi + 1)
-    own = dequantize(own, r.own_scale, r.own_zero_point)
-    other = dequantize(np.arange(256), r.scale, r.zero_point)
-    total = np.unique(own[:, None] + other[None, :])
-    want = quantize(total, r.out_scale, zero_point, lo, hi)
-    near = np.float32(1) / np.float32(r.out_scale)
-    for ulps in (0, 1, -1, 2, -2, 3, -3):
-        factor = (near.view(np.int32) + np.int32(ulps)).view(np.float32)
-        with np.errstate(over="ignore"):
-            bytes_ = quantize(total * factor, 1.0, zero_point, lo, hi)
-        if np.array_equal(bytes_, want):
-            return float(factor)
-    return None
-
-
 def unrounded(spec: ConvSpec, acc, multiplier, residual=None):
     """int32 lanes (bias added) -> float32 lanes: what ``spec``'s epilogue rounds last.
 
@@ -99,9 +74,7 @@ def unrounded(spec: ConvSpec, acc, multiplier, residual=None):
     own = real(round_to_step(scaled, r.own_zero_point, r.own_lo, r.own_hi), r.own_scale)
     other = residual.astype(dtype_of(acc)) - const(r.zero_point, dtype_of(acc))
     other = real(other, r.scale)
-    total = own + other if r.own_first else other + own
-    factor = reciprocal(r, spec.out_zero_point, spec.lo, spec.hi)
-    return divide(total, r.out_scale) if factor is None else total * const(factor, dtype_of(total))
+    return divide(own + other if r.own_first else other + own, r.out_scale)
 
 
 def finish(spec: ConvSpec, acc, multiplier, residual=None):
