@@ -221,17 +221,26 @@ def pack(spec: ConvSpec, weight: np.ndarray, lanes: int, group: int) -> np.ndarr
     """Weights in the order a direct kernel reads them: (blocks, runs, L, lanes, group).
 
     A *run* is a stretch of the padded map that lies contiguous in memory: a whole kernel row where
-    the dilation and the number of groups are 1, else one tap. ``group`` inputs fill one 32-bit lane;
-    input channels are padded to a multiple of it with zeros, as is the data. Output channels of each
-    group of the convolution are padded to whole blocks.
+    the dilation and the number of groups are 1, else one tap. ``group`` inputs fill one 32-bit lane; a run
+    is filled up with zeros to a multiple of it (`tight`), or the input channels are, as is the data. Output
+    channels of each group of the convolution are padded to whole blocks.
     """
     r, s, c, k = weight.shape
-    per = k // spec.groups
-    cp, blocks = -(-c // group) * group, blocks_of(spec, lanes)
-    padded = np.zeros((r, s, cp, spec.groups, blocks * lanes), weight.dtype)
-    padded[:, :, :c, :, :per] = weight.reshape(r, s, c, spec.groups, per)
-    flat = padded.reshape(runs_of(spec), -1, group, spec.groups * blocks, lanes)
+    per, blocks = k // spec.groups, blocks_of(spec, lanes)
+    weight = weight.reshape(r, s, c, spec.groups, per)
+    if tight(spec, group):
+        weight = weight.reshape(r, 1, s * c, spec.groups, per)
+    length = -(-weight.shape[2] // group) * group
+    filled = np.zeros((*weight.shape[:2], length, spec.groups, blocks * lanes), weight.dtype)
+    filled[:, :, : weight.shape[2], :, :per] = weight
+    flat = filled.reshape(runs_of(spec), -1, group, spec.groups * blocks, lanes)
     return np.ascontiguousarray(flat.transpose(3, 0, 1, 4, 2))
+
+
+def tight(spec: ConvSpec, group: int) -> bool:
+    """Whether a kernel row is read as it lies in memory, though its pixels are no multiple of ``group``: a
+    first layer with 3 channels. The last group reads a little beyond the row, times weights of zero."""
+    return spec.in_channels % group > 0 and spec.kernel[1] > 1 and runs_of(spec) == spec.kernel[0]
 
 
 def runs_of(spec: ConvSpec) -> int:

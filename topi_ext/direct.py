@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import epilogue
-from .conv2d import ConvSpec, blocks_of, runs_of
+from .conv2d import ConvSpec, blocks_of, runs_of, tight
 from .emit import Builder, const, dtype_of, extern, lanes_of, prefetch, tir, with_lanes
 
 PARALLEL_MACS = 5_000_000  # a layer of less takes some 30 us on one core, a thread's wake-up some 5
@@ -73,12 +73,15 @@ def needs_copy(spec: ConvSpec, dot: Dot) -> bool:
 
 
 def padded_map(spec: ConvSpec, dot: Dot, data):
-    """The padded map as a TE stage: (N, H + pads, W + pads, channels rounded up to the group)."""
+    """The padded map as a TE stage: (N, H + pads, W + pads, channels rounded up to the group); where rows
+    are `tight`, the channels as they are and some more pixels for the last group to read."""
     if not needs_copy(spec, dot):
         return data
     top, left, bottom, right = spec.padding
-    channels = -(-spec.in_channels // dot.group) * dot.group
-    shape = (spec.batch, spec.height + top + bottom, spec.width + left + right, channels)
+    channels, more = -(-spec.in_channels // dot.group) * dot.group, 0
+    if tight(spec, dot.group):
+        channels, more = spec.in_channels, -(-(dot.group - 1) // spec.in_channels)
+    shape = (spec.batch, spec.height + top + bottom, spec.width + left + right + more, channels)
     return extern(shape, [data], lambda ins, out: _copy(spec, ins[0], out, shape, dot.data), dot.data,
                   "padded", "easyquant_padded")  # fmt: skip
 
@@ -181,7 +184,9 @@ def work(spec: ConvSpec, dot: Dot) -> tuple[float, ...]:
     """Millions of: multiply-accumulates with padded channels, tiles, outputs, elements copied, weights."""
     rows, width = rows_of(spec)
     columns = spec.groups * blocks_of(spec, dot.lanes)
-    depth = -(-(spec.in_channels // spec.groups) // dot.group) * dot.group * int(np.prod(spec.kernel))
+    row = spec.in_channels // spec.groups * (spec.kernel[1] if tight(spec, dot.group) else 1)
+    taps = spec.kernel[0] if tight(spec, dot.group) else int(np.prod(spec.kernel))
+    depth = -(-row // dot.group) * dot.group * taps
     tiles = rows * -(-width // tile_pixels(width, min(dot.registers, width))) * columns
     counts = (
         rows * width * columns * dot.lanes * depth,
