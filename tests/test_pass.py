@@ -62,10 +62,12 @@ def tasks_of(target):
 
 @pytest.mark.isa("avx2")
 def test_autotvm_finds_our_templates_and_tunes_them(tmp_path):
+    graph, images = networks.residual(1)
+    q = eq.quantize(graph, images, method="minmax")
     tasks = tasks_of("llvm -mcpu=core-avx2")
-    names = {t.name for t in tasks}
-    assert {"easyquant_direct_avx2_d2.cpu", "easyquant_depthwise_int16.cpu"} <= names
-    task = next(t for t in tasks if t.name == "easyquant_direct_avx2_d2.cpu" and len(t.config_space) > 3)
+    layers = relay_tune.layer_plans(q.module, "llvm -mcpu=core-avx2")
+    assert {t.name for t in tasks} == {f"easyquant_{layer.plan.kernel.name}.cpu" for layer in layers}
+    task = next(t for t in tasks if "_direct_avx2" in t.name and len(t.config_space) > 3)
     results = []
     with no_tophub():
         autotvm.tuner.GridSearchTuner(task).tune(
@@ -79,8 +81,6 @@ def test_autotvm_finds_our_templates_and_tunes_them(tmp_path):
             ],
         )
     assert len(results) == 2 and all(r.error_no == 0 for r in results), results
-    graph, images = networks.residual(1)
-    q = eq.quantize(graph, images, method="minmax")
     with autotvm.apply_history_best(str(tmp_path / "log.json")):
         out = Executor(q.build("llvm -mcpu=core-avx2"))({"image": images[0]})[0]
     np.testing.assert_array_equal(out, run_integer(graph, q.table, {"image": images[0]})["logits"])
