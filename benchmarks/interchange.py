@@ -1,13 +1,15 @@
-"""Our integers against ONNX Runtime's on whole networks: the QDQ export, tensor by tensor.
+"""Our integers against ONNX Runtime's on whole networks, tensor by tensor: both ways.
 
-    python benchmarks/interchange.py --data DIR --json FILE [--nets NAME ...] [--images N]
+    python benchmarks/interchange.py --data DIR --json FILE [--quantized NAME:TOOL:FILE ...]
 
-For every network and bit width: the scales of ``--method`` from ``--calibration`` images, the exported
-QDQ model run by ONNX Runtime without and with its graph optimizations, our compiled module beside it. A
-row counts the stored values that differ and the largest difference in steps, from the input on
-(``different``, ``largest_steps``) and of each layer on ONNX Runtime's own inputs (``own_differences``);
-``unexplained`` counts those of the latter that rounding next to a tie cannot make: it must be 0.
-``same_label`` of ``inputs`` images have the same largest logit.
+``export``: the scales of ``--method`` from ``--calibration`` images, the exported QDQ model run by ONNX
+Runtime. ``import``: the network quantized by ONNX Runtime's own quantizer (QDQ and QOperator, per channel),
+taken over. ``--quantized NAME:TOOL:FILE``: a model of network NAME that another tool has quantized. Ours is
+the compiled module; ONNX Runtime runs without and with its graph optimizations. A row counts the stored
+values that differ and the largest difference in steps, from the input on (``different``,
+``largest_steps``) and of each layer on ONNX Runtime's own inputs (``own_differences``); ``unexplained``
+counts those of the latter that rounding next to a tie cannot make: it must be 0. ``same_label`` of
+``inputs`` images have the same largest logit.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import machine
@@ -30,34 +34,81 @@ from tvm_easyquant.relay_build import host_target
 SHOWN = ("layer", "op", "values", "own", "own_largest", "unexplained", "tie")
 
 
-def measure(folder, name, args):
-    network = Network(folder, name)
-    graph = eq.load_onnx(network.path)
+def compare(graph, table, network, args, **verify_options):
+    """Rows of one (graph, table): without and with ONNX Runtime's optimizations."""
     (tensor,) = graph.inputs
+    integers = compiled_integers(graph, table)
+    for optimize in (False, True):
+        images = tqdm(network.test(args.images), network.name, disable=not sys.stderr.isatty())
+        feeds = ({tensor: x} for x, _ in images)
+        facts = verify(
+            graph, table, feeds, optimize=optimize, integers=integers, **verify_options
+        ).to_dict()
+        rows = [row for row in facts.pop("tensors") if row["own"]]
+        facts["layers_with_own_differences"] = [{key: row[key] for key in SHOWN} for row in rows]
+        yield facts
+
+
+def exported(network, args):
+    graph = eq.load_onnx(network.path)
     for bits in args.bits:
         q = eq.quantize(graph, network.calibration(args.calibration), bits=bits, method=args.method)
-        integers = compiled_integers(graph, q.table)
-        for optimize in (False, True):
-            images = tqdm(network.test(args.images), f"{name} INT{bits}", disable=not sys.stderr.isatty())
-            found = verify(
-                graph, q.table, ({tensor: x} for x, _ in images), optimize=optimize, integers=integers
-            )
-            facts = found.to_dict()
-            facts["layers_with_own_differences"] = [
-                {
-                    key: row[key]
-                    for key in ("layer", "op", "values", "own", "own_largest", "unexplained", "tie")
-                }
-                for row in facts.pop("tensors")
-                if row["own"]
-            ]
-            yield {
-                "net": name,
-                "bits": bits,
-                "method": args.method,
-                "coverage_percent": q.coverage,
-                **facts,
-            }
+        settings = {
+            "way": "export",
+            "quantizer": f"tvm_easyquant {args.method}",
+            "form": "QDQ",
+            "bits": bits,
+        }
+        for facts in compare(graph, q.table, network, args):
+            yield {**settings, "coverage_percent": q.coverage, "float_nodes": dict(q.plan.floats), **facts}
+
+
+def imported(network, args, quantizer, form, model):
+    taken = eq.import_quantized(model)
+    settings = {"way": "import", "quantizer": quantizer, "form": form, "bits": 8}
+    settings |= {"coverage_percent": taken.coverage, "float_nodes": dict(taken.plan.floats)}
+    settings["tensors_compared"] = len(taken.origin)
+    for facts in compare(taken.graph, taken.table, network, args, model=taken.model, names=taken.origin):
+        yield {**settings, **facts}
+
+
+def quantized_by_onnxruntime(network, args):
+    """(form, ModelProto) of a network that ONNX Runtime's quantizer made of it."""
+    import onnx
+    import onnx.version_converter
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self, name):
+            self.items = iter([{name: x} for x in network.calibration(args.calibration)])
+
+        def get_next(self):
+            return next(self.items, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        model = onnx.version_converter.convert_version(onnx.load(network.path), 13)  # scales per channel
+        onnx.save(model, folder / "float.onnx")
+        quantization.quant_pre_process(
+            folder / "float.onnx", folder / "ready.onnx", skip_symbolic_shape=True
+        )
+        for form in ("QDQ", "QOperator"):
+            quantization.quantize_static(
+                folder / "ready.onnx", folder / "quantized.onnx", Reader(model.graph.input[0].name),
+                quant_format=quantization.QuantFormat[form], per_channel=True,
+                activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            )  # fmt: skip
+            yield form, onnx.load(folder / "quantized.onnx")
+
+
+def measure(network, args):
+    yield from exported(network, args)
+    for form, model in quantized_by_onnxruntime(network, args):
+        yield from imported(network, args, f"onnxruntime {version('onnxruntime')}", form, model)
+    for text in args.quantized:
+        name, tool, path = text.split(":", 2)
+        if name == network.name:
+            yield from imported(network, args, tool, "QDQ", path)
 
 
 def main():
@@ -67,20 +118,22 @@ def main():
     parser.add_argument("--nets", nargs="+", default=NETWORKS)
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 7])
     parser.add_argument("--method", default="minmax")
+    parser.add_argument("--quantized", nargs="+", default=[], metavar="NAME:TOOL:FILE")
     parser.add_argument("--images", type=int, default=20, help="test images (20)")
     parser.add_argument("--calibration", type=int, default=50, help="calibration images (50)")
     args = parser.parse_args()
     rows = []
     for name in args.nets:
-        for row in measure(args.data, name, args):
-            rows.append(row)
+        for row in measure(Network(args.data, name), args):
+            rows.append({"net": name, **row})
             how = "optimized" if row["graph_optimizations"] else "as written"
             print(
-                f"{name:28} INT{row['bits']} {how:10} {row['different']:>8} of {row['values']:>10} differ, "
-                f"largest {row['largest_steps']:>2}; own {row['own_differences']:>4}, "
-                f"unexplained {row['unexplained']}, "
-                f"at most {row['farthest_from_tie_steps']:.1e} from a tie; label "
-                f"{row['same_label']}/{row['inputs']}",
+                f"{name:28} {row['way']} {row['quantizer']} {row['form']} INT{row['bits']} {how:10} "
+                f"{row['different']:>8} of {row['values']:>10} differ, largest {row['largest_steps']:>2}; "
+                f"own {row['own_differences']:>4}, unexplained {row['unexplained']}, at most "
+                f"{row['farthest_from_tie_steps']:.1e} from a tie; "
+                f"label {row['same_label']}/{row['inputs']}; "
+                f"coverage {row['coverage_percent']:.1f} %",
                 flush=True,
             )
     if args.json:

@@ -381,3 +381,34 @@ def test_float_and_quantized_models_are_told_apart():
         eq.import_quantized(networks.small_onnx())
     with pytest.raises(LoadError, match="already quantized .node n0 is QuantizeLinear.; import-onnx"):
         load_onnx(quantized_onnx([Q, DQ, DW, ("Conv", ["d", "wd"], ["y"], {})], CONSTANTS))
+
+
+def test_a_batch_normalization_behind_a_quantized_layer_is_folded_into_its_scales(tmp_path):
+    """NNCF leaves it there; its factors may be negative, and turn the integers of their channel over."""
+    pytest.importorskip("tvm")
+    pytest.importorskip("onnxruntime")
+    from tvm_easyquant.onnx_verify import verify
+
+    rng = np.random.default_rng(3)
+    factors = np.float32([1.5, -0.7, 0.01, 2.0])
+    nodes = [
+        Q, DQ, ("DequantizeLinear", ["w", "ws", "wz4"], ["wd"], dict(axis=0)), ("Conv", ["d", "wd"], ["c"], {}),
+        ("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["n"], dict(epsilon=0.0)), ("Relu", ["n"], ["r"], {}),
+        ("QuantizeLinear", ["r", "t", "zero"], ["p"], {}), ("DequantizeLinear", ["p", "t", "zero"], ["y"], {}),
+    ]  # fmt: skip
+    constants = {
+        **CONSTANTS, "ws": np.float32([0.01, 0.02, 0.005, 0.01]), "wz4": np.zeros(4, np.int8), "gamma": factors,
+        "beta": rng.standard_normal(4).astype(np.float32), "mean": rng.standard_normal(4).astype(np.float32),
+        "var": np.ones(4, np.float32),
+    }  # fmt: skip
+    model = quantized_onnx(nodes, constants, outputs={"y": (TensorProto.FLOAT, [1, 4, 6, 6])})
+    taken = eq.import_quantized(model)
+    assert taken.coverage == 100.0 and not taken.plan.floats
+    (scales,) = taken.table.weights.values()
+    np.testing.assert_allclose(scales, constants["ws"] * np.abs(factors), rtol=1e-6)
+    images = [{"x": rng.standard_normal((1, 3, 6, 6)).astype(np.float32)} for _ in range(20)]
+    for optimize in (True, False):
+        found = verify(
+            taken.graph, taken.table, images, model=taken.model, names=taken.origin, optimize=optimize
+        )
+        assert found.unexplained == 0 and found.largest <= 1 and found.total("values") > 4000, str(found)

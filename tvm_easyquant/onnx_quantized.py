@@ -113,9 +113,11 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Weights:
-    """The integer weights of a layer: scale float32 (), or (K,) along its output channels."""
+    """The integer weights of a layer: scale float32 (), or (K,) along its output channels; reach: int (K,),
+    the largest of each channel, less the zero point."""
 
     scale: np.ndarray
+    reach: np.ndarray
 
 
 @dataclass
@@ -123,7 +125,7 @@ class Normalized:
     """model: float, an ``onnx.ModelProto``; source: the original. weights: layer -> `Weights`. reasons:
     layer -> why it cannot run in integers. tensors: name of a DequantizeLinear in it -> the `Encoding` of
     the integer tensor of that name in the original. inputs, outputs: those that were integers, with their
-    encodings."""
+    encodings. channelwise: tensors that are rounded with a scale for each channel."""
 
     model: object = None
     source: object = None
@@ -132,6 +134,7 @@ class Normalized:
     tensors: dict[str, Encoding] = field(default_factory=dict)
     inputs: dict[str, Encoding] = field(default_factory=dict)
     outputs: dict[str, Encoding] = field(default_factory=dict)
+    channelwise: list[str] = field(default_factory=list)
 
 
 def normalize(model) -> Normalized:
@@ -279,6 +282,9 @@ class _Normalizer:
         """Keep the weight scales of a layer with dequantized constants."""
         if op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or len(inputs) < 2:
             return
+        if inputs[0] in self.result.channelwise:
+            self.result.reasons[name] = "its input has a scale for each channel"
+            return
         if inputs[1] not in self.weight_of:
             if inputs[1] in self.constants:
                 self.result.reasons[name] = "the model does not quantize its weights"
@@ -298,7 +304,8 @@ class _Normalizer:
             reach = int(np.abs(steps).max())
             self.result.reasons[name] = f"its weights, less their zero point, reach {reach}: beyond int8"
         else:
-            self.result.weights[name] = Weights(encoding.scale)
+            others = tuple(i for i in range(rank) if i != axis)
+            self.result.weights[name] = Weights(encoding.scale, np.abs(steps).max(axis=others, initial=0))
 
     # -- QDQ
 
@@ -322,6 +329,7 @@ class _Normalizer:
 
     def _round_channels(self, source, tensor, encoding):
         """An activation with a scale for each channel: rounded in float, since ours have one for all."""
+        self.result.channelwise.append(tensor)
         limits, rank = np.iinfo(encoding.dtype), max(encoding.axis + 1, self.rank(source))
         scale = self.constant(f"{tensor}_scale_", encoding.along(encoding.scale, rank))
         zero = encoding.along(encoding.zero_point, rank).astype(np.float32)

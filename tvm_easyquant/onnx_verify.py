@@ -4,7 +4,9 @@ Every stored tensor of the QDQ model is made an output, and two questions are as
 many values differ, when both run from the input? *Of its own*: how many differ when our layer gets
 ONNX Runtime's own inputs of that layer? The second is not polluted by what happened before, so it
 names the layer to blame. A difference of its own is *explained* if the exact result lies so close to
-a tie that float32 sums of that length, in whatever order, may round to the other side (`_error`).
+a tie that float32 sums of that length, in whatever order, may round to the other side (`_error`). A model
+that others quantized may keep its biases in float, where ours are whole steps of the accumulator: what
+that moves counts as explained, too.
 """
 
 from __future__ import annotations
@@ -229,6 +231,7 @@ class _Comparison:
     def __init__(self, graph, table, model, names, optimize):
         onnxruntime = _onnxruntime()
         self.graph, self.table, self.plan = graph, table, table.check(graph)
+        self.theirs = names is not None  # a model of others, whose biases may be float
         tensors = stored_tensors(graph, table)
         names = {t: (stored_name(t), 0) for t in tensors} if names is None else names
         if model is None:
@@ -329,9 +332,11 @@ class _Comparison:
         bias = self.scales.integer_bias(node).astype(np.float64)
         exact = (linear(steps[0], node, weight) + bias) * unit
         size = (linear(np.abs(steps[0]), node, np.abs(weight)) + np.abs(bias)) * unit
-        return exact, _error(
-            node.weight[..., 0].size if node.op == "conv2d" else node.weight.shape[1], size
-        )
+        error = _error(node.weight.size // node.channels, size)
+        if self.theirs:  # a float bias, which ours rounds to a step of the accumulator
+            accumulator = np.asarray(self.scales.unit(node), np.float64)
+            error = error + np.abs(self.scales.bias(node) / accumulator - bias) * unit
+        return exact, error
 
 
 def _error(terms, size):

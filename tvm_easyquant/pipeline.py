@@ -320,10 +320,18 @@ def import_quantized(model, input_shapes=None, batch: int = 1) -> Imported:
 
     clock = time.perf_counter()
     graph, normal = load_quantized(model, input_shapes, batch)
-    taken = take_over(graph, {name: w.scale for name, w in normal.weights.items()}, normal.reasons)
+    scales = {name: w.scale for name, w in normal.weights.items()}
+    reach = {name: w.reach for name, w in normal.weights.items()}
+    taken = take_over(graph, scales, normal.reasons, reach)
     module = apply(taken.graph, taken.table)
     plan_ = taken.table.check(taken.graph)
-    floats = {name: taken.reasons.get(name, why) for name, why in plan_.floats.items()}
+    floats = {}
+    for name, why in plan_.floats.items():
+        rounded = next((t for t in normal.channelwise if name.startswith(f"{t}_")), None)
+        if rounded is None:
+            floats[name] = taken.reasons.get(name, why)
+        else:  # one line for all the operators that round it
+            floats[rounded] = "an activation with a scale for each channel is rounded in float"
     origin = {}
     for tensor, made in taken.origin.items():
         if made in normal.tensors:

@@ -39,14 +39,18 @@ class TakenOver:
 
 
 def take_over(
-    graph: Graph, weights: Mapping[str, np.ndarray], reasons: Mapping[str, str] | None = None
+    graph: Graph,
+    weights: Mapping[str, np.ndarray],
+    reasons: Mapping[str, str] | None = None,
+    reach: Mapping[str, np.ndarray] | None = None,
 ) -> TakenOver:
     """Turn a graph with ``fake_quant`` nodes into a float one and a table.
 
     weights: layer -> float32 scale of its weights, () or (K,), for layers whose weights are integers.
-    reasons: layer -> why it stays float, where that is known.
+    reasons: layer -> why it stays float, where that is known. reach: layer -> the largest of its integers
+    in each channel (K,): tells by what a batch normalization behind it has multiplied the channels.
     """
-    return _TakeOver(_merge_clips(graph), weights, dict(reasons or {})).result()
+    return _TakeOver(_merge_clips(graph), weights, dict(reasons or {}), reach or {}).result()
 
 
 def _scale(node: Node) -> Scale:
@@ -69,8 +73,8 @@ def _merge_clips(graph: Graph) -> Graph:
 
 
 class _TakeOver:
-    def __init__(self, graph: Graph, weights, reasons):
-        self.old, self.weights, self.reasons = graph, weights, reasons
+    def __init__(self, graph: Graph, weights, reasons, reach):
+        self.old, self.weights, self.reasons, self.reach = graph, weights, reasons, reach
         self.nodes: dict[str, Node] = {}
         self.name: dict[str, str] = {}  # old tensor -> new tensor
         self.at: dict[str, Scale | None] = {}  # old tensor -> how it is stored, None if it is not
@@ -225,14 +229,21 @@ class _TakeOver:
         steps = node.weight / (scale if node.op == "conv2d" else scale[:, None])
         apart = np.abs(steps - np.rint(steps)).max(initial=0)
         if apart > 1e-2 or np.rint(steps).max(initial=0) > 127 or np.rint(steps).min(initial=0) < -128:
-            return "its weights are no multiples of their scale: another operator was folded into them"
+            return "its weights are no multiples of their scale"
         return None
 
     def _weight_scale(self, node):
         scale = np.asarray(self.weights[node.name], np.float32)
         if scale.size not in (1, node.channels):
             return None
-        return np.broadcast_to(scale.reshape(-1), (node.channels,)).astype(np.float32)
+        scale = np.broadcast_to(scale.reshape(-1), (node.channels,)).astype(np.float32)
+        reach = self.reach.get(node.name)
+        if reach is None or reach.shape != scale.shape:
+            return scale
+        axes = (0, 1, 2) if node.op == "conv2d" else 1
+        found = (np.abs(node.weight).max(axis=axes) / np.maximum(reach, 1)).astype(np.float32)
+        folded = (reach > 0) & (found > 0) & (np.abs(found / scale - 1) > 1e-5)
+        return np.where(folded, found, scale)
 
     def _produce(self, node):
         """A node of `PRODUCERS` on stored inputs: rounded, fused, or dequantized for float readers."""
