@@ -31,7 +31,7 @@ calibration, image = images["calibration_images"][:10], images["test_images"][:1
 # --------
 # It takes calibration data and a config. ``skip`` keeps layers float; here the classifier.
 
-config = eq.QuantConfig(bits=7, skip=("logits",))
+config = eq.QuantConfig(bits=7, skip=("logits",), search_images=10)
 quantize = eq.EasyQuant(calibration=calibration, params=params, config=config)
 integer = quantize(module)
 

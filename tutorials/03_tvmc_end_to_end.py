@@ -50,10 +50,10 @@ shell("tvmc-easyquant quantize net.onnx --dry-run")
 # %%
 # Quantize
 # --------
-# An .npz holds one array for each input of the model, samples along the first axis. The result is a scale
-# table: JSON, to be read, compared and edited.
+# An .npz holds one array for each input of the model, samples along the first axis. Fifty would be better
+# than ten. The result is a scale table: JSON, to be read, compared and edited.
 
-shell("tvmc-easyquant quantize net.onnx --calibration images.npz --bits 7 -o net.json")
+shell("tvmc-easyquant quantize net.onnx --calibration images.npz --bits 7 --search-images 10 -o net.json")
 
 # %%
 # Which kernel does each layer get?
