@@ -73,7 +73,7 @@ SWITCHES = {
 #: the method of a table whose scales a quantized model brought along
 IMPORTED = "imported"
 BITS = (7, 8)
-DEFAULT_METHOD = "easyquant_mse"
+DEFAULT_METHOD = "easyquant_layerwise"
 
 
 class ConfigError(ValueError):
