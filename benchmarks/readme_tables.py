@@ -22,6 +22,67 @@ def cpu(machine):
     return f"{machine['cpu']} family {machine.get('cpu family')} model {machine.get('model')}"
 
 
+#: column of the table of methods -> the method of `accuracy.py`
+METHODS = {"min-max": "minmax", "KL": "kl", "KL, signed": "kl_signed", "EasyQuant (paper)": "easyquant"}
+TOOLS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "relay_quantize": "relay.quantize"}
+
+
+def cell(row, name=""):
+    """A row of accuracy.json in a cell: top-1, the difference in points, gained and lost."""
+    if row is None:
+        return "-"
+    text = f"{row['top1']:.2f} ({row['difference']:+.2f}; +{row['gained']} -{row['lost']})"
+    return f"{text}, {name}" if name else text
+
+
+def accuracy_text(stored):
+    """The tables of accuracy, and what they show."""
+    rows = [row for row in stored["rows"] if "failed" not in row]
+    default = stored["default_method"]
+
+    def of(net, method, bits):
+        found = [
+            r
+            for r in rows
+            if (r["net"], r["runner"], r["method"], r["bits"]) == (net, "ours", method, bits)
+        ]
+        return found[0] if found else None
+
+    nets = list(dict.fromkeys(row["net"] for row in rows))
+    best = {}
+    for row in rows:
+        if row["runner"] != "ours" and row["top1"] > best.get(row["net"], {"top1": -1})["top1"]:
+            best[row["net"]] = row
+    head = table(
+        ["network", "fp32", "our INT8", "our INT7", "best INT8 of the others"],
+        [
+            [net, f"{next(r for r in rows if r['net'] == net)['fp32_top1']:.2f}",
+             cell(of(net, default, 8)), cell(of(net, default, 7)),
+             cell(best.get(net), net in best and f"{TOOLS[best[net]['runner']]} {best[net]['method']}")]
+            for net in nets
+        ],
+    )  # fmt: skip
+    methods = table(
+        ["network, INT7", *METHODS, f"default ({default})"],
+        [[net, *(cell(of(net, m, 7)) for m in (*METHODS.values(), default))] for net in nets],
+    )
+    counts = {row["net"]: row["n"] for row in rows}
+    images = ", ".join(f"{net} {n:,}" for net, n in counts.items())
+    return f"""Accuracy of the compiled integer networks: top-1 in percent, and in brackets the difference to
+fp32 in points and the images gained and lost against it, on the same images ({images}), from
+{rows[0]["calibration_images"]} calibration images that every tool was given. The others: ONNX Runtime's
+static quantization (MinMax, Entropy, Percentile; per channel; with and without reduce_range), NNCF for
+OpenVINO (two presets) and TVM's relay.quantize; the best of them by its accuracy on these very images.
+
+{head}
+
+By method, at 7 bits:
+
+{methods}
+
+What they mean, with the intervals: [benchmarks/README.md](benchmarks/README.md#accuracy)."""
+
+
 def main():
     layers, accuracy, networks = map(stored, ("layers_avx2.json", "accuracy.json", "networks.json"))
     peers = {"ort_int8": "ONNX Runtime int8", "ort_fp32": "ONNX Runtime fp32", "tvm_fp32": "TVM fp32"}
@@ -40,14 +101,6 @@ def main():
             for r in layers["rows"]
         ],
     )  # fmt: skip
-    nets = table(
-        ["network", "method", "bits", "fp32", "integer", "gained / lost"],
-        [
-            [r["net"], r["method"], f"INT{r['bits']}", f"{r['fp32_top1']:.2f}", f"{r['top1']:.2f}",
-             f"+{r['gained']} / -{r['lost']}"]
-            for r in accuracy["rows"]
-        ],
-    )  # fmt: skip
     wrong = sorted(r["tvm_int8_wrong_outputs"] for r in layers["rows"])
     text = f"""<!-- measured -->
 
@@ -64,13 +117,10 @@ instructions for everybody (here {", ".join(networks["machine"]["flags"])}), ONN
 
 {whole}
 
-Accuracy of the compiled integer networks: top-1 in percent, 50 calibration images, test images gained and
-lost against fp32 (10,000 CIFAR-10 images, 1,300 of ImageNet's validation set).
-
-{nets}
+{accuracy_text(accuracy)}
 
 Made by `python layers.py --isa avx2 --json results/layers_avx2.json`,
-`python accuracy.py --data DIR --methods easyquant easyquant_mse --json results/accuracy.json` and
+`python accuracy.py --data DIR --peers-python PYTHON --json results/accuracy.json` and
 `python networks.py --data DIR --json results/networks.json` in `benchmarks/`; the machine, the versions
 and every setting are in those files.
 
