@@ -68,8 +68,8 @@ def accuracy_text(stored):
     )
     counts = {row["net"]: row["n"] for row in rows}
     images = ", ".join(f"{net} {n:,}" for net, n in counts.items())
-    return f"""Accuracy of the compiled integer networks: top-1 in percent, and in brackets the difference to
-fp32 in points and the images gained and lost against it, on the same images ({images}), from
+    return f"""Accuracy of the compiled integer networks: top-1 in percent; in brackets the difference
+to fp32 in points and the images gained and lost against it, on the same images ({images}), from
 {rows[0]["calibration_images"]} calibration images that every tool was given. The others: ONNX Runtime's
 static quantization (MinMax, Entropy, Percentile; per channel; with and without reduce_range), NNCF for
 OpenVINO (two presets) and TVM's relay.quantize; the best of them by its accuracy on these very images.
