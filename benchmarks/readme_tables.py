@@ -83,6 +83,71 @@ By method, at 7 bits:
 What they mean, with the intervals: [benchmarks/README.md](benchmarks/README.md#accuracy)."""
 
 
+def accuracy_details(stored):
+    """Every row of accuracy.json, and how ours stands against the goals."""
+    rows = [row for row in stored["rows"] if "failed" not in row]
+    default = stored["default_method"]
+    tools = {"ours": "ours", **TOOLS}
+    every = table(
+        ["network", "tool", "method", "bits", "top-1", "difference", "95 % interval", "gained / lost", "p"],
+        [
+            [r["net"], tools[r["runner"]], r["method"] + " (default)" * (r["method"] == default), r["bits"],
+             f"{r['top1']:.2f}", f"{r['difference']:+.2f}",
+             "{:+.2f} to {:+.2f}".format(*r["interval"]), f"+{r['gained']} / -{r['lost']}", f"{r['p']:.2g}"]
+            for r in rows
+        ],
+    )  # fmt: skip
+    goals = []
+    for net in dict.fromkeys(row["net"] for row in rows):
+        mine = {
+            r["bits"]: r for r in rows if (r["net"], r["runner"], r["method"]) == (net, "ours", default)
+        }
+        peers = [r for r in rows if r["net"] == net and r["runner"] != "ours"]
+        cells = [net]
+        for bits, goal in ((7, -0.3), (8, -0.1)):
+            row = mine.get(bits)
+            if row is None:
+                cells.append("not measured")
+                continue
+            said = "met" if row["difference"] >= goal else "missed"
+            if said == "missed" and row["interval"][1] >= goal:
+                said = "missed, within the noise"
+            cells.append(f"{row['difference']:+.2f}: {said}")
+        best = max(peers, key=lambda r: r["top1"], default=None)
+        for bits in (8, 7):
+            row = mine.get(bits)
+            if best is None or row is None:
+                cells.append("not measured")
+                continue
+            ahead = row["top1"] - best["top1"]
+            noise = sum(((r["interval"][1] - r["interval"][0]) / 2) ** 2 for r in (row, best)) ** 0.5
+            cells.append(f"{ahead:+.2f} ({'within' if abs(ahead) <= noise else 'beyond'} {noise:.2f})")
+        goals.append(cells)
+    head = table(
+        [
+            "network",
+            "INT7, goal -0.3",
+            "INT8, goal -0.1",
+            "INT8 against the best INT8 of the others",
+            "INT7, the same",
+        ],
+        goals,
+    )
+    return f"""The goals (default method; in points; beside the last two the noise, from both intervals):
+
+{head}
+
+{every}"""
+
+
+def between(path, mark, text):
+    """Replace what stands between the marks of a file."""
+    old = path.read_text(encoding="utf-8")
+    block = f"<!-- {mark} -->\n\n{text}\n\n<!-- /{mark} -->"
+    new = re.sub(rf"<!-- {mark} -->.*<!-- /{mark} -->", lambda _: block, old, flags=re.S)
+    path.write_text(new, encoding="utf-8")
+
+
 def main():
     layers, accuracy, networks = map(stored, ("layers_avx2.json", "accuracy.json", "networks.json"))
     peers = {"ort_int8": "ONNX Runtime int8", "ort_fp32": "ONNX Runtime fp32", "tvm_fp32": "TVM fp32"}
@@ -125,6 +190,7 @@ Made by `python layers.py --isa avx2 --json results/layers_avx2.json`,
 and every setting are in those files.
 
 <!-- /measured -->"""
+    between(ROOT / "benchmarks" / "README.md", "accuracy", accuracy_details(accuracy))
     readme = ROOT / "README.md"
     old = readme.read_text(encoding="utf-8")
     readme.write_text(re.sub(r"<!-- measured -->.*<!-- /measured -->", lambda _: text, old, flags=re.S))
