@@ -20,7 +20,6 @@ from .emit import Builder, const, dtype_of, extern, lanes_of, prefetch, tir, wit
 
 PARALLEL_MACS = 5_000_000  # a layer of less takes some 30 us on one core, a thread's wake-up some 5
 LINE = 64  # bytes of a cache line
-BURST = 16  # lines fetched ahead at once; more would make the tile wait for them
 PARALLEL_BYTES = 500_000  # the same for copying a map
 
 
@@ -314,18 +313,23 @@ class _Body:
     def loops(self, rows, width, blocks, vectors, pixels, order):
         ib, spec = self.ib, self.spec
         tiles, tail = divmod(width, pixels)
-        steps = blocks // vectors
+        steps, line = blocks // vectors, LINE // np.dtype(self.dot.weight).itemsize
         valid = (spec.out_channels // spec.groups) % self.dot.lanes or self.dot.lanes
 
-        line = LINE // np.dtype(self.dot.weight).itemsize  # weights in a cache line
-        lines = -(-vectors * int(np.prod([int(d) for d in self.weight.shape[1:]])) // line)
-        each = -(-lines // (rows * max(tiles, 1)))
+        block = vectors * int(np.prod([int(d) for d in self.weight.shape[1:]]))  # weights of a step
+        share = -(-block // (rows * max(tiles, 1)))
 
         def ahead(y, t, step):
-            """During each tile, fetch a part of the weights of the next block of channels."""
-            with ib.for_range(0, each, "line") as i:
-                offset = ((y * tiles + t) * each + i) * line
-                ib.emit(prefetch(self.weight, [(step + 1) * vectors, 0, 0, 0, offset]))
+            """During each tile, fetch a part of the weights of the next block of channels, a little in
+            every turn of its inner loop: at once they would make the tile wait."""
+
+            def fetch(turn, turns):
+                stride = -(-share // turns)
+                for first in range(0, stride, line):
+                    offset = (y * tiles + t) * share + turn * stride + first
+                    ib.emit(prefetch(self.weight, [(step + 1) * vectors, 0, 0, 0, offset]))
+
+            return fetch
 
         def row(y, group, step, last):
             if self.shallow is None:
@@ -338,14 +342,14 @@ class _Body:
             return None
 
         def row_of(dot, y, group, step, last):
-            def tile(x, count):
-                self.tile(dot, y, x, count, group, step * vectors, vectors, blocks, valid if last else None)
+            def tile(x, count, fetch=None):
+                lanes = valid if last else None
+                self.tile(dot, y, x, count, group, step * vectors, vectors, blocks, lanes, fetch)
 
             if tiles:
                 with ib.for_range(0, tiles, "tile") as t:
-                    if order == "channels" and not last and each <= BURST:
-                        ahead(y, t, step)
-                    tile(t * pixels, pixels)
+                    far = order == "channels" and not last
+                    tile(t * pixels, pixels, ahead(y, t, step) if far else None)
             if tail:
                 tile(tir.const(tiles * pixels), tail)
 
@@ -382,7 +386,7 @@ class _Body:
             return [x // size, (x // spec.out_width) % spec.out_height, x % spec.out_width, channel]
         return [y // spec.out_height, y % spec.out_height, x, channel]
 
-    def tile(self, dot, y, x, pixels, group, block, vectors, blocks, valid):
+    def tile(self, dot, y, x, pixels, group, block, vectors, blocks, valid, fetch=None):
         ib, spec = self.ib, self.spec
         lanes, depth = dot.lanes, dot.depth
         size = lanes * dot.partials
@@ -429,6 +433,8 @@ class _Body:
             whole, rest = divmod(length, depth)
             if whole:
                 with ib.for_range(0, whole, "k") as k:
+                    if fetch is not None:
+                        fetch(run * whole + k, runs * whole)
                     groups(ry, rx, run, k * depth, depth)
             if rest:
                 groups(ry, rx, run, tir.const(whole * depth), rest)
