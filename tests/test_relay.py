@@ -512,5 +512,5 @@ def test_an_input_named_like_tvm_s_constants_is_refused():
 def test_dynamic_relay_is_refused():
     x = relay.var("x", shape=(relay.Any(), 3, 6, 6))
     w = relay.const(np.ones((3, 3, 3, 3), "float32"))
-    with pytest.raises(LoadError, match="x has the dynamic shape.*input_shapes"):
+    with pytest.raises(LoadError, match="x has (the|a) dynamic shape.*input_shapes"):
         from_relay(tvm.IRModule.from_expr(relay.nn.conv2d(x, w)))

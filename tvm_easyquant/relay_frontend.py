@@ -869,7 +869,10 @@ def _arguments(expr):
 
 def _shape(kind, what) -> tuple[int, ...]:
     if any(not isinstance(d, tvm.tir.IntImm) for d in kind.shape):
-        example = ",".join(str(d) if isinstance(d, tvm.tir.IntImm) else "224" for d in kind.shape)
+        example = ",".join(
+            str(d) if isinstance(d, tvm.tir.IntImm) else "224" if i else "1"
+            for i, d in enumerate(kind.shape)
+        )
         raise LoadError(
             f"{what} has a dynamic shape; fix every dimension with input_shapes (--input-shapes on the "
             f"command line), for example {what}:[{example}]"
