@@ -90,12 +90,6 @@ def _direct(name: str, isa_name: str, dot: direct.Dot | Callable, proof: Callabl
     def proves(spec, weight):
         return proof(spec, dot_of(spec), weight) if proof else Bound("any int8 weights", 0, 0)
 
-    def pays(spec):
-        group = dot_of(spec).group
-        if spec.in_channels < group // 2:
-            return Refusal(f"{spec.in_channels} input channels would be padded to {group}")
-        return None
-
     def constants(spec, weight, bias, multiplier):
         dot = dot_of(spec)
         packed = pack(spec, weight.astype(dot.weight), dot.lanes, dot.group)
@@ -108,7 +102,7 @@ def _direct(name: str, isa_name: str, dot: direct.Dot | Callable, proof: Callabl
     def work(spec):
         return direct.work(spec, dot_of(spec))
 
-    return Kernel(name, isa_name, fits, proves, constants, compute, work, pays)
+    return Kernel(name, isa_name, fits, proves, constants, compute, work)
 
 
 def _mixed(isa_name: str, bits: int, deep: int, shallow: int) -> Kernel:
