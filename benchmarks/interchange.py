@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from importlib.metadata import version
@@ -102,9 +103,11 @@ def quantized_by_onnxruntime(network, args):
 
 
 def measure(network, args):
-    yield from exported(network, args)
-    for form, model in quantized_by_onnxruntime(network, args):
-        yield from imported(network, args, f"onnxruntime {version('onnxruntime')}", form, model)
+    if "export" in args.ways:
+        yield from exported(network, args)
+    if "import" in args.ways:
+        for form, model in quantized_by_onnxruntime(network, args):
+            yield from imported(network, args, f"onnxruntime {version('onnxruntime')}", form, model)
     for text in args.quantized:
         name, tool, path = text.split(":", 2)
         if name == network.name:
@@ -117,6 +120,7 @@ def main():
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--nets", nargs="+", default=NETWORKS)
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 7])
+    parser.add_argument("--ways", nargs="+", choices=("export", "import"), default=["export", "import"])
     parser.add_argument("--method", default="minmax")
     parser.add_argument("--quantized", nargs="+", default=[], metavar="NAME:TOOL:FILE")
     parser.add_argument("--images", type=int, default=20, help="test images (20)")
@@ -137,7 +141,9 @@ def main():
                 flush=True,
             )
     if args.json:
-        facts = {"machine": {**machine.describe(), "target": host_target()}, "rows": plain(rows)}
+        described = machine.describe()
+        described["command"] = re.sub(r":/\S*/", ":", described["command"])  # no folders of this machine
+        facts = {"machine": {**described, "target": host_target()}, "rows": plain(rows)}
         write_text(args.json, json.dumps(facts, indent=1) + "\n")
     return 1 if any(row["unexplained"] for row in rows) else 0
 

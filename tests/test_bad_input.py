@@ -21,7 +21,9 @@ import pytest
 from test_cli import tvmc
 
 pytest.importorskip("tvm")
-from tvm_easyquant import cli
+from tvm_easyquant import ScaleTable, cli
+from tvm_easyquant.onnx_export import to_qdq
+from tvm_easyquant.relay_frontend import load_onnx
 
 Q = ["quantize", "net.onnx", "--calibration", "images.npz", "-o", "out.json"]
 #: a tuning record of another CPU
@@ -35,6 +37,10 @@ def quantize(**changes):
     for key, value in changes.items():
         command[{"model": 1, "calibration": 3, "output": 5}[key]] = value
     return command
+
+
+def verify(*arguments):
+    return ["verify-onnx", "net.onnx", "--table", "table.json", *arguments]
 
 
 def compile_with(table="table.json", model="net.onnx", output="n.tar", *rest):
@@ -201,6 +207,24 @@ CASES = {
     "run: one array": (run_with(inputs="pickles/0.npy"), "--inputs: cannot read pickles/0.npy", 4),
     "unknown mcpu": (["compile", "net.onnx", "-o", "n.tar", "--target",
                       "easyquant -table=table.json, llvm -mcpu=core-avx9"], "knows no -mcpu=core-avx9", 4),
+    "quantize a quantized model": (quantize(model="quantized.onnx"), "already quantized .node .*import-onnx", 4),
+    "compile a quantized model": (compile_with(model="quantized.onnx"), "already quantized .node .*import-onnx", 4),
+    "export: another table": (["export-onnx", "other.onnx", "--table", "table.json", "-o", "q.onnx"], "made for another model", 4),
+    "export: unwritable": (["export-onnx", "net.onnx", "--table", "table.json", "-o", "no/q.onnx"], "cannot write no/q.onnx", 4),
+    "verify: no inputs": (verify("--inputs", "no.npz"), "--inputs: there is no file or folder no.npz", 4),
+    "verify: count": (verify("--inputs", "images.npz", "--count", "0"), "--count is 0; use 1 or more", 4),
+    "verify: a text": (verify("--inputs", "images.npz", "--qdq", "text.onnx"), "text.onnx is not an ONNX file", 4),
+    "verify: a float model": (verify("--inputs", "images.npz", "--qdq", "net.onnx"), "none of the tensors of the table", 4),
+    "import: a float model": (["import-onnx", "net.onnx"], "net.onnx is not quantized.*quantize takes float models", 4),
+    "import: not an ONNX file": (["import-onnx", "text.onnx"], "text.onnx is not an ONNX file", 4),
+    "import: another format": (["import-onnx", "net.tflite", "--model-format", "tflite"], "must be ONNX", 4),
+    "import: one name twice": (["import-onnx", "quantized.onnx", "-o", "x", "--table-out", "./x"], "must name different files", 4),
+    "import: for a GPU": (["import-onnx", "quantized.onnx", "-o", "x.tar", "--target", "cuda"], "not a CPU", 4),
+    "import: read with another scale": (["import-onnx", "rescaled.onnx"],
+                                        "node x_DequantizeLinear: x_quantized is quantized with one scale and read", 4),
+    "ncnn: no table": (["import-ncnn", "net.onnx", "--ncnn", "no.table", "-o", "x.json"], "cannot read the ncnn table no.table", 4),
+    "ncnn: a text": (["import-ncnn", "net.onnx", "--ncnn", "text.onnx", "-o", "x.json"], "text.onnx, line 1: could not convert", 4),
+    "ncnn: another model": (["export-ncnn", "other.onnx", "--table", "table.json", "-o", "x"], "made for another model", 4),
 }  # fmt: skip
 
 
@@ -299,6 +323,13 @@ def folder(tmp_path_factory):
     made = tvmc("quantize", "net.onnx", "--calibration", "images.npz", "-o", "table.json", "--method",
                 "minmax", cwd=folder)  # fmt: skip
     assert made.returncode == 0, made.stderr
+    graph, table = load_onnx(folder / "net.onnx"), ScaleTable.load(folder / "table.json")
+    quantized = to_qdq(graph, table)
+    onnx.save(quantized, folder / "quantized.onnx")
+    next(n for n in quantized.graph.node if n.name == "x_DequantizeLinear").input[1] = "conv2_weight_scale"
+    twice = onnx.numpy_helper.from_array(np.float32(0.5), "conv2_weight_scale")
+    next(t for t in quantized.graph.initializer if t.name == "conv2_weight_scale").CopyFrom(twice)
+    onnx.save(quantized, folder / "rescaled.onnx")
     return folder
 
 

@@ -295,7 +295,12 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+MORE = ("QDQ per tensor", "QDQ 7 bits", "QOperator s8s8")  # beside one of each form and sign
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(k, marks=pytest.mark.slow if k in MORE else ()) for k in KINDS]
+)
 def theirs(request, tmp_path_factory):
     """A model that ONNX Runtime quantized, as we take it over."""
     quantization = pytest.importorskip("onnxruntime.quantization")

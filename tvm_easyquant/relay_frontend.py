@@ -367,6 +367,10 @@ class _Importer:
         self.taken.add(unique)
         return unique
 
+    def _source(self, expr):
+        span = getattr(expr, "span", None)
+        return span.source_name.name if span is not None and span.source_name else "without a name"
+
     def _add(self, expr, op, inputs, shape, attrs, weight=None, bias=None):
         name = self._name(expr, f"{op}_{len(self.nodes)}")
         node = Node(name, op, tuple(inputs), tuple(shape), attrs, weight, bias, (name,))
@@ -433,6 +437,11 @@ class _Importer:
 
     def _float(self, expr, index=None):
         call = expr.tuple_value if index is not None else expr
+        if call.op.name.startswith("qnn."):
+            raise LoadError(
+                f"the model is already quantized (node {self._source(call)} is {call.op.name}); for ONNX, "
+                "import-onnx (Python: import_quantized) takes its scales over"
+            )
         tensors = [a for a in _arguments(call) if a in self.tensor]
         if not tensors:
             return  # a constant; read through _constant where it is used
