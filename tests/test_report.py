@@ -6,7 +6,7 @@ import shlex
 import networks
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvm_easyquant import calibrate
@@ -16,6 +16,7 @@ from tvm_easyquant.report import BINS, histograms, saturation, worst_layers
 from tvm_easyquant.sites import plan
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 3), st.integers(1, 255))
 def test_the_verdict_is_the_worst_pair_of_neighbours(seed, channels, outputs, data_max):
     rng = np.random.default_rng(seed)

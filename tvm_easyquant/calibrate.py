@@ -103,7 +103,8 @@ def _suspicions(found: Calibration) -> Iterator[str]:
         )
     if samples and seen < found.asked:
         yield f"{seen} calibration samples, where the search asks for {found.asked}; give more if you can"
-    first, again = {}, []
+    first: dict[bytes, int] = {}
+    again: list[int] = []
     for number, sample in enumerate(samples):
         key = hashlib.sha256(b"".join(sample[name].tobytes() for name in sorted(sample))).digest()
         if first.setdefault(key, number) != number:
