@@ -31,7 +31,7 @@ TOOLS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "relay_quantize"
 def cell(row, name=""):
     """A row of accuracy.json in a cell: top-1, the difference in points, gained and lost."""
     if row is None:
-        return "-"
+        return "not measured"
     text = f"{row['top1']:.2f} ({row['difference']:+.2f}; +{row['gained']} -{row['lost']})"
     return f"{text}, {name}" if name else text
 
@@ -73,7 +73,7 @@ to fp32 in points and the images gained and lost against it, on the same images:
 of ImageNet's validation set, 2,000 words. Every tool was given the same {rows[0]["calibration_images"]}
 calibration images. The others: ONNX Runtime's static quantization (MinMax, Entropy, Percentile; per
 channel; with and without reduce_range), NNCF for OpenVINO (two presets), TVM's relay.quantize; shown is
-the one that did best on these very images. A dash is not measured yet.
+the one that did best on these very images.
 
 {head}
 
