@@ -149,48 +149,66 @@ def between(path, mark, text):
     path.write_text(new, encoding="utf-8")
 
 
+#: runner -> column of the table of networks
+RUNNERS = {
+    "onnxruntime-int8": "ONNX Runtime int8", "openvino-int8": "OpenVINO int8", "ncnn-int8": "ncnn int8",
+    "onnxruntime-fp32": "ONNX Runtime fp32", "openvino-fp32": "OpenVINO fp32", "ncnn-fp32": "ncnn fp32",
+    "tvm-fp32": "TVM fp32",
+}  # fmt: skip
+
+
+def networks_table(stored, isa):
+    """One line a network: our milliseconds, and every other's time over ours."""
+    rows = [row for row in stored["rows"] if row["isa"] == isa]
+    columns = [r for r in RUNNERS if any(row["runner"] == r for row in rows)]
+    lines = []
+    for net in dict.fromkeys(row["net"] for row in rows):
+        mine = {row["runner"]: row for row in rows if row["net"] == net}
+        others = (f"{mine[r][f'over_ours_{isa}']:.2f}" if r in mine else "does not run" for r in columns)
+        lines.append([net, f"{mine['tvm_easyquant-int7']['ms_median']:.2f}", *others])
+    return table(["network", "our INT7, ms", *(RUNNERS[r] for r in columns)], lines)
+
+
+def layers_table(stored):
+    """One line a layer: our kernel, its speed, and the others' time over ours."""
+    lines = []
+    for layer in dict.fromkeys(row["layer"] for row in stored["rows"]):
+        mine = {row["runner"]: row for row in stored["rows"] if row["layer"] == layer}
+        ours = mine["tvm_easyquant-int7"]
+        others = (f"{mine[r]['over_ours']:.2f}" for r in LAYER_RUNNERS)
+        lines.append([layer, ours["kernel"], f"{ours['gmacs']:.0f}", f"{ours['x_fp32_peak']:.2f}", *others])
+    names = (name.replace("onnxruntime", "ONNX Runtime").replace("-", " ") for name in LAYER_RUNNERS)
+    return table(["layer", "our kernel", "GMAC/s", "x FMA peak", *names], lines)
+
+
+LAYER_RUNNERS = ("onnxruntime-int8", "onnxruntime-fp32", "tvm-int8", "tvm-fp32")
+
+
 def main():
-    layers, accuracy, networks = map(stored, ("layers_avx2.json", "accuracy.json", "networks.json"))
-    peers = {"ort_int8": "ONNX Runtime int8", "ort_fp32": "ONNX Runtime fp32", "tvm_fp32": "TVM fp32"}
-    whole = table(
-        ["network", "our INT7, ms", *(f"{peer} / ours" for peer in peers.values())],
-        [
-            [r["net"], f"{r['ours_int7_ms']:.2f}", *(f"{r[f'{key}_over_ours']:.2f}" for key in peers)]
-            for r in networks["rows"]
-        ],
-    )
-    kernels = table(
-        ["ResNet-50 layer", "our kernel", "GMAC/s", "TVM int8 / ours", "TVM fp32 / ours"],
-        [
-            [r["layer"], r["kernel"], f"{r['gmacs']:.0f}", f"{r['ratio_vs_tvm_int8']:.2f}",
-             f"{r['ratio_vs_tvm_fp32']:.2f}"]
-            for r in layers["rows"]
-        ],
-    )  # fmt: skip
-    wrong = sorted(r["tvm_int8_wrong_outputs"] for r in layers["rows"])
+    layers, accuracy, networks = map(stored, ("layers_avx2.json", "accuracy.json", "networks_avx2.json"))
+    wrong = sorted(r["wrong_outputs"] for r in layers["rows"] if "wrong_outputs" in r)
     text = f"""<!-- measured -->
 
-Kernels: the time of TVM's own convolution divided by ours. Medians of one interleaved run, one pinned
-thread, every compiler capped at `-mcpu=core-avx2`, on {cpu(layers["machine"])}. TVM's int8 kernel is
-timed although, on full-range 8-bit weights, {wrong[0]:.0%} to {wrong[-1]:.0%} of its outputs are wrong;
-ours equals the norm on full-range 7-bit weights.
+Whole networks, 224x224, batch 1, random weights: the time of each runtime divided by ours. One pinned
+thread, everybody capped at AVX2, medians of one interleaved run on
+{cpu(networks["machine"])}. Ours equals the numpy reference bit for bit before it is timed.
 
-{kernels}
-
-Whole networks: the time of each runtime divided by ours; batch 1, one pinned thread, the CPU's own
-instructions for everybody (here {", ".join(networks["machine"]["flags"])}), ONNX Runtime
-{networks["machine"]["onnxruntime"]} with static QDQ, u8s8.
-
-{whole}
+{networks_table(networks, "avx2")}
 
 {accuracy_text(accuracy)}
 
-Made by `python layers.py --isa avx2 --json results/layers_avx2.json`,
-`python accuracy.py --data DIR --peers-python PYTHON --json results/accuracy.json` and
-`python networks.py --data DIR --json results/networks.json` in `benchmarks/`; the machine, the versions
-and every setting are in those files.
+Layer by layer, with AVX-512 and VNNI, memory and size: [benchmarks/README.md](benchmarks/README.md#speed).
+TVM's own int8 convolution is in those tables although, on full-range 8-bit weights, up to
+{wrong[-1]:.0%} of its outputs are wrong on AVX2. Made by `networks.py`, `layers.py` and `accuracy.py` in
+`benchmarks/`; the command, the machine, the versions and every setting are in `benchmarks/results/`.
 
 <!-- /measured -->"""
+    between(ROOT / "benchmarks" / "README.md", "layers", layers_table(layers))
+    between(ROOT / "benchmarks" / "README.md", "networks", networks_table(networks, "avx2"))
+    wide = ROOT / "benchmarks" / "results" / "networks_avx512.json"
+    if wide.exists():
+        for isa in ("avx512", "native"):
+            between(ROOT / "benchmarks" / "README.md", isa, networks_table(stored(wide.name), isa))
     between(ROOT / "benchmarks" / "README.md", "accuracy", accuracy_details(accuracy))
     readme = ROOT / "README.md"
     old = readme.read_text(encoding="utf-8")
