@@ -210,7 +210,7 @@ def tune_ours(args):
             module = eq.quantize(graph, random_networks.pictures(4), bits=7, method="minmax").module
             for isa_name in args.isa:
                 found = tune(module, args.records[0], target_of(isa_name), tuner="random",
-                             trials=args.tune_ours, alternatives=1)  # fmt: skip
+                             trials=args.tune_ours, alternatives=0)  # fmt: skip
                 print(f"{name} on {isa_name}: {found}", flush=True)
 
 

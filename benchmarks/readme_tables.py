@@ -181,6 +181,18 @@ def layers_table(stored):
     return table(["layer", "our kernel", "GMAC/s", "x FMA peak", *names], lines)
 
 
+def memory_table(stored):
+    """One line a network: peak memory beside ONNX Runtime's int8, size beside TVM's fp32."""
+    lines = []
+    for net in dict.fromkeys(row["net"] for row in stored["rows"]):
+        mine = {row["runner"]: row for row in stored["rows"] if row["net"] == net}
+        ours, ort, fp32 = (mine[r] for r in ("tvm_easyquant-int7", "onnxruntime-int8", "tvm-fp32"))
+        size = ours["artefact_mib"]
+        lines.append([net, f"{ours['peak_rss_mib']:.0f}", f"{ort['peak_rss_mib']:.0f}", f"{size:.2f}",
+                      f"{size / fp32['artefact_mib']:.3f}"])  # fmt: skip
+    return table(["network", "our MiB", "ONNX Runtime int8, MiB", "our library, MiB", "of fp32's"], lines)
+
+
 LAYER_RUNNERS = ("onnxruntime-int8", "onnxruntime-fp32", "tvm-int8", "tvm-fp32")
 
 
@@ -205,6 +217,7 @@ TVM's own int8 convolution is in those tables although, on full-range 8-bit weig
 <!-- /measured -->"""
     between(ROOT / "benchmarks" / "README.md", "layers", layers_table(layers))
     between(ROOT / "benchmarks" / "README.md", "networks", networks_table(networks, "avx2"))
+    between(ROOT / "benchmarks" / "README.md", "memory", memory_table(networks))
     wide = ROOT / "benchmarks" / "results" / "networks_avx512.json"
     if wide.exists():
         for isa in ("avx512", "native"):
