@@ -7,8 +7,7 @@ order of a layer's kernels matters here, and that carries over to CPUs of the sa
 the CPU at hand outranks it (`manifest.plan`).
 
 There are two sets: ``warm`` with the weights in the cache, and ``cold`` with the weights in memory, which
-is where a network finds them that has more of them than `CACHE_BYTES`. Winograd's are up to eight times
-as large as the direct kernels', and cold that often decides.
+is where a network finds them that has more of them than `CACHE_BYTES`.
 
 For 64-bit ARM nothing is measured. ``cycles.json`` holds static cycle counts instead, by LLVM's models of
 some cores: of the inner loops, so without memory and without the loops around them (``benchmarks/arm.py``).

@@ -116,9 +116,10 @@ class Builder:
         text = tir.StringImm(value) if hasattr(tir, "StringImm") else tvm.ir.StringImm(value)
         self.emit(_Around(lambda body: tir.AttrStmt(node, key, text, body)))
 
-    def allocate(self, dtype: str, size: int, name: str, scope: str = "global"):
-        """A buffer of ``size`` scalars that lives to the end of the block; less than 1 KiB of the scope
-        "global" is the stack or registers, more of it, and "local", the thread's workspace."""
+    def allocate(self, dtype: str, size: int, name: str):
+        """A buffer of ``size`` scalars that lives to the end of the block: less than 1 KiB is the stack or
+        registers, more the thread's workspace (of scope "local", even the little would be)."""
+        scope = "global"
         if not HAS_ALLOCATE:
             buffer = tir.decl_buffer((size,), dtype, name, scope=scope)
             self.emit(tir.AllocBuffer(buffer))

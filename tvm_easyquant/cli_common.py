@@ -53,6 +53,15 @@ def add_model(parser, help: str = "the model: ONNX, or what tvmc loads") -> None
     add("--batch", type=int, default=1, metavar="N", help="size of an open first dimension (1)")
 
 
+def add_quantized(parser) -> None:
+    """The options of a verb that takes a model with its scale table."""
+    add_model(parser, "the model that the table was made for")
+    add = parser.add_argument
+    add("--table", required=True, metavar="FILE", help="its scale table, from quantize")
+    add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
 def model_options(args) -> dict:
     """The options of `add_model` as `relay_frontend.load_model` and `import_model` take them."""
     shapes = _shapes(args.input_shapes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from .cli_common import INTERRUPTED, UserError, add_model, add_verb, fail, load_graph, print_json
+from .cli_common import INTERRUPTED, UserError, add_quantized, add_verb, fail, load_graph, print_json
 from .files import writable
 from .progress import Bar
 
@@ -18,14 +18,6 @@ examples:
 """
 
 
-def _common(parser):
-    add_model(parser, "the model that the table was made for")
-    add = parser.add_argument
-    add("--table", required=True, metavar="FILE", help="its scale table, from quantize")
-    add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
-    add("--json", action="store_true", help="print the result as JSON")
-
-
 def add(subparsers) -> None:
     _add_plan(subparsers)
     _add_tune(subparsers)
@@ -33,7 +25,7 @@ def add(subparsers) -> None:
 
 def _add_plan(subparsers):
     parser = add_verb(subparsers, "plan", _plan, "say which kernel each layer gets, and why", EXAMPLES)
-    _common(parser)
+    add_quantized(parser)
     parser.add_argument("--tuning-records", metavar="LOG", help="records of tune-kernels to choose by")
 
 
@@ -42,7 +34,7 @@ def _add_tune(subparsers):
 
     help = "measure our kernels for a quantized model with AutoTVM"
     parser = add_verb(subparsers, "tune-kernels", _tune, help, EXAMPLES)
-    _common(parser)
+    add_quantized(parser)
     add = parser.add_argument
     add("-o", "--output", required=True, metavar="LOG", help="records are appended; kernels in it are done")
     add("--tuner", default="xgb", help=f"{', '.join(TUNERS)} (xgb)")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .cli_common import (
     UserError,
-    add_model,
     add_pictures,
+    add_quantized,
     add_verb,
     load_graph,
     model_options,
@@ -36,7 +36,7 @@ examples:
 def add(subparsers) -> None:
     help = "top-1, top-5 or a metric of yours: integers against float32 on the same samples"
     parser = add_verb(subparsers, "evaluate", _evaluate, help, EVALUATE)
-    _common(parser)
+    add_quantized(parser)
     add = parser.add_argument
     add("--data", required=True, metavar="DATA", help="labelled: .npz, folder of folders, module:function")
     add("--metric", metavar="MODULE:FUNCTION", help="instead of top-1 and top-5: (outputs, label) -> float")
@@ -45,19 +45,11 @@ def add(subparsers) -> None:
 
     help = "time our integers and TVM's float32 of the same model in turn, whole and layer by layer"
     parser = add_verb(subparsers, "benchmark", _benchmark, help, BENCHMARK)
-    _common(parser)
+    add_quantized(parser)
     add = parser.add_argument
     add("--threads", type=int, default=1, metavar="N", help="(1)")
     add("--rounds", type=int, default=15, metavar="N", help="medians are over so many rounds (15)")
     add("--tuning-records", metavar="LOG", help="records of tune-kernels to choose kernels by")
-
-
-def _common(parser):
-    add_model(parser, "the model that the table was made for")
-    add = parser.add_argument
-    add("--table", required=True, metavar="FILE", help="its scale table, from quantize")
-    add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
-    add("--json", action="store_true", help="print the result as JSON")
 
 
 def evaluation(args, graph, table, bar, target=None):
