@@ -645,6 +645,17 @@ def test_a_few_trials_through_the_tracker(program, board, tracker, tmp_path):
     np.testing.assert_array_equal(board.run(library, {"image": images[0]}), want)
 
 
+def test_a_device_that_is_late_is_ended_once(monkeypatch):
+    """The timer that ends a late device and the ``with`` that it fails used to end it side by side: the slower
+    of the two killed a process that was gone, some 7 times in 100."""
+    monkeypatch.setattr(device, "emulator", lambda: [])
+    for _ in range(100):
+        late = device.Emulated("60", seconds=0.002)
+        late.command = ["sleep", "60"]
+        with pytest.raises(device.Missing, match="not up in 0.002 s"), late:
+            pass
+
+
 def test_a_tracker_that_is_dead_or_slow_or_empty_is_named_with_the_cure(tracker):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

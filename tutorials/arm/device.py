@@ -134,6 +134,7 @@ class Emulated:
         late.start()
         lines = [self.process.stdout.readline() for _ in self.said]
         late.cancel()
+        late.join()  # from here on, one thread looks after the process
         if not all(map(str.startswith, lines, self.said)):
             self.__exit__()
             raise Missing(f"not up in {self.seconds} s: {' '.join(map(str, self.command))}")
