@@ -163,6 +163,28 @@ def test_extremes(row, data_max, sign):
     assert (out == (sign * limits * data_max * 9 * (32 // groups)).astype(np.float32)).all()
 
 
+@pytest.mark.parametrize("scales", [
+    (0.25, 0.125, 0.5),  # many sums in the middle between two steps
+    (0.03396959230303764, 0.019321970641613007, 0.02423577941954136),  # not the quotients, but neighbours
+    (0.0126, 0.0195, 0.0212),  # the norm's own operations
+])  # fmt: skip
+@pytest.mark.parametrize("row", [
+    pytest.param(r, id=r.name, marks=pytest.mark.isa(r.isa))
+    for r in ROWS if r.name in ("direct_avx2_d1", "direct_avx512bw_d1", "direct_generic")
+])  # fmt: skip
+@pytest.mark.parametrize("own_first", [True, False])
+def test_a_residual_add_is_the_norms_for_every_pair_of_values(row, scales, own_first):
+    """Row i of the map holds i in every pixel, column j of the residual j."""
+    own, other, out = scales
+    residual = Residual(own, 100, 0, 254, other, 3, own_first, out)
+    spec = ConvSpec(1, 256, 256, 8, 8, (1, 1), epilogue="add", residual=residual, out_zero_point=5, lo=2)
+    data = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (1, 256, 256, 8)).copy()
+    beside = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (1, 256, 256, 8)).copy()
+    weight = np.eye(8, dtype=np.int8)[None, None]
+    operands = (spec, data, weight, np.full(8, -100, np.int32), np.ones(8, np.float32), beside)
+    np.testing.assert_array_equal(run(row, *operands)[0], expected(*operands))
+
+
 @pytest.mark.isa("avx2")
 @pytest.mark.parametrize("seed", range(6))
 def test_random_layers_take_the_planned_kernel_and_are_exact(seed):

@@ -1,5 +1,7 @@
 """Legality from real weights: bounds are reached by witnesses, and refused one step beyond. No TVM."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,9 +13,11 @@ from topi_ext.conv2d import (
     ConvSpec,
     Refusal,
     Residual,
+    _fused,
     accumulator_bound,
     fold_zero_point,
     lane_bound,
+    merged_scales,
     pack,
     tap_bound,
 )
@@ -94,3 +98,30 @@ def test_spec_round_trips_as_json_and_refuses_nonsense():
         ConvSpec(1, 2, 2, 4, 4, (3, 3))
     with pytest.raises(ValueError, match="groups"):
         ConvSpec(1, 8, 8, 4, 4, (3, 3), groups=3)
+
+
+def test_factors_of_a_residual_add_are_the_quotients_or_their_neighbours_or_none():
+    """0.0126 n + 0.0195 m is often exactly in the middle between two steps of 0.0212, where only the norm's own
+    operations fall on its side."""
+    assert merged_scales(Residual(0.25, 127, 0, 254, 0.125, 0, True, 0.5), 0, 0, 127) == (0.5, 0.25)
+    own, other, out = 0.03396959230303764, 0.019321970641613007, 0.02423577941954136
+    quotients = (np.float32(own) / np.float32(out), np.float32(other) / np.float32(out))
+    found = merged_scales(Residual(own, 127, 0, 254, other, 0, True, out), 0, 0, 127)
+    assert found is not None and found != quotients
+    np.testing.assert_allclose(found, quotients, rtol=1e-6)
+    assert merged_scales(Residual(0.0126, 127, 0, 254, 0.0195, 0, True, 0.0212), 0, 0, 127) is None
+
+
+floats = st.floats(2.0**-20, 2.0**20, width=32)
+
+
+@given(st.integers(-255, 255), floats, floats, st.sampled_from([-1, 1]))
+def test_a_fused_multiply_add_is_rounded_once(steps, factor, rest, sign):
+    exact = steps * Fraction(factor) + sign * Fraction(rest)
+    got = _fused(np.float32(steps), np.float32(factor), np.float32(sign * rest))
+    if not np.isnan(got):
+        near = np.nextafter(got, np.float32([-np.inf, np.inf]))
+        errors = [abs(Fraction(float(value)) - exact) for value in (got, *near)]
+        assert errors[0] == min(errors) and (np.isclose(float(exact), got) or not exact)
+    else:
+        assert not 2.0**-20 < factor / rest < 2.0**20

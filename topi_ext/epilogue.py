@@ -1,10 +1,11 @@
 """From int32 accumulators to the stored output, as TIR vector expressions; the same for every kernel.
 
-Every operation is one IEEE float32 operation of the norm (`reference`). Three things would break that:
+Every operation is one IEEE float32 operation of the norm (`reference`), but for the residual add, which has
+`conv2d.merged_scales` where they are proved the same. Three things would break that:
 
 * TVM rewrites ``x / constant`` to a multiplication; `divide` keeps the division.
-* LLVM contracts ``a * b + c`` to a fused multiply-add under TVM's options. Only the residual add has
-  that shape; its products pass through ``llvm.arithmetic.fence``, which stops the contraction.
+* LLVM contracts ``a * b + c`` to a fused multiply-add under TVM's options. Only adds have that shape; their
+  products pass through ``llvm.arithmetic.fence``, which stops the contraction, or are proved to bear it.
 * ``nearbyint`` does not vectorise. Adding 1.5 * 2**23 rounds to nearest even in the adder; it is right
   for |x| < 2**22, so the clip to a byte's range comes first.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .conv2d import ConvSpec
+from .conv2d import ConvSpec, merged_scales
 from .emit import const, dtype_of, lanes_of, pure, tir, with_lanes
 
 MAGIC = 12582912.0  # 1.5 * 2**23
@@ -33,13 +34,21 @@ def divide(x, divisor: float):
     return x / tir.reinterpret(dtype_of(x), const(bits, with_lanes("int32", base_lanes)))
 
 
+def _shifted(x, lo, hi):
+    """``clip(rint(x), lo, hi)`` + MAGIC, in float32 lanes."""
+    clipped = tir.max(tir.min(x, const(float(hi), dtype_of(x))), const(float(lo), dtype_of(x)))
+    return clipped + const(MAGIC, dtype_of(x))
+
+
+def rounded(x, lo, hi):
+    """float32 lanes -> float32 lanes: ``clip(rint(x), lo, hi)``."""
+    return fence(_shifted(x, lo, hi)) - const(MAGIC, dtype_of(x))
+
+
 def round_to_step(x, zero_point, lo, hi):
     """float32 lanes -> int32 lanes: ``clip(rint(x), lo - zero_point, hi - zero_point)``."""
-    lanes = lanes_of(dtype_of(x))[1]
-    clipped = tir.max(
-        tir.min(x, const(float(hi - zero_point), dtype_of(x))), const(float(lo - zero_point), dtype_of(x))
-    )
-    bits = tir.reinterpret(with_lanes("int32", lanes), clipped + const(MAGIC, dtype_of(x)))
+    shifted = _shifted(x, lo - zero_point, hi - zero_point)
+    bits = tir.reinterpret(with_lanes("int32", lanes_of(dtype_of(x))[1]), shifted)
     return bits - const(MAGIC_BITS, dtype_of(bits))
 
 
@@ -51,7 +60,7 @@ def store_byte(steps, zero_point):
 
 
 def real(steps, scale):
-    """int32 steps -> float32 ``float32(steps) * scale``, fenced so that an add cannot absorb it."""
+    """int32 or float32 steps -> float32 ``float32(steps) * scale``, fenced so that an add cannot absorb it."""
     dtype = with_lanes("float32", lanes_of(dtype_of(steps))[1])
     return fence(steps.astype(dtype) * const(scale, dtype))
 
@@ -71,9 +80,14 @@ def unrounded(spec: ConvSpec, acc, multiplier, residual=None):
     if spec.epilogue != "add":
         return scaled
     r = spec.residual
-    own = real(round_to_step(scaled, r.own_zero_point, r.own_lo, r.own_hi), r.own_scale)
+    own = rounded(scaled, r.own_lo - r.own_zero_point, r.own_hi - r.own_zero_point)
     other = residual.astype(dtype_of(acc)) - const(r.zero_point, dtype_of(acc))
-    other = real(other, r.scale)
+    other = other.astype(dtype_of(multiplier))
+    factors = merged_scales(r, spec.out_zero_point, spec.lo, spec.hi)
+    if factors is not None:
+        a, b = (const(float(factor), dtype_of(multiplier)) for factor in factors)
+        return own * a + other * b
+    own, other = real(own, r.own_scale), real(other, r.scale)
     return divide(own + other if r.own_first else other + own, r.out_scale)
 
 
