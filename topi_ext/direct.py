@@ -21,6 +21,7 @@ from .emit import Builder, const, dtype_of, extern, lanes_of, prefetch, tir, wit
 PARALLEL_MACS = 5_000_000  # a layer of less takes some 30 us on one core, a thread's wake-up some 5
 LINE = 64  # bytes of a cache line
 PARALLEL_BYTES = 500_000  # the same for copying a map
+ROW_BYTES = 12_000  # of a row of pixels: a part of the nearest cache, where a block of weights is as well
 
 
 class Dot(NamedTuple):
@@ -157,31 +158,44 @@ def flattens(spec: ConvSpec) -> bool:
 
 def tile_pixels(width: int, most: int) -> int:
     """The tile width whose tiles (tail included) cost least; a tile costs its pixels plus overhead."""
-
-    def cost(pixels):
-        tiles, tail = divmod(width, pixels)
-        return tiles * (pixels + 1.5) + (tail + 1.5 if tail else 0)
-
-    return min(range(1, most + 1), key=lambda p: (cost(p), -p))
+    return min(range(1, most + 1), key=lambda p: (_row_cost(width, p), -p))
 
 
-def rows_of(spec: ConvSpec) -> tuple[int, int]:
-    """Rows of the output map, over the batch, and their width, as the loops see them."""
-    if flattens(spec):
-        return 1, spec.batch * spec.out_height * spec.out_width
-    return spec.batch * spec.out_height, spec.out_width
+def _row_cost(width: int, pixels: int) -> float:
+    """What a row costs in tiles of ``pixels``."""
+    tiles, tail = divmod(width, pixels)
+    return tiles * (pixels + 1.5) + (tail + 1.5 if tail else 0)
+
+
+def rows_of(spec: ConvSpec, dot: Dot) -> tuple[int, int]:
+    """Rows of the output map, over the batch, and their width, as the loops see them.
+
+    A map that `flattens` is cut into equal rows, which stay in the nearest cache with a line of outputs and one
+    of residuals for each pixel; into none where tiles would fill them worse.
+    """
+    if not flattens(spec):
+        return spec.batch * spec.out_height, spec.out_width
+    pixels = spec.batch * spec.out_height * spec.out_width
+    limit = max(ROW_BYTES // (spec.in_channels + 2 * LINE), 2 * dot.registers)
+
+    def overhead(width):
+        return _row_cost(width, tile_pixels(width, dot.registers)) / width
+
+    widths = [w for w in range(1, pixels + 1) if pixels % w == 0 and (w <= limit or w == pixels)]
+    width = min(reversed(widths), key=lambda w: (round(overhead(w), 2), w == pixels))
+    return pixels // width, width
 
 
 def vectors_of(spec: ConvSpec, dot: Dot) -> int:
     """Blocks of output channels in a tile: a dense layer has one pixel, so its tile is wide instead."""
-    if rows_of(spec)[1] > 1:
+    if rows_of(spec, dot)[1] > 1:
         return 1
     return next(v for v in (4, 2, 1) if blocks_of(spec, dot.lanes) % v == 0)
 
 
 def work(spec: ConvSpec, dot: Dot) -> tuple[float, ...]:
     """Millions of: multiply-accumulates with padded channels, tiles, outputs, elements copied, weights."""
-    rows, width = rows_of(spec)
+    rows, width = rows_of(spec, dot)
     columns = spec.groups * blocks_of(spec, dot.lanes)
     row = spec.in_channels // spec.groups * (spec.kernel[1] if tight(spec, dot.group) else 1)
     taps = spec.kernel[0] if tight(spec, dot.group) else int(np.prod(spec.kernel))
@@ -210,7 +224,7 @@ def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, resid
 
     AutoTVM knobs: ``tile`` (pixels), ``order`` (which loop is outside).
     """
-    rows, width = rows_of(spec)
+    rows, width = rows_of(spec, dot)
     blocks = blocks_of(spec, dot.lanes)
     vectors = vectors_of(spec, dot)
     most = min(dot.registers, width)
@@ -219,13 +233,13 @@ def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, resid
     cfg.define_knob("tile", candidates)
     weight_bytes = spec.groups * blocks * dot.lanes * int(weight.shape[1]) * int(weight.shape[2]) * 4
     orders = ["rows", "channels"]
-    cfg.define_knob("order", orders[::-1] if weight_bytes > 2**18 or rows == 1 else orders)
+    cfg.define_knob("order", orders[::-1] if weight_bytes > 2**17 or rows == 1 else orders)
     cfg.add_flop(2 * spec.macs)
     source = padded_map(spec, dot, data)
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
     def body(ins, out):
-        emitter = _Body(spec, dot, ins, out, shallow)
+        emitter = _Body(spec, dot, width, ins, out, shallow)
         return emitter.loops(rows, width, blocks, vectors, cfg["tile"].val, cfg["order"].val)
 
     return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
@@ -302,8 +316,9 @@ class Writer:
 class _Body:
     """Emits the loops as TIR; one instance per kernel."""
 
-    def __init__(self, spec, dot, ins, out, shallow=None):
-        self.spec, self.dot, self.shallow, self.flat = spec, dot, shallow, flattens(spec)
+    def __init__(self, spec, dot, width, ins, out, shallow=None):
+        self.spec, self.dot, self.shallow = spec, dot, shallow
+        self.flat, self.width = flattens(spec), width
         self.data, self.weight, self.bias, multiplier = ins[:4]
         self.ib = Builder()
         self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, dot.narrow)
@@ -380,6 +395,7 @@ class _Body:
         """Indices into the output map; ``y`` counts rows of the whole batch."""
         spec = self.spec
         if self.flat:
+            x = y * self.width + x
             if spec.out_height * spec.out_width == 1:
                 return [x, 0, 0, channel]
             size = spec.out_height * spec.out_width

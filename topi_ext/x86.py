@@ -61,7 +61,8 @@ def narrow(values, zero_point, lo, hi):
         packed = tir.reinterpret("int32x8", narrow_four(four, zero_point, lo, hi))
         # the quads of a vector lie in the two halves; without the fence LLVM makes a pack for each vector
         ordered = fence(tir.reinterpret("float32x8", pick([packed], (0, 4, 1, 5, 2, 6, 3, 7))))
-        done += [part(tir.reinterpret("uint8x32", ordered), 8 * i, 8) for i in range(4)]
+        halves = tir.reinterpret("float64x4", ordered)
+        done += [tir.reinterpret("uint8x8", pick([halves], [i])) for i in range(4)]
     return done[: len(values)]
 
 
