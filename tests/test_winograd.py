@@ -57,7 +57,7 @@ def test_growth_of_the_data_is_attained_and_fits_int16(m):
 def test_transformed_weights_fit_int16_at_8_bits(m):
     t = winograd.transform(m, 3)
     worst = np.abs(t.g).sum(axis=1).max() ** 2 * 127
-    assert worst == {2: 9, 4: 144}[m] * 127 <= INT16_MAX
+    assert worst == {2: 9, 4: 49}[m] * 127 <= INT16_MAX
 
 
 def test_no_fraction_survives():

@@ -170,8 +170,8 @@ def _row_cost(width: int, pixels: int) -> float:
 def rows_of(spec: ConvSpec, dot: Dot) -> tuple[int, int]:
     """Rows of the output map, over the batch, and their width, as the loops see them.
 
-    A map that `flattens` is cut into equal rows, which stay in the nearest cache with a line of outputs and one
-    of residuals for each pixel; into none where tiles would fill them worse.
+    A map that `flattens` is cut into equal rows, which stay in the nearest cache with a line of outputs and
+    one of residuals for each pixel; it stays whole where tiles would fill the rows worse.
     """
     if not flattens(spec):
         return spec.batch * spec.out_height, spec.out_width

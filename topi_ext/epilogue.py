@@ -60,7 +60,7 @@ def store_byte(steps, zero_point):
 
 
 def real(steps, scale):
-    """int32 or float32 steps -> float32 ``float32(steps) * scale``, fenced so that an add cannot absorb it."""
+    """int32 or float32 steps -> ``float32(steps) * scale``, fenced so that an add cannot absorb it."""
     dtype = with_lanes("float32", lanes_of(dtype_of(steps))[1])
     return fence(steps.astype(dtype) * const(scale, dtype))
 

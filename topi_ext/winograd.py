@@ -7,10 +7,10 @@ interpolation points a_j and infinity (Toom-Cook, transposed), with ``N_j = prod
 * row j of G: ``a_j^k / N_j``; the last row: ``(0, .., 0, 1)``;
 * column j of AT: ``a_j^i``; the last column: ``(0, .., 0, 1)``.
 
-Then ``y = AT ((G g) * (BT d))``. G has fractions; multiplying its row j by an integer R_j and column j of
-AT by ``scale / R_j`` makes every matrix integer, and the result ``scale * y``; in two dimensions
-``scale^2 * y``, which is divided exactly. R_j is ``scale``, but for infinity's row, which is halved until
-it grows no more than the others (24 would carry F(4,3)'s weights out of int16).
+Then ``y = AT ((G g) * (BT d))``. G has fractions; dividing its row j by its first entry e_j that is not 0 and
+multiplying column j of AT by ``scale * e_j`` makes every matrix integer, and the result ``scale * y``; in two
+dimensions ``scale^2 * y``, which is divided exactly. So the weights grow least, and cost least: there are more
+of them than of a small map's tiles.
 
 Everything after the transformed data V and weights U is linear, so it may wrap modulo 2**32 as long as
 the arithmetic is *defined* to wrap and the quotient fits: for ``scale^2 = 2^s * odd``, multiplying by the
@@ -98,15 +98,9 @@ def transform(m: int, r: int) -> Transform:
     g.append([Fraction(int(k == r - 1)) for k in range(r)])
     at = [[a**i for a in points] + [Fraction(int(i == m - 1))] for i in range(m)]
     scale = lcm(*(entry.denominator for row in g for entry in row))
-    growth = max(scale * sum(map(abs, row)) for row in g[:-1])  # of the finite points
-    factors = []
-    for row in g:
-        factor = scale
-        while factor * sum(map(abs, row)) > growth and factor % 2 == 0:
-            factor //= 2
-        factors.append(factor)
+    factors = [1 / next(entry for entry in row if entry) for row in g]
     g = [[factor * e for e in row] for factor, row in zip(factors, g, strict=True)]
-    at = [[e * Fraction(scale, f) for e, f in zip(row, factors, strict=True)] for row in at]
+    at = [[e * scale / f for e, f in zip(row, factors, strict=True)] for row in at]
     return Transform(m, r, _integers(bt), _integers(g), _integers(at), scale * scale)
 
 

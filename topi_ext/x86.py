@@ -9,7 +9,7 @@ import numpy as np
 from .conv2d import Bound, ConvSpec, Refusal, lane_bound, pack
 from .depthwise import PairOps
 from .direct import Dot, broadcast_word
-from .emit import const, dtype_of, lanes_of, part, pick, pure, tir
+from .emit import const, dtype_of, lanes_of, pick, pure, tir
 from .epilogue import fence
 
 #: vector bits -> (byte-pair multiply, word-pair multiply)

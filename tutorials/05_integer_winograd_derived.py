@@ -40,8 +40,9 @@ assert (AT @ ((G.astype(int) @ g) * (BT @ d)) != direct).any()
 # %%
 # Clear the denominators
 # ----------------------
-# Multiply G by 2. Every matrix is integer, the result is twice y (four times in two dimensions), and the
-# division is exact because the number is a multiple. ``transform`` derives the matrices for any F(m, 3)
+# Multiply the rows of G that have halves by 2, and the columns of AT that belong to the others. Every matrix
+# is integer, the result is twice y (four times in two dimensions), and the division is exact because the
+# number is a multiple. ``transform`` derives the matrices for any F(m, 3)
 # from the interpolation points 0, 1, -1, 2, -2 with exact fractions.
 
 t = winograd.transform(2, 3)
@@ -52,12 +53,12 @@ print(t.bt, t.g, t.at, f"divisor {t.divisor}", sep="\n")
 assert t.divisor == 576
 
 # %%
-# F(4, 3) makes 16 outputs of a 3x3 filter with 36 multiplications instead of 144. The last row of G is
-# smaller than the common factor 24 would make it: with 24, a transformed weight could leave int16.
+# F(4, 3) makes 16 outputs of a 3x3 filter with 36 multiplications instead of 144. Each row of G
+# has its smallest integers, and the columns of AT make up for it: so the weights grow least.
 
 worst = np.abs(t.g).sum(axis=1).max() ** 2
 print(f"a transformed weight is at most {worst} times a weight: {worst * 127} at 8 bits")
-assert worst * 127 <= 2**15 - 1 < 24 * 24 * 63
+assert worst * 127 <= 2**15 - 1
 
 # %%
 # A proof by all pairs of unit arrays
