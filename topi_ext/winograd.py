@@ -7,10 +7,10 @@ interpolation points a_j and infinity (Toom-Cook, transposed), with ``N_j = prod
 * row j of G: ``a_j^k / N_j``; the last row: ``(0, .., 0, 1)``;
 * column j of AT: ``a_j^i``; the last column: ``(0, .., 0, 1)``.
 
-Then ``y = AT ((G g) * (BT d))``. G has fractions; dividing its row j by its first entry e_j that is not 0 and
-multiplying column j of AT by ``scale * e_j`` makes every matrix integer, and the result ``scale * y``; in two
-dimensions ``scale^2 * y``, which is divided exactly. So the weights grow least, and cost least: there are more
-of them than of a small map's tiles.
+Then ``y = AT ((G g) * (BT d))``. G has fractions; dividing its row j by its first entry e_j that is not 0
+and multiplying column j of AT by ``scale * e_j`` makes every matrix integer, and the result ``scale * y``;
+in two dimensions ``scale^2 * y``, which is divided exactly. So the weights grow least, and cost least:
+there are more of them than of a small map's tiles.
 
 Everything after the transformed data V and weights U is linear, so it may wrap modulo 2**32 as long as
 the arithmetic is *defined* to wrap and the quotient fits: for ``scale^2 = 2^s * odd``, multiplying by the

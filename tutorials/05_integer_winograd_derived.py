@@ -40,9 +40,9 @@ assert (AT @ ((G.astype(int) @ g) * (BT @ d)) != direct).any()
 # %%
 # Clear the denominators
 # ----------------------
-# Multiply the rows of G that have halves by 2, and the columns of AT that belong to the others. Every matrix
-# is integer, the result is twice y (four times in two dimensions), and the division is exact because the
-# number is a multiple. ``transform`` derives the matrices for any F(m, 3)
+# Multiply the rows of G that have halves by 2, and the columns of AT that belong to the others. Every
+# matrix is integer, the result is twice y (four times in two dimensions), and the division is exact because
+# the number is a multiple. ``transform`` derives the matrices for any F(m, 3)
 # from the interpolation points 0, 1, -1, 2, -2 with exact fractions.
 
 t = winograd.transform(2, 3)
