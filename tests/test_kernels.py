@@ -40,6 +40,9 @@ LARGE = "large enough for threads"
 TAILS[LARGE] = ConvSpec(1, 28, 30, 32, 32, (3, 3), padding=PAD, data_max=127)
 WINOGRAD = {
     LARGE: TAILS[LARGE],
+    "large enough for threads, blocks of tiles": ConvSpec(
+        1, 32, 31, 128, 16, (3, 3), padding=PAD, data_max=127
+    ),
     "whole tiles": ConvSpec(1, 16, 16, 16, 16, (3, 3), padding=PAD, data_max=127, hi=127),
     "partial tiles, batch, odd channels": ConvSpec(
         2, 9, 14, 20, 48, (3, 3), padding=(0, 1, 2, 1), data_max=127, zero_point=64

@@ -18,9 +18,9 @@ from . import epilogue
 from .conv2d import ConvSpec, blocks_of, runs_of, tight
 from .emit import Builder, const, dtype_of, extern, lanes_of, prefetch, tir, with_lanes
 
-PARALLEL_MACS = 5_000_000  # a layer of less takes some 30 us on one core, a thread's wake-up some 5
+PARALLEL_MACS = 1_000_000  # a layer of less takes some 10 us on one core, a thread's wake-up some 5
 LINE = 64  # bytes of a cache line
-PARALLEL_BYTES = 500_000  # the same for copying a map
+PARALLEL_BYTES = 100_000  # the same for copying a map
 ROW_BYTES = 12_000  # of a row of pixels: a part of the nearest cache, where a block of weights is as well
 
 

@@ -159,8 +159,9 @@ def block_sizes(spec: ConvSpec, t: Transform, bits: int) -> list[int]:
     budget = V_BYTES // (t.n * t.n * 4 * pairs_of(spec))
 
     def even(limit):
-        """A block size near ``limit`` whose blocks are equally full."""
+        """A block size near ``limit`` whose blocks are equally full, and even in number."""
         blocks = ceil(total / max(limit, 1))
+        blocks += blocks % 2 if blocks > 1 else 0
         return ceil(ceil(total / blocks) / rows) * rows
 
     sizes = (max(16, budget), budget // 2, 2 * budget, rows)
@@ -263,15 +264,18 @@ class _Body:
         ib, t, spec = self.ib, self.t, self.spec
         positions, channels = t.n * t.n, 2 * pairs_of(spec)
         ib.scope_attr(self.data.data, "pragma_import_llvm", self.wrap.llvm)
-        with ib.for_range(0, -(-total // size), "tile_block", kind=outer_loop(spec)) as tb:
+        blocks, kind = -(-total // size), outer_loop(spec)
+        # threads take blocks of tiles; of a single block, tiles to transform and then output channels
+        outer, inner = (kind, "serial") if blocks > 1 else ("serial", kind)
+        with ib.for_range(0, blocks, "tile_block", kind=outer) as tb:
             # positions a line further apart: at a power of two they would share a set of the cache
             v = _Positions(ib, "int16", "V", positions, size * channels)
-            u = _Positions(ib, "int16", "U", positions, channels * self.block)
-            m = _Positions(ib, "int32", "M", positions, size * self.block)
-            with ib.for_range(0, size, "tile") as ti:
+            with ib.for_range(0, size, "tile", kind=inner) as ti:
                 with ib.for_range(0, channels // CHANNELS, "c") as c:
                     self.transform_data(tb * size + ti, ti, c * CHANNELS, total, size, channels, v)
-            with ib.for_range(0, spec.out_channels // self.block, "block") as block:
+            with ib.for_range(0, spec.out_channels // self.block, "block", kind=inner) as block:
+                u = _Positions(ib, "int16", "U", positions, channels * self.block)
+                m = _Positions(ib, "int32", "M", positions, size * self.block)
                 with ib.for_range(0, channels // 2, "pair") as pair:
                     for vector in range(self.vectors):
                         self.transform_weights(block, pair, vector, u)
