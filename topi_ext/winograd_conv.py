@@ -18,7 +18,7 @@ import numpy as np
 
 from .conv2d import ConvSpec
 from .direct import Dot, Lanes, Writer, copied, outer_loop, padded_map
-from .emit import Builder, const, dtype_of, extern, tir, with_lanes
+from .emit import Builder, const, dtype_of, extern, prefetch, tir, with_lanes
 from .winograd import Transform
 
 CHANNELS = 16  # input channels transformed at once
@@ -281,6 +281,7 @@ class _Body:
                         self.transform_weights(block, pair, vector, u)
                 with ib.for_range(0, positions, "position") as position:
                     with ib.for_range(0, size // rows, "rows") as group:
+                        self.fetch(block + 1, position * (size // rows) + group, positions * (size // rows))
                         self.multiply(position, group * rows, rows, size, channels, unroll, u, v, m)
                 with ib.for_range(0, size, "tile") as ti:
                     with ib.if_scope(tb * size + ti < total):
@@ -308,6 +309,12 @@ class _Body:
             column = apply(t.bt, [lines[i][j] for i in range(t.n)], Plain, keep)
             for i in range(t.n):
                 self.ib.emit(v.store(i * t.n + j, ti * channels + channel, column[i]))
+
+    def fetch(self, block, turn, turns):
+        """Fetch a part of the weights of a block of channels: they come from memory while others multiply."""
+        share = -(-int(np.prod([int(d) for d in self.weight.shape[1:]])) // turns)
+        for first in range(0, share, LINE):
+            self.ib.emit(prefetch(self.weight, [block, 0, 0, 0, turn * share + first]))
 
     def transform_weights(self, block, pair, vector, u):
         """A pair of input channels by the output channels of a vector: U = G w GT."""
