@@ -12,19 +12,22 @@ from __future__ import annotations
 import os
 import sys
 import time
+from importlib import metadata
 
 import numpy as np
 
 
 def tvm(model, x, threads):
     os.environ["TVM_NUM_THREADS"] = str(threads)
-    os.environ["TVM_USE_RUNTIME_LIB"] = "1"  # what a deployment needs: no compiler
-    import tvm
-    from tvm.contrib import graph_executor
+    from tvm_easyquant import deploy  # TVM's runtime library without the compiler and its Python
 
-    executor = graph_executor.GraphModule(tvm.runtime.load_module(model)["default"](tvm.cpu()))
-    executor.set_input("image", x)
-    return executor.run, lambda: executor.get_output(0).numpy(), tvm.__version__
+    program = deploy.Program(model)
+    program.set_inputs({"image": x})
+    return (
+        program.run,
+        lambda: program.outputs()[0],
+        ".".join(metadata.version("xtc-tvm-python-bindings").split(".")[:3]),
+    )
 
 
 def onnxruntime(model, x, threads):

@@ -14,7 +14,7 @@ TVM_FREE = [
     "tvm_easyquant.calibrate", "tvm_easyquant.histogram", "tvm_easyquant.objectives", "tvm_easyquant.reconstruct", "tvm_easyquant.integer", "tvm_easyquant.search",
     "tvm_easyquant.scale_table", "tvm_easyquant.files", "tvm_easyquant.pipeline", "tvm_easyquant.demo",
     "tvm_easyquant.images", "tvm_easyquant.sources", "tvm_easyquant.curves", "tvm_easyquant.report", "tvm_easyquant.evaluate", "tvm_easyquant.sensitivity",
-    "tvm_easyquant.onnx_export", "tvm_easyquant.onnx_verify", "tvm_easyquant.onnx_quantized", "tvm_easyquant.take_over", "tvm_easyquant.ncnn_table",
+    "tvm_easyquant.onnx_export", "tvm_easyquant.onnx_verify", "tvm_easyquant.onnx_quantized", "tvm_easyquant.take_over", "tvm_easyquant.ncnn_table", "tvm_easyquant.deploy",
     "tvm_easyquant.cli", "tvm_easyquant.cli_common", "topi_ext", "topi_ext.reference", "topi_ext.conv2d", "topi_ext.isa",
 ]  # fmt: skip
 

@@ -311,7 +311,7 @@ class _Body:
                 self.ib.emit(v.store(i * t.n + j, ti * channels + channel, column[i]))
 
     def fetch(self, block, turn, turns):
-        """Fetch a part of the weights of a block of channels: they come from memory while others multiply."""
+        """Fetch a part of the weights of a block of channels, while those of another multiply."""
         share = -(-int(np.prod([int(d) for d in self.weight.shape[1:]])) // turns)
         for first in range(0, share, LINE):
             self.ib.emit(prefetch(self.weight, [block, 0, 0, 0, turn * share + first]))
