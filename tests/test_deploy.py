@@ -28,9 +28,10 @@ def compiled(tmp_path_factory):
     return path, images[0], eq.Executor(library)({"image": images[0]})
 
 
-def test_it_gives_the_executors_outputs(compiled):
+def test_it_gives_the_executors_outputs(compiled, monkeypatch):
     path, image, want = compiled
-    program = deploy.Program(path)
+    monkeypatch.chdir(path.parent)
+    program = deploy.Program(path.name)
     assert program.inputs == {"image": (image.shape, image.dtype)}
     for _ in range(2):
         got = program({"image": image})

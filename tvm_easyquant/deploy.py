@@ -139,7 +139,7 @@ class _Runtime:
     def load(self, path: Path) -> int:
         handle = ctypes.c_void_p()
         self.check(self.library.TVMModLoadFromFile(str(path).encode(), b"so", ctypes.byref(handle)))
-        return handle.value
+        return handle.value or 0
 
     def array(self, handle: int) -> tuple[tuple[int, ...], np.dtype]:
         """(shape, element type) of a tensor."""
@@ -165,7 +165,7 @@ class Program:
     """
 
     def __init__(self, path, runtime=None):
-        path = Path(path)
+        path = Path(path).resolve()  # what has no folder, the linker looks for elsewhere
         if not path.exists():
             raise DeployError(f"{path} does not exist")
         self._tvm = _Runtime(Path(runtime) if runtime is not None else find_runtime())
