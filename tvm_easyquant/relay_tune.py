@@ -278,7 +278,8 @@ def tune(
 
 def _tuner(name, task, done):
     """The tuner ``name`` for the configurations of a task that are not in ``done`` (their indices; the
-    genetic algorithm may come back to them)."""
+    genetic algorithm may come back to them). The default configuration, index 0, comes first: few trials may
+    not find a better one, and a log without it would be slower than none."""
     from tvm.autotvm import tuner
 
     if name == "xgb":
@@ -286,12 +287,23 @@ def _tuner(name, task, done):
         made = tuner.XGBTuner(task, feature_type="knob", loss_type="rank-binary")
     elif name == "ga":
         size = len(task.config_space)
-        return tuner.GATuner(task, pop_size=min(50, size), elite_num=min(3, size))
+        made = tuner.GATuner(task, pop_size=min(50, size), elite_num=min(3, size))
+        made.genes[0] = task.config_space.point2knob(0)
+        return made
     else:
         made = tuner.RandomTuner(task) if name == "random" else tuner.GridSearchTuner(task)
     made.visited = type(made.visited)(done)
     if name == "grid":
         made.index = next(i for i in range(made.begin_idx, made.end_idx) if i not in done)
+    elif 0 not in done:
+        others = made.next_batch
+
+        def default_first(size):
+            made.next_batch = others
+            made.visited = type(made.visited)([*made.visited, 0])
+            return [task.config_space.get(0)]
+
+        made.next_batch = default_first
     return made
 
 
