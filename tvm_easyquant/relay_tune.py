@@ -278,8 +278,8 @@ def tune(
 
 def _tuner(name, task, done):
     """The tuner ``name`` for the configurations of a task that are not in ``done`` (their indices; the
-    genetic algorithm may come back to them). The default configuration, index 0, comes first: few trials may
-    not find a better one, and a log without it would be slower than none."""
+    genetic algorithm may come back to them). The default configuration, index 0, comes first: few trials
+    may not find a better one, and a log without it would be slower than none."""
     from tvm.autotvm import tuner
 
     if name == "xgb":
