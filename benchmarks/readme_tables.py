@@ -193,6 +193,18 @@ def memory_table(stored):
     return table(["network", "our MiB", "ONNX Runtime int8, MiB", "our library, MiB", "of fp32's"], lines)
 
 
+def threads_table(one, two):
+    """One line a network and runner: milliseconds on one thread and on two."""
+    lines = []
+    for row in two["rows"]:
+        same = [r for r in one["rows"] if (r["net"], r["runner"]) == (row["net"], row["runner"])]
+        for other in same:
+            times = [r["ms_median"] for r in (other, row)]
+            lines.append([row["net"], row["runner"], *(f"{ms:.2f}" for ms in times),
+                          f"{times[0] / times[1]:.2f}"])  # fmt: skip
+    return table(["network", "runner", "one thread, ms", "two, ms", "times as fast"], lines)
+
+
 LAYER_RUNNERS = ("onnxruntime-int8", "onnxruntime-fp32", "tvm-int8", "tvm-fp32")
 
 
@@ -218,6 +230,8 @@ TVM's own int8 convolution is in those tables although, on full-range 8-bit weig
     between(ROOT / "benchmarks" / "README.md", "layers", layers_table(layers))
     between(ROOT / "benchmarks" / "README.md", "networks", networks_table(networks, "avx2"))
     between(ROOT / "benchmarks" / "README.md", "memory", memory_table(networks))
+    two = threads_table(networks, stored("networks_avx2_2threads.json"))
+    between(ROOT / "benchmarks" / "README.md", "threads", two)
     wide = ROOT / "benchmarks" / "results" / "networks_avx512.json"
     if wide.exists():
         for isa in ("avx512", "native"):
