@@ -162,7 +162,10 @@ def test_a_quantized_graph_cannot_be_quantized_again_and_settings_must_fit():
 # -- normalizing ONNX, no TVM
 
 
-def quantized_onnx(nodes, constants, inputs=None, outputs=None, opset=13):
+QUARK = "com.amd.quark"
+
+
+def quantized_onnx(nodes, constants, inputs=None, outputs=None, opset=13, main=""):
     """A ModelProto from (op, inputs, outputs, attributes[, domain]), input ``x`` and output ``y``."""
     inputs = inputs or {"x": (TensorProto.FLOAT, [1, 3, 6, 6])}
     outputs = outputs or {"y": (TensorProto.FLOAT, None)}
@@ -172,9 +175,10 @@ def quantized_onnx(nodes, constants, inputs=None, outputs=None, opset=13):
         "test",
         [helper.make_tensor_value_info(n, *kind) for n, kind in inputs.items()],
         [helper.make_tensor_value_info(n, *kind) for n, kind in outputs.items()],
-        [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
+        [v if isinstance(v, TensorProto) else numpy_helper.from_array(np.asarray(v), n)
+         for n, v in constants.items()],
     )  # fmt: skip
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid(main, opset), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
@@ -199,7 +203,7 @@ def test_scales_of_shape_one_become_scalars_and_int8_becomes_uint8():
 
 
 CONSTANTS = {"s": S, "t": np.float32(0.1), "z": ZU, "w": W, "wz": np.int8(0), "u": np.float32(0.02), "zero": np.uint8(0),
-             "z16": np.int16(0), "minus": np.float32(-1)}  # fmt: skip
+             "z4": helper.make_tensor("z4", TensorProto.INT4, [], [0]), "minus": np.float32(-1)}  # fmt: skip
 Q, DQ = ("QuantizeLinear", ["x", "s", "z"], ["q"], {}), ("DequantizeLinear", ["q", "s", "z"], ["d"], {})
 DW = ("DequantizeLinear", ["w", "u", "wz"], ["wd"], {})
 
@@ -208,8 +212,15 @@ DW = ("DequantizeLinear", ["w", "u", "wz"], ["wd"], {})
     "nodes, why",
     [([Q, ("DequantizeLinear", ["q", "t", "z"], ["d"], {}), DW, ("Conv", ["d", "wd"], ["y"], {})],
       "n1: q is quantized with one scale and read with another"),
-     ([("QuantizeLinear", ["x", "s", "z16"], ["q"], {}), ("DequantizeLinear", ["q", "s", "z16"], ["y"], {})],
-      "z16 is INT16; only int8 and uint8"),
+     ([("QuantizeLinear", ["x", "s", "z4"], ["q"], {}), ("DequantizeLinear", ["q", "s", "z4"], ["y"], {})],
+      "z4 is INT4; integers of 8 or 16 bits"),
+     ([("ExtendedQuantizeLinear", ["x", "s", "z"], ["q"], {}, QUARK), ("ExtendedDequantizeLinear", ["q", "s", "z"], ["y"], {}, QUARK)],
+      "n0 .ExtendedQuantizeLinear, 2 such nodes. rounds to numbers that are no integers"),
+     ([("BFPQuantizeDequantize", ["x"], ["y"], {}, QUARK)], "n0 .BFPQuantizeDequantize, 1 such nodes."),
+     ([("MXQuantizeDequantize", ["x"], ["y"], {}, QUARK)], "n0 .MXQuantizeDequantize, 1 such nodes."),
+     ([("QuantizeFloating", ["x", "s", "z"], ["y"], {})], "n0 .QuantizeFloating, 1 such nodes."),
+     ([Q, ("Add", ["d", "a"], ["b"], {}), DQ, ("Relu", ["b"], ["a"], {}), ("Identity", ["a"], ["y"], {})],
+      "node n1 reads what is made of its own output"),
      ([("QuantizeLinear", ["x", "minus", "z"], ["q"], {}), ("DequantizeLinear", ["q", "minus", "z"], ["y"], {})],
       "n0 .QuantizeLinear.: a scale is not positive and finite"),
      ([("ReduceMax", ["x"], ["m"], dict(keepdims=0)), ("QuantizeLinear", ["x", "m", "z"], ["q"], {}),
@@ -417,3 +428,155 @@ def test_a_batch_normalization_behind_a_quantized_layer_is_folded_into_its_scale
             taken.graph, taken.table, images, model=taken.model, names=taken.origin, optimize=optimize
         )
         assert found.unexplained == 0 and found.largest <= 1 and found.total("values") > 4000, str(found)
+
+
+# -- the graphs that Quark and PPQ write, by hand: neither is needed
+
+
+class Written:
+    """A residual network in QDQ form, input ``x`` (1, 3, 6, 6), output ``y`` (1, 5).
+
+    activation: the type of the activations; domain: of what quantizes them; bias: the type of the biases,
+    None for float ones; power_of_two: all scales are; in_graph: the model quantizes float weights itself.
+    """
+
+    def __init__(
+        self, seed=0, activation=np.int8, domain="", bias=np.int32, power_of_two=False, in_graph=False
+    ):
+        self.rng = np.random.default_rng(seed)
+        self.nodes, self.constants, self.domain = [], {}, domain
+        self.activation, self.bias, self.in_graph = activation, bias, in_graph
+        self.fit = (lambda s: np.float32(2.0 ** np.ceil(np.log2(s)))) if power_of_two else np.float32
+
+    def add(self, op, inputs, output, domain="", **attrs):
+        self.nodes.append((op, inputs, [output], attrs, domain))
+        return output
+
+    def constant(self, name, value):
+        self.constants[name] = np.asarray(value)
+        return name
+
+    def rounded(self, x, reach, dtype=None):
+        """x through QuantizeLinear and DequantizeLinear; reach: the largest magnitude it can hold."""
+        dtype = dtype or self.activation
+        limits = np.iinfo(dtype)
+        zero = 0 if limits.min else (limits.max + 1) // 2
+        scale = self.constant(f"{x}_s", self.fit(2 * reach / (limits.max - limits.min)))
+        zero = self.constant(f"{x}_z", np.array(zero, dtype))
+        q = self.add("QuantizeLinear", [x, scale, zero], f"{x}_q", self.domain)
+        return self.add("DequantizeLinear", [q, scale, zero], f"{x}_d", self.domain)
+
+    def layer(self, op, x, output, *shape, **attrs):
+        """A convolution or Gemm with int8 weights and a bias."""
+        real = (self.rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        step, axis, domain = self.fit(np.abs(real).max() / 127), {}, self.domain
+        if self.in_graph:  # PPQ: a scale for each channel
+            step, axis, domain = step * np.linspace(1, 1.3, shape[0], dtype=np.float32), dict(axis=0), ""
+        scale = self.constant(f"{output}_ws", step)
+        zero = self.constant(f"{output}_wz", np.zeros(step.shape, np.int8))
+        if self.in_graph:
+            weight = [self.constant(f"{output}_w", real), scale, zero]
+            weight = self.add("QuantizeLinear", weight, f"{output}_wq", **axis)
+        else:
+            weight = self.constant(f"{output}_wq", np.clip(np.rint(real / step), -127, 127).astype(np.int8))
+        weight = self.add("DequantizeLinear", [weight, scale, zero], f"{output}_wd", domain, **axis)
+        bias = self.rng.standard_normal(shape[0]).astype(np.float32) / 4
+        if self.bias is None:
+            bias = self.constant(f"{output}_b", bias)
+        else:  # Quark: in units of the accumulator, or (XINT8) int8 with a scale of its own
+            unit = np.float32(self.constants[x.replace("_d", "_s")] * step)
+            unit = unit if self.bias == np.int32 else self.fit(np.abs(bias).max() / 127)
+            limit = np.iinfo(self.bias).max
+            steps = np.clip(np.rint(bias / unit), -limit, limit).astype(self.bias)
+            parts = [("bq", steps), ("bs", unit), ("bz", self.bias(0))]
+            parts = [self.constant(f"{output}_{name}", value) for name, value in parts]
+            bias = self.add("DequantizeLinear", parts, f"{output}_bd", domain)
+        return self.add(op, [x, weight, bias], output, **attrs)
+
+    def network(self, wide=None, raw=False, scaled=False):
+        """wide: a type for the tensors of the addition; raw: one layer reads what only others read rounded;
+        scaled: the pool is multiplied by a constant, in nodes behind all others."""
+        stem = self.layer(
+            "Conv", self.rounded("x", 3.0), "stem", 4, 3, 3, 3, kernel_shape=[3, 3], pads=[1] * 4
+        )
+        relu = self.add("Relu", [stem], "relu")
+        rounded = self.rounded(relu, 4.0)
+        body = self.layer("Conv", relu if raw else rounded, "body", 4, 4, 1, 1, kernel_shape=[1, 1])
+        joined = self.add("Add", [rounded, self.rounded(body, 3.0, wide)], "joined")
+        joined = self.rounded(self.add("Relu", [joined], "joined_relu"), 5.0, wide)
+        last = self.layer("Conv", joined, "last", 6, 4, 1, 1, kernel_shape=[1, 1])
+        self.add("GlobalAveragePool", [self.rounded(last, 4.0)], "mean" if scaled else "pool")
+        flat = self.add("Flatten", [self.rounded("pool", 3.0)], "flat")
+        logits = self.layer("Gemm", self.rounded(flat, 3.0), "logits", 5, 6, transB=1)
+        self.add("Identity", [self.rounded(logits, 3.0)], "y")
+        if scaled:
+            value = numpy_helper.from_array(np.float32(1.0625))
+            self.nodes.append(("Constant", [], ["correction"], dict(value=value)))
+            self.add("Mul", ["mean", "correction"], "pool")
+        outputs = {"y": (TensorProto.FLOAT, [1, 5])}
+        return quantized_onnx(
+            self.nodes, self.constants, outputs=outputs, main="ai.onnx" if self.in_graph else ""
+        )
+
+
+def compared(model):
+    """The model as we take it over, after both ways of ONNX Runtime gave the same integers."""
+    pytest.importorskip("tvm")
+    pytest.importorskip("onnxruntime")
+    from tvm_easyquant.onnx_verify import verify
+
+    taken, rng = eq.import_quantized(model), np.random.default_rng(11)
+    images = [{"x": rng.standard_normal((1, 3, 6, 6)).astype(np.float32)} for _ in range(20)]
+    for optimize in (True, False):
+        found = verify(
+            taken.graph, taken.table, images, model=taken.model, names=taken.origin, optimize=optimize
+        )
+        assert found.unexplained == 0 and found.total("values") > 5000, str(found)
+        assert found.total("own") <= found.total("values") / 500, str(found)
+    return taken
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [dict(activation=np.int8, domain="com.microsoft"),  # A8W8
+     dict(activation=np.uint8, bias=np.int8, power_of_two=True),  # XINT8
+     dict(activation=np.uint8)],  # U8S8_AAWS
+    ids=["A8W8", "XINT8", "U8S8"],
+)  # fmt: skip
+def test_quark_s_graphs(settings):
+    """One scale for all weights, biases quantized, operators of Microsoft's domain, nodes in any order."""
+    taken = compared(Written(**settings).network(scaled=True))
+    assert taken.coverage == 100.0 and len(taken.origin) >= 6
+    assert list(taken.plan.floats) == [f"n{len(taken.model.graph.node) - 1}"]  # the Mul behind the pool
+
+
+def test_tensors_of_16_bits_are_rounded_in_float_and_named():
+    """Quark's A16W8 and its mixed settings."""
+    taken = compared(Written(domain="com.microsoft", bias=None).network(wide=np.int16))
+    layers = {name: why for name, why in taken.plan.floats.items() if taken.graph[name].macs}
+    assert list(layers.values()) == ["its input has 16 bits"] and 0 < taken.coverage < 100
+    named = {name: why for name, why in taken.plan.floats.items() if why.startswith("has 16 bits")}
+    assert named == dict.fromkeys(["body_q", "joined_relu_q"], "has 16 bits and is rounded in float")
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16])
+def test_a_network_of_16_bits_computes_the_same_in_float(dtype):
+    pytest.importorskip("tvm")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = Written(activation=dtype, domain="com.microsoft", bias=None).network()
+    taken = eq.import_quantized(model)
+    session, run = onnxruntime.InferenceSession(model.SerializeToString()), eq.Executor(taken.build("llvm"))
+    assert taken.coverage == 0.0
+    for seed in range(5):
+        x = np.random.default_rng(seed).standard_normal((1, 3, 6, 6)).astype(np.float32)
+        np.testing.assert_allclose(run({"x": x})[0], session.run(None, {"x": x})[0], atol=4 * 6 / 65535)
+
+
+def test_ppq_s_graphs():
+    """Weights that the model itself quantizes; a layer reads the float tensor that others read rounded."""
+    whole = compared(Written(bias=None, in_graph=True).network())
+    assert whole.coverage == 100.0 and not whole.plan.floats
+    partly = compared(Written(bias=None, in_graph=True).network(raw=True))
+    layers = {name: why for name, why in partly.plan.floats.items() if partly.graph[name].macs}
+    assert list(layers.values()) == ["the model does not quantize its input"]
+    assert {partly.graph[name].op for name in partly.plan.floats} == {"conv2d", "clip"}

@@ -25,9 +25,8 @@ CASES = {
 }
 #: name of tests -> the error that refuses the model
 REFUSED = {
-    r".*_(e4m3fn|e5m2|float4e2m1|u?int4|u?int16)(_.*)?": "only int8 and uint8 can be taken over",
-    r".*_blocked_symmetric": "only int8 and uint8 can be taken over",  # int16
-    r".*_blocked(_asymmetric)?": r"scales by block \(block_size\) cannot be taken over",
+    r".*_(e4m3fn|e5m2|float4e2m1|u?int4)(_.*)?": "integers of 8 or 16 bits can be taken over",
+    r".*_blocked(_a?symmetric)?": r"scales by block \(block_size\) cannot be taken over",
     r"test_dynamicquantizelinear_.*expanded|test_dynamicquantizelinear_expanded":
         "its scale is computed, not a constant",
 }  # fmt: skip

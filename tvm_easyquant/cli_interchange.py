@@ -211,6 +211,8 @@ def _verify(args) -> int:
     model, names = None if args.qdq is None else onnx_verify.load(args.qdq), None
     if table is None:
         taken = pipeline.import_quantized(args.FILE, **_options(args))
+        if not taken.origin:
+            raise UserError(f"{args.FILE}: nothing of it runs in integers, so there is nothing to compare")
         graph, table, model, names = taken.graph, taken.table, taken.model, taken.origin
     else:
         graph = load_graph(args)

@@ -12,6 +12,8 @@ per-channel MatMul, deep in C++ and without naming the node.
 
 from __future__ import annotations
 
+import heapq
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -32,9 +34,14 @@ LINEAR = {
 }  # fmt: skip
 #: attributes that the float operator does not have
 DROPPED = ("opset", "channels_last")
+#: operators of Quark's and PPQ's own: they round to bfloat16, to fp8, to blocks with a common exponent
+NO_INTEGERS = ("ExtendedQuantizeLinear", "ExtendedDequantizeLinear", "BFPQuantizeDequantize",
+               "MXQuantizeDequantize", "QuantizeFloating", "DequantizeFloating")  # fmt: skip
 #: what marks a model as quantized
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger",
-             "MatMulIntegerToFloat", "DynamicQuantizeMatMul", *LINEAR)  # fmt: skip
+             "MatMulIntegerToFloat", "DynamicQuantizeMatMul", *LINEAR, *NO_INTEGERS)  # fmt: skip
+#: integers of activations that can be taken over; those of 16 bits are rounded in float
+EIGHT, SIXTEEN = (np.uint8, np.int8), (np.uint16, np.int16)
 
 
 class QuantizedModelError(ValueError):
@@ -47,18 +54,48 @@ def is_quantized(model) -> bool:
 
 
 def check_types(model) -> None:
-    """QuantizedModelError if a model holds integers of other sizes than 8 bits (and int32 sums), or 8-bit
-    floats."""
+    """QuantizedModelError if a model holds integers of fewer than 8 bits, or small floats."""
     from onnx import TensorProto
 
+    strange = [node for node in model.graph.node if node.op_type in NO_INTEGERS]
+    if strange:
+        name, op = strange[0].name or strange[0].output[0], strange[0].op_type
+        raise QuantizedModelError(
+            f"node {name} ({op}, {len(strange)} such nodes) rounds to numbers that are no integers; "
+            "quantize with settings that write QuantizeLinear, such as Quark's A8W8"
+        )
     kinds = [(value.name, value.type.tensor_type.elem_type) for value in model.graph.input]
     kinds += [(value.name, value.type.tensor_type.elem_type) for value in model.graph.output]
     read = {name for node in model.graph.node if node.op_type in QUANTIZED for name in node.input}
     kinds += [(tensor.name, tensor.data_type) for tensor in model.graph.initializer if tensor.name in read]
     for name, kind in kinds:
         text = TensorProto.DataType.Name(kind)
-        if text in ("INT16", "UINT16") or text.endswith("INT4") or text.startswith(("FLOAT8", "FLOAT4")):
-            raise QuantizedModelError(f"{name} is {text}; only int8 and uint8 can be taken over")
+        if text.endswith(("INT4", "INT2")) or text.startswith(("FLOAT8", "FLOAT4")):
+            raise QuantizedModelError(f"{name} is {text}; integers of 8 or 16 bits can be taken over")
+
+
+def in_order(nodes) -> list:
+    """The nodes of an ONNX graph, each behind those it reads from, else as they were: Quark appends nodes.
+
+    Raises QuantizedModelError if they form a cycle.
+    """
+    maker = {name: i for i, node in enumerate(nodes) for name in node.output}
+    before = [{maker[name] for name in node.input if name in maker} for node in nodes]
+    readers: list[list[int]] = [[] for _ in nodes]
+    for i, made in enumerate(before):
+        for j in made:
+            readers[j].append(i)
+    ready, order = [i for i, made in enumerate(before) if not made], []
+    while ready:
+        order.append(heapq.heappop(ready))  # a sorted list is a heap
+        for i in readers[order[-1]]:
+            before[i].discard(order[-1])
+            if not before[i]:
+                heapq.heappush(ready, i)
+    if len(order) < len(nodes):
+        last = nodes[next(i for i, made in enumerate(before) if made)]
+        raise QuantizedModelError(f"node {last.name or last.op_type} reads what is made of its own output")
+    return [nodes[i] for i in order]
 
 
 @dataclass(frozen=True)
@@ -125,7 +162,8 @@ class Normalized:
     """model: float, an ``onnx.ModelProto``; source: the original. weights: layer -> `Weights`. reasons:
     layer -> why it cannot run in integers. tensors: name of a DequantizeLinear in it -> the `Encoding` of
     the integer tensor of that name in the original. inputs, outputs: those that were integers, with their
-    encodings. channelwise: tensors that are rounded with a scale for each channel."""
+    encodings. rounded: tensors that are rounded in float -> why. rounding: the operators that do it ->
+    their tensor."""
 
     model: object = None
     source: object = None
@@ -134,7 +172,12 @@ class Normalized:
     tensors: dict[str, Encoding] = field(default_factory=dict)
     inputs: dict[str, Encoding] = field(default_factory=dict)
     outputs: dict[str, Encoding] = field(default_factory=dict)
-    channelwise: list[str] = field(default_factory=list)
+    rounded: dict[str, str] = field(default_factory=dict)
+    rounding: dict[str, str] = field(default_factory=dict)
+
+    def rounds(self, name: str) -> str | None:
+        """The tensor that a node of the front end rounds in float; those of one operator are numbered."""
+        return self.rounding.get(name, self.rounding.get(re.sub(r"_\d+$", "", name)))
 
 
 def normalize(model) -> Normalized:
@@ -164,9 +207,9 @@ class _Normalizer:
                 self.users.setdefault(name, []).append(node)
         self.integer_inputs = {}
         for value in self.graph.input:
-            if value.name not in self.constants and value.type.tensor_type.elem_type in (2, 3, 6):
-                self.integer_inputs[value.name] = value
-        for index, node in enumerate(self.graph.node):
+            if value.name not in self.constants and value.type.tensor_type.elem_type in range(2, 7):
+                self.integer_inputs[value.name] = value  # of 8 or 16 bits, or int32
+        for index, node in enumerate(in_order(self.graph.node)):
             self._node(node, node.name or f"{node.op_type}_{index}")
         self._finish()
 
@@ -282,8 +325,8 @@ class _Normalizer:
         """Keep the weight scales of a layer with dequantized constants."""
         if op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or len(inputs) < 2:
             return
-        if inputs[0] in self.result.channelwise:
-            self.result.reasons[name] = "its input has a scale for each channel"
+        if inputs[0] in self.result.rounded:
+            self.result.reasons[name] = f"its input {self.result.rounded[inputs[0]]}"
             return
         if inputs[1] not in self.weight_of:
             if inputs[1] in self.constants:
@@ -312,12 +355,14 @@ class _Normalizer:
     def fake_quantize(self, source, tensor, encoding, name):
         """Round the float tensor ``source`` as the integer tensor ``tensor`` was; keeps its encoding."""
         self.encodings[tensor] = encoding
-        if encoding.dtype not in (np.uint8, np.int8):
+        if encoding.dtype not in (*EIGHT, *SIXTEEN):
             raise QuantizedModelError(
-                f"node {name}: {encoding.dtype} activations; only 8 bits can be taken over"
+                f"node {name}: {encoding.dtype} activations; 8 or 16 bits can be taken over"
             )
+        if encoding.dtype in SIXTEEN:
+            return self._round_in_float(source, tensor, encoding, "has 16 bits")
         if not encoding.per_tensor:
-            return self._round_channels(source, tensor, encoding)
+            return self._round_in_float(source, tensor, encoding, "has a scale for each channel")
         inputs = [self.constant(f"{tensor}_scale_", encoding.scale)]
         zero = encoding.zero_point.astype(np.int64) + encoding.offset
         inputs.append(self.constant(f"{tensor}_zero_point_", zero.astype(np.uint8)))
@@ -327,10 +372,11 @@ class _Normalizer:
         self.result.tensors[made] = encoding
         return None
 
-    def _round_channels(self, source, tensor, encoding):
-        """An activation with a scale for each channel: rounded in float, since ours have one for all."""
-        self.result.channelwise.append(tensor)
-        limits, rank = np.iinfo(encoding.dtype), max(encoding.axis + 1, self.rank(source))
+    def _round_in_float(self, source, tensor, encoding, why):
+        """An activation that ours cannot be: they have 8 bits and one scale for all channels."""
+        self.result.rounded[tensor] = why
+        limits = np.iinfo(encoding.dtype)
+        rank = 1 if encoding.per_tensor else max(encoding.axis + 1, self.rank(source))
         scale = self.constant(f"{tensor}_scale_", encoding.along(encoding.scale, rank))
         zero = encoding.along(encoding.zero_point, rank).astype(np.float32)
         zero = self.constant(f"{tensor}_zero_point_", zero)
@@ -339,7 +385,7 @@ class _Normalizer:
         for op, operands in (("Div", [scale]), ("Round", []), ("Add", [zero]), ("Clip", ends),
                              ("Sub", [zero]), ("Mul", [scale])):  # fmt: skip
             target = tensor if op == "Mul" else f"{tensor}_{op}_"
-            self.emit(op, [last, *operands], target, target)
+            self.result.rounding[self.emit(op, [last, *operands], target, target)] = tensor
             last = target
 
     def rank(self, name) -> int:

@@ -327,11 +327,11 @@ def import_quantized(model, input_shapes=None, batch: int = 1) -> Imported:
     plan_ = taken.table.check(taken.graph)
     floats = {}
     for name, why in plan_.floats.items():
-        rounded = next((t for t in normal.channelwise if name.startswith(f"{t}_")), None)
+        rounded = normal.rounds(name)
         if rounded is None:
             floats[name] = taken.reasons.get(name, why)
         else:  # one line for all the operators that round it
-            floats[rounded] = "an activation with a scale for each channel is rounded in float"
+            floats[rounded] = f"{normal.rounded[rounded]} and is rounded in float"
     origin = {}
     for tensor, made in taken.origin.items():
         if made in normal.tensors:
