@@ -139,6 +139,7 @@ def test_weights_of_minus_128_are_kept():
     "scale, weight, why",
     [(np.float32(0.3), None, "no multiples of their scale"),
      (np.float32(0.0005), None, "no multiples of their scale"),
+     (np.float32(2.0**-34), np.zeros((1, 1, 3, 4), np.float32), "its bias is beyond int32 in steps of its scales"),
      (np.full(3, 0.25, np.float32), None, "has 3 weight scales for 4 channels")],
 )  # fmt: skip
 def test_a_layer_that_cannot_be_taken_over_stays_float_and_says_why(scale, weight, why):

@@ -19,7 +19,7 @@ from math import inf
 import numpy as np
 
 from .graph import COMPUTE, MOVES, Graph, Node
-from .numerics import IMPORTED, QuantConfig, Scale
+from .numerics import IMPORTED, QuantConfig, Scale, quantize_bias
 from .scale_table import ScaleTable
 from .sites import ACCUMULATE, plan
 
@@ -230,6 +230,10 @@ class _TakeOver:
         apart = np.abs(steps - np.rint(steps)).max(initial=0)
         if apart > 1e-2 or np.rint(steps).max(initial=0) > 127 or np.rint(steps).min(initial=0) < -128:
             return "its weights are no multiples of their scale"
+        try:
+            quantize_bias(node.bias, self.at[source].scale, scale, node.name)
+        except OverflowError:
+            return "its bias is beyond int32 in steps of its scales"
         return None
 
     def _weight_scale(self, node):
