@@ -111,6 +111,17 @@ CASES = {
     "max drop": ([*Q, "--max-drop", "1"], "need --eval DATA, labelled, and a --max-drop", 4),
     "eval": ([*Q, "--max-drop", "1", "--eval", "none.npz"], "none.npz", 4),
     "method": ([*Q, "--method", "magic"], "method is 'magic'; use one of easyquant", 4),
+    "a setting that is none": ([*Q, "--set", "speed=1"],
+                               "--set speed=1: give NAME=VALUE; the names are grid, rounds, .*rounding, exhaustive", 4),
+    "a setting without a value": ([*Q, "--set", "start="], "--set start=: give NAME=VALUE", 4),
+    "a setting that has a flag of its own": ([*Q, "--set", "bits=8"], "--set bits=8: give NAME=VALUE", 4),
+    "a setting that is no number": ([*Q, "--set", "rounds=2", "grid=many"], "--set grid=many: grid takes a whole number", 4),
+    "a setting without end": ([*Q, "--set", "beta=inf"], "--set beta=inf: beta takes a number", 4),
+    "a setting out of range": ([*Q, "--set", "alpha=1.5"], "alpha 1.5 and beta 2.0 must enclose 1", 4),
+    "a switch it does not have": ([*Q, "--set", "start=best"], "start is 'best'; use one of max, percentile, kl, mse", 4),
+    "a switch that is neither": ([*Q, "--set", "exhaustive=perhaps"], "exhaustive is 'perhaps'; use one of True, False", 4),
+    "a switch the paper lacks": ([*Q, "--method", "easyquant", "--set", "rounding=descent"], "no part of the paper's method", 4),
+    "a switch without a search": ([*Q, "--method", "kl", "--set", "rounding=descent"], "method kl does not search", 4),
     "search images": ([*Q, "--search-images", "0"], "search_images is 0", 4),
     "skip": ([*Q, "--skip", "conv9"], r"skip names \['conv9'\].*conv1, conv2, classifier", 4),
     "a number that is none": ([*Q, "--search-images", "many"],
@@ -219,6 +230,9 @@ CASES = {
     "import: not an ONNX file": (["import-onnx", "text.onnx"], "text.onnx is not an ONNX file", 4),
     "import: another format": (["import-onnx", "net.tflite", "--model-format", "tflite"], "must be ONNX", 4),
     "import: one name twice": (["import-onnx", "quantized.onnx", "-o", "x", "--table-out", "./x"], "must name different files", 4),
+    "import: nothing to compare": (["verify-onnx", "wide.onnx", "--inputs", "images.npz"], "wide.onnx: nothing of it runs in integers", 4),
+    "import: numbers of Quark's own": (["import-onnx", "blocks.onnx"], "node blocks .BFPQuantizeDequantize, 1 such nodes.*Quark's A8W8", 4),
+    "quantize numbers of Quark's own": (quantize(model="blocks.onnx"), "already quantized .node blocks is BFPQuantizeDequantize", 4),
     "import: for a GPU": (["import-onnx", "quantized.onnx", "-o", "x.tar", "--target", "cuda"], "not a CPU", 4),
     "import: read with another scale": (["import-onnx", "rescaled.onnx"],
                                         "node x_DequantizeLinear: x_quantized is quantized with one scale and read", 4),
@@ -263,8 +277,30 @@ def nan_weight(model):
     weights.CopyFrom(onnx.numpy_helper.from_array(array, "w1"))
 
 
+def blocks(model):
+    node = onnx.helper.make_node(
+        "BFPQuantizeDequantize", ["x"], ["x_blocks"], "blocks", domain="com.amd.quark"
+    )
+    model.graph.node[0].input[0] = "x_blocks"
+    model.graph.node.insert(0, node)
+
+
+def wide(model):
+    """A tensor of 16 bits, which nothing reads in integers."""
+    constants = {"scale": np.float32(0.01), "zero": np.int16(0)}
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()
+    )
+    model.graph.node[0].input[0] = "x_real"
+    for op, ends in (("DequantizeLinear", ("x_wide", "x_real")), ("QuantizeLinear", ("x", "x_wide"))):
+        node = onnx.helper.make_node(op, [ends[0], "scale", "zero"], [ends[1]], op, domain="com.microsoft")
+        model.graph.node.insert(0, node)
+
+
 MODELS = {
     "net": lambda m: None,
+    "blocks": blocks,
+    "wide": wide,
     "dynamic": lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[2], "dim_param", "height"),
     "unknown": lambda m: setattr(m.graph.node[0], "op_type", "NoSuchOp"),
     "opset99": lambda m: setattr(m.opset_import[0], "version", 99),
@@ -504,25 +540,30 @@ search.search(graph, plan, found, config, checkpoint="out.json.search").save("ou
 """
 
 
-def killed_and_resumed(folder, points, *command):
-    """kill -9 at each (number of the write, before or after its rename), then once more to the end."""
+def killed_and_resumed(folder, points, *command, others=()):
+    """kill -9 at each (number of the write, before or after its rename), then once more to the end.
+
+    others: names of files that are written beside out.json.
+    """
 
     def run(at, when):
         script = [sys.executable, "-W", "ignore", "-c", KILLED, str(at), when, *map(str, command)]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         return subprocess.run(script, cwd=folder, capture_output=True, text=True, env=env)
 
-    result = folder / "out.json"
+    results = [folder / name for name in ("out.json", *others)]
     whole = run(0, "never")
     assert whole.returncode == 0, whole.stderr
-    expected = result.read_bytes()
+    expected = [result.read_bytes() for result in results]
     for at, when in points:
-        result.unlink()
+        for result in results:
+            result.unlink()
         assert run(at, when).returncode == -signal.SIGKILL
-        assert not result.exists() or result.read_bytes() == expected
+        for result, whole in zip(results, expected, strict=True):
+            assert not result.exists() or result.read_bytes() == whole
         assert run(0, "never").returncode == 0
-        assert [p.name for p in folder.iterdir()] == ["out.json"]  # nor a temporary file
-        assert result.read_bytes() == expected
+        assert sorted(folder.iterdir()) == sorted(results)  # nor a temporary file
+        assert [result.read_bytes() for result in results] == expected
 
 
 def test_a_search_killed_at_any_write_is_resumed_to_the_same_bytes(tmp_path):
@@ -532,6 +573,17 @@ def test_a_search_killed_at_any_write_is_resumed_to_the_same_bytes(tmp_path):
 def test_quantize_killed_is_resumed_to_the_same_bytes(folder, tmp_path):
     command = [*quantize(model=folder / "net.onnx", calibration=folder / "images.npz"), "--resume"]
     killed_and_resumed(tmp_path, [(4, "after"), (7, "before")], *command)
+
+
+def test_the_curves_of_layers_found_before_a_kill_are_in_the_record(folder, tmp_path):
+    command = [*quantize(model=folder / "net.onnx", calibration=folder / "images.npz"), "--resume"]
+    command += ["--record", "record.json", "--set", "grid=10"]
+    killed_and_resumed(tmp_path, [(5, "before"), (8, "after")], *command, others=["record.json"])
+    assert set(json.loads((tmp_path / "record.json").read_text())["weights"]) == {
+        "conv1",
+        "conv2",
+        "classifier",
+    }
 
 
 def test_leftovers_of_the_dead_are_removed_and_of_the_living_kept(tmp_path):

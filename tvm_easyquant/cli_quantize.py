@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .cli_common import (
     warn,
 )
 from .files import writable
+from .numerics import SWITCHES
 from .progress import peak_memory_gib
 from .report import worst_layers
 
@@ -30,6 +32,7 @@ examples:
   tvmc-easyquant quantize net.onnx --calibration mydata:batches -o net.json
   tvmc-easyquant quantize net.onnx --calibration images.npz --max-drop 0.5 --eval validation.npz
   tvmc-easyquant quantize net.onnx --calibration images.npz --bits auto --max-drop 0.5 --eval labelled/
+  tvmc-easyquant quantize net.onnx --calibration images.npz --set rounding=descent start=kl
   tvmc-easyquant quantize net.onnx --dry-run --input-shapes "data:[1,3,224,224]"
   tvmc-easyquant compile net.onnx -o net.tar \\
       --target "easyquant -table=net.json, llvm -mcpu=core-avx2"
@@ -44,7 +47,16 @@ report find them. mydata:batches is a function in mydata.py that yields arrays o
 --max-drop reverts the worst layers, 7 -> 8 -> float, as few as it takes, until the compiled integers lose
 no more than so many points against float32 on --eval (what evaluate takes as --data). --bits auto chooses
 each layer's bits so that the network is fastest within --max-drop.
+
+--set changes what --method does: grid=N factors of a scale between alpha=X and beta=X; rounds=N;
+percentile=X that start=percentile keeps; start=max|percentile|kl|mse; objective=cosine|mse|hessian;
+order=passes|layerwise; rounding=nearest|descent; unsigned, gain_correction, bias_correction and
+exhaustive=true|false. The paper's method, easyquant, takes the numbers only.
 """
+#: settings of `QuantConfig` that --set takes: numbers, and the switches of the search
+NUMBERS = {"grid": int, "rounds": int, "alpha": float, "beta": float, "percentile": float}
+SETTINGS = (*NUMBERS, *SWITCHES)
+BOOLEANS = {"true": True, "false": False}
 
 
 def add(subparsers) -> None:
@@ -65,6 +77,8 @@ def add(subparsers) -> None:
     add("--search-images", type=int, default=50, metavar="N", help="samples for the search (50)")
     add("--skip", nargs="+", default=(), metavar="LAYER",
         help="what stays float: names, regular expressions, or op:conv2d for an operator")  # fmt: skip
+    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        help=f"a setting of the search ({', '.join(SETTINGS)}); see below")  # fmt: skip
     add("--resume", action="store_true", help="save the search in OUTPUT.search and go on from it")
     add("--dry-run", action="store_true", help="only say what would run in integers")
     add("--keep-if-faster", action="store_true",
@@ -82,6 +96,23 @@ def _bits(text: str):
     return int(text) if text.isdecimal() else text
 
 
+def _settings(words: list[str]) -> dict:
+    """The settings that ``--set`` names, as `QuantConfig` takes them; it checks the values of switches."""
+    found = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if name not in SETTINGS or not text:
+            raise UserError(f"--set {word}: give NAME=VALUE; the names are {', '.join(SETTINGS)}")
+        try:
+            found[name] = NUMBERS[name](text) if name in NUMBERS else BOOLEANS.get(text.lower(), text)
+            if name in NUMBERS and not math.isfinite(found[name]):
+                raise ValueError
+        except ValueError:
+            kind = "whole number" if NUMBERS[name] is int else "number"
+            raise UserError(f"--set {word}: {name} takes a {kind}") from None
+    return found
+
+
 def _quantize(args) -> int:
     from . import onnx_export, pipeline, sites, sources
     from .curves import Curves
@@ -90,8 +121,9 @@ def _quantize(args) -> int:
 
     auto = args.bits == "auto"
     config = QuantConfig(
-        bits=7 if auto else args.bits, method=args.method, search_images=args.search_images, skip=args.skip
-    )
+        bits=7 if auto else args.bits, method=args.method, search_images=args.search_images, skip=args.skip,
+        **_settings(args.set),
+    )  # fmt: skip
     if (args.max_drop is None) != (args.eval is None) or (auto and args.eval is None):
         raise UserError("--max-drop and --bits auto need --eval DATA, labelled, and a --max-drop")
     if args.keep_if_faster and args.resume:
@@ -117,7 +149,10 @@ def _quantize(args) -> int:
     if args.keep_if_faster:
         config, notes = _faster(args, graph, config)
     checkpoint = Path(f"{args.output}.search") if args.resume else None
-    curves = Curves(config.how.objective or "", graph.fingerprint) if args.record else None
+    curves = None
+    if args.record:
+        kept, recorded = f"{args.output}.search.curves", (config.how.objective or "", graph.fingerprint)
+        curves = Curves.resumed(*recorded, kept) if args.resume else Curves(*recorded)
     judged = {} if args.eval is None else _judged(args, preprocess, auto)
     with progress_bar() as bar:
         result = pipeline.quantize(
@@ -137,6 +172,8 @@ def _quantize(args) -> int:
         onnx_export.save(args.qdq_out, qdq)
     if curves is not None:
         curves.save(args.record)
+        if curves.path is not None:
+            Path(curves.path).unlink(missing_ok=True)
     warn(result.warnings)
     if args.json:
         print_json({**_facts(result, args.output), "notes": list(notes)})

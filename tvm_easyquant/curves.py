@@ -29,12 +29,24 @@ class Curves:
     Of weights, ``score`` is the mean over the channels, ``low`` and ``high`` their 10th and 90th percentile
     and ``chosen`` the range of every channel; of activations ``chosen`` is one number. objective: "cosine",
     or "mse", whose score is minus the squared error relative to the output. model: the graph's fingerprint.
+    path: where each curve is saved as it comes, for a search that is resumed; see `resumed`.
     """
 
     objective: str = ""
     model: str = ""
     weights: dict[str, dict] = field(default_factory=dict)
     activations: dict[str, dict] = field(default_factory=dict)
+    path: str | os.PathLike | None = field(default=None, compare=False)
+
+    @classmethod
+    def resumed(cls, objective: str, model: str, path: str | os.PathLike) -> Curves:
+        """The curves that an interrupted search of the same kind left in ``path``, or none yet."""
+        if os.path.exists(path):
+            found = cls.load(path)
+            if (found.objective, found.model) == (objective, model):
+                found.path = path
+                return found
+        return cls(objective, model, path=path)
 
     def __call__(self, kind: str, name: str, factors, scores, chosen) -> None:
         """Keep the curve of one layer or site; a later round replaces an earlier one."""
@@ -50,10 +62,13 @@ class Curves:
         else:
             curve.update(score=_short(scores[order]), chosen=float(f"{ranges[int(chosen)]:.6g}"))
             self.activations[name] = curve
+        if self.path is not None:
+            self.save(self.path)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the JSON file atomically."""
-        write_text(path, json.dumps({"format": FORMAT, "version": VERSION, **vars(self)}) + "\n")
+        facts = {name: value for name, value in vars(self).items() if name != "path"}
+        write_text(path, json.dumps({"format": FORMAT, "version": VERSION, **facts}) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Curves:

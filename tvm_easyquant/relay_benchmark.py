@@ -57,7 +57,8 @@ class Benchmark:
     """ms, ms_fp32: medians of the whole networks; speedup: fp32 / integer, the median over the rounds.
 
     spread: (least, most) of the integer network's times. other_ms: of everything that is no layer, in the
-    integer network (quantize, pools, ...). host: the machine, see `describe_host`.
+    integer network (quantize, pools, ...). host: the machine, see `describe_host`. size, size_fp32: of the
+    compiled networks, in bytes, see `compiled_size`.
     """
 
     ms: float
@@ -70,6 +71,8 @@ class Benchmark:
     rounds: int
     target: str
     host: dict = field(default_factory=dict)
+    size: int | None = None
+    size_fp32: int | None = None
 
     @property
     def slower(self) -> list[LayerTime]:
@@ -138,6 +141,15 @@ def build_integer(module, target=None) -> tuple[object, dict[str, LayerPlan], li
 
     relay.analysis.post_order_visit(lowered["main"], visit)
     return library, {plan.name: plan for plan in lower.layers}, order
+
+
+def compiled_size(library) -> int:
+    """Bytes of a compiled network: its machine code (an object file) and its parameters."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = Path(folder) / "code.o"
+        library.get_lib().save(str(code))
+        parameters = sum(p.numpy().nbytes for p in library.get_params().values())
+        return code.stat().st_size + parameters
 
 
 @dataclass(frozen=True)
@@ -240,6 +252,7 @@ def benchmark(
     return Benchmark(
         float(np.median(mine)), float(np.median(theirs)), float(np.median(theirs / mine)),
         (float(mine.min()), float(mine.max())), rows, other, threads, rounds, str(target), describe_host(),
+        compiled_size(integer), compiled_size(floats),
     )  # fmt: skip
 
 
