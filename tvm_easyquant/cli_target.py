@@ -53,8 +53,9 @@ class Pipeline:
 
         from topi_ext.lower import LowerInteger
 
-        from .host import tvm
+        from .host import relay, tvm
         from .relay_build import cpu_target
+        from .relay_formats import as_nchw, has_nhwc
         from .relay_pass import EasyQuant
         from .relay_tune import records_for, untuned_of
         from .scale_table import ScaleTable
@@ -69,6 +70,9 @@ class Pipeline:
             if self.records is not None:
                 records_for(self.records, target)
             table = ScaleTable.load(options["table"])
+            if has_nhwc(mod):  # TFLite, Keras: as quantize has read the model
+                bound = relay.build_module.bind_params_by_name(mod["main"], params or {})
+                mod, params = as_nchw(tvm.IRModule.from_expr(bound)), None
             lower = LowerInteger(target)
             lowered = tvm.transform.Sequential([EasyQuant(table, params=params), lower])(mod)
             without, count = untuned_of(lower.layers, target)

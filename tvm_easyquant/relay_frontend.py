@@ -65,9 +65,10 @@ def import_model(
     ending decides. input_shapes and batch: see `load_onnx`; other formats take input_shapes only.
     Raises LoadError.
     """
-    from tvm.driver.tvmc import TVMCException, TVMCImportError, frontends
+    from tvm.driver.tvmc import TVMCException, frontends
 
-    name = os.path.basename(os.fspath(path))
+    from . import relay_formats
+
     try:
         known = frontends.get_frontend_by_name(model_format) if model_format else None
         known = known or frontends.guess_frontend(os.fspath(path))
@@ -77,25 +78,7 @@ def import_model(
         known = None
     if known is None or known.name() == "onnx":
         return import_onnx(path, input_shapes, batch)
-    if not os.path.exists(path):
-        raise LoadError(f"there is no file {os.fspath(path)}")
-    shapes = {key: [int(d) for d in shape] for key, shape in (input_shapes or {}).items()} or None
-    try:
-        loaded = frontends.load_model(os.fspath(path), known.name(), shapes)
-        module = tvm.IRModule.from_expr(
-            relay.build_module.bind_params_by_name(loaded.mod["main"], loaded.params or {})
-        )
-        layouts = {"nn.conv2d": ["NCHW", "OIHW"], "nn.conv2d_transpose": ["NCHW", "IOHW"]}
-        passes = [relay.transform.InferType(), relay.transform.ConvertLayout(layouts)]
-        with tvm.transform.PassContext(opt_level=3):
-            return tvm.transform.Sequential(passes)(module)
-    except (ImportError, TVMCImportError) as error:
-        package = (getattr(error, "name", None) or str(error)).split(".")[0]
-        raise LoadError(
-            f"{name}: the format {known.name()} needs the package {package}; install it"
-        ) from None
-    except Exception as error:  # every framework's importer raises its own
-        raise LoadError(f"tvmc cannot load {name} as {known.name()}: {_last_line(error)}") from None
+    return relay_formats.load(path, known.name(), input_shapes)
 
 
 def load_quantized(
