@@ -53,11 +53,16 @@ def add_model(parser, help: str = "the model: ONNX, or what tvmc loads") -> None
     add("--batch", type=int, default=1, metavar="N", help="size of an open first dimension (1)")
 
 
-def add_quantized(parser) -> None:
-    """The options of a verb that takes a model with its scale table."""
+def add_table(parser) -> None:
+    """The options that name a model and its scale table; `load_table` reads them."""
     add_model(parser, "the model that the table was made for")
+    parser.add_argument("--table", required=True, metavar="FILE", help="its scale table, from quantize")
+
+
+def add_quantized(parser) -> None:
+    """The options of a verb that runs a model with its scale table."""
+    add_table(parser)
     add = parser.add_argument
-    add("--table", required=True, metavar="FILE", help="its scale table, from quantize")
     add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
     add("--json", action="store_true", help="print the result as JSON")
 
@@ -73,6 +78,15 @@ def load_graph(args):
     from . import pipeline
 
     return pipeline.as_graph(args.FILE, **model_options(args))
+
+
+def load_table(args):
+    """(graph, table, plan) of `add_table`'s options; TableError if they do not belong together."""
+    from .scale_table import ScaleTable
+
+    table = ScaleTable.load(args.table)
+    graph = load_graph(args)
+    return graph, table, table.check(graph)
 
 
 def add_pictures(parser) -> None:

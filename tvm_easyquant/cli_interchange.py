@@ -10,8 +10,10 @@ from .cli_common import (
     UserError,
     add_model,
     add_pictures,
+    add_table,
     add_verb,
     load_graph,
+    load_table,
     model_options,
     preprocess_of,
     print_json,
@@ -37,8 +39,7 @@ examples:
 def add(subparsers) -> None:
     help = "write a quantized network as standard ONNX (QuantizeLinear, DequantizeLinear)"
     parser = add_verb(subparsers, "export-onnx", _export, help, EXAMPLES)
-    add_model(parser, "the model that the table was made for")
-    parser.add_argument("--table", required=True, metavar="FILE", help="its scale table, from quantize")
+    add_table(parser)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the ONNX file to write")
 
     help = "compare our integers with ONNX Runtime's, layer by layer"
@@ -76,8 +77,7 @@ def add(subparsers) -> None:
 
     help = "write a scale table as ncnn's calibration table"
     parser = add_verb(subparsers, "export-ncnn", _export_ncnn, help, EXAMPLES + NCNN)
-    add_model(parser, "the model that the table was made for")
-    parser.add_argument("--table", required=True, metavar="FILE", help="its scale table, from quantize")
+    add_table(parser)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the ncnn table to write")
 
     help = "make a scale table of ncnn's calibration table"
@@ -100,27 +100,20 @@ exit codes: 0 all equal, or different next to a tie only, where float32 may roun
 
 def _export(args) -> int:
     from .onnx_export import save, to_qdq
-    from .scale_table import ScaleTable
 
     writable(args.output, inputs=(args.FILE, args.table))
-    table = ScaleTable.load(args.table)
-    graph = load_graph(args)
+    graph, table, plan = load_table(args)
     save(args.output, to_qdq(graph, table))
-    plan = table.check(graph)
-    print(
-        f"{args.output}: {plan.coverage(graph):.1f} % of the multiply-accumulates behind int8 weights, "
-        f"{len(plan.floats)} float nodes"
-    )
+    print(f"{args.output}: {_coverage(graph, plan)}")
     return 0
 
 
 def _export_ncnn(args) -> int:
     from . import ncnn_table
-    from .scale_table import ScaleTable
 
-    writable(args.output)
-    table = ScaleTable.load(args.table)
-    ncnn_table.save(args.output, load_graph(args), table)
+    writable(args.output, inputs=(args.FILE, args.table))
+    graph, table, _ = load_table(args)
+    ncnn_table.save(args.output, graph, table)
     print(f"{args.output}: {len(table.weights)} layers")
     return 0
 
@@ -128,16 +121,19 @@ def _export_ncnn(args) -> int:
 def _import_ncnn(args) -> int:
     from . import ncnn_table
 
-    writable(args.output)
+    writable(args.output, inputs=(args.FILE, args.ncnn))
     graph = load_graph(args)
     table = ncnn_table.load(args.ncnn, graph)
     table.save(args.output)
-    plan = table.check(graph)
-    print(
-        f"{args.output}: {plan.coverage(graph):.1f} % of the multiply-accumulates run in integers, "
+    print(f"{args.output}: {_coverage(graph, table.check(graph))}")
+    return 0
+
+
+def _coverage(graph, plan) -> str:
+    return (
+        f"{plan.coverage(graph):.1f} % of the multiply-accumulates run in integers; "
         f"{len(plan.floats)} nodes stay float"
     )
-    return 0
 
 
 def _options(args) -> dict:
@@ -189,10 +185,8 @@ def _import(args) -> int:
     for name, why in taken.plan.floats.items():
         if taken.graph[name].macs == 0:
             print(f"float: {name}: {why}")
-    print(
-        f"{taken.coverage:.1f} % of the multiply-accumulates run in integers; "
-        f"{len(taken.plan.floats)} nodes stay float" + (f"; package: {args.output}" if args.output else "")
-    )
+    package = f"; package: {args.output}" if args.output else ""
+    print(f"{_coverage(taken.graph, taken.plan)}{package}")
     return 0
 
 

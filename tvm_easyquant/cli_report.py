@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .cli_common import (
     UserError,
-    add_model,
     add_pictures,
+    add_table,
     add_verb,
     load_graph,
     preprocess_of,
@@ -28,9 +28,8 @@ The page needs no network; a browser opens it as a file.
 def add(subparsers) -> None:
     help = "one HTML page: accuracy, time, error, kernels and scales of every layer"
     parser = add_verb(subparsers, "report", _report, help, EXAMPLES)
-    add_model(parser, "the model that the table was made for")
+    add_table(parser)
     add = parser.add_argument
-    add("--table", required=True, metavar="FILE", help="its scale table, from quantize")
     add("-o", "--output", default="report.html", metavar="FILE", help="(report.html)")
     add("--calibration", metavar="DATA", help="inputs, for the histograms of activations; as in quantize")
     add("--samples", type=int, default=16, metavar="N", help="of them for the histograms (16)")
