@@ -15,9 +15,9 @@ from tvm_easyquant.calibrate import calibrate, start_table
 from tvm_easyquant.graph import evaluate, linear, to_nhwc
 from tvm_easyquant.integer import integer_weight, run_integer
 from tvm_easyquant.numerics import (
+    DEFAULT_METHOD,
     QuantConfig,
     quantize_bias,
-    quantize_weight,
     scale_for,
     weight_scales,
 )
@@ -33,7 +33,7 @@ from tvm_easyquant.sites import plan
 
 
 def searched(graph, images, progress=None, checkpoint=None, jobs=None, **settings):
-    config = QuantConfig(**{"method": "easyquant_mse", **settings})
+    config = QuantConfig(**settings)
     plan_ = plan(graph)
     found = calibrate(graph, plan_, images, config)
     return search(graph, plan_, found, config, progress=progress, checkpoint=checkpoint, jobs=jobs)
@@ -54,95 +54,130 @@ def relative_error(pairs):
     return -float(error / sum((o.astype(np.float64) ** 2).sum() for o, _ in pairs))
 
 
-def plain_search(graph, images, config):
-    """Algorithm 1 on a chain of two layers, one direct convolution per candidate, in plain loops."""
-    score = {"cosine": mean_cosine, "mse": relative_error}[config.how.objective]
-    plan_ = plan(graph)
-    start = start_table(graph, plan_, calibrate(graph, plan_, images, config), config)
-    weights, sites = dict(start.weights), dict(start.activations)
-    first, second = graph.compute_nodes
-    read = {first.name: "image", second.name: second.inputs[0]}
-    inputs = {}
-    for node in graph:
-        inputs[node.name] = [
-            to_nhwc(x) if node.op == "input" else evaluate(node, *(inputs[t][i] for t in node.inputs))
-            for i, x in enumerate(images)
-        ]
-    outputs = {n.name: inputs[n.name] for n in (first, second)}
+class PlainSearch:
+    """A search on `networks.chain`, one direct convolution per candidate and channel, in plain loops."""
 
-    def stored(node):
+    def __init__(self, graph, images, config):
+        self.images, self.config = [to_nhwc(x) for x in images], config
+        plan_ = plan(graph)
+        start = start_table(graph, plan_, calibrate(graph, plan_, images, config), config)
+        self.weights, self.sites = dict(start.weights), dict(start.activations)
+        self.first, self.second = self.layers = graph.compute_nodes
+        self.read = {self.first.name: "image", self.second.name: self.second.inputs[0]}
+        self.biases = {node.name: node.bias for node in self.layers}
+        values = {}
+        for node in graph:
+            values[node.name] = self.images if node.op == "input" else [
+                evaluate(node, *inputs) for inputs in zip(*(values[t] for t in node.inputs), strict=True)
+            ]  # fmt: skip
+        self.outputs = {node.name: values[node.name] for node in self.layers}
+
+    def weight(self, node, scales):
+        """The weights as integers, as float64 in the node's layout."""
+        return integer_weight(node, scales, self.config.bits).astype(np.float64)
+
+    def reals(self, node):
+        """The input of a layer before it is rounded, for every image."""
+        if node is self.first:
+            return self.images
+        s, scales = self.sites["image"], self.weights["first"]
+        w = integer_weight(self.first, scales, self.config.bits)
+        bias = quantize_bias(self.biases["first"], s.scale, scales, "first")
+        units = np.float32(s.scale) * scales
+        return [
+            np.maximum(reference.dequantize(
+                reference.conv2d(q, w, zero_point=s.zero_point, **self.first.attrs) + bias, units, 0), 0)
+            for q in (reference.quantize(x, s.scale, s.zero_point, s.lo, s.hi) for x in self.images)
+        ]  # fmt: skip
+
+    def stored(self, node, s):
         """The quantized input of a layer, as integers minus the zero point, for every image."""
-        s = sites[read[node.name]]
-        result = []
-        for x in images:
-            q = reference.quantize(to_nhwc(x), sites["image"].scale, sites["image"].zero_point,
-                                   sites["image"].lo, sites["image"].hi)  # fmt: skip
-            if node is second:
-                q = requantized(q, s)
-            result.append(q.astype(np.float64) - s.zero_point)
-        return result
+        return [
+            reference.quantize(x, s.scale, s.zero_point, s.lo, s.hi).astype(np.float64) - s.zero_point
+            for x in self.reals(node)
+        ]
 
-    def before_rounding(x):
-        """The first layer's output in the quantized network, real, after the ReLU."""
-        s = sites["image"]
-        q = reference.quantize(to_nhwc(x), s.scale, s.zero_point, s.lo, s.hi)
-        return np.maximum(
-            reference.dequantize(accumulator(q), np.float32(s.scale) * weights["first"], 0), 0
-        )
-
-    def accumulator(q):
-        s = sites["image"]
-        w = integer_weight(first, weights["first"], config.bits)
-        acc = reference.conv2d(q, w, zero_point=s.zero_point, **first.attrs)
-        return acc + quantize_bias(first.bias, s.scale, weights["first"], "first")
-
-    def requantized(q, s):
-        factor = reference.multiplier(1, np.float32(sites["image"].scale) * weights["first"], s.scale)
-        return reference.requantize(accumulator(q), factor, s.zero_point, max(s.lo, s.zero_point), s.hi)
-
-    for node in (first, second):
-        base = weights[node.name]
-        flat = node.weight.reshape(-1, node.channels)
-        best, chosen = np.full(node.channels, -np.inf), base.copy()
-        xs, s = stored(node), sites[read[node.name]]
-        for factor in factors(config):
+    def choose_weights(self, node, score):
+        """Every channel takes the candidate with the best ``score(pairs of float and dequantized output)``."""
+        base, s = self.weights[node.name], self.sites[self.read[node.name]]
+        best, chosen, xs = np.full(node.channels, -np.inf), base.copy(), self.stored(node, s)
+        for factor in factors(self.config):
             scales = (base.astype(np.float64) / factor).astype(np.float32)
-            w = quantize_weight(flat, scales, config.bits).reshape(node.weight.shape).astype(np.float64)
+            ys = [linear(x, node, self.weight(node, scales)) * (s.scale * scales.astype(np.float64))
+                  + self.biases[node.name] for x in xs]  # fmt: skip
             for c in range(node.channels):
                 similarity = score([
-                    (o[..., c], linear(x, node, w)[..., c] * (s.scale * float(scales[c])) + node.bias[c])
-                    for x, o in zip(xs, outputs[node.name], strict=True)
+                    (o[..., c], y[..., c]) for o, y in zip(self.outputs[node.name], ys, strict=True)
                 ])  # fmt: skip
                 if similarity > best[c] + 1e-12:
                     best[c], chosen[c] = similarity, scales[c]
-        weights[node.name] = chosen
-    for node in (first, second):
-        name = read[node.name]
-        base, best = sites[name], -np.inf
-        w = integer_weight(node, weights[node.name], config.bits).astype(np.float64)
-        reals = [to_nhwc(x) if node is first else before_rounding(x) for x in images]
-        for factor in factors(config):
+        self.weights[node.name] = chosen
+
+    def choose_site(self, node, weight, score):
+        """A layer's input takes the best candidate for all of the layer's output, with real weights."""
+        name, best = self.read[node.name], -np.inf
+        base = self.sites[name]
+        for factor in factors(self.config):
             s = base.with_scale(base.scale / factor)
-            pairs = []
-            for real, o in zip(reals, outputs[node.name], strict=True):
-                x = reference.quantize(real, s.scale, s.zero_point, s.lo, s.hi).astype(np.float64)
-                y = linear(x - s.zero_point, node, w) * (s.scale * weights[node.name].astype(np.float64))
-                pairs.append((o, y + node.bias))
-            if score(pairs) > best + 1e-9:
-                best, sites[name] = score(pairs), s
-    return weights, sites
+            ys = [linear(x * s.scale, node, weight) + self.biases[node.name] for x in self.stored(node, s)]
+            found = score(list(zip(self.outputs[node.name], ys, strict=True)))
+            if found > best + 1e-9:
+                best, self.sites[name] = found, s
+
+    def algorithm_1(self):
+        score = {"cosine": mean_cosine, "mse": relative_error}[self.config.how.objective]
+        for node in self.layers:
+            self.choose_weights(node, score)
+        for node in self.layers:
+            scales = self.weights[node.name]
+            self.choose_site(node, self.weight(node, scales) * scales.astype(np.float64), score)
+
+    def layer_by_layer(self):
+        """The default: input scale by the float weights, then the weights, then the mean error's bias."""
+        for node in self.layers:
+            self.choose_site(node, node.weight.astype(np.float64), relative_error)
+            self.choose_weights(node, relative_error_of_centred)
+            s, scales = self.sites[self.read[node.name]], self.weights[node.name]
+            errors = [
+                o - linear(x, node, self.weight(node, scales)) * (s.scale * scales.astype(np.float64))
+                for x, o in zip(self.stored(node, s), self.outputs[node.name], strict=True)
+            ]
+            self.biases[node.name] = np.concatenate(errors).mean(axis=(0, 1, 2)).astype(np.float32)
+
+
+def relative_error_of_centred(pairs):
+    """`relative_error` with the bias that is best for it."""
+    o, y = (np.stack(side).astype(np.float64) for side in zip(*pairs, strict=True))
+    return relative_error([(o - o.mean(), y - y.mean())])
+
+
+def assert_same_scales(table, weights, sites):
+    for name, expected in weights.items():
+        np.testing.assert_array_equal(table.weights[name], expected)
+    assert {n: s.scale for n, s in table.activations.items()} == {n: s.scale for n, s in sites.items()}
 
 
 @pytest.mark.parametrize("bits", [7, 8])
 @pytest.mark.parametrize("method", ["easyquant", "easyquant_unsigned", "easyquant_mse"])
 def test_the_search_equals_algorithm_1_in_plain_loops(bits, method):
     graph, images = networks.chain(bits, size=6)
-    config = QuantConfig(bits=bits, method=method, grid=20)
-    weights, sites = plain_search(graph, images, config)
+    plain = PlainSearch(graph, images, QuantConfig(bits=bits, method=method, grid=20))
+    plain.algorithm_1()
     table = searched(graph, images, bits=bits, method=method, grid=20)
-    for name, expected in weights.items():
-        np.testing.assert_array_equal(table.weights[name], expected)
-    assert {n: s.scale for n, s in table.activations.items()} == {n: s.scale for n, s in sites.items()}
+    assert_same_scales(table, plain.weights, plain.sites)
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_default_search_equals_its_plain_loops(bits, seed):
+    graph, images = networks.chain(seed, size=6)
+    plain = PlainSearch(graph, images, QuantConfig(bits=bits, grid=20))
+    plain.layer_by_layer()
+    table = searched(graph, images, bits=bits, grid=20)
+    assert_same_scales(table, plain.weights, plain.sites)
+    assert table.biases.keys() == plain.weights.keys()
+    for name, bias in table.biases.items():
+        np.testing.assert_allclose(bias, plain.biases[name], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [200, 10], ids=["Gram matrix", "plain product"])
@@ -234,15 +269,16 @@ def test_cosine_of_zeros_is_no_nan():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_objective_of_the_last_layer_is_not_worse_than_at_the_start(seed):
+@pytest.mark.parametrize("method", ["easyquant_mse", DEFAULT_METHOD])
+def test_the_first_layers_output_is_not_worse_than_at_the_start(seed, method):
     graph, images = networks.residual(seed)
-    config = QuantConfig(method="easyquant_mse")
+    config = QuantConfig(method=method)
     plan_ = plan(graph)
     found = calibrate(graph, plan_, images, config)
     start = layer_figures(graph, plan_, start_table(graph, plan_, found, config), found.samples)
     end = layer_figures(graph, plan_, search(graph, plan_, found, config), found.samples)
     first = graph.compute_nodes[0].name  # no quantized prefix: the search's own objective
-    assert end[first]["cosine"] >= start[first]["cosine"] - 1e-9
+    assert end[first]["sqnr_db"] >= start[first]["sqnr_db"] - 1e-9
     assert end["logits"]["cosine"] > 0.99
 
 
@@ -252,19 +288,54 @@ def test_deterministic_whatever_the_number_of_threads():
     assert len(texts) == 1
 
 
+#: settings whose table must have the properties below
+EVERY_WAY = {
+    "default": {},
+    "every correction": dict(gain_correction=True, rounding="descent", objective="hessian"),
+    "passes": dict(method="easyquant_mse"),
+    "paper": dict(method="easyquant"),
+}
+
+
+@pytest.mark.parametrize("way", EVERY_WAY)
 @settings(max_examples=5, deadline=None)
-@given(st.integers(-6, 6), st.integers(-6, 6))
-def test_powers_of_two_pass_through_exactly(input_power, weight_power):
-    """Scaling images by 2**i and the first layer's weights by 2**j scales its scales exactly."""
-    graph, images = networks.chain(3, size=5)
-    bias = graph["first"].bias
-    bias[...] = 0
-    base = searched(graph, images, grid=10)
+@given(seed=st.integers(0, 99), input_power=st.integers(-20, 20), weight_power=st.integers(-20, 20))
+def test_powers_of_two_pass_through_exactly(way, seed, input_power, weight_power):
+    """Images times 2**i and the first layer's weights times 2**j, where no bias breaks the proportion:
+    every scale and bias is the same times its powers, and the integers are the same."""
+    graph, images = networks.chain(seed, size=5)
+    for node in graph.compute_nodes:
+        node.bias[...] = 0
+    base = searched(graph, images, grid=10, **EVERY_WAY[way])
     graph["first"].weight[...] *= np.float32(2.0**weight_power)
-    scaled = searched(graph, [x * np.float32(2.0**input_power) for x in images], grid=10)
-    image = base.activations["image"].scale * 2.0**input_power
-    assert scaled.activations["image"].scale == image
+    scaled = searched(graph, [x * np.float32(2.0**input_power) for x in images], grid=10, **EVERY_WAY[way])
+    both = 2.0 ** (input_power + weight_power)
+    powers = {"image": 2.0**input_power, "first.relu": both}
+    assert {n: s.scale for n, s in scaled.activations.items()} == {
+        n: s.scale * powers.get(n, both) for n, s in base.activations.items()
+    }
     np.testing.assert_array_equal(scaled.weights["first"], base.weights["first"] * 2.0**weight_power)
+    np.testing.assert_array_equal(scaled.weights["second"], base.weights["second"])
+    assert scaled.biases.keys() == base.biases.keys() and scaled.rounding.keys() == base.rounding.keys()
+    for name, bias in base.biases.items():
+        np.testing.assert_array_equal(scaled.biases[name], bias * np.float32(both))
+    for name, rounding in base.rounding.items():
+        np.testing.assert_array_equal(scaled.rounding[name], rounding)
+
+
+@pytest.mark.parametrize("way", EVERY_WAY)
+@settings(max_examples=3, deadline=None)
+@given(seed=st.integers(0, 99), order=st.permutations(range(6)))
+def test_the_order_of_the_images_says_nothing(way, seed, order):
+    """Only the last bit of a corrected bias, a mean of float64, may depend on it."""
+    graph, images = networks.residual(seed)
+    base = searched(graph, images, grid=10, **EVERY_WAY[way])
+    other = searched(graph, [images[i] for i in order], grid=10, **EVERY_WAY[way])
+    assert other.activations == base.activations and other.rounding.keys() == base.rounding.keys()
+    for name, scales in base.weights.items():
+        np.testing.assert_allclose(other.weights[name], scales, rtol=1e-6)
+    for name, bias in base.biases.items():
+        np.testing.assert_allclose(other.biases[name], bias, rtol=1e-6, atol=1e-6)
 
 
 def test_zero_images_zero_channels_and_zero_weights_are_safe():
@@ -306,23 +377,27 @@ def test_a_model_with_a_batch_is_searched_image_by_image():
         np.testing.assert_array_equal(two.weights[name], scales)
 
 
-def test_progress_counts_every_layer_and_site():
+@pytest.mark.parametrize("order, last", [("layerwise", "weights logits"), ("passes", "activations gap")])
+def test_progress_counts_every_layer_and_site(order, last):
     graph, images = networks.residual()
     calls = []
-    searched(graph, images, progress=lambda *call: calls.append(call))
-    done, total, text = calls[-1]
-    assert done == total == len(calls) and text.startswith("activations")
+    searched(graph, images, order=order, progress=lambda *call: calls.append(call))
+    total, texts = calls[-1][1], {text for _, _, text in calls}
+    assert [(done, all_) for done, all_, _ in calls] == [(i + 1, total) for i in range(total)]
+    assert len(texts) == total and calls[-1][2] == last
 
 
+SQUARED = dict(method="easyquant_mse")  # what every single switch of the ablation is added to
 EXTENSIONS = {
-    "layerwise": dict(order="layerwise"),
-    "corrections": dict(gain_correction=True, bias_correction=True),
-    "descent": dict(rounding="descent"),
-    "hessian": dict(objective="hessian"),
-    "starts": dict(start="mse"),
-    "all": dict(order="layerwise", gain_correction=True, bias_correction=True, rounding="descent",
-                start="mse", rounds=2),
-}  # fmt: skip
+    "layerwise": {**SQUARED, "order": "layerwise"},
+    "corrections": {**SQUARED, "gain_correction": True, "bias_correction": True},
+    "descent": {**SQUARED, "rounding": "descent"},
+    "hessian": {**SQUARED, "objective": "hessian"},
+    "starts": {**SQUARED, "start": "mse"},
+    "default": {},
+    "default and hessian": dict(objective="hessian"),
+    "all": dict(gain_correction=True, rounding="descent", rounds=2),
+}
 
 
 @pytest.mark.parametrize("name", EXTENSIONS)
@@ -333,8 +408,9 @@ def test_every_extension_is_deterministic_stored_in_the_table_and_no_harm(name):
     graph, images = networks.residual(4)
     table = searched(graph, images, jobs=1, grid=12, **EXTENSIONS[name])
     assert searched(graph, images, jobs=3, grid=12, **EXTENSIONS[name]).to_json() == table.to_json()
-    assert bool(table.biases) == ("bias_correction" in EXTENSIONS[name])
-    assert bool(table.rounding) == bool({"rounding", "gain_correction"} & set(EXTENSIONS[name]))
+    how = table.config.how
+    assert bool(table.biases) == how.bias_correction
+    assert bool(table.rounding) == (how.rounding == "descent" or how.gain_correction)
     again = ScaleTable.from_json(table.to_json())
     start = searched(graph, images, grid=12, method="easyquant_mse", alpha=1, beta=1)
 
@@ -474,7 +550,7 @@ def test_a_checkpoint_of_another_search_is_refused(tmp_path):
 
 def test_several_rounds_and_skipped_layers():
     graph, images = networks.residual()
-    config = QuantConfig(rounds=2, skip=("pw",), method="easyquant_mse")
+    config = QuantConfig(rounds=2, skip=("pw",))
     plan_ = plan(graph, config.skip)
     table = search(graph, plan_, calibrate(graph, plan_, images, config), config)
     assert "pw" not in table.weights and table.check(graph)
@@ -546,8 +622,12 @@ def test_a_site_is_searched_for_readers_behind_moves_too():
     b = networks.Builder(3)
     before_a_float_node(b)
     graph, images = b.graph("last", "side"), b.images(3)
-    plan_, config = plan(graph), QuantConfig(method="easyquant_mse")
-    found = calibrate(graph, plan_, images, config)
-    start, table = start_table(graph, plan_, found, config), search(graph, plan_, found, config)
+    plan_, config = plan(graph), QuantConfig()
     assert plan_.sites["relu"].readers == ("last",)
-    assert table.activations["relu"] != start.activations["relu"]
+    decided = {}
+
+    def record(kind, name, grid, scores, best):
+        decided[kind, name] = len(scores)
+
+    search(graph, plan_, calibrate(graph, plan_, images, config), config, record=record)
+    assert decided["activations", "relu"] == len(factors(config))
