@@ -360,7 +360,8 @@ def meet(
     paired = trials.paired(kinds)
     lines = [*trials.lines, *_done(config, kinds, errors)]
     width = (paired.interval[1] - paired.interval[0]) / 2
-    lines.append(f"met: the drop is {paired.drop + 0.0:.2f} points, {max_drop:g} were allowed")
+    lost = f"{paired.drop:.2f} points lost" if paired.drop > 0 else "nothing lost"
+    lines.append(f"met: {lost}, {max_drop:g} were allowed")
     if width > max(max_drop, 0.005):
         lines.append(
             f"{paired.n} labelled samples tell the drop to {width:.2f} points only, more than "
@@ -429,8 +430,10 @@ def _fastest(trials, together, spread, errors_of, times, float_times):
         return sum(each[kind] for each, kind in zip(of, kinds, strict=True))
 
     def line(kinds):
+        alike = ", ".join(f"all at {b} bits {total([b] * len(kinds), time):.0f}" for b in (7, 8))
         trials.lines.append(
-            f"estimated {total(kinds, time):.0f} us for its layers, {total(kinds, error):.3g} of error"
+            f"estimated {total(kinds, time):.0f} us for its layers ({alike}), "
+            f"{total(kinds, error):.3g} of error"
         )
 
     kinds = choice(math.inf)
