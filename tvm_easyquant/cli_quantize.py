@@ -240,7 +240,8 @@ def _summary(result, output) -> str:
         figures = zip((row.get("cosine"), row.get("sqnr_db")), (5, 1), strict=True)
         texts = ["" if f is None else f"{f:.{digits}f}" for f, digits in figures]
         lines.append(f"{row['layer']:{width}} {row['kind']:8} {texts[0]:>8} {texts[1]:>8}".rstrip())
-    lines += [f"float: {name}: {why}" for name, why in result.plan.floats.items()]
+    decided = {line.split(": ")[0] for line in result.decisions}  # a line of its own says why
+    lines += _float_lines({n: why for n, why in result.plan.floats.items() if n not in decided})
     lines += result.decisions
     worst = worst_layers(result.table)
     if worst and not result.decisions:
@@ -255,6 +256,21 @@ def _summary(result, output) -> str:
         f"scale table: {output}"
     )
     return "\n".join(lines)
+
+
+SHOWN = 6  # nodes that stay float for one reason, by name; --json has them all
+
+
+def _float_lines(floats) -> list[str]:
+    """What stays float, {node: reason}: a line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in floats.items():
+        by_reason.setdefault(why, []).append(name)
+    lines = []
+    for why, names in by_reason.items():
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        lines.append(f"float: {', '.join(names[:SHOWN])}{more}: {why}")
+    return lines
 
 
 def _dry_run(graph, plan, as_json: bool) -> int:
@@ -282,8 +298,7 @@ def _dry_run(graph, plan, as_json: bool) -> int:
             f"{row['layer']:{width}} {row['op']:8} {shape:14} {row['kind']:8} {row['macs']:>12} MACs "
             f"{row['percent']:5.1f} %"
         )
-    for name, why in plan.floats.items():
-        print(f"float: {name}: {why}")
+    print("".join(f"{line}\n" for line in _float_lines(plan.floats)), end="")
     integer = sum(row["kind"] == "integer" for row in rows)
     print(
         f"{integer} of {len(rows)} layers, {coverage:.1f} % of the multiply-accumulates would run in "
