@@ -25,6 +25,14 @@ def cpu(machine):
 #: column of the table of methods -> the method of `accuracy.py`
 METHODS = {"min-max": "minmax", "KL": "kl", "KL, signed": "kl_signed", "EasyQuant (paper)": "easyquant",
            "squared error": "easyquant_mse"}  # fmt: skip
+#: lines of the ablation, where measured: the names of `ablation.py`
+VARIANTS = (
+    "min-max", "percentile", "kl", "mse", "paper", "paper, unsigned", "squared error", "signed",
+    "exhaustive", "start percentile", "start kl", "start mse", "layerwise", "bias correction",
+    "gain correction", "rounding descent", "objective hessian", "rounds 3", "equalized",
+    "layerwise, start mse, bias", "and gain", "and hessian", "and descent", "and rounds 3", "and equalized",
+    "all",
+)  # fmt: skip
 TOOLS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "relay_quantize": "relay.quantize"}
 
 
@@ -205,6 +213,36 @@ def threads_table(one, two):
     return table(["network", "runner", "one thread, ms", "two, ms", "times as fast"], lines)
 
 
+def ablation_table(stored):
+    """One line a variant of the search: signal to noise and relative entropy of each network's output."""
+    rows = {(row["variant"], row["net"]): row for row in stored["rows"]}
+    nets = list(dict.fromkeys(row["net"] for row in stored["rows"]))
+    counts = {row["net"]: row["n"] for row in stored["rows"]}
+    lines = []
+    for variant in VARIANTS:
+        found = [rows.get((variant, net)) for net in nets]
+        if any(found):
+            cells = (f"{r['sqnr_db']:.2f} dB, {r['kl']:.4f}" if r else "not measured" for r in found)
+            lines.append([variant, *cells])
+    return table(["variant", *(f"{net}, {counts[net]} images" for net in nets)], lines)
+
+
+def search_table(stored):
+    """One line a case: what calibration and search take."""
+    lines = []
+    for row in stored["rows"]:
+        seconds = [f"{row[f'{what}_{clock}']:.0f}" if f"{what}_{clock}" in row else ""
+                   for what in ("calibrate", "search") for clock in ("wall", "cpu")]  # fmt: skip
+        scales = f"{row['differ']} of {row['of']}" if "differ" in row else ""
+        peak = f"{row['peak_gib']:.2f}"
+        lines.append([row["case"], row["network"], row["images"], *seconds, peak, scales])
+    return table(
+        ["case", "network", "images", "calibration, s", "CPU s", "search, s", "CPU s", "peak GiB",
+         "scales that differ from the exhaustive search"],
+        lines,
+    )  # fmt: skip
+
+
 LAYER_RUNNERS = ("onnxruntime-int8", "onnxruntime-fp32", "tvm-int8", "tvm-fp32")
 
 
@@ -237,6 +275,8 @@ TVM's own int8 convolution is in those tables although, on full-range 8-bit weig
         for isa in ("avx512", "native"):
             between(ROOT / "benchmarks" / "README.md", isa, networks_table(stored(wide.name), isa))
     between(ROOT / "benchmarks" / "README.md", "accuracy", accuracy_details(accuracy))
+    between(ROOT / "benchmarks" / "README.md", "ablation", ablation_table(stored("ablation.json")))
+    between(ROOT / "benchmarks" / "README.md", "search", search_table(stored("search.json")))
     readme = ROOT / "README.md"
     old = readme.read_text(encoding="utf-8")
     readme.write_text(re.sub(r"<!-- measured -->.*<!-- /measured -->", lambda _: text, old, flags=re.S))
