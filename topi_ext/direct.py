@@ -147,8 +147,9 @@ def _pieces(ib, count):
 
 
 def outer_loop(spec: ConvSpec) -> str:
-    """Kind of a kernel's outermost loop: small layers are done before other threads have woken up."""
-    return "parallel" if spec.macs > PARALLEL_MACS else "serial"
+    """Kind of a kernel's outermost loop: small layers are done before other threads have woken up. What a
+    depthwise layer does for each multiply-accumulate takes four times as long."""
+    return "parallel" if spec.macs * (4 if spec.depthwise else 1) > PARALLEL_MACS else "serial"
 
 
 def flattens(spec: ConvSpec) -> bool:
