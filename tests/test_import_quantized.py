@@ -79,6 +79,22 @@ def exact_network(draw, seed):
     return Graph(b.nodes.values(), outputs), weights
 
 
+def test_a_reader_that_leads_nowhere_does_not_stop_the_rounding():
+    """The pool is in the model and no output needs it: it counted as a reader in integers, then it was dropped,
+    and the output was not rounded."""
+    b = Exact(0, size=4)
+    b.fake_quant("image8", "image", 0.25, 0)
+    b.conv("conv", "image8", 4, kernel=1)
+    b.pool("nowhere", "conv")
+    b.fake_quant("conv8", "conv", 0.25, 0)
+    graph = Graph(b.nodes.values(), ["conv8"])
+    taken = take_over(graph, {"conv": np.float32(0.25)})
+    feed = {"image": np.random.default_rng(0).integers(-64, 64, (1, 3, 4, 4)).astype(np.float32) / 32}
+    (output,) = taken.graph.outputs
+    found = run_integer(taken.graph, taken.table, feed)[output]
+    np.testing.assert_array_equal(found, graphs.run(graph, feed)["conv8"])
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data(), st.integers(0, 1000))
 def test_what_is_taken_over_computes_the_fake_quantized_network(data, seed):

@@ -285,7 +285,8 @@ class _TakeOver:
 
     def _keep_rounding(self):
         """Accumulators that are rounded but read by float nodes only: a clip that does nothing is fused
-        to them, because without an integer reader they would not be rounded."""
+        to them, because without an integer reader they would not be rounded. Dead readers are gone by now:
+        they would count, and then vanish."""
         read = {t for name in self.integer for t in self.nodes[name].inputs}
         renamed, nodes = {}, {}
         for name, node in self.nodes.items():
@@ -311,8 +312,8 @@ class _TakeOver:
                 self.integer.discard(node.name)
 
     def result(self) -> TakenOver:
-        self._keep_rounding()
         self._drop_dead()
+        self._keep_rounding()
         graph = Graph(self.nodes.values(), self.outputs, self.old.name, self.old.output_names)
         config = QuantConfig(
             bits=8, method=IMPORTED, integer=tuple(name for name in self.nodes if name in self.integer)
