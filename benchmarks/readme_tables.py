@@ -266,18 +266,20 @@ TVM's own int8 convolution is in those tables although, on full-range 8-bit weig
 `benchmarks/`; the command, the machine, the versions and every setting are in `benchmarks/results/`.
 
 <!-- /measured -->"""
-    between(ROOT / "benchmarks" / "README.md", "layers", layers_table(layers))
-    between(ROOT / "benchmarks" / "README.md", "networks", networks_table(networks, "avx2"))
-    between(ROOT / "benchmarks" / "README.md", "memory", memory_table(networks))
-    two = threads_table(networks, stored("networks_avx2_2threads.json"))
-    between(ROOT / "benchmarks" / "README.md", "threads", two)
-    wide = ROOT / "benchmarks" / "results" / "networks_avx512.json"
-    if wide.exists():
-        for isa in ("avx512", "native"):
-            between(ROOT / "benchmarks" / "README.md", isa, networks_table(stored(wide.name), isa))
-    between(ROOT / "benchmarks" / "README.md", "accuracy", accuracy_details(accuracy))
-    between(ROOT / "benchmarks" / "README.md", "ablation", ablation_table(stored("ablation.json")))
-    between(ROOT / "benchmarks" / "README.md", "search", search_table(stored("search.json")))
+    wide = stored("networks_avx512.json")
+    tables = {
+        "layers": layers_table(layers),
+        "networks": networks_table(networks, "avx2"),
+        "memory": memory_table(networks),
+        "threads": threads_table(networks, stored("networks_avx2_2threads.json")),
+        "avx512": networks_table(wide, "avx512"),
+        "native": networks_table(wide, "native"),
+        "accuracy": accuracy_details(accuracy),
+        "ablation": ablation_table(stored("ablation.json")),
+        "search": search_table(stored("search.json")),
+    }
+    for mark, content in tables.items():
+        between(ROOT / "benchmarks" / "README.md", mark, content)
     readme = ROOT / "README.md"
     old = readme.read_text(encoding="utf-8")
     readme.write_text(re.sub(r"<!-- measured -->.*<!-- /measured -->", lambda _: text, old, flags=re.S))

@@ -229,9 +229,8 @@ def merged_scales(
     own, other = np.meshgrid(
         np.arange(r.own_lo, r.own_hi + 1, dtype=np.uint8), np.arange(256, dtype=np.uint8), indexing="ij"
     )
-    mine, theirs = (own, r.own_scale, r.own_zero_point), (other, r.scale, r.zero_point)
-    (p, p_scale, p_zero), (q, q_scale, q_zero) = (mine, theirs) if r.own_first else (theirs, mine)
-    want = add(p, q, p_scale, p_zero, q_scale, q_zero, r.out_scale, zero_point, lo, hi)
+    numbers = (r.own_scale, r.own_zero_point, r.scale, r.zero_point, r.out_scale)
+    want = add(own, other, *numbers, zero_point, lo, hi)  # which is the left operand changes no sum
     m, n = own.astype(np.float32) - r.own_zero_point, other.astype(np.float32) - r.zero_point
 
     def same(sums):

@@ -17,13 +17,12 @@ from math import ceil
 import numpy as np
 
 from .conv2d import ConvSpec
-from .direct import Dot, Lanes, Writer, copied, outer_loop, padded_map
+from .direct import LINE, Dot, Lanes, Writer, copied, outer_loop, padded_map
 from .emit import Builder, const, dtype_of, extern, prefetch, tir, with_lanes
 from .winograd import Transform
 
 CHANNELS = 16  # input channels transformed at once
 ROWS = {128: 8, 256: 4, 512: 6}  # tiles of a matrix product's register block
-LINE = 64  # bytes of a cache line
 V_BYTES = 400_000  # transformed data of a block of tiles, to stay in a core's own cache
 
 
