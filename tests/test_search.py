@@ -461,17 +461,36 @@ def test_successive_halving_finds_what_the_exhaustive_search_finds(seed, order, 
     original = objectives.site_errors
 
     def spy(*arguments):
-        stages.append((arguments[6], len(arguments[5])))
+        stages.append((arguments[7], len(arguments[6])))
         return original(*arguments)
 
     monkeypatch.setattr(objectives, "site_errors", spy)
     quick = searched(graph, images, order=order, jobs=1)
-    assert {part for part, _ in stages} == {(0.0, 1 / 16), (1 / 16, 1 / 4), (1 / 4, 1.0)}
+    assert {part for part, _ in stages} >= {(0.0, 1 / 8), (1 / 8, 1 / 4), (1 / 4, 1 / 2), (1 / 2, 1.0)}
     assert max(n for part, n in stages if part[1] == 1.0) < 90
     whole = searched(graph, images, order=order, exhaustive=True)
     assert quick.activations == whole.activations
     for name, scales in whole.weights.items():
         np.testing.assert_array_equal(quick.weights[name], scales)
+
+
+def test_the_deviation_of_a_sample_is_what_other_samples_differ_by():
+    """The halving drops what is 4 deviations behind: they must be those of the sum over a sample."""
+    b = networks.Builder(0, size=40, channels=4)
+    b.conv("c", "image", 4)
+    node = b.nodes["c"]
+    values = [to_nhwc(x) for x in b.images(3)]
+    targets = [evaluate(node, x) - node.bias for x in values]
+    grid = [scale_for(m, 7, True) for m in (2.0, 3.0, 6.0)]
+    flat = objectives.projected(node, node.weight)
+    found = [
+        objectives.site_errors(node, values, targets, *flat, grid, np.arange(3), (k / 50, (k + 1) / 50), 0,
+                               None, True) for k in range(50)
+    ]  # fmt: skip
+    leads = np.array([errors.sums - errors.sums[1] for errors in found])
+    claimed = np.sqrt(np.mean([errors.deviation(1) ** 2 for errors in found], axis=0))
+    np.testing.assert_allclose(leads.std(axis=0, ddof=1), claimed, rtol=0.3)
+    assert claimed[1] == 0 and (claimed[[0, 2]] > 0).all()
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -489,10 +508,11 @@ def test_site_errors_is_the_squared_error_of_the_layer(groups, kernel, stride):
         h = [np.abs(t) for t in targets]
         grid = [scale_for(m, 7, True) for m in (1.0, 2.0, 4.0)]
         for weights in (None, h):
-            parts = [objectives.site_errors(node, values, targets, node.weight, grid, np.array([0, 2]), part,
-                                            weights) for part in ((0.0, 0.3), (0.3, 1.0))]  # fmt: skip
+            flat = objectives.projected(node, node.weight, weights is not None)
+            parts = [objectives.site_errors(node, values, targets, *flat, grid, np.array([0, 2]), part,
+                                            0, weights) for part in ((0.0, 0.3), (0.3, 1.0))]  # fmt: skip
             whole = objectives.site_errors(
-                node, values, targets, node.weight, grid, np.array([0, 2]), (0.0, 1.0), weights
+                node, values, targets, *flat, grid, np.array([0, 2]), (0.0, 1.0), 0, weights
             )
             for i, s in enumerate((grid[0], grid[2])):
                 y = [linear((reference.quantize(x, s.scale, s.zero_point, s.lo, s.hi).astype(np.float32)
@@ -501,9 +521,9 @@ def test_site_errors_is_the_squared_error_of_the_layer(groups, kernel, stride):
                     (((o - z) * (1 if weights is None else k)).astype(np.float64) ** 2).sum()
                     for o, z, k in zip(targets, y, h, strict=True)
                 )
-                assert sum(p[0][i] for p in parts) == pytest.approx(expected, rel=1e-3)
-                assert whole[0][i] == pytest.approx(expected, rel=1e-3)
-            assert sum(p[1] for p in parts) == pytest.approx(sum((t**2).sum() for t in targets), rel=1e-5)
+                assert sum(p.sums[i] for p in parts) == pytest.approx(expected, rel=1e-3)
+                assert whole.sums[i] == pytest.approx(expected, rel=1e-3)
+            assert sum(p.norm for p in parts) == pytest.approx(sum((t**2).sum() for t in targets), rel=1e-5)
 
 
 class Interrupted(Exception):

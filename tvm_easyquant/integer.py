@@ -6,7 +6,7 @@ it to see each layer behind the quantized prefix; `run_integer` is the plain for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 
 import numpy as np
@@ -105,11 +105,13 @@ class Sample:
     floats: tensor -> its value in the float network. stored: tensor -> uint8. real: tensor ->
     float32, made by float nodes. raw: what a producer has before it is stored: an int32 accumulator,
     or float32 for those of `IN_FLOAT`; kept while the scale of its site is undecided. ran: nodes that
-    have run. gone: tensors that nobody needs any more.
+    have run. gone: tensors that nobody needs any more. watch(node, raw): is shown what each produces.
     """
 
-    def __init__(self, feed: Mapping[str, np.ndarray]):
-        self.feed = feed
+    def __init__(
+        self, feed: Mapping[str, np.ndarray], watch: Callable[[Node, np.ndarray], None] | None = None
+    ):
+        self.feed, self.watch = feed, watch
         self.floats: dict[str, np.ndarray] = {}
         self.stored: dict[str, np.ndarray] = {}
         self.real: dict[str, np.ndarray] = {}
@@ -153,6 +155,8 @@ class Sample:
                 self._move(node, scales)
         else:
             raw = self._produce(node, scales)
+            if self.watch is not None:
+                self.watch(node, raw)
             if node.name in plan.accumulators:
                 self.real[node.name] = reference.dequantize(raw, scales.unit(node), 0)
                 return

@@ -5,6 +5,8 @@ Cosine: the mean over images (the paper). Squared error: the sum over images, re
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from topi_ext.reference import quantize, windows
@@ -109,40 +111,75 @@ def site_cosines(node: Node, value, weight, scales, bias, o, candidates):
     return found
 
 
-def positions(node: Node, first: float, last: float) -> np.ndarray | None:
-    """A part of a layer's output positions, in a fixed random order: those between two fractions.
+class Errors(NamedTuple):
+    """Squared errors of candidates (F,) on a random sample of the output positions of some images.
 
-    None stands for all of them, in order.
+    sums: over the positions; norm: of the output there; noise: float64 (F, F), the covariance of the sums,
+    as what the positions of each image differ in says, or None. They add up.
     """
+
+    sums: np.ndarray
+    norm: float
+    noise: np.ndarray | None
+
+    def plus(self, other: Errors | None) -> Errors:
+        if other is None:
+            return self
+        noise = None if self.noise is None or other.noise is None else self.noise + other.noise
+        return Errors(self.sums + other.sums, self.norm + other.norm, noise)
+
+    def of(self, which) -> Errors:
+        """Of the candidates at the indices ``which`` only."""
+        return Errors(self.sums[which], self.norm, self.noise[np.ix_(which, which)])
+
+    def deviation(self, best: int) -> np.ndarray:
+        """Standard deviation of ``sums - sums[best]``: (F,)."""
+        variance = np.diagonal(self.noise) + self.noise[best, best] - 2 * self.noise[best]
+        return np.sqrt(np.maximum(variance, 0.0))
+
+
+def positions(node: Node, first: float, last: float, image: int = 0) -> np.ndarray | None:
+    """A part of a layer's output positions, in a random order that is fixed for each image: those between
+    two fractions. None stands for all of them, in order."""
     count = 1 if node.op == "dense" else node.shape[1] * node.shape[2]
     if (first, last) == (0.0, 1.0):
         return None
-    order = np.random.default_rng(count).permutation(count)
+    order = np.random.default_rng((count, image)).permutation(count)
     return order[round(first * count) : round(last * count)]
 
 
-def site_errors(node: Node, values, targets, weight, candidates, chosen, part, sensitivity=None):
-    """(squared error for every candidate (F,), squared output) on some images and positions.
+def projected(node: Node, weight, weighted=False) -> tuple[np.ndarray, np.ndarray | None]:
+    """(weights float32 (depth, K or fewer), basis float32 (K, fewer) or None) for `site_errors`.
 
-    values: float32 inputs before they are rounded, one image each; targets: the float outputs without the
-    bias; weight: float32 real weights; candidates: all `Scale`s, of which those numbered ``chosen`` are
-    tried; part: fractions of the positions; sensitivity: float32, like the targets, weights of the errors.
-
-    With more channels than weights in each, the error is measured in an orthonormal basis of the space
-    that the weights span; what lies outside is the same for every candidate.
+    weight: float32 real weights in the node's layout. With more channels than weights in each, errors are
+    measured in an orthonormal basis of the space that the weights span; what lies outside is the same for
+    every candidate. Not so if the errors of channels are ``weighted``.
     """
-    where = positions(node, *part)
-    found, norm = np.zeros(len(chosen)), 0.0
     flat = np.ascontiguousarray(weight.T if node.op == "dense" else weight.reshape(-1, node.channels))
-    basis = None
     full = node.op == "dense" or node.attrs["groups"] == 1
-    if full and sensitivity is None and flat.shape[1] > 1.5 * flat.shape[0]:
-        basis, triangle = np.linalg.qr(flat.T.astype(np.float64))
-        basis, flat = basis.astype(np.float32), np.ascontiguousarray(triangle.T, np.float32)
+    if not full or weighted or flat.shape[1] <= 1.5 * flat.shape[0]:
+        return flat, None
+    basis, triangle = np.linalg.qr(flat.T.astype(np.float64))
+    return np.ascontiguousarray(triangle.T, np.float32), basis.astype(np.float32)
+
+
+def site_errors(
+    node: Node, values, targets, flat, basis, candidates, chosen, part, number=0, sensitivity=None,
+    sample=False,
+) -> Errors:  # fmt: skip
+    """`Errors` of some candidates on some images and positions.
+
+    values: float32 inputs before they are rounded, one image each, counted from ``number``; targets: the
+    float outputs without the bias; flat, basis: of `projected`; candidates: all `Scale`s, of which those
+    numbered ``chosen`` are tried; part: fractions of the positions; sensitivity: float32, like the targets,
+    weights of the errors; sample: whether the noise is wanted.
+    """
+    total = None
     for i, (value, target) in enumerate(zip(values, targets, strict=True)):
+        where = positions(node, *part, number + i)
         t = target.reshape(-1, node.channels)
         t = np.ascontiguousarray(t if where is None else t[where])
-        norm += _square(t)
+        norm = _rows(t).sum(dtype=np.float64)
         h = None
         if sensitivity is not None:
             h = sensitivity[i].reshape(-1, node.channels)
@@ -150,31 +187,33 @@ def site_errors(node: Node, values, targets, weight, candidates, chosen, part, s
         outside = 0.0
         if basis is not None:
             inside = t @ basis
-            outside, t = max(_square(t) - _square(inside), 0.0), inside
+            outside, t = max(norm - _rows(inside).sum(dtype=np.float64), 0.0), inside
         source, finish = _source(value, node, where)
         buffer = np.empty_like(source)
-        for n, f in enumerate(chosen):
+        errors = np.zeros((len(chosen), len(t)), np.float32)
+        for row, f in zip(errors, chosen, strict=True):
             s = candidates[f]
             np.divide(source, np.float32(s.scale), out=buffer)
             np.rint(buffer, out=buffer)
             np.maximum(buffer, np.float32(s.lo - s.zero_point), out=buffer)
             np.minimum(buffer, np.float32(s.hi - s.zero_point), out=buffer)
-            found[n] += outside
             step = np.float32(s.scale)
             for y, part_of in finish(buffer, flat, step):
                 y -= t[:, part_of]
                 if h is not None:
                     y *= h[:, part_of]
-                found[n] += _square(y)
-    return found, norm
+                row += _rows(y)
+        found, noise = errors.sum(axis=1, dtype=np.float64), None
+        if sample:
+            apart = errors - found[:, None] / len(t)
+            noise = apart @ apart.T * (len(t) / (len(t) - 1))
+        total = Errors(found + outside, norm, noise).plus(total)
+    return total
 
 
-def _square(y) -> float:
-    """Sum of squares of float32, in pieces short enough for float32 sums."""
-    y = y.reshape(-1)
-    whole = len(y) // 4096 * 4096
-    pieces = y[:whole].reshape(-1, 4096)
-    return float(np.einsum("ij,ij->i", pieces, pieces).sum(dtype=np.float64)) + float(y[whole:] @ y[whole:])
+def _rows(y):
+    """Sum of squares of each row, float32."""
+    return np.einsum("ij,ij->i", y, y)
 
 
 def _source(value, node, where):

@@ -23,6 +23,7 @@ from .graph import Node, conv_columns, is_depthwise
 from .numerics import Scale, steps
 
 EXACT = 2**24  # float32 holds every integer up to here
+BLOCK = 256  # rows of a float32 sum
 SWEEPS = 6  # of the coordinate descent; what is left after that is below a thousandth
 LARGEST = 2**13  # weights of a channel above which its Gram matrix is too large for the descent
 DAMPING = 0.01  # of the mean diagonal of G, towards the float weights
@@ -178,18 +179,45 @@ def errors(p: Problem, weight, scales, top) -> np.ndarray:
     exact = weight.astype(np.float64)
     slope = p.times(exact)
     constant = (exact * (slope - 2 * p.cross)).sum(axis=0) + p.least
-    slope = (slope - p.cross).astype(np.float32)
-    small = Problem(None if p.gram is None else p.gram.astype(np.float32), p.matrix, p.cross, p.least)
+    slope = (2 * (slope - p.cross)).astype(np.float32)
+    gram = None if p.gram is None else p.gram.astype(np.float32)
     found = np.empty(scales.shape)
+    d = np.empty_like(weight, order="C")
     for f, s in enumerate(scales):
-        d = rounded(weight, s, top).astype(np.float32) * s - weight
-        if small.gram is None:
-            y = small.matrix @ d
-            square = np.einsum("mc,mc->c", y, y, dtype=np.float64)
+        np.divide(weight, s, out=d)
+        np.rint(d, out=d)
+        np.clip(d, -top, top, out=d)
+        d *= s
+        d -= weight
+        if gram is None:
+            y = p.matrix @ d
+            square = _dot(y, y)
         else:
-            square = np.einsum("kc,kc->c", d, small.times(d), dtype=np.float64)
-        found[f] = square + 2 * np.einsum("kc,kc->c", d, slope, dtype=np.float64) + constant
+            square = _quadratic(gram, d)
+        found[f] = square + _dot(d, slope) + constant
     return found
+
+
+def _quadratic(gram, d):
+    """d^T G d of every channel, float64 (C,), in float32 products; G is symmetric: half of it is enough."""
+    if gram.ndim == 3:
+        return _dot(d, (gram @ d.T[:, :, None])[:, :, 0].T)
+    total = np.zeros(d.shape[1])
+    for first in range(0, len(d), BLOCK):
+        here, after = slice(first, first + BLOCK), slice(first + BLOCK, None)
+        y = gram[here, here] @ d[here]
+        if first + BLOCK < len(d):
+            y += 2 * (gram[here, after] @ d[after])
+        total += _dot(d[here], y)
+    return total
+
+
+def _dot(a, b):
+    """The dot product of every channel, float64 (C,), of float32 (K, C); short sums in float32."""
+    total = np.zeros(a.shape[1])
+    for first in range(0, len(a), BLOCK):
+        total += np.einsum("kc,kc->c", a[first : first + BLOCK], b[first : first + BLOCK])
+    return total
 
 
 def descend(p: Problem, weight, scales, top) -> np.ndarray:

@@ -22,8 +22,9 @@ the images instead of being averaged over them.
 
 Cost. The candidates of a channel need no convolution each: the Gram matrix of the layer's input makes one
 cost K^2 (`reconstruct`, `objectives`). Activation candidates are matrix products; unless ``exhaustive``,
-successive halving tries all of them on a sixteenth of the output positions (a fixed random sample), then
-only those whose error could, by the number of positions seen, still be the least on a quarter and on all.
+successive halving tries all of them on a few of the output positions (a fixed random sample of at least
+256), and only those that could still be the least on twice as many, and so on to all: a candidate is
+dropped when it is behind by 4 standard deviations of that distance, as the sample gives them.
 Tasks go to joblib: threads by default, any other backend, such as loky or dask, under
 ``joblib.parallel_config``. Work is cut and summed in an order that does not depend on the number of
 workers, and BLAS runs on one thread in each, so the result does not depend on them either.
@@ -36,6 +37,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +45,12 @@ from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
 
+from topi_ext.reference import dequantize
+
 from . import objectives, reconstruct
 from .calibrate import Calibration, start_table
 from .files import write_text
-from .graph import MOVES, Graph, Node, evaluate, is_depthwise, linear
+from .graph import MOVES, Graph, Node, evaluate, is_depthwise
 from .integer import Sample, Scales, last_uses, node_limits
 from .numerics import QuantConfig, quantize_weight, steps
 from .objectives import choose, cosine
@@ -58,11 +62,9 @@ Record = Callable[[str, str, np.ndarray, np.ndarray, np.ndarray], None]
 CHUNK = 2**26  # bytes of candidate weights held at once
 PARTS = 8  # tasks that the images of one layer are cut into
 CHANNELS = 128  # output channels fitted in one task
-#: successive halving: the fractions of the output positions seen
-STAGES = (1 / 16, 1 / 4, 1.0)
-#: a candidate survives with an error up to 1 + SAFETY / sqrt(positions seen) times the least
+#: a candidate that is behind the best by so many standard deviations of the difference is dropped
 SAFETY = 4.0
-ENOUGH = 128  # positions in the first stage, below which there is none
+ENOUGH = 256, 4  # output positions in the first stage: of all images, of each
 
 
 class CheckpointError(ValueError):
@@ -117,6 +119,14 @@ def _cut(count: int, parts: int) -> list[slice]:
     """Consecutive slices of nearly the same length, no more than ``parts``."""
     edges = [round(i * count / parts) for i in range(parts + 1)]
     return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+def _stages(positions: int, images: int) -> list[tuple[float, float]]:
+    """Parts of the output positions, in fractions: enough, then twice as many as before, to all."""
+    edges = [1.0]
+    while positions * edges[0] >= 2 * max(ENOUGH[0] / images, ENOUGH[1]):
+        edges.insert(0, edges[0] / 2)
+    return list(zip([0.0, *edges], edges, strict=False))
 
 
 def _singly(batches) -> list:
@@ -251,33 +261,21 @@ class _Search:
     def run(self) -> ScaleTable:
         best = None
         for round_ in range(self.config.rounds):
-            if self.how.order == "layerwise":
-                samples = self._activation_pass(round_, weights=True)
-            else:
+            layerwise = self.how.order == "layerwise"
+            if not layerwise:
                 self._weight_pass(round_)
-                samples = self._activation_pass(round_)
-            score = self._score(samples)
+            found = self._activation_pass(round_, weights=layerwise)
+            score = self._score(found.samples)
             if best is not None and score <= best[0]:
                 self.scales = best[1]  # this round made the output no better: undo it, and stop
                 self.done = self.total - 1
                 self._tick(f"round {round_ + 1} undone")
                 break
-            best = score, self.scales.copy()
-        table = self._table()
-        figures = layer_figures(self.graph, self.plan, table, self.calibration.samples, self.workers)
+            best, figures = (score, self.scales.copy()), found.result()
         self.checkpoint.remove()
-        return self._table(figures)
-
-    def _table(self, figures=()) -> ScaleTable:
         s = self.scales
         return ScaleTable(
-            self.graph.fingerprint,
-            self.config,
-            s.activations,
-            s.weights,
-            dict(figures),
-            s.rounding,
-            s.biases,
+            self.graph.fingerprint, self.config, s.activations, s.weights, figures, s.rounding, s.biases
         )
 
     def _tick(self, text):
@@ -298,9 +296,8 @@ class _Search:
         dot, norm_o, norm = dots.sum(axis=0)
         return float((2 * dot - norm - norm_o) / norm_o) if norm_o else 0.0
 
-    def _walk(self, before):
+    def _walk(self, before, samples):
         """Every sample through both networks; before(node, samples) runs ahead of each node."""
-        samples = [Sample(feed) for feed in self.calibration.samples]
         dead = last_uses(self.graph)
         for node in self.graph:
             self.workers.local(lambda s, node=node: s.advance_float(node), samples)
@@ -308,7 +305,6 @@ class _Search:
             self.workers.local(lambda s, node=node: s.advance(node, self.scales), samples)
             for sample in samples:
                 sample.forget(dead.get(node.name, ()), self.scales)
-        return samples
 
     # -- weights
 
@@ -317,7 +313,7 @@ class _Search:
             if node in self.layers:
                 self._fit(node, samples, round_)
 
-        self._walk(before)
+        self._walk(before, [Sample(feed) for feed in self.calibration.samples])
 
     def _fit(self, node, samples, round_):
         key = f"{round_} weights {node.name}"
@@ -376,11 +372,12 @@ class _Search:
             if weights and node in self.layers:
                 self._fit(node, samples, round_)
 
-        samples = self._walk(before)
+        figures = _Figures(self.scales, self.calibration.samples)
+        self._walk(before, figures.samples)
         for name, scale in self.scales.activations.items():
             if scale is None:  # nobody read it as integers after all
                 self.scales.activations[name] = starts[name]
-        return samples
+        return figures
 
     def _decide(self, site, start, samples, round_, layerwise):
         key = f"{round_} activations {site.name}"
@@ -444,28 +441,43 @@ class _Search:
             bias = self.scales.bias(node)
             targets = [o - bias for o in outputs]
             weights = [self._sensitivity(node, o) for o in outputs]
-            work.append((node, values, targets, real, weights if weights[0] is not None else None))
-        rows = min(sum(t.size for t in targets) / node.channels for node, _, targets, _, _ in work)
-        stages = STAGES if rows * STAGES[0] >= ENOUGH and not self.how.exhaustive else STAGES[-1:]
-        scores = np.zeros(len(grid))
-        seen, errors, norms = 0.0, np.zeros((len(work), len(grid))), np.zeros(len(work))
-        for fraction in stages:
+            weighted = weights[0] is not None
+            flat = objectives.projected(node, real, weighted)
+            work.append((node, values, targets, flat, weights if weighted else None))
+        size = min(node.shape[1] * node.shape[2] if len(node.shape) == 4 else 1 for node, *_ in work)
+        scores, least = np.zeros(len(grid)), 0.0
+        totals: list = [None] * len(work)
+        for first, last in _stages(1 if self.how.exhaustive else size, len(work[0][1])):
             tasks = [
-                (node, values[i], targets[i], real, grid, chosen, (seen, fraction), h[i] if h else None)
-                for node, values, targets, real, h in work
+                (
+                    node,
+                    values[i],
+                    targets[i],
+                    *flat,
+                    grid,
+                    chosen,
+                    (first, last),
+                    i.start,
+                    h and h[i],
+                    last < 1,
+                )
+                for node, values, targets, flat, h in work
                 for i in images
             ]
             found = self.workers.run(objectives.site_errors, tasks)
-            for n, (error, norm) in enumerate(found):
-                errors[n // len(images), chosen] += error
-                norms[n // len(images)] += norm
-            relative = (errors[:, chosen] / np.where(norms > 0, norms, 1)[:, None]).mean(axis=0)
-            best = chosen[reconstruct.choose_least(relative)]
-            scores[chosen] = relative / max(relative.min(), np.finfo(np.float64).tiny)
-            margin = 1 + SAFETY / np.sqrt(rows * fraction)
-            chosen = chosen[relative <= margin * relative.min()]
-            seen = fraction
-        return int(best), -scores * relative.min()
+            for n, errors in enumerate(found):
+                totals[n // len(images)] = errors.plus(totals[n // len(images)])
+            shares = [1 / (total.norm * len(work)) if total.norm > 0 else 1.0 for total in totals]
+            relative = sum(share * total.sums for share, total in zip(shares, totals, strict=True))
+            at = int(reconstruct.choose_least(relative))
+            best, least = chosen[at], relative.min()
+            scores[chosen] = relative / max(least, np.finfo(np.float64).tiny)
+            if last == 1 or len(chosen) == 1:
+                break
+            noise = sum(share * total.deviation(at) for share, total in zip(shares, totals, strict=True))
+            left = np.flatnonzero(relative - relative[at] <= SAFETY * noise)
+            chosen, totals = chosen[left], [total.of(left) for total in totals]
+        return int(best), -scores * least
 
     def _sensitivity(self, node, output):
         """float32, like the output: how the next operators pass an error on (objective "hessian"); None.
@@ -554,43 +566,47 @@ class _Checkpoint:
             self.path.unlink(missing_ok=True)
 
 
-def layer_figures(graph: Graph, plan: Plan, table: ScaleTable, samples, workers=None) -> dict[str, dict]:
+class _Figures:
+    """How well each layer's output, before its activation, survives: sums of every sample."""
+
+    def __init__(self, scales: Scales, samples):
+        self.layers = [n.name for n in scales.graph.compute_nodes if n.name in scales.plan.integer]
+        self.scales, self.sums = scales, [{} for _ in samples]
+        self.samples = [Sample(feed) for feed in samples]
+        for sample, sums in zip(self.samples, self.sums, strict=True):
+            sample.watch = partial(self._see, sample, sums)
+
+    def _see(self, sample, sums, node, raw):
+        if node.name in self.layers:
+            y = dequantize(raw, self.scales.unit(node), 0).astype(np.float64).ravel()
+            o = sample.floats[node.name].astype(np.float64).ravel()
+            noise = o - y
+            sums[node.name] = np.array((cosine(y @ o, o @ o, y @ y), o @ o, noise @ noise))
+
+    def result(self) -> dict[str, dict]:
+        found = {}
+        for name in self.layers:
+            similarity, signal, noise = sum(sums[name] for sums in self.sums)
+            decibel = float(10 * np.log10(signal / noise)) if noise > 0 < signal else float("inf")
+            found[name] = {"cosine": float(similarity / len(self.sums)), "sqnr_db": decibel}
+        return found
+
+
+def layer_figures(graph: Graph, plan: Plan, table: ScaleTable, samples) -> dict[str, dict]:
     """How well each layer's output survives in the quantized network.
 
     {layer: {"cosine": mean over samples, "sqnr_db": signal to noise over all samples}}, of the
     layer's output before its activation.
     """
     scales = Scales.of_table(graph, plan, table)
-    layers = [n.name for n in graph.compute_nodes if n.name in plan.integer]
+    figures = _Figures(scales, samples)
     dead = last_uses(graph)
-
-    def of_sample(feed):
-        sums = {}
-        sample = Sample(feed)
+    for sample in figures.samples:
         for node in graph:
             sample.advance_float(node)
-            if node.name in layers:
-                weight = scales.integer_weight(node).astype(np.float32)
-                s = scales.of(node.inputs[0])
-                x = sample.stored_value(node.inputs[0], scales).astype(np.float32) - s.zero_point
-                y = linear(x, node, weight) * scales.unit(node) + scales.bias(node)
-                o = sample.floats[node.name].astype(np.float64).ravel()
-                y = y.astype(np.float64).ravel()
-                noise = o - y
-                sums[node.name] = np.array((cosine(y @ o, o @ o, y @ y), o @ o, noise @ noise))
             sample.advance(node, scales)
             sample.forget(dead.get(node.name, ()), scales)
-        return sums
-
-    found = list((workers or Workers(1)).threads.map(of_sample, samples))
-    totals = {name: sum(sums[name] for sums in found) for name in layers}
-    return {
-        name: {
-            "cosine": float(similarity / len(samples)),
-            "sqnr_db": float(10 * np.log10(signal / noise)) if noise > 0 < signal else float("inf"),
-        }
-        for name, (similarity, signal, noise) in totals.items()
-    }
+    return figures.result()
 
 
 def search(
