@@ -23,7 +23,7 @@ the images instead of being averaged over them.
 Cost. The candidates of a channel need no convolution each: the Gram matrix of the layer's input makes one
 cost K^2 (`reconstruct`, `objectives`). Activation candidates are matrix products; unless ``exhaustive``,
 successive halving tries all of them on a few of the output positions (a fixed random sample of at least
-256), and only those that could still be the least on twice as many, and so on to all: a candidate is
+512), and only those that could still be the least on four times as many, and so on to all: a candidate is
 dropped when it is behind by 4 standard deviations of that distance, as the sample gives them.
 Tasks go to joblib: threads by default, any other backend, such as loky or dask, under
 ``joblib.parallel_config``. Work is cut and summed in an order that does not depend on the number of
@@ -64,7 +64,7 @@ PARTS = 8  # tasks that the images of one layer are cut into
 CHANNELS = 128  # output channels fitted in one task
 #: a candidate that is behind the best by so many standard deviations of the difference is dropped
 SAFETY = 4.0
-ENOUGH = 256, 4  # output positions in the first stage: of all images, of each
+ENOUGH = 512, 8  # output positions in the first stage: of all images, of each
 
 
 class CheckpointError(ValueError):
@@ -122,10 +122,10 @@ def _cut(count: int, parts: int) -> list[slice]:
 
 
 def _stages(positions: int, images: int) -> list[tuple[float, float]]:
-    """Parts of the output positions, in fractions: enough, then twice as many as before, to all."""
+    """Parts of the output positions, in fractions: enough, then four times as many, to all."""
     edges = [1.0]
-    while positions * edges[0] >= 2 * max(ENOUGH[0] / images, ENOUGH[1]):
-        edges.insert(0, edges[0] / 2)
+    while positions * edges[0] >= 4 * max(ENOUGH[0] / images, ENOUGH[1]):
+        edges.insert(0, edges[0] / 4)
     return list(zip([0.0, *edges], edges, strict=False))
 
 
