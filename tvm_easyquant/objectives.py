@@ -5,6 +5,7 @@ Cosine: the mean over images (the paper). Squared error: the sum over images, re
 
 from __future__ import annotations
 
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -112,21 +113,23 @@ def site_cosines(node: Node, value, weight, scales, bias, o, candidates):
 
 
 class Errors(NamedTuple):
-    """Squared errors of candidates (F,) on a random sample of the output positions of some images.
+    """Squared errors of candidates (F,) on some output positions of some images; they add up.
 
-    sums: over the positions; norm: of the output there; noise: float64 (F, F), the covariance of the sums,
-    as what the positions of each image differ in says, or None. They add up.
+    sums: over the positions; norm: of the output there; noise: float64 (F, F), the covariance of the sums
+    if the positions are a random sample of each image's.
     """
 
     sums: np.ndarray
     norm: float
-    noise: np.ndarray | None
+    noise: np.ndarray
 
     def plus(self, other: Errors | None) -> Errors:
         if other is None:
             return self
-        noise = None if self.noise is None or other.noise is None else self.noise + other.noise
-        return Errors(self.sums + other.sums, self.norm + other.norm, noise)
+        return Errors(self.sums + other.sums, self.norm + other.norm, self.noise + other.noise)
+
+    def times(self, factor: float) -> Errors:
+        return Errors(self.sums * factor, self.norm * factor, self.noise * factor**2)
 
     def of(self, which) -> Errors:
         """Of the candidates at the indices ``which`` only."""
@@ -138,14 +141,29 @@ class Errors(NamedTuple):
         return np.sqrt(np.maximum(variance, 0.0))
 
 
-def positions(node: Node, first: float, last: float, image: int = 0) -> np.ndarray | None:
-    """A part of a layer's output positions, in a random order that is fixed for each image: those between
-    two fractions. None stands for all of them, in order."""
+#: the part of a layer's output positions that comes first in `positions`: those with the largest inputs
+TAIL = 1 / 64
+
+
+def positions(node: Node, value, first: float, last: float, image: int = 0) -> np.ndarray | None:
+    """A part of a layer's output positions, in an order that is fixed for each image: those between two
+    fractions. None stands for all of them, as they come.
+
+    value: the input, float32, of one image. The `TAIL` with the largest inputs come first: a few positions
+    can make most of the error of a scale that clips, and a random sample hold none. The others are in
+    random order.
+    """
     count = 1 if node.op == "dense" else node.shape[1] * node.shape[2]
     if (first, last) == (0.0, 1.0):
         return None
+    size = np.square(np.square(value)).sum(axis=-1, keepdims=True)
+    a = node.attrs
+    view = windows(size, node.weight.shape[:2], a["strides"], a["padding"], a["dilation"], 0)
+    reach = view.reshape(count, -1).sum(axis=1)
     order = np.random.default_rng((count, image)).permutation(count)
-    return order[round(first * count) : round(last * count)]
+    tail = np.argsort(-reach[order], kind="stable")[: ceil(TAIL * count)]
+    order = np.concatenate([order[tail], np.delete(order, tail)])
+    return order[ceil(first * count) : ceil(last * count)]
 
 
 def projected(node: Node, weight, weighted=False) -> tuple[np.ndarray, np.ndarray | None]:
@@ -176,7 +194,7 @@ def site_errors(
     """
     total = None
     for i, (value, target) in enumerate(zip(values, targets, strict=True)):
-        where = positions(node, *part, number + i)
+        where = positions(node, value, *part, number + i)
         t = target.reshape(-1, node.channels)
         t = np.ascontiguousarray(t if where is None else t[where])
         norm = _rows(t).sum(dtype=np.float64)
@@ -203,7 +221,7 @@ def site_errors(
                 if h is not None:
                     y *= h[:, part_of]
                 row += _rows(y)
-        found, noise = errors.sum(axis=1, dtype=np.float64), None
+        found, noise = errors.sum(axis=1, dtype=np.float64), np.zeros((len(chosen),) * 2)
         if sample:
             apart = errors - found[:, None] / len(t)
             noise = apart @ apart.T * (len(t) / (len(t) - 1))

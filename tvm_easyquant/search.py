@@ -22,9 +22,10 @@ the images instead of being averaged over them.
 
 Cost. The candidates of a channel need no convolution each: the Gram matrix of the layer's input makes one
 cost K^2 (`reconstruct`, `objectives`). Activation candidates are matrix products; unless ``exhaustive``,
-successive halving tries all of them on a few of the output positions (a fixed random sample of at least
-512), and only those that could still be the least on four times as many, and so on to all: a candidate is
-dropped when it is behind by 4 standard deviations of that distance, as the sample gives them.
+successive halving tries all of them on a few of the output positions (those with the largest inputs and a
+fixed random sample of at least 512), and only those that could still be the least on four times as many,
+and so on to all: a candidate is dropped when it is behind by 4 standard deviations of that distance, as
+the sample gives them.
 Tasks go to joblib: threads by default, any other backend, such as loky or dask, under
 ``joblib.parallel_config``. Work is cut and summed in an order that does not depend on the number of
 workers, and BLAS runs on one thread in each, so the result does not depend on them either.
@@ -121,12 +122,12 @@ def _cut(count: int, parts: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
 
 
-def _stages(positions: int, images: int) -> list[tuple[float, float]]:
-    """Parts of the output positions, in fractions: enough, then four times as many, to all."""
+def _stages(positions: int, images: int) -> list[float]:
+    """The fractions of the output positions that are seen: enough, then four times as many, to all."""
     edges = [1.0]
     while positions * edges[0] >= 4 * max(ENOUGH[0] / images, ENOUGH[1]):
         edges.insert(0, edges[0] / 4)
-    return list(zip([0.0, *edges], edges, strict=False))
+    return edges
 
 
 def _singly(batches) -> list:
@@ -446,27 +447,27 @@ class _Search:
             work.append((node, values, targets, flat, weights if weighted else None))
         size = min(node.shape[1] * node.shape[2] if len(node.shape) == 4 else 1 for node, *_ in work)
         scores, least = np.zeros(len(grid)), 0.0
-        totals: list = [None] * len(work)
-        for first, last in _stages(1 if self.how.exhaustive else size, len(work[0][1])):
+
+        def errors_of(part, sample):
             tasks = [
-                (
-                    node,
-                    values[i],
-                    targets[i],
-                    *flat,
-                    grid,
-                    chosen,
-                    (first, last),
-                    i.start,
-                    h and h[i],
-                    last < 1,
-                )
+                (node, values[i], targets[i], *flat, grid, chosen, part, i.start, h and h[i], sample)
                 for node, values, targets, flat, h in work
                 for i in images
             ]
             found = self.workers.run(objectives.site_errors, tasks)
+            totals: list = [None] * len(work)
             for n, errors in enumerate(found):
                 totals[n // len(images)] = errors.plus(totals[n // len(images)])
+            return totals
+
+        edges = _stages(1 if self.how.exhaustive else size, len(work[0][1]))
+        tail = objectives.TAIL if len(edges) > 1 else 0.0
+        known = errors_of((0.0, tail), False) if tail else [None] * len(work)
+        seen: list = [None] * len(work)
+        for first, last in zip([0.0, *edges], edges, strict=False):
+            part = tuple(tail + (1 - tail) * edge for edge in (first, last))
+            seen = [new.plus(old) for new, old in zip(errors_of(part, last < 1), seen, strict=True)]
+            totals = [rest.times(1 / last).plus(most) for rest, most in zip(seen, known, strict=True)]
             shares = [1 / (total.norm * len(work)) if total.norm > 0 else 1.0 for total in totals]
             relative = sum(share * total.sums for share, total in zip(shares, totals, strict=True))
             at = int(reconstruct.choose_least(relative))
@@ -476,7 +477,8 @@ class _Search:
                 break
             noise = sum(share * total.deviation(at) for share, total in zip(shares, totals, strict=True))
             left = np.flatnonzero(relative - relative[at] <= SAFETY * noise)
-            chosen, totals = chosen[left], [total.of(left) for total in totals]
+            chosen = chosen[left]
+            known, seen = ([errors.of(left) for errors in each] for each in (known, seen))
         return int(best), -scores * least
 
     def _sensitivity(self, node, output):
