@@ -52,6 +52,7 @@ VARIANTS = {
     "and gain": {**TOGETHER, "gain_correction": True},
     "and descent": {**TOGETHER, "rounding": "descent"},
     "and hessian": {**TOGETHER, "objective": "hessian"},
+    "and gain, hessian": {**TOGETHER, "gain_correction": True, "objective": "hessian"},
     "and rounds 3": {**TOGETHER, "rounds": 3},
     "equalized": {**MSE, "equalize": True},
     "and equalized": {**TOGETHER, "equalize": True},
