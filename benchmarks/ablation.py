@@ -27,7 +27,8 @@ from tvm_easyquant.graph import Graph
 from tvm_easyquant.relay_build import host_target
 
 MSE = {"method": "easyquant_mse"}
-TOGETHER = {**MSE, "order": "layerwise", "start": "mse", "bias_correction": True}
+UNGAINED = {**MSE, "order": "layerwise", "start": "mse", "bias_correction": True}
+DEFAULT = {**UNGAINED, "gain_correction": True}
 #: what is measured, by name; "squared error" is what each single switch is added to
 VARIANTS = {
     "min-max": {"method": "minmax"},
@@ -48,15 +49,14 @@ VARIANTS = {
     "objective hessian": {**MSE, "objective": "hessian"},
     "rounds 3": {**MSE, "rounds": 3},
     "signed": {**MSE, "unsigned": False},
-    "layerwise, start mse, bias": TOGETHER,
-    "and gain": {**TOGETHER, "gain_correction": True},
-    "and descent": {**TOGETHER, "rounding": "descent"},
-    "and hessian": {**TOGETHER, "objective": "hessian"},
-    "and gain, hessian": {**TOGETHER, "gain_correction": True, "objective": "hessian"},
-    "and rounds 3": {**TOGETHER, "rounds": 3},
     "equalized": {**MSE, "equalize": True},
-    "and equalized": {**TOGETHER, "equalize": True},
-    "all": {**TOGETHER, "gain_correction": True, "rounding": "descent", "rounds": 3},
+    "layerwise, start mse, bias": UNGAINED,
+    "default: these and gain": DEFAULT,
+    "default, descent": {**DEFAULT, "rounding": "descent"},
+    "default, hessian": {**DEFAULT, "objective": "hessian"},
+    "default, rounds 3": {**DEFAULT, "rounds": 3},
+    "default, equalized": {**DEFAULT, "equalize": True},
+    "all": {**DEFAULT, "rounding": "descent", "objective": "hessian", "rounds": 3},
 }
 #: test images, where fewer than all
 IMAGES = {"imagenet_squeezenet1.1": 400, "imagenet_mobilenet_v1_0.75": 400}

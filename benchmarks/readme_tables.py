@@ -30,8 +30,8 @@ VARIANTS = (
     "min-max", "percentile", "kl", "mse", "paper", "paper, unsigned", "squared error", "signed",
     "exhaustive", "start percentile", "start kl", "start mse", "layerwise", "bias correction",
     "gain correction", "rounding descent", "objective hessian", "rounds 3", "equalized",
-    "layerwise, start mse, bias", "and gain", "and hessian", "and descent", "and rounds 3", "and equalized",
-    "all",
+    "layerwise, start mse, bias", "default: these and gain", "default, hessian", "default, descent",
+    "default, rounds 3", "default, equalized", "all",
 )  # fmt: skip
 TOOLS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "relay_quantize": "relay.quantize"}
 

@@ -15,7 +15,7 @@ from topi_ext import reference
 
 from . import elementwise
 from .graph import COMPUTE, MOVES, Graph, Node, evaluate, linear, move, to_nchw, to_nhwc
-from .numerics import QuantConfig, Scale, integer_limits, quantize_bias, quantize_weight
+from .numerics import QuantConfig, Scale, integer_limits, quantize_bias, quantize_weight, ungained
 from .sites import Plan, clip_limits
 
 IN_FLOAT = ("add", "elementwise")  # computed in float32 from dequantized inputs, then quantized
@@ -39,18 +39,20 @@ def function_values(node: Node, scale: Scale) -> np.ndarray:
 class Scales:
     """The scales a walk uses: what a `ScaleTable` holds, mutable while they are searched.
 
-    activations: site -> Scale, None while undecided; weights: layer -> float32 (K,); rounding and
-    biases: as in the table, for the layers that have them.
+    activations: site -> Scale, None while undecided; weights: layer -> float32 (K,); rounding,
+    biases and gains: as in the table, for the layers that have them.
     """
 
     def __init__(
-        self, graph: Graph, plan: Plan, config: QuantConfig, activations, weights, rounding=(), biases=()
-    ):
+        self, graph: Graph, plan: Plan, config: QuantConfig, activations, weights,
+        rounding=(), biases=(), gains=(),
+    ):  # fmt: skip
         self.graph, self.plan, self.config = graph, plan, config
         self.activations: dict[str, Scale | None] = dict(activations)
         self.weights: dict[str, np.ndarray] = dict(weights)
         self.rounding: dict[str, np.ndarray] = dict(rounding)
         self.biases: dict[str, np.ndarray] = dict(biases)
+        self.gains: dict[str, np.ndarray] = dict(gains)
 
     @classmethod
     def of_table(cls, graph: Graph, plan: Plan, table) -> Scales:
@@ -62,18 +64,21 @@ class Scales:
             table.weights,
             table.rounding,
             table.biases,
+            table.gains,
         )
 
     def copy(self) -> Scales:
         """Another one that shares no dict with this one."""
-        return Scales(
-            self.graph, self.plan, self.config, self.activations, self.weights, self.rounding, self.biases
-        )
+        return self.of_table(self.graph, self.plan, self)
 
     def integer_weight(self, node: Node) -> np.ndarray:
         """int8, in the node's own layout."""
         bits, rounding = self.config.bits_of(node.name), self.rounding.get(node.name)
-        return integer_weight(node, self.weights[node.name], bits, rounding, self.config.lowest_weight)
+        return integer_weight(node, self.rounding_scale(node), bits, rounding, self.config.lowest_weight)
+
+    def rounding_scale(self, node: Node) -> np.ndarray:
+        """float32 (K,): what its weights are divided by before they are rounded."""
+        return ungained(self.weights[node.name], self.gains.get(node.name))
 
     def bias(self, node: Node) -> np.ndarray:
         """float32 (K,): the node's bias, or the corrected one of the table."""

@@ -8,7 +8,9 @@ everything but convolution and dense layers in float. So:
 *Out*: steps are kept where they fit, that is for signed tensors and for 7-bit ones; an unsigned 8-bit
 tensor (0..255) gets steps twice as large, and one with a zero point of its own the steps that hold its
 farther end. What only add, pool or concat read has no line. A group gets the widest scale of its
-channels. ncnn saturates 7-bit tensors at 127, not at 63. Its 3x3 kernels may cut the weights further.
+channels. ncnn saturates 7-bit tensors at 127, not at 63. Its 3x3 kernels may cut the weights further. It
+rounds the model's own weights: corrected biases and gains, and weights that the search rounded up or down,
+are not in its form.
 
 *In*: a table in which what ncnn computes in float stays float. Layers without both lines stay float. If
 layers that read the same tensor have different scales, the one with the widest range holds for all.
@@ -23,7 +25,7 @@ import numpy as np
 
 from .files import write_text
 from .graph import Graph
-from .numerics import IMPORTED, QuantConfig, Scale
+from .numerics import IMPORTED, QuantConfig, Scale, ungained
 from .scale_table import ScaleTable, TableError
 from .sites import plan
 
@@ -43,7 +45,7 @@ def dumps(graph: Graph, table: ScaleTable, names: Mapping[str, str] | None = Non
             raise TableError(
                 f"layer {name!r}: ncnn's table cannot hold a name with a space; give it another"
             )
-        scales = np.asarray(table.weights[node.name], np.float64)
+        scales = ungained(table.weights[node.name], table.gains.get(node.name)).astype(np.float64)
         if node.op == "conv2d" and node.attrs["groups"] > 1:
             scales = scales.reshape(node.attrs["groups"], -1).max(axis=1)
         weights.append(_line(name + WEIGHT, scales))

@@ -28,7 +28,8 @@ class Method(NamedTuple):
         (entropy) or "mse", of the calibration histograms.
     order: "passes", all weight scales, then all activation scales (Algorithm 1); or "layerwise", layer
         after layer: its input's scale, then its weights, behind a prefix that is final.
-    gain_correction: the least-squares gain of each output channel, folded into its weight scale.
+    gain_correction: the least-squares gain of each output channel, less what is chance in it, folded into
+        its scale.
     bias_correction: the bias that removes each output channel's mean error on the calibration data.
     rounding: "nearest", or "descent": weights rounded up or down by coordinate descent on the layer's
         squared error, which its Gram matrix gives (AdaRound's aim, without gradients).
@@ -52,7 +53,9 @@ METHODS = {
     "easyquant_unsigned": Method("cosine", exhaustive=True),
     "easyquant_mse": Method("mse"),
     # what measured best at 7 bits (benchmarks/ablation.py)
-    "easyquant_layerwise": Method("mse", start="mse", order="layerwise", bias_correction=True),
+    "easyquant_layerwise": Method(
+        "mse", start="mse", order="layerwise", gain_correction=True, bias_correction=True
+    ),
     # the starting points of the search, unsearched
     "minmax": Method(None),
     "percentile": Method(None, start="percentile"),
@@ -273,6 +276,11 @@ def quantize_weight(
     if rounding is not None:
         nearest = np.clip(nearest + rounding, low, top)
     return nearest.astype(np.int8)
+
+
+def ungained(scales: np.ndarray, gains: np.ndarray | None) -> np.ndarray:
+    """float32 (K,): what weights are divided by, of scales that have these gains (`ScaleTable`) in them."""
+    return scales if gains is None else (scales / gains).astype(np.float32)
 
 
 def quantize_bias(bias: np.ndarray, input_scale: float, scales: np.ndarray, name: str) -> np.ndarray:

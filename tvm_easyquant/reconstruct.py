@@ -267,18 +267,42 @@ def descend(p: Problem, weight, scales, top) -> np.ndarray:
 
 
 def gain(p: Problem, q, scales) -> np.ndarray:
-    """The least-squares scales (C,) of integers q, float32; where there is none, the given ones."""
+    """The least-squares gains of integers q, and what they leave of the output's square: float64 (2, C).
+
+    A gain is a factor of the scale; where there is none that makes sense, 1, and infinity is left.
+    """
     square, dot = (q * p.times(q)).sum(axis=0), (q * p.cross).sum(axis=0)
-    best = dot / np.where(square > 0, square, 1.0)
-    sensible = (square > 0) & (best > 0.5 * scales) & (best < 2 * scales)
-    return np.where(sensible, best, scales).astype(np.float32)
+    gains = dot / np.where(square > 0, square * scales, 1.0)
+    sensible = (square > 0) & (gains > 0.5) & (gains < 2)
+    left = p.least * square / np.where(sensible, dot, 1.0) ** 2 - 1
+    return np.where(sensible, [gains, np.maximum(left, 0.0)], [[1.0], [np.inf]])
+
+
+def shrunk(gains, left, images: int) -> np.ndarray:
+    """A layer's gains (C,) without what is chance: towards their mean, and that towards 1.
+
+    left: of `gain`. A gain of ``images`` that leave so much has the variance ``left / images``: positions
+    of one image are alike, so images count. Where the gains differ by no more than that, their differences
+    are chance (Efron and Morris, 1975), as those of a classifier are: each class is in few images or none.
+    """
+    known = np.isfinite(left)
+    if not known.any():
+        return gains
+    noise = left[known].mean() / images
+    mean = gains[known].mean()
+    common = 1 + (mean - 1) * _share((mean - 1) ** 2, noise / known.sum())
+    return np.where(known, common + (gains - mean) * _share(gains[known].var(), noise), 1.0)
+
+
+def _share(square, noise):
+    """The part of a squared deviation that is not noise."""
+    return max(0.0, 1 - noise / square) if square > 0 else 0.0
 
 
 def fit(p: Problem, weight, candidates, bits: int, how) -> tuple[np.ndarray, ...]:
-    """(scales float32 (C,), integers float64 (K, C), relative errors (F, C), best of them (C,)).
+    """(scales float32 (C,), integers float64 (K, C), relative errors (F, C), best of them (C,), `gain`).
 
-    Of some channels; candidates: float32 (F, C) scales, the best of which is taken, before the corrections
-    that ``how``, a `numerics.Method`, says.
+    Of some channels; candidates: float32 (F, C) scales, of which the best is taken; how: `numerics.Method`.
     """
     top = steps(bits, signed=True)
     found = errors(p, weight, candidates, top) / np.where(p.least > 0, p.least, 1.0)
@@ -287,9 +311,7 @@ def fit(p: Problem, weight, candidates, bits: int, how) -> tuple[np.ndarray, ...
     q = rounded(weight, scales, top)
     if how.rounding == "descent":
         q = descend(p, weight, scales, top)
-    if how.gain_correction:
-        scales = gain(p, q, scales)
-    return scales, q, found, best
+    return scales, q, found, best, gain(p, q, scales)
 
 
 def choose_least(errors, tie=1e-12):

@@ -13,6 +13,7 @@ import numpy as np
 
 from .files import plain
 from .graph import Graph, run
+from .numerics import ungained
 from .scale_table import ScaleTable
 from .sites import Plan
 
@@ -70,7 +71,7 @@ def histograms(
     for node in layers:
         flat = node.weight.T if node.op == "dense" else node.weight.reshape(-1, node.channels)
         top = 2 ** (table.config.bits_of(node.name) - 1) - 1
-        values = flat / (table.weights[node.name] * top)
+        values = flat / (ungained(table.weights[node.name], table.gains.get(node.name)) * top)
         edge = max(1.05, float(np.abs(values).max()))
         counts, edges = np.histogram(values, BINS, (-edge, edge))
         found[node.name] = {

@@ -61,7 +61,9 @@ class ScaleTable:
 
     rounding: layer name -> int8 (weights of a channel, K), steps to add to the nearest integer, for layers
     whose weights were rounded otherwise. biases: layer name -> float32 (K,), real units, instead of the
-    model's, for layers whose bias was corrected. With the model they make the integers; no more is needed.
+    model's, for layers whose bias was corrected. gains: layer name -> float32 (K,), for layers whose gain
+    was corrected: factors that are in ``weights``, while the model's weights are rounded at
+    ``weights / gains``. With the model they make the integers; no more is needed.
     """
 
     model: str
@@ -71,6 +73,7 @@ class ScaleTable:
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     rounding: Mapping[str, np.ndarray] = field(default_factory=dict)
     biases: Mapping[str, np.ndarray] = field(default_factory=dict)
+    gains: Mapping[str, np.ndarray] = field(default_factory=dict)
     data: Mapping[str, object] = field(default_factory=dict)
 
     def check(self, graph: Graph) -> Plan:
@@ -97,7 +100,7 @@ class ScaleTable:
                     f"the scale table has {len(self.weights[name])} weight scales for layer {name}, "
                     f"the model has {graph[name].channels} channels there"
                 )
-        for kind, have in (("rounding", self.rounding), ("biases", self.biases)):
+        for kind, have in (("rounding", self.rounding), ("biases", self.biases), ("gains", self.gains)):
             unknown = sorted(set(have) - set(layers))
             if unknown:
                 raise TableError(f"the scale table has {kind} of {unknown}, which are no integer layers")
@@ -105,9 +108,12 @@ class ScaleTable:
             shape = (graph[name].weight.size // graph[name].channels, graph[name].channels)
             if steps.shape != shape:
                 raise TableError(f"the rounding of layer {name} is {steps.shape}, its weights are {shape}")
-        for name, bias in self.biases.items():
-            if bias.shape != (graph[name].channels,):
-                raise TableError(f"the bias of layer {name} is {bias.shape}, not ({graph[name].channels},)")
+        for what, each in (("bias", self.biases), ("gain", self.gains)):
+            for name, values in each.items():
+                if values.shape != (graph[name].channels,):
+                    raise TableError(
+                        f"the {what} of layer {name} is {values.shape}, not ({graph[name].channels},)"
+                    )
         if self.model != graph.fingerprint:
             raise TableError(
                 f"the scale table was made for another model ({self.model[:12]}, this is "
@@ -123,6 +129,8 @@ class ScaleTable:
             more["rounding"] = {name: pack(steps) for name, steps in self.rounding.items()}
         if self.biases:
             more["biases"] = {name: [float(b) for b in bias] for name, bias in self.biases.items()}
+        if self.gains:
+            more["gains"] = {name: [float(g) for g in gains] for name, gains in self.gains.items()}
         return json.dumps(
             {
                 "format": FORMAT,
@@ -155,7 +163,7 @@ class ScaleTable:
             )
         try:
             packed = data.get("rounding", {})
-            weights = {n: _weights(n, w) for n, w in data["weights"].items()}
+            weights = {n: _positive("weight scales", n, w) for n, w in data["weights"].items()}
             return cls(
                 model=_text(data, "model"),
                 config=QuantConfig(**_fields("config", data["config"], QuantConfig)),
@@ -164,6 +172,7 @@ class ScaleTable:
                 figures={n: dict(f) for n, f in data.get("figures", {}).items()},
                 rounding={n: unpack(n, t, len(weights[n])) for n, t in packed.items()},
                 biases={n: _biases(n, b) for n, b in data.get("biases", {}).items()},
+                gains={n: _positive("gains", n, g) for n, g in data.get("gains", {}).items()},
                 data=dict(data.get("data", {})),
             )
         except KeyError as error:
@@ -213,6 +222,7 @@ class ScaleTable:
         for kind, mine, theirs in (
             ("rounding", self.rounding, other.rounding),
             ("bias", self.biases, other.biases),
+            ("gain", self.gains, other.gains),
         ):
             for name in dict.fromkeys([*mine, *theirs]):
                 if name not in mine or name not in theirs:
@@ -265,11 +275,11 @@ def _numbers(entry) -> np.ndarray | None:
     return array if np.isfinite(array).all() else None
 
 
-def _weights(name, entry) -> np.ndarray:
-    scales = _numbers(entry)
-    if scales is None or not (scales.size and (scales > 0).all()):
-        raise ConfigError(f"the weight scales of {name} must be a list of positive, finite numbers")
-    return scales
+def _positive(what, name, entry) -> np.ndarray:
+    values = _numbers(entry)
+    if values is None or not (values.size and (values > 0).all()):
+        raise ConfigError(f"the {what} of {name} must be a list of positive, finite numbers")
+    return values
 
 
 def _biases(name, entry) -> np.ndarray:

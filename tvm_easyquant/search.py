@@ -53,7 +53,7 @@ from .calibrate import Calibration, start_table
 from .files import write_text
 from .graph import MOVES, Graph, Node, evaluate, is_depthwise
 from .integer import Sample, Scales, last_uses, node_limits
-from .numerics import QuantConfig, quantize_weight, steps
+from .numerics import QuantConfig, quantize_weight, steps, ungained
 from .objectives import choose, cosine
 from .scale_table import ScaleTable, pack, unpack
 from .sites import Plan
@@ -197,9 +197,10 @@ def search_weights(
 def fit_weights(
     node: Node, inputs, outputs, start, scale, config: QuantConfig, run, bias=None, record=None
 ):
-    """Weights with the least squared error: (scales float32 (K,), integers (depth, K), bias float32 (K,)).
+    """Weights with the least squared error: (scales (K,), gains (K,), integers (depth, K), bias (K,)).
 
-    Arguments as `search_weights`; bias: what is added in the place of the node's own.
+    Arguments as `search_weights`; bias: what is added in the place of the node's own. All float32, but the
+    integers. The scales have their gains (None without gain correction) in them, as in a `ScaleTable`.
     """
     how, bias = config.how, node.bias if bias is None else bias
     grid = factors(config)
@@ -226,7 +227,13 @@ def fit_weights(
             tasks.append((inner, weight[:, part], candidates[:, part], config.bits_of(node.name), how))
             places.append((part, m, part.start - group.start))
     fitted = run(reconstruct.fit, tasks)
-    scales, integers, errors, best = (np.concatenate(parts, axis=-1) for parts in zip(*fitted, strict=True))
+    scales, integers, errors, best, gains = (
+        np.concatenate(parts, axis=-1) for parts in zip(*fitted, strict=True)
+    )
+    correction = None
+    if how.gain_correction:
+        correction = reconstruct.shrunk(*gains, len(inputs)).astype(np.float32)
+        scales = scales * correction
     if record is not None:
         record("weights", node.name, grid, -errors, best)
     if how.bias_correction:
@@ -234,7 +241,7 @@ def fit_weights(
             (m.outputs - scale.scale * scales[g] * _means(m, integers[:, g])) / m.rows
             for g, m in zip(parts, total, strict=True)
         ]).astype(np.float32)  # fmt: skip
-    return scales, integers, bias
+    return scales, correction, integers, bias
 
 
 def _means(m, q):
@@ -276,8 +283,9 @@ class _Search:
         self.checkpoint.remove()
         s = self.scales
         return ScaleTable(
-            self.graph.fingerprint, self.config, s.activations, s.weights, figures, s.rounding, s.biases
-        )
+            self.graph.fingerprint, self.config, s.activations, s.weights, figures,
+            s.rounding, s.biases, s.gains,
+        )  # fmt: skip
 
     def _tick(self, text):
         self.done += 1
@@ -327,6 +335,9 @@ class _Search:
         self.scales.rounding.pop(name, None)
         if "rounding" in found:
             self.scales.rounding[name] = unpack(name, found["rounding"], channels)
+        self.scales.gains.pop(name, None)
+        if "gains" in found:
+            self.scales.gains[name] = np.asarray(found["gains"], np.float32)
         if "bias" in found:
             self.scales.biases[name] = np.asarray(found["bias"], np.float32)
         self._tick(f"weights {name}")
@@ -335,18 +346,21 @@ class _Search:
         (tensor,) = node.inputs
         inputs = [x.stored_value(tensor, self.scales) for x in samples]
         outputs = [x.floats[node.name] for x in samples]
-        start, scale = self.scales.weights[node.name], self.scales.of(tensor)
+        start, scale = self.scales.rounding_scale(node), self.scales.of(tensor)
         if self.how.objective == "cosine":
             best = search_weights(
                 node, inputs, outputs, start, scale, self.config, None, self.workers.run, self.record
             )
             return {"scales": best.astype(np.float64).tolist()}
         bias = self.scales.bias(node)
-        scales, integers, bias = fit_weights(
+        scales, gains, integers, bias = fit_weights(
             node, inputs, outputs, start, scale, self.config, self.workers.run, bias, self.record
         )
         found = {"scales": scales.astype(np.float64).tolist()}
-        nearest = quantize_weight(reconstruct.weight_2d(node), scales, self.config.bits_of(node.name))
+        steps_ = ungained(scales, gains)
+        if gains is not None and (gains != 1).any():
+            found["gains"] = gains.astype(np.float64).tolist()
+        nearest = quantize_weight(reconstruct.weight_2d(node), steps_, self.config.bits_of(node.name))
         rounding = (integers - nearest).astype(np.int8)
         if rounding.any():
             found["rounding"] = pack(rounding)

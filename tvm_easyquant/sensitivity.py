@@ -149,7 +149,7 @@ def compose(
 
     return ScaleTable(
         graph.fingerprint, config, activations, gathered("weights"), gathered("figures"),
-        gathered("rounding"), gathered("biases"), tables[widest].data,
+        gathered("rounding"), gathered("biases"), gathered("gains"), tables[widest].data,
     )  # fmt: skip
 
 
