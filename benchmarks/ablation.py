@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import machine
@@ -23,7 +22,6 @@ from data import Network
 
 import tvm_easyquant as eq
 from tvm_easyquant.files import write_text
-from tvm_easyquant.graph import Graph
 from tvm_easyquant.relay_build import host_target
 
 MSE = {"method": "easyquant_mse"}
@@ -60,29 +58,6 @@ VARIANTS = {
 }
 #: test images, where fewer than all
 IMAGES = {"imagenet_squeezenet1.1": 400, "imagenet_mobilenet_v1_0.75": 400}
-
-
-def equalize(graph):
-    """Cross-layer equalization (Nagel et al., 2019, section 4.1): the same function, other weights.
-
-    Where a convolution, a ReLU and the convolutions that read it follow each other, channel i of the first
-    is divided by s_i = sqrt(r1_i r2_i) / r2_i, of the others multiplied, with r1, r2 the largest weights.
-    """
-    nodes = dict(graph.nodes)
-    for relu in graph:
-        if relu.op != "clip" or (relu.attrs["lo"], relu.attrs["hi"]) != (0.0, np.inf):
-            continue
-        first, readers = nodes[relu.inputs[0]], [nodes[name] for name in graph.users[relu.name]]
-        plain = all(n.op == "conv2d" and n.attrs["groups"] == 1 for n in (first, *readers))
-        if not (plain and readers) or graph.users[first.name] != (relu.name,) or relu.name in graph.outputs:
-            continue
-        r1 = np.abs(first.weight).max(axis=(0, 1, 2))
-        r2 = np.max([np.abs(n.weight).max(axis=(0, 1, 3)) for n in readers], axis=0)
-        s = np.where((r1 > 0) & (r2 > 0), np.sqrt(r1 * r2) / np.where(r2 > 0, r2, 1), 1).astype(np.float32)
-        nodes[first.name] = replace(first, weight=first.weight / s, bias=first.bias / s)
-        for n in readers:
-            nodes[n.name] = replace(n, weight=n.weight * s[:, None])
-    return Graph(nodes.values(), graph.outputs, graph.name)
 
 
 def log_probabilities(outputs):
@@ -137,9 +112,7 @@ def main():
             if real is None:
                 real = outputs(float_executor(network.path, target))
             cpu, wall = time.process_time(), time.perf_counter()
-            settings = dict(VARIANTS[variant])
-            model = equalize(graph) if settings.pop("equalize", False) else graph
-            q = eq.quantize(model, calibration, bits=7, **settings)
+            q = eq.quantize(graph, calibration, bits=7, **VARIANTS[variant])
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
             row = {
                 "net": name,

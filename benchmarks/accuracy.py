@@ -271,7 +271,8 @@ def main():
     def keep(bench, row, runner, method, bits, settings):
         nonlocal rows
         row = {**row, "runner": runner, "method": method, "bits": bits, "settings": settings,
-               "commit": facts["commit"], "date": facts["date"]}  # fmt: skip
+               "cpu": f"{facts['cpu']}, family {facts['cpu family']}, model {facts['model']}",
+               "vnni": facts["vnni"], "commit": facts["commit"], "date": facts["date"]}  # fmt: skip
         say(row)
         rows = [r for r in rows if identity(r) != identity(row)] + [row]
         order = {net: i for i, net in enumerate(NETWORKS)}

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TVM_FREE = [
-    "tvm_easyquant", "tvm_easyquant.graph", "tvm_easyquant.elementwise", "tvm_easyquant.sites", "tvm_easyquant.numerics",
+    "tvm_easyquant", "tvm_easyquant.graph", "tvm_easyquant.equalize", "tvm_easyquant.elementwise", "tvm_easyquant.sites", "tvm_easyquant.numerics",
     "tvm_easyquant.calibrate", "tvm_easyquant.histogram", "tvm_easyquant.objectives", "tvm_easyquant.reconstruct", "tvm_easyquant.integer", "tvm_easyquant.search",
     "tvm_easyquant.scale_table", "tvm_easyquant.files", "tvm_easyquant.pipeline", "tvm_easyquant.demo",
     "tvm_easyquant.images", "tvm_easyquant.sources", "tvm_easyquant.curves", "tvm_easyquant.report", "tvm_easyquant.evaluate", "tvm_easyquant.sensitivity",

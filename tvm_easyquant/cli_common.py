@@ -85,7 +85,7 @@ def load_table(args):
     from .scale_table import ScaleTable
 
     table = ScaleTable.load(args.table)
-    graph = load_graph(args)
+    graph = table.prepared(load_graph(args))
     return graph, table, table.check(graph)
 
 

@@ -209,7 +209,7 @@ def _verify(args) -> int:
             raise UserError(f"{args.FILE}: nothing of it runs in integers, so there is nothing to compare")
         graph, table, model, names = taken.graph, taken.table, taken.model, taken.origin
     else:
-        graph = load_graph(args)
+        graph = table.prepared(load_graph(args))
     data = calibrate.samples(source(graph.inputs), graph)
     inputs = list(itertools.islice(data, args.count))
     integers = onnx_verify.compiled_integers(graph, table, args.target) if args.compiled else None

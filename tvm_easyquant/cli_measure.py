@@ -88,7 +88,7 @@ def _evaluate(args) -> int:
     from .scale_table import ScaleTable
 
     target, table = cpu_target(args.target), ScaleTable.load(args.table)
-    graph = load_graph(args)
+    graph = table.prepared(load_graph(args))
     table.check(graph)
     with progress_bar() as bar:
         found = evaluation(args, graph, table, bar, target)
@@ -113,7 +113,7 @@ def _benchmark(args) -> int:
     for name in ("threads", "rounds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
-    graph = load_graph(args)
+    graph = table.prepared(load_graph(args))
     with history(args.tuning_records, target), progress_bar() as bar:
         found = timing(args, graph, table, bar, target, threads=args.threads, rounds=args.rounds)
     if args.json:

@@ -50,12 +50,12 @@ each layer's bits so that the network is fastest within --max-drop.
 
 --set changes what --method does: grid=N factors of a scale between alpha=X and beta=X; rounds=N;
 percentile=X that start=percentile keeps; start=max|percentile|kl|mse; objective=cosine|mse|hessian;
-order=passes|layerwise; rounding=nearest|descent; unsigned, gain_correction, bias_correction and
-exhaustive=true|false. The paper's method, easyquant, takes the numbers only.
+order=passes|layerwise; rounding=nearest|descent; unsigned, gain_correction, bias_correction,
+exhaustive and equalize=true|false. The paper's method, easyquant, takes the numbers only.
 """
 #: settings of `QuantConfig` that --set takes: numbers, and the switches of the search
 NUMBERS = {"grid": int, "rounds": int, "alpha": float, "beta": float, "percentile": float}
-SETTINGS = (*NUMBERS, *SWITCHES)
+SETTINGS = (*NUMBERS, *SWITCHES, "equalize")
 BOOLEANS = {"true": True, "false": False}
 
 

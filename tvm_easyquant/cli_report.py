@@ -67,7 +67,7 @@ def _report(args) -> int:
     target, table = cpu_target(args.target), ScaleTable.load(args.table)
     curves = Curves.load(args.record) if args.record else None
     source = sources.calibration(args.calibration, preprocess_of(args, table)) if args.calibration else None
-    graph = load_graph(args)
+    graph = table.prepared(load_graph(args))
     table.check(graph)
     samples = []
     if source is not None:

@@ -36,6 +36,10 @@ TOP = 127
 def dumps(graph: Graph, table: ScaleTable, names: Mapping[str, str] | None = None) -> str:
     """The text of an ncnn calibration table. names: {our layer: ncnn's name of it} where they differ."""
     plan_ = table.check(graph)
+    if table.config.equalize:
+        raise TableError(
+            "the table is of equalized weights, which ncnn's model does not have; quantize without equalize"
+        )
     names = names or {}
     layers = [node for node in graph.compute_nodes if node.name in plan_.integer]
     weights, inputs = [], []

@@ -100,6 +100,7 @@ class QuantConfig:
     percentile: of the absolute values that the start "percentile" keeps.
     objective, unsigned, start, order, gain_correction, bias_correction, rounding, exhaustive: switches, see
         `Method`; None is what ``method`` says. ``method="easyquant"`` is the paper and takes none.
+    equalize: cross-layer equalization first (`equalize`); of any method but the paper's.
     layer_bits: ((layer, bits), ...) of the layers whose bits differ from ``bits``.
     integer: the nodes that run in integers, exactly these, where an imported model says so; None: all that
         can. With the method "imported" only; 8-bit weights may be -128 then.
@@ -123,6 +124,7 @@ class QuantConfig:
     bias_correction: bool | None = None
     rounding: str | None = None
     exhaustive: bool | None = None
+    equalize: bool = False
     layer_bits: tuple[tuple[str, int], ...] = ()
     integer: tuple[str, ...] | None = None
 
@@ -167,6 +169,11 @@ class QuantConfig:
                 )
             if not self.searches and name not in ("start", "unsigned"):
                 raise ConfigError(f"method {self.method} does not search: {name} says nothing there")
+
+        if self.equalize not in (True, False):
+            raise ConfigError(f"equalize is {self.equalize!r}; use one of True, False")
+        if self.equalize and self.method in ("easyquant", IMPORTED):
+            raise ConfigError(f"equalize=True is no part of the method {self.method}; use it with another")
 
     @property
     def how(self) -> Method:

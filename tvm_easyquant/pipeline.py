@@ -15,6 +15,7 @@ from . import calibrate as _calibrate
 from . import evaluate as _evaluate
 from . import search as _search
 from . import sensitivity
+from .equalize import equalized
 from .graph import Graph, run
 from .numerics import ConfigError, QuantConfig
 from .scale_table import ScaleTable
@@ -28,9 +29,9 @@ class Quantized:
     """The result of a quantization.
 
     module: the integer Relay module (``tvm.IRModule``); table: its scales; graph: the float network
-    it came from; plan: what runs in integers; seconds: time of each step; warnings: lines about what is
-    suspicious; decisions: what ``max_drop`` tried and did, in lines; drop: the `evaluate.Paired` that it
-    ended at.
+    it came from, equalized if that is a setting; plan: what runs in integers; seconds: time of each step;
+    warnings: lines about what is suspicious; decisions: what ``max_drop`` tried and did, in lines; drop:
+    the `evaluate.Paired` that it ended at.
     """
 
     module: object
@@ -151,6 +152,8 @@ def quantize(
         seconds[step], clock = now - clock, now
 
     graph = as_graph(model, params, input_shapes=input_shapes, batch=batch)
+    if config.equalize:
+        graph = equalized(graph)
     plan_ = plan(graph, config.skip, config.integer)
     config.check_layers(node.name for node in graph.compute_nodes)
     lap("load")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .calibrate import calibrate, start_table
+from .equalize import equalized
 from .host import tvm
 from .numerics import QuantConfig
 from .relay_frontend import from_relay
@@ -48,6 +49,8 @@ class EasyQuant:
     def transform_module(self, mod, ctx):
         graph = from_relay(mod, self.params)
         if self.table is None:
+            if self.config.equalize:
+                graph = equalized(graph)
             plan_ = plan(graph, self.config.skip)
             found = calibrate(graph, plan_, self.calibration, self.config, progress=self.progress)
             make = search if self.config.searches else start_table

@@ -37,6 +37,7 @@ def rewrite(graph: Graph, table: ScaleTable, taps: Sequence[str] = ()) -> object
     module is compared with the reference layer by layer. Raises TableError if the table does not fit,
     OverflowError if a bias or accumulator does not fit int32.
     """
+    graph = table.prepared(graph)
     return _Rewriter(graph, table.check(graph), table).module(taps)
 
 

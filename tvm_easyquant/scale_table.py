@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .equalize import equalized
 from .files import write_text
 from .graph import Graph
 from .numerics import ConfigError, QuantConfig, Scale
@@ -76,6 +77,10 @@ class ScaleTable:
     gains: Mapping[str, np.ndarray] = field(default_factory=dict)
     data: Mapping[str, object] = field(default_factory=dict)
 
+    def prepared(self, graph: Graph) -> Graph:
+        """The graph that this table is of, for one as it was loaded: equalized, if that is a setting."""
+        return equalized(graph) if self.config.equalize and self.model != graph.fingerprint else graph
+
     def check(self, graph: Graph) -> Plan:
         """The graph's plan, if this table fits it exactly; otherwise TableError listing both sides."""
         plan_ = plan(graph, self.config.skip, self.config.integer)
@@ -118,7 +123,8 @@ class ScaleTable:
             raise TableError(
                 f"the scale table was made for another model ({self.model[:12]}, this is "
                 f"{graph.fingerprint[:12]}): the names fit but the weights or shapes differ; "
-                "quantize this model again"
+                + ("give table.prepared(graph), or " if self.config.equalize else "")
+                + "quantize this model again"
             )
         return plan_
 
