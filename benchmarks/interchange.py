@@ -7,8 +7,9 @@ Runtime. ``import``: the network quantized by ONNX Runtime's own quantizer (QDQ 
 taken over. ``--quantized NAME:TOOL:FILE``: a model of network NAME that another tool has quantized. Ours is
 the compiled module; ONNX Runtime runs without and with its graph optimizations. A row counts the stored
 values that differ and the largest difference in steps, from the input on (``different``,
-``largest_steps``) and of each layer on ONNX Runtime's own inputs (``own_differences``); ``unexplained``
-counts those of the latter that rounding next to a tie cannot make: it must be 0. ``same_label`` of
+``largest_steps``) and of each layer on ONNX Runtime's own inputs (``own_differences``); ``saturated``
+counts those of the latter that ONNX Runtime's int16 pairs make, ``unexplained`` those that neither they nor
+rounding next to a tie can make: it must be 0. ``same_label`` of
 ``inputs`` images have the same largest logit.
 """
 
@@ -32,7 +33,7 @@ from tvm_easyquant.files import write_text
 from tvm_easyquant.onnx_verify import compiled_integers, verify
 from tvm_easyquant.relay_build import host_target
 
-SHOWN = ("layer", "op", "values", "own", "own_largest", "unexplained", "tie")
+SHOWN = ("layer", "op", "values", "own", "own_largest", "saturated", "unexplained", "tie")
 
 
 def compare(graph, table, network, args, **verify_options):

@@ -5,6 +5,8 @@ import json
 import networks
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -12,6 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 import tvm_easyquant as eq
+from topi_ext import isa
 from tvm_easyquant import elementwise, onnx_verify
 from tvm_easyquant.calibrate import calibrate, start_table
 from tvm_easyquant.graph import Graph
@@ -19,6 +22,9 @@ from tvm_easyquant.onnx_export import ExportError, to_qdq
 from tvm_easyquant.onnx_verify import VerifyError, verify
 from tvm_easyquant.scale_table import TableError
 from tvm_easyquant.sites import plan
+
+#: whether ONNX Runtime's uint8 by int8 kernels saturate here
+SATURATES = isa.arch_of("") == "x86_64" and not (isa.host_flags() & {"avx512_vnni", "avx_vnni"})
 
 
 def table_of(graph, images, **settings):
@@ -63,7 +69,44 @@ def test_onnx_runtime_computes_our_integers(make, bits, unsigned):
         found = verify(graph, table, feeds(graph, images), optimize=optimize)
         assert found.inputs == len(images) and found.total("values") > 1000
         assert found.unexplained == 0, str(found)
-        assert found.largest <= 1, str(found)
+        if bits == 8 and optimize and SATURATES:
+            assert found.total("saturated") > 0 and "are wrong in ONNX Runtime: on a CPU without" in str(
+                found
+            )
+        else:
+            assert found.total("saturated") == 0 and found.largest <= 1, str(found)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([1, 2, 4]), st.sampled_from([1, 3]), st.integers(1, 2), st.integers(0, 255),
+    st.integers(0, 9999),
+)  # fmt: skip
+def test_what_int16_pairs_lose_is_counted_one_by_one(groups, kernel, stride, zero, seed):
+    """Story: on a CPU without VNNI ONNX Runtime's 8-bit layers differ by up to 73 steps, and verify called it
+    unexplained. `lost_pairs` against pmaddubsw in plain loops."""
+    rng = np.random.default_rng(seed)
+    b = networks.Builder(size=5, channels=4)
+    b.conv("c", "image", 4 if groups == 4 else 2 * groups, kernel=kernel, stride=stride, groups=groups)
+    node = b.nodes["c"]
+    weight = rng.choice([-127, -100, 100, 127], node.weight.shape).astype(np.int8)
+    stored = rng.choice([0, 200, 255], (1, 5, 5, 4)).astype(np.uint8)
+    where = rng.random(node.shape) < 0.5
+    found = onnx_verify.lost_pairs(node, weight, stored, zero, where)
+    a, per = node.attrs, node.channels // groups
+    top, left, bottom, right = a["padding"]
+    padded = np.pad(stored[0], ((top, bottom), (left, right), (0, 0)), constant_values=zero)
+    expected = []
+    for _, y, x, k in np.argwhere(where):
+        depth = 4 // groups
+        window = padded[y * stride : y * stride + kernel, x * stride : x * stride + kernel]
+        row = window[..., k // per * depth : (k // per + 1) * depth].reshape(-1).tolist()
+        taps = weight[..., k].reshape(-1).tolist()
+        products = [u * w for u, w in zip(row, taps, strict=True)] + [0]
+        pairs = [products[i] + products[i + 1] for i in range(0, len(row), 2)]
+        expected.append(sum(max(-32768, min(32767, p)) - p for p in pairs))
+    depthwise = groups == 4
+    np.testing.assert_array_equal(found, np.zeros(len(expected)) if depthwise else expected)
 
 
 def test_fused_layers_equal_ours_without_a_tie_on_many_images():
@@ -169,7 +212,7 @@ def change(model, name, edit):
 
 def test_the_layer_that_was_changed_is_blamed():
     graph, images = networks.residual()
-    table = table_of(graph, images, bits=8)
+    table = table_of(graph, images, bits=7)  # 8 may saturate in ONNX Runtime
 
     def edit(weight):
         weight[0] = -weight[0]

@@ -94,7 +94,8 @@ ncnn's scales are signed and symmetric, -127..127: an unsigned 8-bit tensor gets
 only add, pool or concat read has none there, and stays float when such a table is read.
 """
 VERDICTS = """
-exit codes: 0 all equal, or different next to a tie only, where float32 may round either way; 1 different
+exit codes: 0 all equal, or different where float32 may round either way, next to a tie, or where ONNX
+Runtime's kernels for a CPU without VNNI saturate (8 bits only); 1 different
 """
 
 

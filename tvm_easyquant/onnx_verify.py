@@ -7,6 +7,10 @@ names the layer to blame. A difference of its own is *explained* if the exact re
 a tie that float32 sums of that length, in whatever order, may round to the other side (`_error`). A model
 that others quantized may keep its biases in float, where ours are whole steps of the accumulator: what
 that moves counts as explained, too.
+
+ONNX Runtime's kernel of uint8 by int8 for x86 without VNNI adds pairs of products in int16, where those of
+8 bits can saturate. A difference that is just what this loses (`lost_pairs`) is counted as ``saturated``:
+explained, and ONNX Runtime's error.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import numpy as np
 
 from topi_ext import reference
 
-from .graph import MOVES, Graph, Node, linear, model_shape, to_nchw, to_nhwc
+from .graph import COMPUTE, MOVES, Graph, Node, is_depthwise, linear, model_shape, to_nchw, to_nhwc
 from .integer import IN_FLOAT, Sample, Scales, function_values, node_limits
 from .numerics import integer_limits
 from .onnx_export import stored_name, to_qdq
@@ -37,8 +41,9 @@ class TensorDifference:
     """One stored tensor over all inputs; steps are those of its scale.
 
     different, largest: of both networks from the input on. own, own_largest: of this layer on ONNX
-    Runtime's inputs. unexplained: those of ``own`` that rounding in float32 cannot make. tie: the
-    farthest that a value of ``own`` lies from a tie, in steps.
+    Runtime's inputs. saturated: those of ``own`` that ONNX Runtime's int16 pairs make. unexplained: those
+    that they and rounding in float32 cannot make. tie: the farthest that any other of ``own`` lies from a
+    tie, in steps.
     """
 
     tensor: str
@@ -49,6 +54,7 @@ class TensorDifference:
     largest: int = 0
     own: int = 0
     own_largest: int = 0
+    saturated: int = 0
     unexplained: int = 0
     tie: float = 0.0
 
@@ -100,6 +106,7 @@ class Verification:
             "largest_steps": self.largest,
             "first_layer": first.layer if first else None,
             "own_differences": self.total("own"),
+            "saturated": self.total("saturated"),
             "unexplained": self.unexplained,
             "farthest_from_tie_steps": max((t.tie for t in self.tensors), default=0.0),
             "same_label": self.labels,
@@ -112,21 +119,30 @@ class Verification:
         head = f"{self.runtime} {how}, {self.inputs} inputs, {self.total('values')} stored values: "
         if self.first is None:
             return head + "all equal"
+        own, saturated = self.total("own"), self.total("saturated")
+        if self.unexplained:
+            why = f"{self.unexplained} of them more than rounding in float32"
+        elif own == saturated:
+            why = "none of them next to a tie"
+        else:
+            tie = max(t.tie for t in self.tensors)
+            why = f"{own - saturated} next to a tie (at most {tie:.1e} steps away)"
         lines = [
             head + f"{self.total('different')} differ, by at most {self.largest} steps; "
             f"the first layer that differs is {self.first.layer}",
-            f"{self.total('own')} differences of a layer's own, "
-            + (
-                f"all next to a tie (at most {max(t.tie for t in self.tensors):.1e} steps away)"
-                if not self.unexplained
-                else f"{self.unexplained} of them more than rounding in float32"
-            ),
+            f"{own} differences of a layer's own, {why}",
         ]
+        if saturated:
+            lines.append(
+                f"{saturated} of them are wrong in ONNX Runtime: on a CPU without VNNI it adds pairs of "
+                "products in int16, which saturates at 8 bits (7 bits cannot)"
+            )
         shown = [t for t in self.tensors if t.own] or [self.first]
         width = max(len(t.layer) for t in shown)
         lines += [
             f"  {t.layer:{width}} {t.op:12} own {t.own} of {t.values}, largest {t.own_largest}, "
-            f"unexplained {t.unexplained}"
+            + (f"saturated {t.saturated}, " if t.saturated else "")
+            + f"unexplained {t.unexplained}"
             for t in shown
         ]
         return "\n".join(lines)
@@ -295,11 +311,31 @@ class _Comparison:
         exact, error = (np.broadcast_to(a, apart.shape)[apart] for a in self._exact(node, sample))
         s = self.scales.of(row.tensor)
         lo, hi = integer_limits(s, node_limits(node, self.scales))
-        least, most = (
-            np.clip(np.rint(v) + s.zero_point, lo, hi) for v in (exact - error, exact + error)
-        )  # fmt: skip
-        row.unexplained += int(((got < least) | (got > most)).sum())
-        row.tie = max(row.tie, float(np.abs(np.abs(exact - np.floor(exact)) - 0.5).max()))
+
+        def reaches(exact):
+            least, most = (
+                np.clip(np.rint(v) + s.zero_point, lo, hi) for v in (exact - error, exact + error)
+            )  # fmt: skip
+            return (got >= least) & (got <= most)
+
+        wrong = ~reaches(exact)
+        if wrong.any() and node.op in COMPUTE:
+            unit = np.broadcast_to(self._steps_of(node), apart.shape)[apart]
+            (tensor,) = node.inputs
+            weight, zero = self.scales.integer_weight(node), self.scales.of(tensor).zero_point
+            lost = lost_pairs(node, weight, sample.stored[tensor], zero, apart)
+            saturated = wrong & reaches(exact + lost * unit)
+            row.saturated += int(saturated.sum())
+            row.unexplained += int((wrong & ~saturated).sum())
+            exact = exact[~saturated]
+        else:
+            row.unexplained += int(wrong.sum())
+        row.tie = max(row.tie, float(np.abs(np.abs(exact - np.floor(exact)) - 0.5).max(initial=0.0)))
+
+    def _steps_of(self, node):
+        """float64: steps of the stored result per step of the accumulator."""
+        target = self.plan.stored(node, self.graph)
+        return np.asarray(self.scales.unit(node), np.float64) / float(self.scales.of(target).scale)
 
     def _exact(self, node: Node, sample: Sample):
         """The result before rounding, in steps, as float64, and how far float32 may be from it."""
@@ -315,7 +351,7 @@ class _Comparison:
             value = function_values(node, s[0])[sample.stored[node.inputs[0]]].astype(np.float64)
             # a float function of another library: 2**-18 of its value, or of 1
             return value / step, 2.0**-18 * (1 + np.abs(value)) / step
-        unit = np.asarray(self.scales.unit(node), np.float64) / step
+        unit = self._steps_of(node)
         if node.op == "clip":
             return steps[0] * unit, _error(1, np.abs(steps[0]) * unit)
         if node.op == "mul":
@@ -337,6 +373,35 @@ class _Comparison:
             accumulator = np.asarray(self.scales.unit(node), np.float64)
             error = error + np.abs(self.scales.bias(node) / accumulator - bias) * unit
         return exact, error
+
+
+def lost_pairs(node: Node, weight, stored, zero: int, where) -> np.ndarray:
+    """What int16 pairs lose of some accumulators: int64 (P,), 0 where no pair saturates.
+
+    weight: int8, in the node's layout; stored: uint8, its input, with the zero point ``zero``; where:
+    boolean, of the output's shape. As in MLAS (QgemmU8S8KernelAvx2), products of neighbours, in the order
+    kernel row, column, input channel of the group, are added by ``pmaddubsw``; depthwise layers are exact.
+    """
+    at = np.argwhere(where)
+    if is_depthwise(node):
+        return np.zeros(len(at), np.int64)
+    if node.op == "conv2d":
+        a, (r, s, depth, channels) = node.attrs, node.weight.shape
+        view = reference.windows(stored, (r, s), a["strides"], a["padding"], a["dilation"], zero)
+        weight = weight.reshape(-1, channels).T
+    lost = np.zeros(len(at), np.int64)
+    for first in range(0, len(at), 1024):  # of a layer of 4,608 weights 38 MB
+        n, *place, channel = at[first : first + 1024].T
+        if node.op == "dense":
+            rows = stored[n]
+        else:
+            groups = view[(n, *place)].reshape(len(n), r * s, a["groups"], depth)
+            rows = groups[np.arange(len(n)), :, channel // (channels // a["groups"])].reshape(len(n), -1)
+        products = rows.astype(np.int32) * weight[channel]
+        products = np.pad(products, ((0, 0), (0, products.shape[1] % 2)))
+        pairs = products[:, 0::2] + products[:, 1::2]
+        lost[first : first + 1024] = (np.clip(pairs, -(2**15), 2**15 - 1) - pairs).sum(axis=1)
+    return lost
 
 
 def _error(terms, size):
