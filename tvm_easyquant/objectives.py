@@ -143,6 +143,8 @@ class Errors(NamedTuple):
 
 #: the part of a layer's output positions that comes first in `positions`: those with the largest inputs
 TAIL = 1 / 64
+#: numbers of the inputs of those images that `site_errors` computes on together: small maps are overhead
+TOGETHER = 2**17
 
 
 def positions(node: Node, value, first: float, last: float, image: int = 0) -> np.ndarray | None:
@@ -193,38 +195,45 @@ def site_errors(
     weights of the errors; sample: whether the noise is wanted.
     """
     total = None
-    for i, (value, target) in enumerate(zip(values, targets, strict=True)):
-        where = positions(node, value, *part, number + i)
-        t = target.reshape(-1, node.channels)
-        t = np.ascontiguousarray(t if where is None else t[where])
+    together = max(1, TOGETHER // values[0].size)
+    for first in range(0, len(values), together):
+        images = range(first, min(first + together, len(values)))
+        where = [positions(node, values[i], *part, number + i) for i in images]
+
+        def wanted(maps, where=where, images=images):
+            """(images * rows, K) of some float32 maps at the positions."""
+            all_ = (maps[i].reshape(-1, node.channels) for i in images)
+            return np.concatenate([a if w is None else a[w] for a, w in zip(all_, where, strict=True)])
+
+        t = wanted(targets)
         norm = _rows(t).sum(dtype=np.float64)
-        h = None
-        if sensitivity is not None:
-            h = sensitivity[i].reshape(-1, node.channels)
-            h = h if where is None else h[where]
+        h = None if sensitivity is None else wanted(sensitivity)
         outside = 0.0
         if basis is not None:
             inside = t @ basis
             outside, t = max(norm - _rows(inside).sum(dtype=np.float64), 0.0), inside
-        source, finish = _source(value, node, where)
+        value = np.concatenate([values[i] for i in images])
+        source, view, multiply = _source(value, node, None if where[0] is None else np.stack(where))
         buffer = np.empty_like(source)
+        rows = view(buffer)
         errors = np.zeros((len(chosen), len(t)), np.float32)
         for row, f in zip(errors, chosen, strict=True):
             s = candidates[f]
             np.divide(source, np.float32(s.scale), out=buffer)
             np.rint(buffer, out=buffer)
-            np.maximum(buffer, np.float32(s.lo - s.zero_point), out=buffer)
-            np.minimum(buffer, np.float32(s.hi - s.zero_point), out=buffer)
+            np.clip(buffer, np.float32(s.lo - s.zero_point), np.float32(s.hi - s.zero_point), out=buffer)
             step = np.float32(s.scale)
-            for y, part_of in finish(buffer, flat, step):
+            for y, part_of in multiply(rows(), flat, step):
                 y -= t[:, part_of]
                 if h is not None:
                     y *= h[:, part_of]
                 row += _rows(y)
         found, noise = errors.sum(axis=1, dtype=np.float64), np.zeros((len(chosen),) * 2)
         if sample:
-            apart = errors - found[:, None] / len(t)
-            noise = apart @ apart.T * (len(t) / (len(t) - 1))
+            size = len(t) // len(images)
+            apart = errors.reshape(len(chosen), len(images), size)
+            apart = (apart - apart.mean(axis=2, keepdims=True, dtype=np.float64)).reshape(len(chosen), -1)
+            noise = apart @ apart.T * (size / (size - 1))
         total = Errors(found + outside, norm, noise).plus(total)
     return total
 
@@ -235,21 +244,35 @@ def _rows(y):
 
 
 def _source(value, node, where):
-    """What is quantized, and finish(quantized, flat weights, step) -> [(output rows, their channels)]."""
+    """(what is quantized; view(buffer), a function that gathers the wanted rows of a buffer of its shape;
+    multiply(rows, flat weights, step) -> [(output rows, their channels)]).
+
+    value: float32, some images; where: the positions in each, (images, M), or None for all.
+    """
     if node.op == "dense":
-        return value, lambda x, flat, step: [(x @ (flat * step), slice(None))]
+        return value, _same, lambda rows, flat, step: [(rows @ (flat * step), slice(None))]
     a, (r, s) = node.attrs, node.weight.shape[:2]
     depthwise = is_depthwise(node)
-    n, oh, ow, _ = node.shape
-    gathered = where is not None and len(where) * r * s <= value.shape[1] * value.shape[2]
-    pointwise = (r, s) == (1, 1) and not any(a["padding"])
+    _, oh, ow, _ = node.shape
+    top, left, bottom, right = a["padding"]
+    if any(a["padding"]):  # once, not for every candidate: a zero stays one
+        value = np.pad(value, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    count = len(value)
+    shape = (count * (oh * ow if where is None else where.shape[1]), r, s, value.shape[-1])
 
-    def patches(x):
-        """(rows, R, S, channels) windows at the wanted positions."""
-        view = windows(x, (r, s), a["strides"], a["padding"], a["dilation"], 0)[0]
+    def of(array):
+        """Its windows: (images, OH, OW, R, S, channels)."""
+        return windows(array, (r, s), a["strides"], (0, 0, 0, 0), a["dilation"], 0)
+
+    def view(buffer):
+        """() -> (rows, R, S, channels) windows of the buffer at the wanted positions."""
         if where is None:
-            return view.reshape(oh * ow, r, s, x.shape[-1])
-        return view[where // ow, where % ow]
+            seen = of(buffer)
+            return lambda: seen.reshape(shape)
+        pixels = np.arange(buffer[..., 0].size).reshape(*buffer.shape[:3], 1)
+        wanted = of(pixels)[np.arange(count)[:, None], where // ow, where % ow, ..., 0].reshape(shape[:3])
+        flat, rows = buffer.reshape(-1, shape[-1]), np.empty(shape, buffer.dtype)
+        return lambda: flat.take(wanted, axis=0, out=rows, mode="clip")
 
     def multiply(rows, flat, step):
         """rows (M, R, S, C) times the weights."""
@@ -272,6 +295,11 @@ def _source(value, node, where):
             for g in range(a["groups"])
         ]
 
-    if gathered or (pointwise and where is not None):
-        return patches(value), multiply
-    return value, lambda x, flat, step: multiply(patches(x), flat, step)
+    gathered = where is not None and where.shape[1] * r * s <= value.shape[1] * value.shape[2]
+    if gathered or ((r, s) == (1, 1) and where is not None):
+        return view(value)(), _same, multiply
+    return value, view, multiply
+
+
+def _same(buffer):
+    return lambda: buffer
