@@ -316,6 +316,7 @@ TVM's own int8 convolution is in those tables although, on full-range 8-bit weig
         "saturated": saturated_table(stored("interchange_avx2.json")),
         "ablation": ablation_table(stored("ablation.json")),
         "search": search_table(stored("search.json")),
+        "search_avx2": search_table(stored("search_avx2.json")),
     }
     for mark, content in tables.items():
         between(ROOT / "benchmarks" / "README.md", mark, content)
