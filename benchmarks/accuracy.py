@@ -104,7 +104,7 @@ class Bench:
         self.target = args.target or host_target()
         self.count = min(args.images or len(self.network.test_set), len(self.network.test_set))
         self.base = {"net": name, "n": self.count, "calibration_images": args.calibration,
-                     "cpu": facts["cpu"], "target": self.target}  # fmt: skip
+                     "cpu": machine.cpu(facts), "vnni": facts["vnni"], "target": self.target}  # fmt: skip
         self.fp32 = None
 
     def prepare(self):
@@ -271,8 +271,7 @@ def main():
     def keep(bench, row, runner, method, bits, settings):
         nonlocal rows
         row = {**row, "runner": runner, "method": method, "bits": bits, "settings": settings,
-               "cpu": f"{facts['cpu']}, family {facts['cpu family']}, model {facts['model']}",
-               "vnni": facts["vnni"], "commit": facts["commit"], "date": facts["date"]}  # fmt: skip
+               "commit": facts["commit"], "date": facts["date"]}  # fmt: skip
         say(row)
         rows = [r for r in rows if identity(r) != identity(row)] + [row]
         order = {net: i for i, net in enumerate(NETWORKS)}

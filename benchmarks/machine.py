@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 
 
+def cpu(facts: dict) -> str:
+    """The CPU of `describe`, in words."""
+    return f"{facts['cpu']} family {facts.get('cpu family')} model {facts.get('model')}"
+
+
 def describe() -> dict:
     """cpu, ISA flags that matter, cores, Python, TVM, LLVM, commit, command and date."""
     facts = {"cpu": platform.processor(), "flags": []}

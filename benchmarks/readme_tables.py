@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from machine import cpu
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -16,10 +18,6 @@ def stored(name):
 def table(header, rows):
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
-
-
-def cpu(machine):
-    return f"{machine['cpu']} family {machine.get('cpu family')} model {machine.get('model')}"
 
 
 #: column of the table of methods -> the method of `accuracy.py`
@@ -44,18 +42,19 @@ def cell(row, name=""):
     return f"{text}, {name}" if name else text
 
 
+def keyed(stored):
+    """{(network, runner, method, bits): row} of accuracy.json, in its order."""
+    rows = (row for row in stored["rows"] if "failed" not in row)
+    return {(row["net"], row["runner"], row["method"], row["bits"]): row for row in rows}
+
+
 def accuracy_text(stored, avx2):
     """The tables of accuracy, and what they show. avx2: ONNX Runtime's rows on a CPU with AVX2 alone."""
-    rows = [row for row in stored["rows"] if "failed" not in row]
-    default = stored["default_method"]
+    known, default = keyed(stored), stored["default_method"]
+    rows = list(known.values())
 
     def of(net, method, bits):
-        found = [
-            r
-            for r in rows
-            if (r["net"], r["runner"], r["method"], r["bits"]) == (net, "ours", method, bits)
-        ]
-        return found[0] if found else None
+        return known.get((net, "ours", method, bits))
 
     nets = list(dict.fromkeys(row["net"] for row in rows))
     best = {}
@@ -73,11 +72,7 @@ def accuracy_text(stored, avx2):
         ],
     )  # fmt: skip
     worst = min(avx2["rows"], key=lambda r: r["difference"])
-    there = next(
-        r
-        for r in rows
-        if (r["net"], r["runner"], r["method"]) == (worst["net"], "onnxruntime", worst["method"])
-    )
+    there = known[worst["net"], "onnxruntime", worst["method"], 8]
     methods = table(
         ["network, INT7", *shown, f"default ({default})"],
         [[net, *(cell(of(net, m, 7)) for m in (*shown.values(), default))] for net in nets],
@@ -226,8 +221,7 @@ def threads_table(one, two):
 
 def avx2_accuracy_table(accuracy, avx2):
     """ONNX Runtime with and without VNNI on the same models, beside our default on either."""
-    rows = {(r["net"], r["runner"], r["method"], r["bits"]): r for r in accuracy["rows"]}
-    mine = accuracy["default_method"]
+    rows, mine = keyed(accuracy), accuracy["default_method"]
     lines = []
     for row in avx2["rows"]:
         there = rows.get((row["net"], "onnxruntime", row["method"], 8))

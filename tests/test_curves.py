@@ -6,7 +6,7 @@ import pytest
 
 from tvm_easyquant import calibrate
 from tvm_easyquant.curves import Curves, CurvesError
-from tvm_easyquant.numerics import QuantConfig, ungained
+from tvm_easyquant.numerics import QuantConfig
 from tvm_easyquant.search import search
 from tvm_easyquant.sites import plan
 
@@ -24,7 +24,7 @@ def test_the_best_of_each_curve_is_the_scale_of_the_table(tmp_path, method):
         table.to_json() == search(graph, plan_, calibrated, config).to_json()
     )  # recording changes nothing
     for name, curve in curves.weights.items():
-        found = ungained(table.weights[name], table.gains.get(name))
+        found = table.rounding_scale(name)
         np.testing.assert_allclose(found / start.weights[name], curve["chosen"], rtol=1e-5)
         assert curve["range"] == sorted(curve["range"]) and 1.0 in curve["range"]
         assert all(lo <= hi for lo, hi in zip(curve["low"], curve["high"], strict=True))

@@ -8,6 +8,7 @@ from .cli_common import (
     add_quantized,
     add_verb,
     load_graph,
+    load_table,
     model_options,
     preprocess_of,
     print_json,
@@ -85,11 +86,9 @@ def _evaluate(args) -> int:
     from dataclasses import asdict
 
     from .relay_build import cpu_target
-    from .scale_table import ScaleTable
 
-    target, table = cpu_target(args.target), ScaleTable.load(args.table)
-    graph = table.prepared(load_graph(args))
-    table.check(graph)
+    target = cpu_target(args.target)
+    graph, table, _ = load_table(args)
     with progress_bar() as bar:
         found = evaluation(args, graph, table, bar, target)
     if args.json:

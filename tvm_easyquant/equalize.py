@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .graph import COMPUTE, Graph, Node, is_depthwise
+from .graph import COMPUTE, Graph, input_axes
 
 SWEEPS = 10  # over all places: what one moves changes its neighbours
 FARTHEST = 16  # exponent of s in one sweep
@@ -45,26 +45,15 @@ def _place(graph, relu) -> tuple[str, tuple[str, ...]] | None:
     seen = {first.name, relu.name} & set(graph.outputs) or graph.users[first.name] != (relu.name,)
     if seen or first.op not in COMPUTE or not readers:
         return None
-    if any(_input_axes(graph[name]) is None for name in readers):
+    if any(graph[name].op not in COMPUTE or input_axes(graph[name]) is None for name in readers):
         return None
     return first.name, readers
-
-
-def _input_axes(node: Node) -> tuple[int, ...] | None:
-    """The axes of the weights besides the one of the input channels; None where that is none."""
-    if node.op == "dense":
-        return (0,)
-    if node.op != "conv2d":
-        return None
-    if is_depthwise(node):
-        return (0, 1, 2)
-    return (0, 1, 3) if node.attrs["groups"] == 1 else None
 
 
 def _factors(first, readers) -> np.ndarray:
     """float32 (C,), powers of two."""
     r1 = np.abs(first.weight).max(axis=1 if first.op == "dense" else (0, 1, 2)).astype(np.float64)
-    r2 = np.max([np.abs(n.weight).max(axis=_input_axes(n)) for n in readers], axis=0).astype(np.float64)
+    r2 = np.max([np.abs(n.weight).max(axis=input_axes(n)) for n in readers], axis=0).astype(np.float64)
     alive = (r1 > 0) & (r2 > 0)
     exponent = np.rint(0.5 * np.log2(np.where(alive, r1, 1.0) / np.where(alive, r2, 1.0)))
     return np.exp2(np.clip(exponent, -FARTHEST, FARTHEST)).astype(np.float32)
@@ -76,4 +65,4 @@ def _divided(node, s):
 
 
 def _multiplied(node, s):
-    return replace(node, weight=node.weight * np.expand_dims(s, _input_axes(node)))
+    return replace(node, weight=node.weight * np.expand_dims(s, input_axes(node)))

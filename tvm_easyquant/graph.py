@@ -221,6 +221,15 @@ def is_depthwise(node: Node) -> bool:
     return node.op == "conv2d" and node.weight.shape[2] == 1 and node.channels == node.attrs["groups"]
 
 
+def input_axes(node: Node) -> tuple[int, ...] | None:
+    """The axes of a layer's weights besides its input channels'; None where groups have no such axis."""
+    if node.op == "dense":
+        return (0,)
+    if is_depthwise(node):
+        return (0, 1, 2)
+    return (0, 1, 3) if node.attrs["groups"] == 1 else None
+
+
 def linear(x: np.ndarray, node: Node, weight: np.ndarray) -> np.ndarray:
     """Convolution or dense of ``x`` with ``weight`` (in the node's weight layout), no bias.
 

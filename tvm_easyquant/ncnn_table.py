@@ -25,7 +25,7 @@ import numpy as np
 
 from .files import write_text
 from .graph import Graph
-from .numerics import IMPORTED, QuantConfig, Scale, ungained
+from .numerics import IMPORTED, QuantConfig, Scale
 from .scale_table import ScaleTable, TableError
 from .sites import plan
 
@@ -49,7 +49,7 @@ def dumps(graph: Graph, table: ScaleTable, names: Mapping[str, str] | None = Non
             raise TableError(
                 f"layer {name!r}: ncnn's table cannot hold a name with a space; give it another"
             )
-        scales = ungained(table.weights[node.name], table.gains.get(node.name)).astype(np.float64)
+        scales = table.rounding_scale(node.name).astype(np.float64)
         if node.op == "conv2d" and node.attrs["groups"] > 1:
             scales = scales.reshape(node.attrs["groups"], -1).max(axis=1)
         weights.append(_line(name + WEIGHT, scales))

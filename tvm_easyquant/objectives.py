@@ -197,45 +197,49 @@ def site_errors(
     total = None
     together = max(1, TOGETHER // values[0].size)
     for first in range(0, len(values), together):
-        images = range(first, min(first + together, len(values)))
-        where = [positions(node, values[i], *part, number + i) for i in images]
-
-        def wanted(maps, where=where, images=images):
-            """(images * rows, K) of some float32 maps at the positions."""
-            all_ = (maps[i].reshape(-1, node.channels) for i in images)
-            return np.concatenate([a if w is None else a[w] for a, w in zip(all_, where, strict=True)])
-
-        t = wanted(targets)
-        norm = _rows(t).sum(dtype=np.float64)
-        h = None if sensitivity is None else wanted(sensitivity)
-        outside = 0.0
-        if basis is not None:
-            inside = t @ basis
-            outside, t = max(norm - _rows(inside).sum(dtype=np.float64), 0.0), inside
-        value = np.concatenate([values[i] for i in images])
-        source, view, multiply = _source(value, node, None if where[0] is None else np.stack(where))
-        buffer = np.empty_like(source)
-        rows = view(buffer)
-        errors = np.zeros((len(chosen), len(t)), np.float32)
-        for row, f in zip(errors, chosen, strict=True):
-            s = candidates[f]
-            np.divide(source, np.float32(s.scale), out=buffer)
-            np.rint(buffer, out=buffer)
-            np.clip(buffer, np.float32(s.lo - s.zero_point), np.float32(s.hi - s.zero_point), out=buffer)
-            step = np.float32(s.scale)
-            for y, part_of in multiply(rows(), flat, step):
-                y -= t[:, part_of]
-                if h is not None:
-                    y *= h[:, part_of]
-                row += _rows(y)
-        found, noise = errors.sum(axis=1, dtype=np.float64), np.zeros((len(chosen),) * 2)
-        if sample:
-            size = len(t) // len(images)
-            apart = errors.reshape(len(chosen), len(images), size)
-            apart = (apart - apart.mean(axis=2, keepdims=True, dtype=np.float64)).reshape(len(chosen), -1)
-            noise = apart @ apart.T * (size / (size - 1))
-        total = Errors(found + outside, norm, noise).plus(total)
+        some = slice(first, first + together)
+        where = [positions(node, value, *part, number + first + i) for i, value in enumerate(values[some])]
+        h = None if sensitivity is None else _at(where, sensitivity[some])
+        value, t = np.concatenate(values[some]), _at(where, targets[some])
+        total = _errors(node, value, t, where, flat, basis, candidates, chosen, h, sample).plus(total)
     return total
+
+
+def _at(where, maps):
+    """(images * rows, K): some maps at each one's positions."""
+    flat = (a.reshape(-1, a.shape[-1]) for a in maps)
+    return np.concatenate([a if w is None else a[w] for a, w in zip(flat, where, strict=True)])
+
+
+def _errors(node, value, t, where, flat, basis, candidates, chosen, h, sample) -> Errors:
+    """`site_errors` of images that are computed on together; t, h: the targets and weights at ``where``."""
+    norm = _rows(t).sum(dtype=np.float64)
+    outside = 0.0
+    if basis is not None:
+        inside = t @ basis
+        outside, t = max(norm - _rows(inside).sum(dtype=np.float64), 0.0), inside
+    source, view, multiply = _source(value, node, None if where[0] is None else np.stack(where))
+    buffer = np.empty_like(source)
+    rows = view(buffer)
+    errors = np.zeros((len(chosen), len(t)), np.float32)
+    for row, f in zip(errors, chosen, strict=True):
+        s = candidates[f]
+        np.divide(source, np.float32(s.scale), out=buffer)
+        np.rint(buffer, out=buffer)
+        np.clip(buffer, np.float32(s.lo - s.zero_point), np.float32(s.hi - s.zero_point), out=buffer)
+        step = np.float32(s.scale)
+        for y, part_of in multiply(rows(), flat, step):
+            y -= t[:, part_of]
+            if h is not None:
+                y *= h[:, part_of]
+            row += _rows(y)
+    found, noise = errors.sum(axis=1, dtype=np.float64), np.zeros((len(chosen),) * 2)
+    if sample:
+        size = len(t) // len(where)
+        apart = errors.reshape(len(chosen), len(where), size)
+        apart = (apart - apart.mean(axis=2, keepdims=True, dtype=np.float64)).reshape(len(chosen), -1)
+        noise = apart @ apart.T * (size / (size - 1))
+    return Errors(found + outside, norm, noise)
 
 
 def _rows(y):

@@ -319,17 +319,16 @@ class _Comparison:
             return (got >= least) & (got <= most)
 
         wrong = ~reaches(exact)
+        saturated = np.zeros_like(wrong)
         if wrong.any() and node.op in COMPUTE:
             unit = np.broadcast_to(self._steps_of(node), apart.shape)[apart]
             (tensor,) = node.inputs
             weight, zero = self.scales.integer_weight(node), self.scales.of(tensor).zero_point
             lost = lost_pairs(node, weight, sample.stored[tensor], zero, apart)
             saturated = wrong & reaches(exact + lost * unit)
-            row.saturated += int(saturated.sum())
-            row.unexplained += int((wrong & ~saturated).sum())
-            exact = exact[~saturated]
-        else:
-            row.unexplained += int(wrong.sum())
+        row.saturated += int(saturated.sum())
+        row.unexplained += int((wrong & ~saturated).sum())
+        exact = exact[~saturated]
         row.tie = max(row.tie, float(np.abs(np.abs(exact - np.floor(exact)) - 0.5).max(initial=0.0)))
 
     def _steps_of(self, node):

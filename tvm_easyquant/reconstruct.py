@@ -300,7 +300,8 @@ def _share(square, noise):
 
 
 def fit(p: Problem, weight, candidates, bits: int, how) -> tuple[np.ndarray, ...]:
-    """(scales float32 (C,), integers float64 (K, C), relative errors (F, C), best of them (C,), `gain`).
+    """(scales float32 (C,), integers float64 (K, C), relative errors (F, C), best of them (C,), `gain`;
+    (0, C) where gains are not corrected).
 
     Of some channels; candidates: float32 (F, C) scales, of which the best is taken; how: `numerics.Method`.
     """
@@ -311,7 +312,8 @@ def fit(p: Problem, weight, candidates, bits: int, how) -> tuple[np.ndarray, ...
     q = rounded(weight, scales, top)
     if how.rounding == "descent":
         q = descend(p, weight, scales, top)
-    return scales, q, found, best, gain(p, q, scales)
+    gains = gain(p, q, scales) if how.gain_correction else np.empty((0, len(scales)))
+    return scales, q, found, best, gains
 
 
 def choose_least(errors, tie=1e-12):

@@ -13,7 +13,6 @@ import numpy as np
 
 from .files import plain
 from .graph import Graph, run
-from .numerics import ungained
 from .scale_table import ScaleTable
 from .sites import Plan
 
@@ -71,7 +70,7 @@ def histograms(
     for node in layers:
         flat = node.weight.T if node.op == "dense" else node.weight.reshape(-1, node.channels)
         top = 2 ** (table.config.bits_of(node.name) - 1) - 1
-        values = flat / (ungained(table.weights[node.name], table.gains.get(node.name)) * top)
+        values = flat / (table.rounding_scale(node.name) * top)
         edge = max(1.05, float(np.abs(values).max()))
         counts, edges = np.histogram(values, BINS, (-edge, edge))
         found[node.name] = {

@@ -20,7 +20,7 @@ import numpy as np
 from .equalize import equalized
 from .files import write_text
 from .graph import Graph
-from .numerics import ConfigError, QuantConfig, Scale
+from .numerics import ConfigError, QuantConfig, Scale, ungained
 from .sites import Plan, plan
 
 FORMAT = "tvm_easyquant scale table"
@@ -76,6 +76,10 @@ class ScaleTable:
     biases: Mapping[str, np.ndarray] = field(default_factory=dict)
     gains: Mapping[str, np.ndarray] = field(default_factory=dict)
     data: Mapping[str, object] = field(default_factory=dict)
+
+    def rounding_scale(self, layer: str) -> np.ndarray:
+        """float32 (K,): what the layer's weights are divided by before they are rounded."""
+        return ungained(self.weights[layer], self.gains.get(layer))
 
     def prepared(self, graph: Graph) -> Graph:
         """The graph that this table is of, for one as it was loaded: equalized, if that is a setting."""

@@ -51,7 +51,7 @@ from topi_ext.reference import dequantize
 from . import objectives, reconstruct
 from .calibrate import Calibration, start_table
 from .files import write_text
-from .graph import MOVES, Graph, Node, evaluate, is_depthwise
+from .graph import COMPUTE, MOVES, Graph, Node, evaluate, input_axes, is_depthwise
 from .integer import Sample, Scales, last_uses, node_limits
 from .numerics import QuantConfig, quantize_weight, steps, ungained
 from .objectives import choose, cosine
@@ -357,10 +357,10 @@ class _Search:
             node, inputs, outputs, start, scale, self.config, self.workers.run, bias, self.record
         )
         found = {"scales": scales.astype(np.float64).tolist()}
-        steps_ = ungained(scales, gains)
         if gains is not None and (gains != 1).any():
             found["gains"] = gains.astype(np.float64).tolist()
-        nearest = quantize_weight(reconstruct.weight_2d(node), steps_, self.config.bits_of(node.name))
+        bits = self.config.bits_of(node.name)
+        nearest = quantize_weight(reconstruct.weight_2d(node), ungained(scales, gains), bits)
         rounding = (integers - nearest).astype(np.int8)
         if rounding.any():
             found["rounding"] = pack(rounding)
@@ -508,16 +508,12 @@ class _Search:
         if not weight.any():
             weight[...] = 1
         users = self.graph.users[self.plan.stored(node, self.graph)]
-        if len(users) == 1 and self.graph[users[0]].op in ("conv2d", "dense"):
+        if len(users) == 1 and self.graph[users[0]].op in COMPUTE:
             reader = self.graph[users[0]]
-            if reader.op == "dense":
-                norms = np.sqrt((reader.weight**2).sum(axis=0))
-            elif is_depthwise(reader):
-                norms = np.sqrt((reader.weight**2).sum(axis=(0, 1, 2)))
-            elif reader.attrs["groups"] == 1:
-                norms = np.sqrt((reader.weight**2).sum(axis=(0, 1, 3)))
-            else:
+            axes = input_axes(reader)
+            if axes is None:
                 return weight
+            norms = np.sqrt((reader.weight**2).sum(axis=axes))
             if norms.shape == (node.channels,) and norms.any():
                 weight *= (norms / np.sqrt((norms**2).mean())).astype(np.float32)
         return weight
