@@ -5,9 +5,11 @@ Without TVM the modules that need it skip themselves; what is left is the TVM-fr
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ os.environ.setdefault("TVM_NUM_THREADS", "2")
 
 from topi_ext import isa
 
+GOLDEN = Path(__file__).with_name("golden")
 RAN: Counter = Counter()
 #: kernel -> outputs that equalled the norm, where a test counts them
 COMPARED: Counter = Counter()
@@ -60,6 +63,11 @@ def no_browser() -> str:
 
 
 def pytest_addoption(parser):
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write tests/golden anew, so that what changed is a diff; stored scale tables are never rewritten",
+    )
     parser.addoption(
         "--require-browser", action="store_true", help="fail where a browser's test is skipped"
     )
@@ -111,6 +119,27 @@ def pytest_sessionfinish(session):
     if not session.config.option.collectonly:
         if any(not RAN[name, "executed"] + RAN[name, "emulated"] for name in required(session.config)):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def golden(request):
+    """golden(file, value[, key]): ``value`` is what tests/golden holds: a text, or (of .json, the entry ``key``
+    of) what JSON can say. With --update-golden it is written there first."""
+
+    def compare(file, value, key=None):
+        path, update = GOLDEN / file, request.config.getoption("--update-golden")
+        if path.suffix != ".json":
+            if update:
+                path.write_text(value, encoding="utf-8")
+            assert value == path.read_text(encoding="utf-8")
+            return
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if update:
+            stored = value if key is None else dict(sorted({**stored, key: value}.items()))
+            path.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        assert value == (stored if key is None else stored[key])
+
+    return compare
 
 
 @pytest.fixture
