@@ -16,14 +16,30 @@ import onnx
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
+#: that of commit 8758a08: what it tells its readers to write stays true
+OLD = (ROOT / "tests" / "golden" / "README_8758a08.md").read_text(encoding="utf-8")
 
 
-def snippet(code):
-    return pytest.param(code, marks=[pytest.mark.linker] if "export_library" in code else [])
+def blocks(readme, *kinds):
+    """The code of a README's blocks of these kinds, in order."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```", readme, re.M | re.S)
+    return [code for kind, code in found if kind in kinds]
 
 
-@pytest.mark.parametrize("code", [snippet(code) for kind, code in BLOCKS if kind == "python"])
+def snippets():
+    """Each python snippet of both READMEs, once if they have it alike."""
+    for code in dict.fromkeys(blocks(README, "python") + blocks(OLD, "python")):
+        now = code in blocks(README, "python")
+        number = blocks(README if now else OLD, "python").index(code)
+        marks = [pytest.mark.linker] if "export_library" in code else []
+        yield pytest.param(code, marks=marks, id=f"{'README' if now else '8758a08'}-{number}")
+
+
+def commands(readme):
+    return [line.split("#")[0].strip() for code in blocks(readme, "sh") for line in code.splitlines()]
+
+
+@pytest.mark.parametrize("code", snippets())
 def test_python_snippets_run(tmp_path, code):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
@@ -32,13 +48,16 @@ def test_python_snippets_run(tmp_path, code):
     assert result.returncode == 0, result.stderr
 
 
+SHELL = {"README": commands(README), "8758a08": commands(OLD)}
+if SHELL["8758a08"] == SHELL["README"]:
+    del SHELL["8758a08"]
+
+
 @pytest.mark.linker
-def test_the_shell_snippets_are_real_commands(tmp_path):
+@pytest.mark.parametrize("shell", SHELL.values(), ids=SHELL.keys())
+def test_the_shell_snippets_are_real_commands(tmp_path, shell):
     """make's are targets of the Makefile; tvmc-easyquant's run."""
     makefile = (ROOT / "Makefile").read_text()
-    shell = [
-        line.split("#")[0].strip() for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()
-    ]
     images = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
     onnx.save(networks.small_onnx(), tmp_path / "net.onnx")
     np.savez(tmp_path / "images.npz", x=images)
