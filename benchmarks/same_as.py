@@ -21,6 +21,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -130,14 +131,17 @@ def made(side: str, tree: Path, name: str, model: Path, inputs: Path, args, fold
         }  # fmt: skip
         (folder / "job.json").write_text(json.dumps(job))
         env = {**os.environ, "PYTHONPATH": str(tree)}
-        with subprocess.Popen(
-            [sys.executable, "-W", "ignore", WORKER, folder / "job.json"], cwd=folder, env=env,
-            stdout=subprocess.PIPE, text=True,
-        ) as process:  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            process = stack.enter_context(subprocess.Popen(
+                [sys.executable, "-W", "ignore", WORKER, folder / "job.json"], cwd=folder, env=env,
+                stdout=subprocess.PIPE, text=True,
+            ))  # fmt: skip
+            stack.callback(process.kill)  # of an interrupted run
             for line in process.stdout:
                 facts = json.loads(line)
                 spent = ", ".join(f"{what} {s} s" for what, s in facts["seconds"].items())
                 print(f"  {side}: {'.'.join(facts['made'].split('.')[:-2])}: {spent}", flush=True)
+            process.wait()
         if process.returncode:
             raise SystemExit(f"error: the {side} tree failed on {name} (exit code {process.returncode})")
     return {
@@ -191,11 +195,13 @@ def main():
     args.target = isa.ISAS["avx2" if isa.host_has("avx2") else "generic"].target
     args.cache = args.cache.resolve()
     args.cache.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktrees are removed
     rows, clock = [], time.perf_counter()
     with contextlib.ExitStack() as stack:
         trees = {"old": stack.enter_context(checked_out(args.commit))}
         trees["new"] = ROOT if args.here else stack.enter_context(checked_out("HEAD"))
-        commits = {"old": git("rev-parse", "--short", args.commit), "new": described["commit"]}
+        commits = {"old": git("rev-parse", "--short", args.commit)}
+        commits["new"] = described["commit"] if args.here else git("rev-parse", "--short", "HEAD")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name in args.nets:
             model, inputs = prepare(name, args, folder)
