@@ -22,7 +22,7 @@ from data import Network
 
 import tvm_easyquant as eq
 from tvm_easyquant.files import write_text
-from tvm_easyquant.relay_build import host_target
+from tvm_easyquant.relay.build import host_target
 
 MSE = {"method": "easyquant_mse"}
 UNGAINED = {**MSE, "order": "layerwise", "start": "mse", "bias_correction": True}

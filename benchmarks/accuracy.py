@@ -35,23 +35,23 @@ import numpy as np
 from data import NETWORKS, Network
 
 import tvm_easyquant as eq
-from tvm_easyquant import numerics
 from tvm_easyquant.evaluate import compare, evaluate, top
 from tvm_easyquant.files import write_text
-from tvm_easyquant.graph import to_nchw
-from tvm_easyquant.host import no_tophub
-from tvm_easyquant.integer import Sample, Scales
-from tvm_easyquant.numerics import DEFAULT_METHOD
+from tvm_easyquant.network.graph import to_nchw
 from tvm_easyquant.progress import Bar, peak_memory_gib
-from tvm_easyquant.relay_build import build, host_target
-from tvm_easyquant.relay_rewrite import rewrite
+from tvm_easyquant.relay.build import build, host_target
+from tvm_easyquant.relay.framework import no_tophub
+from tvm_easyquant.relay.rewrite import rewrite
+from tvm_easyquant.scales import numerics
+from tvm_easyquant.scales.integer import Sample, Scales
+from tvm_easyquant.scales.numerics import DEFAULT_METHOD
 
 ROOT = Path(__file__).resolve().parent.parent
 #: what the integers of a quantized network depend on: the quantizer and the norm, not the kernels
 SOURCES = (
     *(f"tvm_easyquant/{name}.py" for name in (
-        "numerics", "calibrate", "search", "sites", "graph", "elementwise", "integer", "scale_table",
-        "pipeline", "relay_frontend", "relay_rewrite")),
+        "scales/numerics", "scales/calibrate", "search/driver", "scales/partition", "network/graph",
+        "network/expression", "scales/integer", "scales/table", "pipeline", "relay/read", "relay/rewrite")),
     "topi_ext/reference.py",
 )  # fmt: skip
 #: name -> settings of `quantize`; kl_signed is the baseline of the paper

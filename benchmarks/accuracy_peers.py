@@ -85,8 +85,8 @@ def relay_quantize(network, calibration, folder, settings):
     import tvm
     from tvm import relay
 
-    from tvm_easyquant.host import BUILD_CONFIG, no_tophub
-    from tvm_easyquant.relay_build import Executor
+    from tvm_easyquant.relay.build import Executor
+    from tvm_easyquant.relay.framework import BUILD_CONFIG, no_tophub
 
     module, params = relay.frontend.from_onnx(onnx.load(network), freeze_params=True)
     name = module["main"].params[0].name_hint

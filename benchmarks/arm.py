@@ -36,10 +36,12 @@ import numpy as np
 import tvm
 from tvm import relay, te, tir
 
-from topi_ext import cost, isa, manifest, relay_op, winograd, winograd_conv
+from topi_ext import cost, isa, manifest, winograd
 from topi_ext.conv2d import ConvSpec, fold_zero_point
+from topi_ext.kernels import winograd_conv
+from topi_ext.relay import op as relay_op
 from tvm_easyquant.files import write_text
-from tvm_easyquant.host import no_tophub
+from tvm_easyquant.relay.framework import no_tophub
 
 CORES = ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-n2")
 PAD = (1, 1, 1, 1)

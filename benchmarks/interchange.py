@@ -28,10 +28,10 @@ from data import NETWORKS, Network
 from tqdm import tqdm
 
 import tvm_easyquant as eq
-from tvm_easyquant.cli_common import plain
+from tvm_easyquant.cli.common import plain
 from tvm_easyquant.files import write_text
-from tvm_easyquant.onnx_verify import compiled_integers, verify
-from tvm_easyquant.relay_build import host_target
+from tvm_easyquant.relay.build import host_target
+from tvm_easyquant.writers.verify import compiled_integers, verify
 
 SHOWN = ("layer", "op", "values", "own", "own_largest", "saturated", "unexplained", "tie")
 

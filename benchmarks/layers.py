@@ -35,11 +35,12 @@ import tvm
 from peers import ISAS, Runner, capped, check_isas, target_of, urgent
 from tvm import relay
 
-from topi_ext import manifest, reference, relay_op
+from topi_ext import manifest, reference
 from topi_ext.conv2d import ConvSpec, fold_zero_point
+from topi_ext.relay import op as relay_op
 from tvm_easyquant.files import write_text
-from tvm_easyquant.host import BUILD_CONFIG, no_tophub
-from tvm_easyquant.relay_build import Executor
+from tvm_easyquant.relay.build import Executor
+from tvm_easyquant.relay.framework import BUILD_CONFIG, no_tophub
 
 #: name -> (height and width, in channels, out channels, kernel, stride): ResNet-50's and MobileNet's layers
 LAYERS = {

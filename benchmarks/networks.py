@@ -36,9 +36,9 @@ from peers import ISAS, Runner, capped, check_isas, target_of
 import tvm_easyquant as eq
 from topi_ext import isa
 from tvm_easyquant.files import write_text
-from tvm_easyquant.host import BUILD_CONFIG, no_tophub, relay, tvm
-from tvm_easyquant.relay_build import build
-from tvm_easyquant.relay_reference import execute
+from tvm_easyquant.relay.build import build
+from tvm_easyquant.relay.framework import BUILD_CONFIG, no_tophub, relay, tvm
+from tvm_easyquant.relay.reference import execute
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("onnxruntime", "openvino", "ncnn")
@@ -201,7 +201,7 @@ def tune_fp32(args):
 
 def tune_ours(args):
     """Measure our kernels for the networks on each ``--isa`` and append to ``--records``."""
-    from tvm_easyquant.relay_tune import tune
+    from tvm_easyquant.relay.tune import tune
 
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as scratch:

@@ -12,7 +12,7 @@ import cap
 import numpy as np
 
 from topi_ext import isa
-from tvm_easyquant.relay_build import host_target
+from tvm_easyquant.relay.build import host_target
 
 HERE = Path(__file__).resolve().parent
 #: --isa -> row of topi_ext.isa, None for the CPU's own

@@ -23,8 +23,8 @@ from networks import ISAS, target_of
 
 import tvm_easyquant as eq
 from tvm_easyquant.files import write_text
-from tvm_easyquant.host import tvm
-from tvm_easyquant.relay_build import build
+from tvm_easyquant.relay.build import build
+from tvm_easyquant.relay.framework import tvm
 
 
 def calls(name, target, runs=15):

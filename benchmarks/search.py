@@ -52,11 +52,11 @@ DATA_CASES |= {f"calibration {n}": ("cifar10_resnet20", n) for n in (100, 1000)}
 def run_one(case, folder, images):
     """One case in this process: prints a JSON object."""
     import tvm_easyquant as eq
-    from tvm_easyquant.calibrate import calibrate
-    from tvm_easyquant.numerics import QuantConfig
     from tvm_easyquant.progress import peak_memory_gib
-    from tvm_easyquant.search import search
-    from tvm_easyquant.sites import plan
+    from tvm_easyquant.scales.calibrate import calibrate
+    from tvm_easyquant.scales.numerics import QuantConfig
+    from tvm_easyquant.scales.partition import plan
+    from tvm_easyquant.search.driver import search
 
     name, settings = {**CASES, **DATA_CASES}[case]
     count = settings if isinstance(settings, int) else images

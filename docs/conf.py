@@ -104,12 +104,12 @@ def command_line() -> str:
     """The help text of each verb of ours, as the command line prints it."""
     import argparse
 
-    from tvm_easyquant import cli
+    from tvm_easyquant.cli import root
 
     os.environ["COLUMNS"] = "88"
     parser = argparse.ArgumentParser(prog="tvmc-easyquant")
     subparsers = parser.add_subparsers()
-    cli._add_verbs(subparsers, parser, [])
+    root._add_verbs(subparsers, parser, [])
     out = []
     for verb, sub in subparsers.choices.items():
         text = sub.format_help().rstrip()

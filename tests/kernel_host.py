@@ -23,9 +23,9 @@ def _relay(row, spec, data, constants, residual, mcpu):
     """Through our Relay operator, `relay.build` and the graph executor."""
     from tvm import relay
 
-    from topi_ext import relay_op
-    from tvm_easyquant.host import no_tophub
-    from tvm_easyquant.relay_build import Executor
+    from topi_ext.relay import op as relay_op
+    from tvm_easyquant.relay.build import Executor
+    from tvm_easyquant.relay.framework import no_tophub
 
     relay_op.register()
     x = relay.var("x", shape=data.shape, dtype="uint8")

@@ -6,7 +6,7 @@ from math import inf
 
 import numpy as np
 
-from tvm_easyquant.graph import Graph, Node
+from tvm_easyquant.network.graph import Graph, Node
 
 RELU = dict(lo=0.0, hi=inf)
 

@@ -13,10 +13,10 @@ import sys
 import joblib
 import networks
 
-from tvm_easyquant.calibrate import calibrate
-from tvm_easyquant.numerics import QuantConfig
-from tvm_easyquant.search import search
-from tvm_easyquant.sites import plan
+from tvm_easyquant.scales.calibrate import calibrate
+from tvm_easyquant.scales.numerics import QuantConfig
+from tvm_easyquant.scales.partition import plan
+from tvm_easyquant.search.driver import search
 
 
 def text(progress=None, **settings):

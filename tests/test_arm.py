@@ -26,15 +26,18 @@ from tvm.contrib.graph_executor import GraphModule
 from tvm.rpc.tracker import Tracker
 
 import tvm_easyquant as eq
-from topi_ext import arm, cost, isa, manifest, relay_op
+from topi_ext import cost, isa, manifest
 from topi_ext.conv2d import Bound, ConvSpec, Refusal, fold_zero_point, pack
 from topi_ext.emit import DefaultKnobs
-from tvm_easyquant import cli, demo, relay_tune
-from tvm_easyquant.host import no_tophub
-from tvm_easyquant.integer import run_integer
-from tvm_easyquant.relay_build import TargetError, cpu_target
-from tvm_easyquant.relay_frontend import load_onnx
-from tvm_easyquant.relay_reference import execute
+from topi_ext.relay import op as relay_op
+from topi_ext.targets import arm
+from tvm_easyquant import cli, demo
+from tvm_easyquant.relay import tune as relay_tune
+from tvm_easyquant.relay.build import TargetError, cpu_target
+from tvm_easyquant.relay.framework import no_tophub
+from tvm_easyquant.relay.read import load_onnx
+from tvm_easyquant.relay.reference import execute
+from tvm_easyquant.scales.integer import run_integer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tutorials" / "arm"))
 import device

@@ -22,8 +22,8 @@ from test_cli import tvmc
 
 pytest.importorskip("tvm")
 from tvm_easyquant import ScaleTable, cli
-from tvm_easyquant.onnx_export import to_qdq
-from tvm_easyquant.relay_frontend import load_onnx
+from tvm_easyquant.relay.read import load_onnx
+from tvm_easyquant.writers.qdq import to_qdq
 
 Q = ["quantize", "net.onnx", "--calibration", "images.npz", "-o", "out.json"]
 #: a tuning record of another CPU
@@ -414,7 +414,7 @@ def test_a_table_edited_wrongly_is_refused(folder, monkeypatch, capfd, name):
 def test_the_table_that_the_edits_spoil_is_good(folder):
     """Otherwise the test above could pass without its edits."""
     from tvm_easyquant import ScaleTable
-    from tvm_easyquant.relay_frontend import load_onnx
+    from tvm_easyquant.relay.read import load_onnx
 
     ScaleTable.load(folder / "table.json").check(load_onnx(folder / "net.onnx"))
 
@@ -534,12 +534,13 @@ if command:
     from tvm_easyquant import cli
     sys.exit(cli.run(command))
 import networks
-from tvm_easyquant import calibrate, search, sites
-from tvm_easyquant.numerics import QuantConfig
+from tvm_easyquant.scales import calibrate, partition
+from tvm_easyquant.search import driver
+from tvm_easyquant.scales.numerics import QuantConfig
 graph, images = networks.residual(size=6)
-plan, config = sites.plan(graph, ()), QuantConfig(grid=4, search_images=2)
+plan, config = partition.plan(graph, ()), QuantConfig(grid=4, search_images=2)
 found = calibrate.calibrate(graph, plan, images, config)
-search.search(graph, plan, found, config, checkpoint="out.json.search").save("out.json")
+driver.search(graph, plan, found, config, checkpoint="out.json.search").save("out.json")
 """
 
 
@@ -608,8 +609,8 @@ def test_leftovers_of_the_dead_are_removed_and_of_the_living_kept(tmp_path):
 
 def test_wrong_inputs_at_run_time_are_named():
     from tvm_easyquant import quantize
-    from tvm_easyquant.graph import GraphError
-    from tvm_easyquant.relay_build import Executor
+    from tvm_easyquant.network.graph import GraphError
+    from tvm_easyquant.relay.build import Executor
 
     images = [np.zeros((1, 3, 8, 8), np.float32) + np.arange(8, dtype=np.float32)]
     run = Executor(quantize(networks.small_onnx(), images, method="minmax").build("llvm"))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvm_easyquant.calibrate import CalibrationError, calibrate, samples, start_table
-from tvm_easyquant.numerics import QuantConfig
-from tvm_easyquant.sites import plan
+from tvm_easyquant.scales.calibrate import CalibrationError, calibrate, samples, start_table
+from tvm_easyquant.scales.numerics import QuantConfig
+from tvm_easyquant.scales.partition import plan
 
 GRAPH, IMAGES = networks.chain()
 STACK = np.concatenate(IMAGES)
@@ -174,7 +174,7 @@ def test_tensors_that_are_always_zero_are_named():
 
 
 def test_an_activation_beyond_float32_is_named():
-    from tvm_easyquant.graph import GraphError
+    from tvm_easyquant.network.graph import GraphError
 
     graph, images = networks.chain(2)
     graph["first"].weight[...] = 3e38

@@ -14,9 +14,9 @@ pytest.importorskip("tvm")
 import onnx
 
 from tvm_easyquant import ScaleTable
-from tvm_easyquant import graph as graphs
-from tvm_easyquant.integer import run_integer
-from tvm_easyquant.relay_frontend import load_onnx
+from tvm_easyquant.network import graph as graphs
+from tvm_easyquant.relay.read import load_onnx
+from tvm_easyquant.scales.integer import run_integer
 
 
 def tvmc(*arguments, cwd, env=None):
@@ -232,7 +232,7 @@ def test_a_reader_that_has_enough_is_no_error(work):
 
 
 def test_what_stays_float_is_said_once_for_each_reason():
-    from tvm_easyquant.cli_quantize import _float_lines
+    from tvm_easyquant.cli.quantize import _float_lines
 
     floats = {"conv": "kept float by skip", **{f"add{i}": "an input is float" for i in range(8)}}
     assert _float_lines(floats) == [

@@ -4,11 +4,11 @@ import networks
 import numpy as np
 import pytest
 
-from tvm_easyquant import calibrate
-from tvm_easyquant.curves import Curves, CurvesError
-from tvm_easyquant.numerics import QuantConfig
-from tvm_easyquant.search import search
-from tvm_easyquant.sites import plan
+from tvm_easyquant.scales import calibrate
+from tvm_easyquant.scales.numerics import QuantConfig
+from tvm_easyquant.scales.partition import plan
+from tvm_easyquant.search.curves import Curves, CurvesError
+from tvm_easyquant.search.driver import search
 
 
 @pytest.mark.parametrize("method", ["easyquant", "easyquant_mse", "easyquant_layerwise"])

@@ -6,9 +6,10 @@ import pytest
 tvm = pytest.importorskip("tvm")
 from tvm import relay
 
-from topi_ext import reference, relay_op
-from tvm_easyquant.host import no_tophub
-from tvm_easyquant.relay_build import Executor, host_target
+from topi_ext import reference
+from topi_ext.relay import op as relay_op
+from tvm_easyquant.relay.build import Executor, host_target
+from tvm_easyquant.relay.framework import no_tophub
 
 relay_op.register()
 BYTES = [m.astype(np.uint8).reshape(1, 64, 64, 16) for m in np.meshgrid(np.arange(256), np.arange(256))]

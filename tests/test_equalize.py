@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvm_easyquant import ncnn_table
-from tvm_easyquant.equalize import equalized
-from tvm_easyquant.graph import Graph, run
-from tvm_easyquant.integer import run_integer
-from tvm_easyquant.numerics import ConfigError, QuantConfig
-from tvm_easyquant.scale_table import ScaleTable, TableError
+from tvm_easyquant.network.equalize import equalized
+from tvm_easyquant.network.graph import Graph, run
+from tvm_easyquant.scales.integer import run_integer
+from tvm_easyquant.scales.numerics import ConfigError, QuantConfig
+from tvm_easyquant.scales.table import ScaleTable, TableError
+from tvm_easyquant.writers import ncnn as ncnn_table
 
 
 def mobile(seed=0, spread=6, hi=np.inf):

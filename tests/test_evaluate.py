@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvm_easyquant.evaluate import EvaluationError, compare, evaluate, load, top
-from tvm_easyquant.graph import run
 from tvm_easyquant.images import ImageError, Preprocess, decode
+from tvm_easyquant.network.graph import run
 
 PREPROCESS = {"color": "BGR", "scale": 0.5, "mean": [1, 2, 3], "std": [1, 2, 4], "crop": [4, 2]}
 

@@ -15,9 +15,10 @@ from test_cli import tvmc
 from tvm import relay
 
 import tvm_easyquant as eq
-from tvm_easyquant import relay_formats
-from tvm_easyquant.integer import run_integer
-from tvm_easyquant.relay_frontend import LoadError, load_model
+from tvm_easyquant.network.graph import run
+from tvm_easyquant.relay import formats as relay_formats
+from tvm_easyquant.relay.read import LoadError, load_model
+from tvm_easyquant.scales.integer import run_integer
 
 #: made by TensorFlow 2.21: conv 3x3, batch norm, ReLU, max pool, depthwise, conv 1x1, global pool, dense
 TFLITE = Path(__file__).parent / "models" / "small.tflite"
@@ -29,12 +30,12 @@ def quantized(path, shape, **options):
     images = np.random.default_rng(0).standard_normal((8, *shape[1:])).astype(np.float32)
     q = eq.quantize(str(path), images, bits=8, method="minmax", **options)
     (name,), (output,) = q.graph.inputs, q.graph.outputs
-    run = eq.Executor(q.build("llvm"))
+    compiled = eq.Executor(q.build("llvm"))
     for image in images[:2]:
         feed = {name: image[None]}
-        found = run(feed)[0]
+        found = compiled(feed)[0]
         np.testing.assert_array_equal(found, run_integer(q.graph, q.table, feed)[output])
-        wanted = eq.graph.run(q.graph, feed)[output]
+        wanted = run(q.graph, feed)[output]
         np.testing.assert_allclose(found, wanted, atol=0.1 * np.abs(wanted).max())
     return q
 
@@ -99,7 +100,7 @@ keras.Sequential(model).save("net.h5")
 def test_keras(tmp_path):
     """In processes of its own: TensorFlow is not loaded beside what the other tests use."""
     try:
-        relay_formats.check_tensorflow("net.h5")
+        formats.check_tensorflow("net.h5")
     except LoadError as error:
         pytest.skip(str(error))
     if importlib.util.find_spec("tensorflow") is None:
@@ -156,6 +157,6 @@ def test_a_tensorflow_that_would_abort_is_refused(tmp_path, monkeypatch, version
         with pytest.raises(
             LoadError, match=f"TensorFlow {version} cannot be loaded beside TVM.*tensorflow-cpu 2.15"
         ):
-            relay_formats.check_tensorflow("net.h5")
+            formats.check_tensorflow("net.h5")
     else:
-        relay_formats.check_tensorflow("net.h5")
+        formats.check_tensorflow("net.h5")

@@ -24,7 +24,7 @@ import pytest
 import tvm_easyquant as eq
 from topi_ext import isa
 from topi_ext.conv2d import ConvSpec
-from tvm_easyquant.integer import Sample, Scales, run_integer  # private: a move changes this line
+from tvm_easyquant.scales.integer import Sample, Scales, run_integer  # private: a move changes this line
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).with_name("golden")
@@ -172,7 +172,7 @@ def target_of(row):
 @pytest.mark.parametrize("name", golden_networks.NETWORKS)
 def test_kernels_of_networks(name, bits, golden):
     pytest.importorskip("tvm")
-    from tvm_easyquant.relay_tune import layer_plans
+    from tvm_easyquant.relay.tune import layer_plans
 
     graph, table, _ = loaded(f"{name}.minmax.int{bits}")
     module = eq.rewrite(graph, table)
@@ -230,7 +230,7 @@ def test_names_of_autotvm_s_tasks_and_the_text_of_a_spec(golden):
     """Both are keys of a tuning log: another name or text, and the user's log is worth nothing."""
     pytest.importorskip("tvm")
     from topi_ext.manifest import KERNELS
-    from topi_ext.relay_op import template_name
+    from topi_ext.relay.op import template_name
 
     golden("tuning.json", {row.name: template_name(row) for row in KERNELS}, "tasks")
     texts = {" ".join(networks): spec.to_json() for networks, spec in specs() if spec.epilogue == "add"}
@@ -248,7 +248,7 @@ def test_the_stored_log_still_knows_its_layers(golden):
         del sys.path[0]
     from tvm import autotvm
 
-    from tvm_easyquant.relay_tune import layer_plans, read_log, untuned_of
+    from tvm_easyquant.relay.tune import layer_plans, read_log, untuned_of
 
     graph = eq.load_onnx(random_networks.NETWORKS["resnet18"]())
     table = eq.ScaleTable.load(GOLDEN / "tables" / "resnet18.minmax.int7.json")

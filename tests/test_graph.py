@@ -6,9 +6,9 @@ import networks
 import numpy as np
 import pytest
 
-from tvm_easyquant import graph as graphs
-from tvm_easyquant import sites
-from tvm_easyquant.graph import Graph, GraphError, Node
+from tvm_easyquant.network import graph as graphs
+from tvm_easyquant.network.graph import Graph, GraphError, Node
+from tvm_easyquant.scales import partition as sites
 
 
 def test_every_op_runs_and_shapes_agree():

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvm_easyquant import histogram
-from tvm_easyquant.calibrate import calibrate, start_table
-from tvm_easyquant.histogram import BINS, Histogram
-from tvm_easyquant.numerics import ConfigError, QuantConfig
-from tvm_easyquant.sites import plan
+from tvm_easyquant.scales import histogram
+from tvm_easyquant.scales.calibrate import calibrate, start_table
+from tvm_easyquant.scales.histogram import BINS, Histogram
+from tvm_easyquant.scales.numerics import ConfigError, QuantConfig
+from tvm_easyquant.scales.partition import plan
 
 values = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=30)
 

@@ -11,13 +11,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import tvm_easyquant as eq
-from tvm_easyquant import graph as graphs
-from tvm_easyquant.graph import Graph, GraphError, Node
-from tvm_easyquant.integer import Scales, run_integer
-from tvm_easyquant.numerics import ConfigError
-from tvm_easyquant.onnx_quantized import QuantizedModelError, is_quantized, normalize
-from tvm_easyquant.sites import plan
-from tvm_easyquant.take_over import take_over
+from tvm_easyquant.network import graph as graphs
+from tvm_easyquant.network.graph import Graph, GraphError, Node
+from tvm_easyquant.readers.onnx_quantized import QuantizedModelError, is_quantized, normalize
+from tvm_easyquant.readers.take_over import take_over
+from tvm_easyquant.scales.integer import Scales, run_integer
+from tvm_easyquant.scales.numerics import ConfigError
+from tvm_easyquant.scales.partition import plan
 
 # -- taking over: a graph with fake_quant nodes, no TVM, no ONNX
 
@@ -342,7 +342,7 @@ def theirs(request, tmp_path_factory):
 
 
 def test_onnxruntime_s_models_give_onnxruntime_s_integers(theirs):
-    from tvm_easyquant.onnx_verify import verify
+    from tvm_easyquant.writers.verify import verify
 
     assert theirs.coverage == 100.0 and len(theirs.origin) >= 12
     for optimize in (True, False):
@@ -362,7 +362,7 @@ def test_onnxruntime_s_models_compile(theirs):
 @pytest.mark.parametrize("bits", [7, 8])
 def test_our_own_export_comes_back_as_it_was(bits):
     pytest.importorskip("tvm")
-    from tvm_easyquant.onnx_export import to_qdq
+    from tvm_easyquant.writers.qdq import to_qdq
 
     q = eq.quantize(
         networks.small_onnx(norm=False), np.stack([x[0] for x in pictures(6)]), bits=bits, method="minmax"
@@ -408,7 +408,7 @@ def test_weights_with_a_zero_point_are_shifted_if_they_fit():
 
 def test_float_and_quantized_models_are_told_apart():
     pytest.importorskip("tvm")
-    from tvm_easyquant.relay_frontend import LoadError, load_onnx
+    from tvm_easyquant.relay.read import LoadError, load_onnx
 
     with pytest.raises(LoadError, match="is not quantized: it has no QuantizeLinear"):
         eq.import_quantized(networks.small_onnx())
@@ -420,7 +420,7 @@ def test_a_batch_normalization_behind_a_quantized_layer_is_folded_into_its_scale
     """NNCF leaves it there; its factors may be negative, and turn the integers of their channel over."""
     pytest.importorskip("tvm")
     pytest.importorskip("onnxruntime")
-    from tvm_easyquant.onnx_verify import verify
+    from tvm_easyquant.writers.verify import verify
 
     rng = np.random.default_rng(3)
     factors = np.float32([1.5, -0.7, 0.01, 2.0])
@@ -540,7 +540,7 @@ def compared(model):
     """The model as we take it over, after both ways of ONNX Runtime gave the same integers."""
     pytest.importorskip("tvm")
     pytest.importorskip("onnxruntime")
-    from tvm_easyquant.onnx_verify import verify
+    from tvm_easyquant.writers.verify import verify
 
     taken, rng = eq.import_quantized(model), np.random.default_rng(11)
     images = [{"x": rng.standard_normal((1, 3, 6, 6)).astype(np.float32)} for _ in range(20)]

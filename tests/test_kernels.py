@@ -8,8 +8,9 @@ import pytest
 tvm = pytest.importorskip("tvm")
 from kernel_host import run
 
-from topi_ext import cost, direct, isa, manifest, reference
+from topi_ext import cost, isa, manifest, reference
 from topi_ext.conv2d import Bound, ConvSpec, Refusal, Residual, accumulator_bound
+from topi_ext.kernels import direct
 
 RESIDUAL = Residual(0.013, 64, 1, 127, 0.0217, 3, True, 0.0301)
 PAD = (1, 1, 1, 1)

@@ -11,12 +11,12 @@ pytest.importorskip("tvm")
 import onnx
 
 from tvm_easyquant import cli, quantize
-from tvm_easyquant.graph import run
-from tvm_easyquant.integer import run_integer
-from tvm_easyquant.numerics import QuantConfig
-from tvm_easyquant.relay_benchmark import Benchmark, LayerTime, _Call, _rows, benchmark, keep_if_faster
-from tvm_easyquant.relay_build import host_target
-from tvm_easyquant.relay_frontend import import_onnx, load_onnx
+from tvm_easyquant.network.graph import run
+from tvm_easyquant.relay.build import host_target
+from tvm_easyquant.relay.profile import Benchmark, LayerTime, _Call, _rows, benchmark, keep_if_faster
+from tvm_easyquant.relay.read import import_onnx, load_onnx
+from tvm_easyquant.scales.integer import run_integer
+from tvm_easyquant.scales.numerics import QuantConfig
 
 
 @pytest.fixture(scope="module")
@@ -261,9 +261,11 @@ def test_every_verb_of_ours_shows_examples_that_parse():
     import importlib
     import shlex
 
+    from tvm_easyquant.cli import root
+
     verbs = argparse.ArgumentParser().add_subparsers()
-    for module in cli.VERBS:
-        importlib.import_module(f"tvm_easyquant.{module}").add(verbs)
+    for module in root.VERBS:
+        importlib.import_module(f"tvm_easyquant.cli.{module}").add(verbs)
     assert {"quantize", "evaluate", "benchmark", "report", "plan", "tune-kernels", "doctor", "demo"} <= set(
         verbs.choices
     )

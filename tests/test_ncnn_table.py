@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from test_onnx_export import table_of
 
 import tvm_easyquant as eq
-from tvm_easyquant import ncnn_table
-from tvm_easyquant.graph import run
-from tvm_easyquant.integer import run_integer
-from tvm_easyquant.scale_table import TableError
+from tvm_easyquant.network.graph import run
+from tvm_easyquant.scales.integer import run_integer
+from tvm_easyquant.scales.table import TableError
+from tvm_easyquant.writers import ncnn as ncnn_table
 
 
 def lines_of(text):

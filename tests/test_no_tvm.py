@@ -16,7 +16,7 @@ def run(code):
 
 @pytest.mark.parametrize(
     "code",
-    ["import tvm_easyquant as eq; eq.load_onnx", "from tvm_easyquant.relay_pass import EasyQuant",
+    ["import tvm_easyquant as eq; eq.load_onnx", "from tvm_easyquant.relay.passes import EasyQuant",
      "import tvm_easyquant as eq; eq.quantize('net.onnx', [])"],
 )  # fmt: skip
 def test_the_front_end_says_what_to_install(code):
@@ -37,8 +37,8 @@ def test_the_search_works_without_tvm():
     code = (
         "sys.path.insert(0, 'tests'); import networks\n"
         "import tvm_easyquant as eq\n"
-        "from tvm_easyquant.calibrate import calibrate; from tvm_easyquant.search import search\n"
-        "from tvm_easyquant.sites import plan\n"
+        "from tvm_easyquant.scales.calibrate import calibrate; from tvm_easyquant.search.driver import search\n"
+        "from tvm_easyquant.scales.partition import plan\n"
         "g, images = networks.chain(); c = eq.QuantConfig(grid=4); p = plan(g)\n"
         "print(len(search(g, p, calibrate(g, p, images, c), c).weights))"
     )

@@ -8,9 +8,9 @@ import networks
 import numpy as np
 import pytest
 
-from tvm_easyquant.calibrate import calibrate, start_table
 from tvm_easyquant.files import replacing
-from tvm_easyquant.numerics import (
+from tvm_easyquant.scales.calibrate import calibrate, start_table
+from tvm_easyquant.scales.numerics import (
     ConfigError,
     QuantConfig,
     Scale,
@@ -21,8 +21,8 @@ from tvm_easyquant.numerics import (
     steps,
     weight_scales,
 )
-from tvm_easyquant.scale_table import ScaleTable, TableError
-from tvm_easyquant.sites import plan
+from tvm_easyquant.scales.partition import plan
+from tvm_easyquant.scales.table import ScaleTable, TableError
 
 
 def test_the_ranges_of_the_paper():

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
 from tvm_easyquant import onnx_backend
-from tvm_easyquant.onnx_quantized import QuantizedModelError
+from tvm_easyquant.readers.onnx_quantized import QuantizedModelError
 
 CASES = {
     case.name: case

@@ -15,13 +15,14 @@ from onnx import numpy_helper
 
 import tvm_easyquant as eq
 from topi_ext import isa
-from tvm_easyquant import elementwise, onnx_verify
-from tvm_easyquant.calibrate import calibrate, start_table
-from tvm_easyquant.graph import Graph
-from tvm_easyquant.onnx_export import ExportError, to_qdq
-from tvm_easyquant.onnx_verify import VerifyError, verify
-from tvm_easyquant.scale_table import TableError
-from tvm_easyquant.sites import plan
+from tvm_easyquant.network import expression as elementwise
+from tvm_easyquant.network.graph import Graph
+from tvm_easyquant.scales.calibrate import calibrate, start_table
+from tvm_easyquant.scales.partition import plan
+from tvm_easyquant.scales.table import TableError
+from tvm_easyquant.writers import verify as onnx_verify
+from tvm_easyquant.writers.qdq import ExportError, to_qdq
+from tvm_easyquant.writers.verify import VerifyError, verify
 
 #: whether ONNX Runtime's uint8 by int8 kernels saturate here
 SATURATES = isa.arch_of("") == "x86_64" and not (isa.host_flags() & {"avx512_vnni", "avx_vnni"})

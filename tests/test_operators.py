@@ -8,10 +8,11 @@ tvm = pytest.importorskip("tvm")
 from test_relay import check_exact, float_output, images
 
 import tvm_easyquant as eq
-from tvm_easyquant import elementwise
-from tvm_easyquant.graph import run
-from tvm_easyquant.relay_build import Executor
-from tvm_easyquant.relay_frontend import load_onnx
+from tvm_easyquant.network import expression as elementwise
+from tvm_easyquant.network.graph import run
+from tvm_easyquant.relay.build import Executor
+from tvm_easyquant.relay.read import load_onnx
+from tvm_easyquant.scales.integer import run_integer
 
 RNG = np.random.default_rng(0)
 
@@ -156,9 +157,7 @@ def test_operators_stay_integer_and_are_exact(name):
     q = eq.quantize(graph, feeds, bits=8, grid=8)
     assert not q.plan.floats and q.coverage == 100
     check_exact(q, feeds[:2])
-    out = np.concatenate(
-        [np.ravel(v) for f in feeds for v in eq.integer.run_integer(graph, q.table, f).values()]
-    )
+    out = np.concatenate([np.ravel(v) for f in feeds for v in run_integer(graph, q.table, f).values()])
     floats = np.concatenate([np.ravel(v) for f in feeds for v in run(graph, f).values()])
     assert out @ floats / np.sqrt((out @ out) * (floats @ floats)) > 0.998
 
@@ -196,7 +195,7 @@ def test_a_function_that_stays_float_is_put_back(name):
     (function,) = [n.name for n in graph if n.op == "elementwise"]
     q = eq.quantize(graph, feeds, bits=8, method="minmax", skip=["conv2", function])
     assert q.plan.floats[function] == "kept float by skip"
-    (mine,) = eq.integer.run_integer(graph, q.table, feeds[0]).values()
+    (mine,) = run_integer(graph, q.table, feeds[0]).values()
     np.testing.assert_allclose(Executor(q.build())(feeds[0])[0], mine, rtol=1e-4, atol=1e-5)
 
 

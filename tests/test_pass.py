@@ -9,12 +9,13 @@ from tvm import autotvm, relay
 
 import tvm_easyquant as eq
 from topi_ext.lower import LowerInteger
-from tvm_easyquant import demo, relay_tune
-from tvm_easyquant.host import no_tophub
-from tvm_easyquant.integer import run_integer
-from tvm_easyquant.relay_build import Executor, host_target
-from tvm_easyquant.relay_frontend import load_onnx
-from tvm_easyquant.relay_reference import execute
+from tvm_easyquant import demo
+from tvm_easyquant.relay import tune as relay_tune
+from tvm_easyquant.relay.build import Executor, host_target
+from tvm_easyquant.relay.framework import no_tophub
+from tvm_easyquant.relay.read import load_onnx
+from tvm_easyquant.relay.reference import execute
+from tvm_easyquant.scales.integer import run_integer
 
 
 def onnx_relay(model):
@@ -114,7 +115,7 @@ def test_the_embedded_network_keeps_its_accuracy(bits, allowed):
     right = np.mean(
         [integer({"image": x[None]})[0].argmax() == y for x, y in zip(test, labels, strict=True)]
     )
-    from tvm_easyquant.graph import run
+    from tvm_easyquant.network.graph import run
 
     base = np.mean(
         [run(graph, {"image": x[None]})["logits"].argmax() == y for x, y in zip(test, labels, strict=True)]

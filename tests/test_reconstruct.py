@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topi_ext import reference
-from tvm_easyquant import reconstruct
-from tvm_easyquant.graph import evaluate, linear, to_nhwc
-from tvm_easyquant.numerics import METHODS, QuantConfig, scale_for, steps, weight_scales
-from tvm_easyquant.search import CHANNELS, fit_weights
+from tvm_easyquant.network.graph import evaluate, linear, to_nhwc
+from tvm_easyquant.scales.numerics import METHODS, QuantConfig, scale_for, steps, weight_scales
+from tvm_easyquant.search.driver import CHANNELS, fit_weights, reconstruct
 
 
 def layer(groups=1, kernel=3, seed=0, size=7, channels=8, images=3, bits=7):

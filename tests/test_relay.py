@@ -12,17 +12,17 @@ from tvm import relay
 import tvm_easyquant as eq
 from topi_ext import cost, reference
 from topi_ext.lower import LoweringError, LowerInteger
-from tvm_easyquant import graph as graphs
 from tvm_easyquant import pipeline
 from tvm_easyquant.evaluate import compare
-from tvm_easyquant.host import no_tophub
-from tvm_easyquant.integer import integer_weight, run_integer
-from tvm_easyquant.numerics import quantize_bias
-from tvm_easyquant.relay_build import Executor, TargetError, build, cpu_target, host_target
-from tvm_easyquant.relay_frontend import LoadError, from_relay, load_onnx
-from tvm_easyquant.relay_reference import execute
-from tvm_easyquant.relay_rewrite import rewrite
-from tvm_easyquant.relay_tune import TuneError, layer_times
+from tvm_easyquant.network import graph as graphs
+from tvm_easyquant.relay.build import Executor, TargetError, build, cpu_target, host_target
+from tvm_easyquant.relay.framework import no_tophub
+from tvm_easyquant.relay.read import LoadError, from_relay, load_onnx
+from tvm_easyquant.relay.reference import execute
+from tvm_easyquant.relay.rewrite import rewrite
+from tvm_easyquant.relay.tune import TuneError, layer_times
+from tvm_easyquant.scales.integer import integer_weight, run_integer
+from tvm_easyquant.scales.numerics import quantize_bias
 
 RNG = np.random.default_rng(0)
 
@@ -419,8 +419,9 @@ def test_a_stock_add_is_at_most_one_step_off():
 @pytest.mark.isa("avx2")
 def test_tvm_s_stock_int8_kernel_is_wrong_on_avx2_and_ours_is_right():
     """TVM's own NCHW int8 convolution lets vpmaddubsw saturate on full-range 8-bit weights."""
-    from topi_ext import manifest, relay_op
+    from topi_ext import manifest
     from topi_ext.conv2d import ConvSpec, fold_zero_point
+    from topi_ext.relay import op as relay_op
 
     rng = np.random.default_rng(0)
     data = rng.integers(0, 256, (1, 14, 14, 64)).astype(np.uint8)

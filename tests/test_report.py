@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvm_easyquant import calibrate
-from tvm_easyquant.graph import run
-from tvm_easyquant.numerics import QuantConfig
-from tvm_easyquant.report import BINS, histograms, saturation, worst_layers
-from tvm_easyquant.sites import plan
+from tvm_easyquant.measure.report import BINS, histograms, saturation, worst_layers
+from tvm_easyquant.network.graph import run
+from tvm_easyquant.scales import calibrate
+from tvm_easyquant.scales.numerics import QuantConfig
+from tvm_easyquant.scales.partition import plan
 
 
 @settings(deadline=None)

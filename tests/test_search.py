@@ -10,27 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topi_ext import reference
-from tvm_easyquant import objectives
-from tvm_easyquant import search as search_module
-from tvm_easyquant.calibrate import calibrate, start_table
-from tvm_easyquant.graph import Graph, evaluate, linear, to_nhwc
-from tvm_easyquant.integer import integer_weight, run_integer
-from tvm_easyquant.numerics import (
+from tvm_easyquant.network.graph import Graph, evaluate, linear, to_nhwc
+from tvm_easyquant.scales.calibrate import calibrate, start_table
+from tvm_easyquant.scales.integer import integer_weight, run_integer
+from tvm_easyquant.scales.numerics import (
     DEFAULT_METHOD,
     QuantConfig,
     quantize_bias,
     scale_for,
     weight_scales,
 )
-from tvm_easyquant.search import (
+from tvm_easyquant.scales.partition import plan
+from tvm_easyquant.search import driver as search_module
+from tvm_easyquant.search.driver import (
     CheckpointError,
     cosine,
     factors,
     layer_figures,
+    objectives,
     search,
     search_weights,
 )
-from tvm_easyquant.sites import plan
 
 
 def searched(graph, images, progress=None, checkpoint=None, jobs=None, **settings):
@@ -362,7 +362,7 @@ def test_a_dense_layer_is_not_searched_by_the_cosine_of_single_numbers():
 def test_the_integer_network_is_close_to_the_float_one(bits, least):
     graph, images = networks.residual(5)
     table = searched(graph, images, bits=bits)
-    from tvm_easyquant.graph import run
+    from tvm_easyquant.network.graph import run
 
     for x in images:
         integer = run_integer(graph, table, {"image": x})["logits"]
@@ -403,8 +403,8 @@ EXTENSIONS = {
 
 @pytest.mark.parametrize("name", EXTENSIONS)
 def test_every_extension_is_deterministic_stored_in_the_table_and_no_harm(name):
-    from tvm_easyquant.graph import run
-    from tvm_easyquant.scale_table import ScaleTable
+    from tvm_easyquant.network.graph import run
+    from tvm_easyquant.scales.table import ScaleTable
 
     graph, images = networks.residual(4)
     # few large weights and many that round to nothing: gains that are worth a correction
@@ -435,7 +435,7 @@ def test_a_round_that_makes_the_output_worse_is_undone():
                  progress=lambda *call: texts.append(call[2]))
         for rounds in (1, 2, 8)
     ]  # fmt: skip
-    from tvm_easyquant.graph import run
+    from tvm_easyquant.network.graph import run
 
     real = [run(graph, {"image": x})["logits"] for x in images]
     noise = [
@@ -646,7 +646,7 @@ def undecidable(b):
 )
 def test_sites_whose_tensors_come_one_after_the_other(build):
     """Story: a slice, pad or pool of the network's input ended the search with a KeyError."""
-    from tvm_easyquant.graph import run
+    from tvm_easyquant.network.graph import run
 
     b = networks.Builder(2)
     outputs = build(b)

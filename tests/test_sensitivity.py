@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvm_easyquant.calibrate import calibrate, start_table
 from tvm_easyquant.evaluate import compare, evaluate
-from tvm_easyquant.graph import run
-from tvm_easyquant.integer import run_integer
-from tvm_easyquant.numerics import ConfigError, QuantConfig
-from tvm_easyquant.sensitivity import (
+from tvm_easyquant.network.graph import run
+from tvm_easyquant.scales.calibrate import calibrate, start_table
+from tvm_easyquant.scales.integer import run_integer
+from tvm_easyquant.scales.numerics import ConfigError, QuantConfig
+from tvm_easyquant.scales.partition import plan
+from tvm_easyquant.search.bits import (
     FLOAT,
     DropError,
     StateError,
@@ -28,7 +29,6 @@ from tvm_easyquant.sensitivity import (
     ranking,
     with_kinds,
 )
-from tvm_easyquant.sites import plan
 
 
 class Work:

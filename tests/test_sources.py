@@ -7,13 +7,13 @@ import networks
 import numpy as np
 import pytest
 
-from tvm_easyquant import sources
-from tvm_easyquant.calibrate import Calibration
 from tvm_easyquant.evaluate import EvaluationError
-from tvm_easyquant.graph import GraphError
 from tvm_easyquant.images import ImageError, Preprocess
-from tvm_easyquant.sites import plan, skipped
-from tvm_easyquant.sources import SourceError
+from tvm_easyquant.network.graph import GraphError
+from tvm_easyquant.samples import sources
+from tvm_easyquant.samples.sources import SourceError
+from tvm_easyquant.scales.calibrate import Calibration
+from tvm_easyquant.scales.partition import plan, skipped
 
 PICTURE = Preprocess(scale=1 / 255, mean=(0.5, 0.25, 0), std=(1, 2, 4))
 
@@ -145,8 +145,8 @@ def test_other_formats_go_through_tvmc_and_nhwc_is_converted(tmp_path):
     from tvm import relay
 
     from tvm_easyquant import quantize
-    from tvm_easyquant.graph import run
-    from tvm_easyquant.relay_frontend import LoadError, load_model
+    from tvm_easyquant.network.graph import run
+    from tvm_easyquant.relay.read import LoadError, load_model
 
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((3, 3, 4, 8)).astype(np.float32)

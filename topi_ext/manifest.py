@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import arm, cost, depthwise, direct, isa, winograd, winograd_conv, x86
+from . import cost, isa, winograd
 from .conv2d import (
     INT16_MAX,
     Bound,
@@ -25,6 +25,8 @@ from .conv2d import (
     pad_vector,
     tap_bound,
 )
+from .kernels import depthwise, direct, winograd_conv
+from .targets import arm, x86
 
 
 class Kernel(NamedTuple):

@@ -63,6 +63,6 @@ assert (guess == labels).mean() > 0.85
 # ----------------------------
 # numpy executes the module by the norm; the compiled one equals it bit for bit.
 
-from tvm_easyquant.relay_reference import execute
+from tvm_easyquant.relay.reference import execute
 
 np.testing.assert_array_equal(execute(q.module, {"image": test[:1]})[0], run({"image": test[:1]})[0])

@@ -88,7 +88,7 @@ run.set_input("image", image)
 run.run()
 logits = run.get_output(0).numpy()
 
-from tvm_easyquant.relay_reference import execute
+from tvm_easyquant.relay.reference import execute
 
 np.testing.assert_allclose(logits, execute(integer, {"image": image})[0], rtol=1e-5)
 print("class", logits.argmax())

@@ -18,8 +18,9 @@ import numpy as np
 from tvm import autotvm
 
 import tvm_easyquant as eq
-from tvm_easyquant import demo, relay_tune
-from tvm_easyquant.relay_build import cpu_target
+from tvm_easyquant import demo
+from tvm_easyquant.relay import tune as relay_tune
+from tvm_easyquant.relay.build import cpu_target
 
 # %%
 # A network with one integer layer

@@ -15,9 +15,10 @@ import numpy as np
 import tvm
 from tvm import te
 
-from topi_ext import isa, manifest, reference, x86
+from topi_ext import isa, manifest, reference
 from topi_ext.conv2d import Bound, ConvSpec
 from topi_ext.emit import DefaultKnobs
+from topi_ext.targets import x86
 
 if platform.machine() not in ("x86_64", "AMD64"):
     print("skipped: SSSE3 is an x86 instruction set")

@@ -10,19 +10,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
-    from .graph import Graph as Graph
-    from .numerics import QuantConfig as QuantConfig
-    from .numerics import Scale as Scale
+    from .network.graph import Graph as Graph
     from .pipeline import Quantized as Quantized
     from .pipeline import import_quantized as import_quantized
     from .pipeline import quantize as quantize
-    from .relay_build import Executor as Executor
-    from .relay_build import build as build
-    from .relay_frontend import from_relay as from_relay
-    from .relay_frontend import load_onnx as load_onnx
-    from .relay_pass import EasyQuant as EasyQuant
-    from .relay_rewrite import rewrite as rewrite
-    from .scale_table import ScaleTable as ScaleTable
+    from .relay.build import Executor as Executor
+    from .relay.build import build as build
+    from .relay.passes import EasyQuant as EasyQuant
+    from .relay.read import from_relay as from_relay
+    from .relay.read import load_onnx as load_onnx
+    from .relay.rewrite import rewrite as rewrite
+    from .scales.numerics import QuantConfig as QuantConfig
+    from .scales.numerics import Scale as Scale
+    from .scales.table import ScaleTable as ScaleTable
 
 __version__ = "0.1.0"
 
@@ -31,16 +31,16 @@ _PUBLIC = {
     "quantize": "pipeline",
     "Quantized": "pipeline",
     "import_quantized": "pipeline",
-    "QuantConfig": "numerics",
-    "Scale": "numerics",
-    "ScaleTable": "scale_table",
-    "Graph": "graph",
-    "load_onnx": "relay_frontend",
-    "from_relay": "relay_frontend",
-    "EasyQuant": "relay_pass",
-    "rewrite": "relay_rewrite",
-    "build": "relay_build",
-    "Executor": "relay_build",
+    "QuantConfig": "scales.numerics",
+    "Scale": "scales.numerics",
+    "ScaleTable": "scales.table",
+    "Graph": "network.graph",
+    "load_onnx": "relay.read",
+    "from_relay": "relay.read",
+    "EasyQuant": "relay.passes",
+    "rewrite": "relay.rewrite",
+    "build": "relay.build",
+    "Executor": "relay.build",
 }
 __all__ = sorted(_PUBLIC)
 

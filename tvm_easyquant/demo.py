@@ -41,7 +41,7 @@ def _classify(executor, pictures) -> np.ndarray:
 
 def _median_microseconds(executors, rounds=15) -> list[float]:
     """Times of one thread, interleaved, so that a noisy machine disturbs all alike."""
-    from .host import tvm
+    from .relay.framework import tvm
 
     tvm.get_global_func("runtime.config_threadpool")(1, 1)  # big cores, one thread
     times = [[e.milliseconds(repeat=3, number=10) for e in executors] for _ in range(rounds)]
@@ -52,9 +52,9 @@ def main(out: str = "easyquant_demo") -> int:
     """Run the demo; artefacts go to the folder ``out``. Returns 0."""
     from . import pipeline
     from .files import replacing
-    from .host import tvm
     from .progress import Bar, peak_memory_gib
-    from .relay_build import Executor, build, host_target
+    from .relay.build import Executor, build, host_target
+    from .relay.framework import tvm
 
     suffix = ".so" if tvm.contrib.cc.get_cc() else ".tar"  # object files, if nothing can link them
     folder = Path(out)
@@ -109,7 +109,7 @@ def _float_module(path):
     """The float network as TVM compiles it by default."""
     import onnx
 
-    from .host import relay
+    from .relay.framework import relay
 
     module, params = relay.frontend.from_onnx(onnx.load(path), freeze_params=True)
     module["main"] = relay.build_module.bind_params_by_name(module["main"], params)

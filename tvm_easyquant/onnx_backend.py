@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx.backend.base import Backend, BackendRep
 
-from .onnx_quantized import check_types
+from .readers.onnx_quantized import check_types
 
 #: operator -> the inputs that must be constants
 CONSTANT = {
@@ -45,7 +45,7 @@ class QuantizedRep(BackendRep):
         from onnx import numpy_helper
 
         from .pipeline import import_quantized
-        from .relay_build import Executor
+        from .relay.build import Executor
 
         bound = tuple((name, values[name].dtype, values[name].tobytes()) for name in self.constants)
         if self.compiled is None or bound != self.bound:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from . import calibrate as _calibrate
-from . import evaluate as _evaluate
-from . import search as _search
-from . import sensitivity
-from .equalize import equalized
-from .graph import Graph, run
-from .numerics import ConfigError, QuantConfig
-from .scale_table import ScaleTable
-from .sites import Plan, plan
+from .measure import accuracy as _evaluate
+from .network.equalize import equalized
+from .network.graph import Graph, run
+from .scales import calibrate as _calibrate
+from .scales.numerics import ConfigError, QuantConfig
+from .scales.partition import Plan, plan
+from .scales.table import ScaleTable
+from .search import bits as sensitivity
+from .search import driver as _search
 
 Progress = Callable[[int, int, str], None]
 
@@ -69,7 +69,7 @@ class Quantized:
 
     def build(self, target=None, *, lower: bool = True):
         """Compile for ``target`` (default: this CPU); returns TVM's library. See `relay_build.build`."""
-        from .relay_build import build
+        from .relay.build import build
 
         return build(self.module, target, lower=lower)
 
@@ -78,7 +78,7 @@ class Quantized:
 
         Raises ExportError for a float operator that has no translation.
         """
-        from .onnx_export import save, to_qdq
+        from .writers.qdq import save, to_qdq
 
         save(path, to_qdq(self.graph, self.table))
 
@@ -90,8 +90,8 @@ def as_graph(model, params=None, **load_options) -> Graph:
     """
     if isinstance(model, Graph):
         return model
-    from .host import tvm
-    from .relay_frontend import from_relay, load_model, load_onnx
+    from .relay.framework import tvm
+    from .relay.read import from_relay, load_model, load_onnx
 
     if isinstance(model, tvm.IRModule):
         return from_relay(model, params)
@@ -243,7 +243,7 @@ class _Judge:
     """Measures tables against fp32 on labelled data, compiled for a target."""
 
     def __init__(self, graph, module, fp32, evaluation, metric, target, progress):
-        from .relay_build import cpu_target
+        from .relay.build import cpu_target
 
         self.graph, self.target, self.progress = graph, cpu_target(target), progress
         self.data = _evaluate.load(evaluation)
@@ -256,8 +256,8 @@ class _Judge:
     def _float(self, module):
         if module is None:
             return lambda feed: run(self.graph, feed)
-        from .relay_benchmark import build_float
-        from .relay_build import Executor
+        from .relay.build import Executor
+        from .relay.profile import build_float
 
         return Executor(build_float(module, self.target))
 
@@ -269,7 +269,7 @@ class _Judge:
         return found["top1"]
 
     def paired(self, table) -> _evaluate.Paired:
-        from .relay_build import Executor, build
+        from .relay.build import Executor, build
 
         if self.reference is None:
             self.reference = self._scores(self.fp32, "float32")
@@ -277,15 +277,15 @@ class _Judge:
         return _evaluate.compare(scores, self.reference)
 
     def times(self, table) -> dict[str, float]:
-        from .relay_tune import layer_times
+        from .relay.tune import layer_times
 
         return layer_times(apply(self.graph, table), self.target)
 
 
 def _float_module(model, params, input_shapes, batch):
     """The float Relay module of what `quantize` takes."""
-    from .host import relay, tvm
-    from .relay_frontend import import_model, import_onnx
+    from .relay.framework import relay, tvm
+    from .relay.read import import_model, import_onnx
 
     if isinstance(model, tvm.IRModule):
         if params:
@@ -318,8 +318,8 @@ def import_quantized(model, input_shapes=None, batch: int = 1) -> Imported:
     quantize, or what we do not cover, stays float and is in ``plan.floats`` with the reason.
     input_shapes, batch: see `load_onnx`. Raises LoadError or QuantizedModelError.
     """
-    from .relay_frontend import load_quantized
-    from .take_over import take_over
+    from .readers.take_over import take_over
+    from .relay.read import load_quantized
 
     clock = time.perf_counter()
     graph, normal = load_quantized(model, input_shapes, batch)
@@ -367,6 +367,6 @@ def _dead_channels(graph, plan_):
 
 def apply(graph: Graph, table: ScaleTable):
     """The integer Relay module of ``graph`` under ``table``; TableError if they do not fit."""
-    from .relay_rewrite import rewrite
+    from .relay.rewrite import rewrite
 
     return rewrite(graph, table)

@@ -1,0 +1,1 @@
+"""The computes of the kernels, as TIR."""

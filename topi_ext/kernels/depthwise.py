@@ -1,0 +1,312 @@
+"""Depthwise convolution, NHWC, on vectors of channels.
+
+`compute` needs no intrinsic, so it is the same code on every CPU. `compute_pairs` takes the taps of a
+kernel row in pairs: the bytes of two neighbouring pixels are interleaved, and one byte-pair multiply
+(vpmaddubsw) makes both products of a channel and adds them.
+
+``int16`` accumulators where `conv2d.tap_bound` proves that a channel's sums are no further apart than int16
+is wide: each sum starts at a constant that puts the middle of its range at zero, and the bias takes it
+back. Else int32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import epilogue
+from ..conv2d import INT16_MAX, Bound, ConvSpec, Refusal
+from ..emit import Builder, extern, pick, tir, with_lanes
+from .direct import Dot, Writer, copied, outer_loop, padded_map
+
+LANES = 16
+
+
+def center(spec: ConvSpec, weight: np.ndarray) -> np.ndarray:
+    """int32 (K,): the middle of the range of each channel's sum; weight int8 (R, S, 1, K)."""
+    flat = weight.reshape(-1, spec.out_channels).astype(np.int64)
+    return (spec.data_max * flat.sum(axis=0) // 2).astype(np.int32)
+
+
+def work(spec: ConvSpec) -> tuple[float, ...]:
+    """Millions of: multiply-accumulates with padded channels, outputs, elements copied."""
+    outputs = spec.batch * spec.out_height * spec.out_width * (-(-spec.out_channels // LANES) * LANES)
+    taps = spec.kernel[0] * spec.kernel[1]
+    return tuple(n * 1e-6 for n in (outputs * taps, outputs, copied(spec) if any(spec.padding) else 0))
+
+
+def compute(cfg, spec: ConvSpec, accumulator: str, data, weight, bias, multiplier, residual=None):
+    """TE tensor; weight: ``accumulator`` type (R * S + 1, C padded to 16), the last row what every sum
+    starts with; bias and multiplier padded.
+
+    AutoTVM knob: ``tile`` (pixels of a row computed at once).
+    """
+    width = spec.out_width
+    cfg.define_knob("tile", [p for p in (4, 2, 1, 3, 7) if p <= width])
+    cfg.add_flop(2 * spec.macs)
+    source = padded_map(spec, Dot(LANES, LANES, "uint8", "", 1, None, None, 0), data)
+    inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
+
+    def body(ins, out):
+        return _emit(spec, accumulator, cfg["tile"].val, ins, out)
+
+    return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
+
+
+def _emit(spec, accumulator, pixels, ins, out):
+    data, weight, bias, multiplier = ins[:4]
+    ib = Builder()
+    write = Writer(ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None)
+    wide = with_lanes(accumulator, LANES)
+    r, s = spec.kernel
+    tiles, tail = divmod(spec.out_width, pixels)
+    blocks, ragged = divmod(spec.out_channels, LANES)
+
+    def tile(n, y, x, count, block, valid):
+        acc = ib.allocate(accumulator, count * LANES, name="acc")
+        channel = block * LANES
+        for p in range(count):
+            total = weight.vload([r * s, channel], wide)
+            for i in range(r):
+                for j in range(s):
+                    index = [
+                        n,
+                        y * spec.strides[0] + i * spec.dilation[0],
+                        (x + p) * spec.strides[1] + j * spec.dilation[1],
+                        channel,
+                    ]
+                    product = data.vload(index, f"uint8x{LANES}").astype(wide)
+                    total = total + product * weight.vload([i * s + j, channel], wide)
+            ib.emit(acc.vstore([p * LANES], total))
+        for p in range(count):
+            value = acc.vload([p * LANES], wide).astype(f"int32x{LANES}")
+            write(
+                value + bias.vload([channel], f"int32x{LANES}"),
+                lambda k, p=p: [n, y, x + p, k],
+                channel,
+                channel,
+                valid,
+            )
+
+    def row(n, y, block, valid):
+        if tiles:
+            with ib.for_range(0, tiles, "tile") as t:
+                tile(n, y, t * pixels, pixels, block, valid)
+        if tail:
+            tile(n, y, tir.const(tiles * pixels), tail, block, valid)
+
+    with ib.for_range(0, spec.batch * spec.out_height, "row", kind=outer_loop(spec)) as ny:
+        n, y = ny // spec.out_height, ny % spec.out_height
+        if blocks:
+            with ib.for_range(0, blocks, "block") as block:
+                row(n, y, block, None)
+        if ragged:
+            row(n, y, tir.const(blocks), ragged)
+    return ib.get()
+
+
+# -- pairs of taps
+
+
+def pairs_of(spec: ConvSpec) -> list[tuple[int, int | None, int | None]]:
+    """The byte-pair multiplies of a kernel row: (first pixel, tap of its weight, tap of the next pixel's).
+
+    The last tap of an odd row stands alone, with a zero weight beside it: once before it and once after it,
+    because either pair of pixels may be interleaved already; a kernel uses one of the two.
+    """
+    taps = spec.kernel[1]
+    pairs = [(i, i, i + 1) for i in range(0, taps - 1, 2)]
+    return pairs + ([(taps - 2, None, taps - 1), (taps - 1, taps - 1, None)] if taps % 2 else [])
+
+
+def pair_bound(spec: ConvSpec, weight: np.ndarray) -> Bound | Refusal:
+    """No byte-pair multiply saturates: weight int8 (R, S, 1, K)."""
+    w = spec.data_max * weight.astype(np.int64)[:, :, 0]
+    worst = 0
+    for _, first, second in pairs_of(spec):
+        both = [w[:, tap] for tap in (first, second) if tap is not None]
+        sides = [sum(np.maximum(sign * b, 0) for b in both).max(initial=0) for sign in (1, -1)]
+        worst = max(worst, *map(int, sides))
+    if worst > INT16_MAX:
+        return Refusal(f"a pair of products may reach {worst}, beyond {INT16_MAX}")
+    return Bound("a pair of products", worst, INT16_MAX)
+
+
+def halves(width: int, offset: int = 0) -> list[list[int]]:
+    """The channels of the two interleaves of ``width`` bytes, in order: punpcklbw's and punpckhbw's."""
+    lanes = range(width // 16)
+    return [[16 * lane + 8 * half + i + offset for lane in lanes for i in range(8)] for half in (0, 1)]
+
+
+def blocks_of(spec: ConvSpec, width: int) -> list[tuple[int, int]]:
+    """(first channel, bytes) of the blocks: of ``width``, and one or more of 16 at the end."""
+    padded = -(-spec.out_channels // LANES) * LANES
+    whole = padded // width * width
+    return [(c, width) for c in range(0, whole, width)] + [(c, LANES) for c in range(whole, padded, LANES)]
+
+
+def pack_pairs(spec: ConvSpec, weight, bias, multiplier, width: int):
+    """(weights, bias, multiplier) for `compute_pairs`.
+
+    weights: int8 (blocks, R * pairs + 1, 2 * width): for each pair the two interleaves, then what the int16
+    sums start with, in bytes. bias and multiplier in the order in which the sums are widened: even lanes,
+    odd lanes of the one interleave, then of the other.
+    """
+    r = spec.kernel[0]
+    channels = -(-spec.out_channels // LANES) * LANES
+    padded = np.zeros((*weight.shape[:2], channels), np.int8)
+    padded[:, :, : spec.out_channels] = weight[:, :, 0]
+    start = np.zeros(channels, np.int16)
+    start[: spec.out_channels] = -center(spec, weight)
+    folded, factor = np.zeros(channels, np.int32), np.zeros(channels, np.float32)
+    folded[: spec.out_channels] = bias + center(spec, weight)
+    factor[: spec.out_channels] = multiplier
+    pairs, blocks, order = pairs_of(spec), blocks_of(spec, width), []
+    packed = np.zeros((len(blocks), r * len(pairs) + 1, 2 * width), np.int8)
+    for b, (first, size) in enumerate(blocks):
+        for half, own in enumerate(halves(size, first)):
+            place = slice(half * size, (half + 1) * size)
+            for i in range(r):
+                for j, (_, *taps) in enumerate(pairs):
+                    both = [np.zeros(len(own), np.int8) if t is None else padded[i, t, own] for t in taps]
+                    packed[b, i * len(pairs) + j, place] = np.stack(both, axis=1).reshape(-1)
+            packed[b, -1, place] = start[own].view(np.int8)
+            order += [*own[::2], *own[1::2]]
+    return packed, folded[order], factor[order]
+
+
+class PairOps(NamedTuple):
+    """Instructions for `compute_pairs`, each for vectors of 16 bytes and of ``width``.
+
+    multiply(uint8 data, int8 weights) -> int16: products of neighbouring bytes, added in pairs.
+    widen(int16) -> (int32 of the even lanes, int32 of the odd ones).
+    narrow(four float32 vectors, zero_point, lo, hi) -> uint8: rounded as the norm does; each 16 bytes hold
+    four lanes of the first vector, four of the second, and so on.
+    """
+
+    width: int
+    multiply: Callable
+    widen: Callable
+    narrow: Callable
+
+
+def compute_pairs(cfg, spec: ConvSpec, ops: PairOps, data, weight, bias, multiplier, residual=None):
+    """TE tensor; weight, bias and multiplier as `pack_pairs` makes them for ``ops.width``.
+
+    AutoTVM knob: ``tile`` (pixels of a row computed at once).
+    """
+    wide = spec.strides[1] == 1 and spec.out_width % 7 == 0
+    tiles = (7, 4, 2, 1, 3) if wide else (4, 2, 1, 3, 7)
+    cfg.define_knob("tile", [p for p in tiles if p <= spec.out_width])
+    cfg.add_flop(2 * spec.macs)
+    source = padded_map(spec, Dot(LANES, LANES, "uint8", "", 1, None, None, 0), data)
+    inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
+
+    def body(ins, out):
+        return _Pairs(spec, ops, ins, out).loops(cfg["tile"].val)
+
+    return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
+
+
+class _Pairs:
+    """Emits the loops of `compute_pairs`; one instance per kernel."""
+
+    def __init__(self, spec, ops, ins, out):
+        self.spec, self.ops, self.out = spec, ops, out
+        self.data, self.weight, self.bias, self.multiplier = ins[:4]
+        self.residual = ins[4] if len(ins) > 4 else None
+        self.ib = Builder()
+
+    def loops(self, pixels):
+        ib, spec = self.ib, self.spec
+        tiles, tail = divmod(spec.out_width, pixels)
+        blocks = blocks_of(spec, self.ops.width)
+        whole = spec.out_channels // self.ops.width
+
+        def row(n, y, block, first, size):
+            if tiles:
+                with ib.for_range(0, tiles, "tile") as t:
+                    self.tile(n, y, t * pixels, pixels, block, first, size)
+            if tail:
+                self.tile(n, y, tir.const(tiles * pixels), tail, block, first, size)
+
+        with ib.for_range(0, spec.batch * spec.out_height, "row", kind=outer_loop(spec)) as ny:
+            n, y = ny // spec.out_height, ny % spec.out_height
+            if whole:
+                with ib.for_range(0, whole, "block") as block:
+                    row(n, y, block, block * self.ops.width, self.ops.width)
+            for block in range(whole, len(blocks)):
+                row(n, y, block, *blocks[block])
+        return ib.get()
+
+    def pairs(self, pixel, last):
+        """The pairs that an output takes whose window starts at ``pixel``: a tap alone goes with the pixel
+        that is interleaved with its own for another output, if the row has it (``last`` is its end)."""
+        spec, found = self.spec, list(enumerate(pairs_of(self.spec)))
+        if spec.kernel[1] % 2 == 0:
+            return found
+        *found, before, after = found
+        beyond = pixel + spec.kernel[1] * spec.dilation[1]
+        return [*found, after if spec.strides[1] % 2 == 0 and beyond <= last else before]
+
+    def tile(self, n, y, x, count, block, first, size):
+        """``count`` pixels by the ``size`` channels of a block from channel ``first`` on."""
+        ib, spec = self.ib, self.spec
+        step, apart, each = spec.strides[1], spec.dilation[1], len(pairs_of(spec))
+        last = (count - 1) * step + (spec.kernel[1] - 1) * apart
+        sums = with_lanes("int16", size // 2)
+        acc = [[ib.allocate("int16", size // 2, name="acc") for _ in (0, 1)] for _ in range(count)]
+
+        def weights(index, half):
+            return self.weight.vload([block, index, half * size], with_lanes("int8", size))
+
+        def pixels(i, at):
+            index = [n, y * spec.strides[0] + i * spec.dilation[0], x * step + at, first]
+            return self.data.vload(index, with_lanes("uint8", size))
+
+        for half, own in enumerate(halves(size)):
+            for p in range(count):
+                start = tir.reinterpret(sums, weights(spec.kernel[0] * each, half))
+                ib.emit(acc[p][half].vstore([0], start))
+            for i in range(spec.kernel[0]):
+                for p in range(count):
+                    for j, (offset, *_) in self.pairs(p * step, last):
+                        rows = [pixels(i, p * step + (offset + k) * apart) for k in (0, 1)]
+                        both = pick(rows, [lane for c in own for lane in (c, size + c)])
+                        product = self.ops.multiply(both, weights(i * each + j, half))
+                        ib.emit(acc[p][half].vstore([0], acc[p][half].vload([0], sums) + product))
+        for p in range(count):
+            self.store([a.vload([0], sums) for a in acc[p]], [n, y, x + p], first, size)
+
+    def store(self, sums, index, first, size):
+        """Widen the int16 sums of a pixel, add the bias, and store what the epilogue makes of them."""
+        ib, spec, quarter = self.ib, self.spec, size // 4
+        orders = [order for own in halves(size) for order in (own[::2], own[1::2])]
+        residual, values = None, []
+        for i, total in enumerate([v for x in sums for v in self.ops.widen(x)]):
+            at = first + i * quarter
+            acc = total + self.bias.vload([at], with_lanes("int32", quarter))
+            if self.residual is not None:
+                stored = self.residual.vload([*index, first], with_lanes("uint8", size))
+                residual = pick([stored], orders[i])
+            scale = self.multiplier.vload([at], with_lanes("float32", quarter))
+            values.append(epilogue.unrounded(spec, acc, scale, residual))
+        if spec.epilogue == "dequantize":
+            places = [c for order in orders for c in order]
+            done = pick(values, np.argsort(places).tolist())
+        else:
+            packed = self.ops.narrow(values, spec.out_zero_point, spec.lo, spec.hi)
+            places = [
+                order[4 * lane + i] for lane in range(size // 16) for order in orders for i in range(4)
+            ]
+            done = pick([packed], np.argsort(places).tolist())
+        valid = min(size, spec.out_channels - first) if isinstance(first, int) else size
+        if valid == size:
+            ib.emit(self.out.vstore([*index, first], done))
+            return
+        spill = ib.allocate(spec.out_dtype, size, name="spill")
+        ib.emit(spill.vstore([0], done))
+        with ib.for_range(0, valid, "channel") as c:
+            ib.emit(self.out.vstore([*index, first + c], spill.vload([c])))

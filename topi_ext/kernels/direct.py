@@ -1,0 +1,474 @@
+"""Direct NHWC convolution with a register tile: the loops, for any multiply instruction.
+
+The output is made in tiles of ``pixels x lanes`` accumulators that live in registers. For each run of
+the kernel window (a stretch contiguous in memory, `conv2d.pack`) the tile walks the input channels in
+groups of one 32-bit lane: the group is broadcast from the feature map itself (no im2col) and
+multiplied with ``lanes`` output channels at once. Tails are smaller tiles of the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import epilogue
+from ..conv2d import ConvSpec, blocks_of, runs_of, tight
+from ..emit import Builder, const, dtype_of, extern, lanes_of, prefetch, tir, with_lanes
+
+PARALLEL_MACS = 1_000_000  # a layer of less takes some 10 us on one core, a thread's wake-up some 5
+LINE = 64  # bytes of a cache line
+PARALLEL_BYTES = 100_000  # the same for copying a map
+ROW_BYTES = 12_000  # of a row of pixels: a part of the nearest cache, where a block of weights is as well
+
+
+class Dot(NamedTuple):
+    """A multiply instruction: ``lanes`` int32 sums of ``group`` products each.
+
+    data: element type of the padded map; weight: of the packed weights; depth: how many groups
+    ``combine`` takes at once. broadcast(x) makes int32 lanes of one group of inputs;
+    combine(acc, [x...], [w...]) -> acc adds their products. registers: accumulators of a tile.
+    An accumulator holds ``partials`` int32 sums for each lane, which reduce(acc) adds up at the end.
+    broadcast subtracts ``offset`` from the data, which the bias has to make up for. narrow: see `Writer`.
+    """
+
+    lanes: int
+    group: int
+    data: str
+    weight: str
+    depth: int
+    broadcast: Callable
+    combine: Callable
+    registers: int
+    partials: int = 1
+    reduce: Callable | None = None
+    offset: int = 0
+    narrow: Callable | None = None
+
+
+def broadcast_word(lanes: int) -> Callable:
+    """The 32 bits of one group in each of ``lanes`` lanes."""
+    return lambda x: tir.reinterpret("int32", x).astype(f"int32x{lanes}")
+
+
+def plain_dot(lanes: int) -> Dot:
+    """Multiply and add in int32 lanes, no intrinsic: exact on every CPU."""
+
+    def combine(acc, xs, ws):
+        for x, w in zip(xs, ws, strict=True):
+            acc = acc + x * w.astype(dtype_of(acc))
+        return acc
+
+    def broadcast(x):
+        return x.astype("int32").astype(f"int32x{lanes}")
+
+    return Dot(lanes, 1, "uint8", "int8", 1, broadcast, combine, 6)
+
+
+def needs_copy(spec: ConvSpec, dot: Dot) -> bool:
+    """Whether the data must be copied (padded, widened, or channels rounded up) before the kernel."""
+    return bool(any(spec.padding) or spec.in_channels % dot.group or dot.data != "uint8")
+
+
+def padded_map(spec: ConvSpec, dot: Dot, data):
+    """The padded map as a TE stage: (N, H + pads, W + pads, channels rounded up to the group); where rows
+    are `tight`, the channels as they are and some more pixels for the last group to read."""
+    if not needs_copy(spec, dot):
+        return data
+    top, left, bottom, right = spec.padding
+    channels, more = -(-spec.in_channels // dot.group) * dot.group, 0
+    if tight(spec, dot.group):
+        channels, more = spec.in_channels, -(-(dot.group - 1) // spec.in_channels)
+    shape = (spec.batch, spec.height + top + bottom, spec.width + left + right + more, channels)
+    return extern(shape, [data], lambda ins, out: _copy(spec, ins[0], out, shape, dot.data), dot.data,
+                  "padded", "easyquant_padded")  # fmt: skip
+
+
+def _copy(spec: ConvSpec, data, out, shape, dtype):
+    """The rows of the padded map: what is inside is copied, what is not becomes the zero point."""
+    ib = Builder()
+    (_, rows, width, channels), (top, left, _, _) = shape, spec.padding
+
+    def fill(n, y, x, first, count):
+        """``count`` elements of a row from channel ``first`` of pixel ``x``: the zero point."""
+        for at, lanes in _pieces(ib, count):
+            value = const(spec.zero_point, with_lanes(dtype, lanes))
+            ib.emit(out.vstore(_at(n, y, x, first + at, channels), value))
+
+    def copy(n, y, x, from_x, count):
+        """``count`` elements from pixel ``from_x`` of the data's row to pixel ``x``."""
+        for at, lanes in _pieces(ib, count):
+            source = _at(n, y - top, from_x, at, spec.in_channels)
+            value = data.vload(source, with_lanes("uint8", lanes)).astype(with_lanes(dtype, lanes))
+            ib.emit(out.vstore(_at(n, y, x, at, channels), value))
+
+    parallel = np.prod(shape) > PARALLEL_BYTES
+    with ib.for_range(0, shape[0] * rows, "row", kind="parallel" if parallel else "serial") as row:
+        n, y = row // rows, row % rows
+        if rows != spec.height:
+            with ib.if_scope(tir.any(y < top, y >= top + spec.height)):
+                fill(n, y, 0, 0, width * channels)
+        inside = ib.if_scope(tir.all(y >= top, y < top + spec.height))
+        with inside if rows != spec.height else nullcontext():
+            if left:
+                fill(n, y, 0, 0, left * channels)
+            if channels == spec.in_channels:
+                copy(n, y, left, 0, spec.width * channels)
+            else:
+                with ib.for_range(0, spec.width, "x") as x:
+                    copy(n, y, x + left, x, spec.in_channels)
+                    fill(n, y, x + left, spec.in_channels, channels - spec.in_channels)
+            if width > left + spec.width:
+                right = width - left - spec.width
+                fill(n, y, left + spec.width, 0, right * channels)
+    return ib.get()
+
+
+def _at(n, y, x, element, channels):
+    """Indices of the ``element``-th value of a row from pixel ``x`` on."""
+    if isinstance(element, int) and element < channels:
+        return [n, y, x, element]
+    return [n, y, x + element // channels, element % channels]
+
+
+def _pieces(ib, count):
+    """(offset, lanes) of vectors that cover ``count`` contiguous elements; loops where there are many."""
+    done = 0
+    for lanes in (32, 16, 8, 4, 2, 1):
+        repeat, _ = divmod(count - done, lanes)
+        if repeat > 1:
+            with ib.for_range(0, repeat, "piece") as piece:
+                yield done + piece * lanes, lanes
+        elif repeat:
+            yield done, lanes
+        done += repeat * lanes
+
+
+def outer_loop(spec: ConvSpec) -> str:
+    """Kind of a kernel's outermost loop: small layers are done before other threads have woken up. What a
+    depthwise layer does for each multiply-accumulate takes four times as long."""
+    return "parallel" if spec.macs * (4 if spec.depthwise else 1) > PARALLEL_MACS else "serial"
+
+
+def flattens(spec: ConvSpec) -> bool:
+    """A 1x1 convolution without stride or padding sees its map as one row of pixels."""
+    return spec.kernel == (1, 1) and spec.strides == (1, 1) and not any(spec.padding)
+
+
+def tile_pixels(width: int, most: int) -> int:
+    """The tile width whose tiles (tail included) cost least; a tile costs its pixels plus overhead."""
+    return min(range(1, most + 1), key=lambda p: (_row_cost(width, p), -p))
+
+
+def _row_cost(width: int, pixels: int) -> float:
+    """What a row costs in tiles of ``pixels``."""
+    tiles, tail = divmod(width, pixels)
+    return tiles * (pixels + 1.5) + (tail + 1.5 if tail else 0)
+
+
+def rows_of(spec: ConvSpec, dot: Dot) -> tuple[int, int]:
+    """Rows of the output map, over the batch, and their width, as the loops see them.
+
+    A map that `flattens` is cut into equal rows, which stay in the nearest cache with a line of outputs and
+    one of residuals for each pixel; it stays whole where tiles would fill the rows worse.
+    """
+    if not flattens(spec):
+        return spec.batch * spec.out_height, spec.out_width
+    pixels = spec.batch * spec.out_height * spec.out_width
+    limit = max(ROW_BYTES // (spec.in_channels + 2 * LINE), 2 * dot.registers)
+
+    def overhead(width):
+        return _row_cost(width, tile_pixels(width, dot.registers)) / width
+
+    widths = [w for w in range(1, pixels + 1) if pixels % w == 0 and (w <= limit or w == pixels)]
+    width = min(reversed(widths), key=lambda w: (round(overhead(w), 2), w == pixels))
+    return pixels // width, width
+
+
+def vectors_of(spec: ConvSpec, dot: Dot) -> int:
+    """Blocks of output channels in a tile: a dense layer has one pixel, so its tile is wide instead."""
+    if rows_of(spec, dot)[1] > 1:
+        return 1
+    return next(v for v in (4, 2, 1) if blocks_of(spec, dot.lanes) % v == 0)
+
+
+def work(spec: ConvSpec, dot: Dot) -> tuple[float, ...]:
+    """Millions of: multiply-accumulates with padded channels, tiles, outputs, elements copied, weights."""
+    rows, width = rows_of(spec, dot)
+    columns = spec.groups * blocks_of(spec, dot.lanes)
+    row = spec.in_channels // spec.groups * (spec.kernel[1] if tight(spec, dot.group) else 1)
+    taps = spec.kernel[0] if tight(spec, dot.group) else int(np.prod(spec.kernel))
+    depth = -(-row // dot.group) * dot.group * taps
+    tiles = rows * -(-width // tile_pixels(width, min(dot.registers, width))) * columns
+    counts = (
+        rows * width * columns * dot.lanes * depth,
+        tiles,
+        np.prod(spec.out_shape),
+        copied(spec) if needs_copy(spec, dot) else 0,
+        columns * dot.lanes * depth,
+    )
+    return tuple(float(n) * 1e-6 for n in counts)
+
+
+def copied(spec: ConvSpec) -> int:
+    """Elements of the padded map."""
+    top, left, bottom, right = spec.padding
+    return spec.batch * (spec.height + top + bottom) * (spec.width + left + right) * spec.in_channels
+
+
+def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, residual=None, shallow=None):
+    """TE tensor of the convolution; weight as `conv2d.pack` makes it, bias and multiplier padded.
+
+    shallow: the `Dot` of blocks of output channels whose depth, which follows the bias, is not ``dot``'s.
+
+    AutoTVM knobs: ``tile`` (pixels), ``order`` (which loop is outside).
+    """
+    rows, width = rows_of(spec, dot)
+    blocks = blocks_of(spec, dot.lanes)
+    vectors = vectors_of(spec, dot)
+    most = min(dot.registers, width)
+    default = tile_pixels(width, most)
+    candidates = [default] + [p for p in (1, 2, 3, 4, 5, 6, 7, 8, 14) if p <= most and p != default]
+    cfg.define_knob("tile", candidates)
+    weight_bytes = spec.groups * blocks * dot.lanes * int(weight.shape[1]) * int(weight.shape[2]) * 4
+    orders = ["rows", "channels"]
+    cfg.define_knob("order", orders[::-1] if weight_bytes > 2**17 or rows == 1 else orders)
+    cfg.add_flop(2 * spec.macs)
+    source = padded_map(spec, dot, data)
+    inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
+
+    def body(ins, out):
+        emitter = _Body(spec, dot, width, ins, out, shallow)
+        return emitter.loops(rows, width, blocks, vectors, cfg["tile"].val, cfg["order"].val)
+
+    return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
+
+
+class Lanes(NamedTuple):
+    """Finished int32 lanes with bias; index(channel) -> output indices; k: their first output channel;
+    padded_k: its place in the padded bias and multiplier vectors."""
+
+    acc: object
+    index: Callable
+    k: object
+    padded_k: object
+
+
+class Writer:
+    """Stores finished lanes; ``valid`` of them where the last block of a group is ragged.
+
+    narrow(values, zero_point, lo, hi) -> [uint8 lanes]: rounds float32 lanes to stored bytes, as
+    `epilogue.round_to_step` and `epilogue.store_byte` do, several at once; None: one by one.
+    """
+
+    def __init__(self, ib, spec, out, multiplier, residual, narrow=None):
+        self.ib, self.spec, self.out = ib, spec, out
+        self.multiplier, self.residual, self.narrow = multiplier, residual, narrow
+
+    def all(self, items, valid=None, inside=None):
+        """Store a list of `Lanes`; the first ``valid`` lanes of each count. inside: for each item the
+        conditions under which it is stored."""
+        spec, inside = self.spec, inside or [()] * len(items)
+        ragged = valid is not None and valid != lanes_of(dtype_of(items[0].acc))[1]
+        if ragged or self.narrow is None or spec.epilogue == "dequantize":
+            for item, conditions in zip(items, inside, strict=True):
+                with self.ib.if_scope(tir.all(*conditions)) if conditions else nullcontext():
+                    self(*item, valid)
+            return
+        values = [epilogue.unrounded(spec, item.acc, *self._operands(item)) for item in items]
+        done = self.narrow(values, spec.out_zero_point, spec.lo, spec.hi)
+        for i, conditions in enumerate(inside):
+            if conditions:  # computed once, before the first condition
+                kept = self.ib.allocate("uint8", lanes_of(dtype_of(done[i]))[1], name="kept")
+                self.ib.emit(kept.vstore([0], done[i]))
+                done[i] = kept.vload([0], dtype_of(done[i]))
+        for item, value, conditions in zip(items, done, inside, strict=True):
+            with self.ib.if_scope(tir.all(*conditions)) if conditions else nullcontext():
+                self.ib.emit(self.out.vstore(item.index(item.k), value))
+
+    def _operands(self, item):
+        """(multiplier, residual or None) of whole lanes."""
+        lanes = lanes_of(dtype_of(item.acc))[1]
+        scale = self.multiplier.vload([item.padded_k], with_lanes("float32", lanes))
+        if self.residual is None:
+            return scale, None
+        return scale, self.residual.vload(item.index(item.k), with_lanes("uint8", lanes))
+
+    def __call__(self, acc, index, k, padded_k, valid=None):
+        """Store one `Lanes`."""
+        item = Lanes(acc, index, k, padded_k)
+        lanes = lanes_of(dtype_of(acc))[1]
+        ib, spec = self.ib, self.spec
+        if valid is None or valid == lanes:
+            ib.emit(self.out.vstore(index(k), epilogue.finish(spec, acc, *self._operands(item))))
+            return
+        # Ragged: keep the accumulators, finish the valid ones one by one.
+        spill = ib.allocate("int32", lanes, name="spill")
+        ib.emit(spill.vstore([0], acc))
+        with ib.for_range(0, valid, "channel") as j:
+            residual = None if self.residual is None else self.residual.vload(index(k + j))
+            scale = self.multiplier.vload([padded_k + j])
+            value = epilogue.finish(spec, spill.vload([j]), scale, residual)
+            ib.emit(self.out.vstore(index(k + j), value))
+
+
+class _Body:
+    """Emits the loops as TIR; one instance per kernel."""
+
+    def __init__(self, spec, dot, width, ins, out, shallow=None):
+        self.spec, self.dot, self.shallow = spec, dot, shallow
+        self.flat, self.width = flattens(spec), width
+        self.data, self.weight, self.bias, multiplier = ins[:4]
+        self.ib = Builder()
+        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, dot.narrow)
+        self.vector = with_lanes("int32", dot.lanes)
+        self.sums = with_lanes("int32", dot.lanes * dot.partials)
+
+    def loops(self, rows, width, blocks, vectors, pixels, order):
+        ib, spec = self.ib, self.spec
+        tiles, tail = divmod(width, pixels)
+        steps, line = blocks // vectors, LINE // np.dtype(self.dot.weight).itemsize
+        valid = (spec.out_channels // spec.groups) % self.dot.lanes or self.dot.lanes
+
+        block = vectors * int(np.prod([int(d) for d in self.weight.shape[1:]]))  # weights of a step
+        share = -(-block // (rows * max(tiles, 1)))
+
+        def ahead(y, t, step):
+            """During each tile, fetch a part of the weights of the next block of channels, a little in
+            every turn of its inner loop: at once they would make the tile wait."""
+
+            def fetch(turn, turns):
+                stride = -(-share // turns)
+                for first in range(0, stride, line):
+                    offset = (y * tiles + t) * share + turn * stride + first
+                    ib.emit(prefetch(self.weight, [(step + 1) * vectors, 0, 0, 0, offset]))
+
+            return fetch
+
+        def row(y, group, step, last):
+            if self.shallow is None:
+                return row_of(self.dot, y, group, step, last)
+            places = spec.groups * blocks
+            depth = self.bias.vload([places * self.dot.lanes + group * blocks + step * vectors])
+            for dot, mine in ((self.dot, depth == self.dot.depth), (self.shallow, depth != self.dot.depth)):
+                with ib.if_scope(mine):
+                    row_of(dot, y, group, step, last)
+            return None
+
+        def row_of(dot, y, group, step, last):
+            def tile(x, count, fetch=None):
+                lanes = valid if last else None
+                self.tile(dot, y, x, count, group, step * vectors, vectors, blocks, lanes, fetch)
+
+            if tiles:
+                with ib.for_range(0, tiles, "tile") as t:
+                    far = order == "channels" and not last
+                    tile(t * pixels, pixels, ahead(y, t, step) if far else None)
+            if tail:
+                tile(tir.const(tiles * pixels), tail)
+
+        whole = steps if valid == self.dot.lanes else steps - 1
+
+        def ragged(y, group):
+            if whole < steps:
+                row(y, group, tir.const(whole), True)
+
+        if order == "rows" or spec.groups > 1:
+            with ib.for_range(0, rows, "row", kind=outer_loop(spec)) as y:
+                with ib.for_range(0, spec.groups, "group") as group:
+                    if whole:
+                        with ib.for_range(0, whole, "block") as step:
+                            row(y, group, step, False)
+                    ragged(y, group)
+            return ib.get()
+        if whole:
+            with ib.for_range(0, whole, "block", kind=outer_loop(spec)) as step:
+                with ib.for_range(0, rows, "row") as y:
+                    row(y, tir.const(0), step, False)
+        if whole < steps:
+            with ib.for_range(0, rows, "row", kind=outer_loop(spec)) as y:
+                ragged(y, tir.const(0))
+        return ib.get()
+
+    def address(self, y, x, channel):
+        """Indices into the output map; ``y`` counts rows of the whole batch."""
+        spec = self.spec
+        if self.flat:
+            x = y * self.width + x
+            if spec.out_height * spec.out_width == 1:
+                return [x, 0, 0, channel]
+            size = spec.out_height * spec.out_width
+            return [x // size, (x // spec.out_width) % spec.out_height, x % spec.out_width, channel]
+        return [y // spec.out_height, y % spec.out_height, x, channel]
+
+    def tile(self, dot, y, x, pixels, group, block, vectors, blocks, valid, fetch=None):
+        ib, spec = self.ib, self.spec
+        lanes, depth = dot.lanes, dot.depth
+        size = lanes * dot.partials
+        acc = ib.allocate("int32", pixels * vectors * size, name="acc")
+
+        def slot(p, v):
+            return [(p * vectors + v) * size]
+
+        def place(v):
+            return group * blocks + block + v  # block of the packed weights, bias and multiplier
+
+        for p in range(pixels):
+            for v in range(vectors):
+                bias = self.bias.vload([place(v) * lanes], self.vector)
+                ib.emit(acc.vstore(slot(p, v), const(0, self.sums) if dot.reduce else bias))
+        length = int(self.weight.shape[2])
+        runs = runs_of(spec)
+        base = group * (spec.in_channels // spec.groups)
+
+        def inputs(p, ry, rx, first):
+            """One group of inputs of pixel ``p`` in every lane."""
+            if self.flat:
+                index = self.address(y, x + p, base + first * dot.group)
+            else:
+                index = [
+                    y // spec.out_height,
+                    (y % spec.out_height) * spec.strides[0] + ry * spec.dilation[0],
+                    (x + p) * spec.strides[1] + rx * spec.dilation[1],
+                    base + first * dot.group,
+                ]
+            return dot.broadcast(self.data.vload(index, with_lanes(dot.data, dot.group)))
+
+        def groups(ry, rx, run, first, count):
+            """``count`` groups from group ``first`` of a run, for every pixel and vector."""
+            wide = with_lanes(dot.weight, dot.group * lanes)
+            for v in range(vectors):
+                for p in range(pixels):
+                    xs = [inputs(p, ry, rx, first + d) for d in range(count)]
+                    ws = [self.weight.vload([place(v), run, first + d, 0, 0], wide) for d in range(count)]
+                    old = acc.vload(slot(p, v), self.sums)
+                    ib.emit(acc.vstore(slot(p, v), dot.combine(old, xs, ws)))
+
+        def one_run(ry, rx, run):
+            whole, rest = divmod(length, depth)
+            if whole:
+                with ib.for_range(0, whole, "k") as k:
+                    if fetch is not None:
+                        fetch(run * whole + k, runs * whole)
+                    groups(ry, rx, run, k * depth, depth)
+            if rest:
+                groups(ry, rx, run, tir.const(whole * depth), rest)
+
+        if runs == 1:
+            one_run(0, 0, 0)
+        else:
+            columns = runs // spec.kernel[0]  # runs in a kernel row
+            with ib.for_range(0, runs, "run") as run:
+                one_run(run // columns, run % columns if columns > 1 else 0, run)
+        per = spec.out_channels // spec.groups
+        for v in range(vectors):
+            done = []
+            for p in range(pixels):
+                total = acc.vload(slot(p, v), self.sums)
+                if dot.reduce:
+                    total = dot.reduce(total) + self.bias.vload([place(v) * lanes], self.vector)
+                k = group * per + (block + v) * lanes
+                done.append(Lanes(total, lambda k, p=p: self.address(y, x + p, k), k, place(v) * lanes))
+            self.write.all(done, valid if v == vectors - 1 else None)

@@ -1,0 +1,385 @@
+"""Winograd convolution F(m, 3) as loops: exact integers, bit for bit the direct convolution.
+
+For a block of tiles: transform the data (int16); then for each block of output channels transform its
+weights, make one int16 x int16 -> int32 matrix product per position of the tile, then the inverse
+transform, the exact division and the epilogue. The weights are stored as they are, int8: transformed they
+are eight times as large, and reading that takes longer than making it anew in a core's own cache.
+
+int32 arithmetic may wrap between the products and the quotient (`winograd`); TVM emits its own as undefined
+on overflow, so add, subtract and multiply come from imported LLVM IR, inlined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import ceil
+
+import numpy as np
+
+from ..conv2d import ConvSpec
+from ..emit import Builder, const, dtype_of, extern, prefetch, tir, with_lanes
+from ..winograd import Transform
+from .direct import LINE, Dot, Lanes, Writer, copied, outer_loop, padded_map
+
+CHANNELS = 16  # input channels transformed at once
+ROWS = {128: 8, 256: 4, 512: 6}  # tiles of a matrix product's register block
+V_BYTES = 400_000  # transformed data of a block of tiles, to stay in a core's own cache
+
+
+class Wrapping:
+    """int32 vector arithmetic modulo 2**32."""
+
+    def __init__(self, lanes: int):
+        self.type = with_lanes("int32", lanes)
+        self.name = f"easyquant_%s_v{lanes}i32"
+        vector = f"<{lanes} x i32>"
+        self.llvm = "\n".join(
+            f"define {vector} @{self.name % op}({vector} %a, {vector} %b) alwaysinline {{\n"
+            f"  %r = {op} {vector} %a, %b\n  ret {vector} %r\n}}"
+            for op in ("add", "sub", "mul")
+        )
+
+    def _call(self, op, a, b):
+        return tir.call_pure_extern(self.type, self.name % op, a, b)
+
+    def add(self, a, b):
+        return self._call("add", a, b)
+
+    def sub(self, a, b):
+        return self._call("sub", a, b)
+
+    def scale(self, factor, a):
+        if factor > 0 and factor & (factor - 1) == 0:
+            return a << const(factor.bit_length() - 1, self.type) if factor > 1 else a
+        return self._call("mul", a, const(factor, self.type))
+
+
+class Plain:
+    """int16 vector arithmetic; TVM's own wraps below 32 bits."""
+
+    @staticmethod
+    def add(a, b):
+        return a + b
+
+    @staticmethod
+    def sub(a, b):
+        return a - b
+
+    @staticmethod
+    def scale(factor, a):
+        return a if factor == 1 else a * const(factor, dtype_of(a))
+
+
+def _weighted(coefficients, values, ops, keep):
+    """``sum(c * v)`` over the non-zero coefficients; None if there are none."""
+    total = None
+    terms = sorted(
+        ((int(c), v) for c, v in zip(coefficients, values, strict=True) if c), key=lambda t: t[0] < 0
+    )
+    for c, v in terms:
+        term = ops.scale(abs(c), v)
+        if total is None:
+            total = term if c > 0 else ops.scale(-1, term)
+        else:
+            total = (ops.add if c > 0 else ops.sub)(total, term)
+    return None if total is None else keep(total)
+
+
+def _sign_pair(a, b):
+    """Where b is a with some signs turned: the +-1 pattern; None if it is not, or no sign is turned."""
+    if not np.array_equal(np.abs(a), np.abs(b)) or not a.any():
+        return None
+    signs = np.where((a != 0) & (a == -b), -1, 1)
+    mixed = (signs[a != 0] == 1).any() and (signs == -1).any()
+    return signs if mixed else None
+
+
+def apply(matrix: np.ndarray, values, ops, keep):
+    """``matrix @ values`` for vectors; columns, or rows, that differ in signs only share their work."""
+    if matrix.shape[0] < matrix.shape[1]:
+        matrix, values = _fold_columns(matrix, values, ops, keep)
+    return _apply_rows(matrix, values, ops, keep)
+
+
+def _fold_columns(matrix, values, ops, keep):
+    """Replace each pair of columns that differ in signs by their values' sum and difference."""
+    matrix, values = matrix.copy(), list(values)
+    for j in range(matrix.shape[1]):
+        for k in range(j + 1, matrix.shape[1]):
+            signs = _sign_pair(matrix[:, j], matrix[:, k])
+            if signs is not None:
+                plus, minus = (keep(op(values[j], values[k])) for op in (ops.add, ops.sub))
+                values[j], values[k] = plus, minus
+                both = matrix[:, j].copy()
+                matrix[:, j], matrix[:, k] = np.where(signs > 0, both, 0), np.where(signs < 0, both, 0)
+                break
+    return matrix, values
+
+
+def _apply_rows(matrix, values, ops, keep):
+    """`apply` where pairs of rows share an even and an odd half."""
+    result = [None] * len(matrix)
+    for i in range(len(matrix)):
+        if result[i] is not None:
+            continue
+        for k in range(i + 1, len(matrix)):
+            signs = _sign_pair(matrix[i], matrix[k])
+            if result[k] is None and signs is not None:
+                even = _weighted(np.where(signs > 0, matrix[i], 0), values, ops, keep)
+                odd = _weighted(np.where(signs < 0, matrix[i], 0), values, ops, keep)
+                result[i], result[k] = keep(ops.add(even, odd)), keep(ops.sub(even, odd))
+                break
+        else:
+            result[i] = _weighted(matrix[i], values, ops, keep)
+    return result
+
+
+def tiles_of(spec: ConvSpec, t: Transform) -> tuple[int, int]:
+    """Tiles that cover the output map: down, across."""
+    return -(-spec.out_height // t.m), -(-spec.out_width // t.m)
+
+
+def block_of(spec: ConvSpec, bits: int) -> int:
+    """Output channels computed together."""
+    lanes = bits // 32
+    return 2 * lanes if spec.out_channels % (2 * lanes) == 0 else lanes
+
+
+def pairs_of(spec: ConvSpec) -> int:
+    """Pairs of input channels, rounded up to what is transformed at once."""
+    return -(-spec.in_channels // CHANNELS) * CHANNELS // 2
+
+
+def block_sizes(spec: ConvSpec, t: Transform, bits: int) -> list[int]:
+    """Tiles of a block, the default first; the weights are transformed for every block."""
+    down, across = tiles_of(spec, t)
+    total = spec.batch * down * across
+    rows = min(ROWS[bits], total)
+    budget = V_BYTES // (t.n * t.n * 4 * pairs_of(spec))
+
+    def even(limit):
+        """A block size near ``limit`` whose blocks are equally full, and even in number."""
+        blocks = ceil(total / max(limit, 1))
+        blocks += blocks % 2 if blocks > 1 else 0
+        return ceil(ceil(total / blocks) / rows) * rows
+
+    sizes = (max(16, budget), budget // 2, 2 * budget, rows)
+    return list(dict.fromkeys(map(even, sizes)))
+
+
+def work(spec: ConvSpec, t: Transform, bits: int) -> tuple[float, ...]:
+    """Millions of: products, data transformed, products transformed back, outputs, copied, weights
+    transformed."""
+    down, across = tiles_of(spec, t)
+    tiles, positions, channels = spec.batch * down * across, t.n * t.n, 2 * pairs_of(spec)
+    rows = min(ROWS[bits], tiles)
+    whole = -(-tiles // rows) * rows
+    blocks = ceil(tiles / block_sizes(spec, t, bits)[0])
+    counts = (
+        whole * positions * channels * spec.out_channels,
+        whole * positions * channels,
+        whole * positions * spec.out_channels,
+        np.prod(spec.out_shape),
+        copied(spec),
+        blocks * positions * channels * spec.out_channels,
+    )
+    return tuple(float(n) * 1e-6 for n in counts)
+
+
+def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, narrow, data, weight, bias,
+            multiplier, residual=None):  # fmt: skip
+    """TE tensor; weight: as `winograd.pack` makes it; word_pairs(wrap, acc, x, w): acc plus the products of
+    pairs of int16 lanes, of vectors of ``bits``; narrow: see `direct.Writer`.
+
+    AutoTVM knobs: ``tiles`` (of a block), ``unroll`` (pairs of channels in the innermost loop).
+    """
+    down, across = tiles_of(spec, t)
+    total = spec.batch * down * across
+    rows = min(ROWS[bits], total)
+    cfg.define_knob("tiles", block_sizes(spec, t, bits))
+    cfg.define_knob("unroll", [1, 2])
+    cfg.add_flop(2 * spec.macs)
+    top, left, _, _ = spec.padding
+    padding = (
+        top,
+        left,
+        down * t.m + t.r - 1 - top - spec.height,
+        across * t.m + t.r - 1 - left - spec.width,
+    )
+    # A map larger than its tiles need keeps what it has; the rows beyond are never read.
+    padding = (*padding[:2], *(max(p, 0) for p in padding[2:]))
+    source = padded_map(
+        replace(spec, padding=padding), Dot(0, CHANNELS, "uint8", "", 1, None, None, 0), data
+    )
+    inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
+
+    def body(ins, out):
+        emitter = _Body(spec, t, bits, word_pairs, narrow, ins, out)
+        return emitter.loops(total, cfg["tiles"].val, rows, cfg["unroll"].val)
+
+    return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
+
+
+class _Positions:
+    """A workspace array of ``positions`` rows of ``size`` elements."""
+
+    def __init__(self, ib, dtype, name, positions, size):
+        self.stride = size + LINE // np.dtype(dtype).itemsize
+        self.buffer = ib.allocate(dtype, positions * self.stride, name=name)
+
+    def load(self, position, at, dtype):
+        return self.buffer.vload([position * self.stride + at], dtype)
+
+    def store(self, position, at, value):
+        return self.buffer.vstore([position * self.stride + at], value)
+
+
+class _Body:
+    """Emits the loops as TIR; one instance per kernel."""
+
+    def __init__(self, spec, t, bits, word_pairs, narrow, ins, out):
+        self.spec, self.t, self.word_pairs = spec, t, word_pairs
+        self.lanes = bits // 32
+        self.block = block_of(spec, bits)
+        self.vectors = self.block // self.lanes
+        self.data, self.weight, self.bias, multiplier = ins[:4]
+        self.ib = Builder()
+        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, narrow)
+        self.wrap = Wrapping(self.lanes)
+        self.vector = self.wrap.type
+
+    def keeper(self, dtype, lanes):
+        """keep(expression): its value in a buffer of its own (TVM's vector lets do not compile), which is
+        small enough for LLVM to make it a register."""
+
+        def keep(value):
+            slot = self.ib.allocate(dtype, lanes, name="kept")
+            self.ib.emit(slot.vstore([0], value))
+            return slot.vload([0], with_lanes(dtype, lanes))
+
+        return keep
+
+    def loops(self, total, size, rows, unroll):
+        ib, t, spec = self.ib, self.t, self.spec
+        positions, channels = t.n * t.n, 2 * pairs_of(spec)
+        ib.scope_attr(self.data.data, "pragma_import_llvm", self.wrap.llvm)
+        blocks, kind = -(-total // size), outer_loop(spec)
+        # threads take blocks of tiles; of a single block, tiles to transform and then output channels
+        outer, inner = (kind, "serial") if blocks > 1 else ("serial", kind)
+        with ib.for_range(0, blocks, "tile_block", kind=outer) as tb:
+            # positions a line further apart: at a power of two they would share a set of the cache
+            v = _Positions(ib, "int16", "V", positions, size * channels)
+            with ib.for_range(0, size, "tile", kind=inner) as ti:
+                with ib.for_range(0, channels // CHANNELS, "c") as c:
+                    self.transform_data(tb * size + ti, ti, c * CHANNELS, total, size, channels, v)
+            with ib.for_range(0, spec.out_channels // self.block, "block", kind=inner) as block:
+                u = _Positions(ib, "int16", "U", positions, channels * self.block)
+                m = _Positions(ib, "int32", "M", positions, size * self.block)
+                with ib.for_range(0, channels // 2, "pair") as pair:
+                    for vector in range(self.vectors):
+                        self.transform_weights(block, pair, vector, u)
+                with ib.for_range(0, positions, "position") as position:
+                    with ib.for_range(0, size // rows, "rows") as group:
+                        self.fetch(block + 1, position * (size // rows) + group, positions * (size // rows))
+                        self.multiply(position, group * rows, rows, size, channels, unroll, u, v, m)
+                with ib.for_range(0, size, "tile") as ti:
+                    with ib.if_scope(tb * size + ti < total):
+                        for vector in range(self.vectors):
+                            self.finish(tb * size + ti, ti, block, vector, size, m)
+        return ib.get()
+
+    def place(self, tile):
+        """(image, first output row, first output column) of a tile."""
+        down, across = tiles_of(self.spec, self.t)
+        return tile // (down * across), (tile // across) % down * self.t.m, tile % across * self.t.m
+
+    def transform_data(self, tile, ti, channel, total, size, channels, v):
+        t, keep = self.t, self.keeper("int16", CHANNELS)
+        image, y, x = self.place(tir.min(tile, total - 1))
+        wide = f"int16x{CHANNELS}"
+        lines = []
+        for i in range(t.n):
+            row = [
+                keep(self.data.vload([image, y + i, x + j, channel], f"uint8x{CHANNELS}").astype(wide))
+                for j in range(t.n)
+            ]
+            lines.append(apply(t.bt, row, Plain, keep))
+        for j in range(t.n):
+            column = apply(t.bt, [lines[i][j] for i in range(t.n)], Plain, keep)
+            for i in range(t.n):
+                self.ib.emit(v.store(i * t.n + j, ti * channels + channel, column[i]))
+
+    def fetch(self, block, turn, turns):
+        """Fetch a part of the weights of a block of channels, while those of another multiply."""
+        share = -(-int(np.prod([int(d) for d in self.weight.shape[1:]])) // turns)
+        for first in range(0, share, LINE):
+            self.ib.emit(prefetch(self.weight, [block, 0, 0, 0, turn * share + first]))
+
+    def transform_weights(self, block, pair, vector, u):
+        """A pair of input channels by the output channels of a vector: U = G w GT."""
+        t, keep, lanes = self.t, self.keeper("int16", 2 * self.lanes), 2 * self.lanes
+        columns = []
+        for b in range(t.r):
+            taps = [[block, a * t.r + b, pair, vector * self.lanes, 0] for a in range(t.r)]
+            column = [keep(self.weight.vload(i, f"int8x{lanes}").astype(f"int16x{lanes}")) for i in taps]
+            columns.append(apply(t.g, column, Plain, keep))
+        for i in range(t.n):
+            row = apply(t.g, [columns[b][i] for b in range(t.r)], Plain, keep)
+            for j in range(t.n):
+                self.ib.emit(u.store(i * t.n + j, (pair * self.vectors + vector) * lanes, row[j]))
+
+    def multiply(self, position, first, rows, size, channels, unroll, u, v, m):
+        """``rows`` tiles by all channels of U at one position."""
+        ib, lanes = self.ib, self.lanes
+        acc = ib.allocate("int32", rows * self.block, name="acc")
+
+        def slot(r, vector):
+            return [(r * self.vectors + vector) * lanes]
+
+        for r in range(rows):
+            for vector in range(self.vectors):
+                ib.emit(acc.vstore(slot(r, vector), const(0, self.vector)))
+        with ib.for_range(0, channels // 2 // unroll, "k") as k:
+            for step in range(unroll):
+                pair = k * unroll + step
+                for r in range(rows):
+                    x = v.load(position, (first + r) * channels + pair * 2, "int16x2")
+                    x = tir.reinterpret("int32", x).astype(self.vector)
+                    x = tir.reinterpret(f"int16x{2 * lanes}", x)
+                    for vector in range(self.vectors):
+                        at = (pair * self.vectors + vector) * 2 * lanes
+                        w = u.load(position, at, f"int16x{2 * lanes}")
+                        total = self.word_pairs(self.wrap, acc.vload(slot(r, vector), self.vector), x, w)
+                        ib.emit(acc.vstore(slot(r, vector), total))
+        for r in range(rows):
+            for vector in range(self.vectors):
+                at = (first + r) * self.block + vector * lanes
+                ib.emit(m.store(position, at, acc.vload(slot(r, vector), self.vector)))
+
+    def finish(self, tile, ti, block, vector, size, m):
+        t, spec = self.t, self.spec
+        keep = self.keeper("int32", self.lanes)
+        image, y, x = self.place(tile)
+        channel = block * self.block + vector * self.lanes
+        columns = []
+        for j in range(t.n):
+            column = [
+                keep(m.load(i * t.n + j, ti * self.block + vector * self.lanes, self.vector))
+                for i in range(t.n)
+            ]
+            columns.append(apply(t.at, column, self.wrap, keep))
+        for i in range(t.m):
+            line = apply(t.at, [columns[j][i] for j in range(t.n)], self.wrap, keep)
+            done, inside = [], []
+            for j in range(t.m):
+                exact = self.wrap.scale(t.inverse, line[j]) if t.inverse != 1 else line[j]
+                acc = keep(exact >> const(t.shift, self.vector))
+                acc = acc + self.bias.vload([channel], self.vector)
+
+                def index(k, i=i, j=j):
+                    return [image, y + i, x + j, k]
+
+                done.append(Lanes(acc, index, channel, channel))
+                ragged = ((i, y, spec.out_height), (j, x, spec.out_width))
+                inside.append([first + at < end for at, first, end in ragged if at >= end % t.m > 0])
+            self.write.all(done, inside=inside)

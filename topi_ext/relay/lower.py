@@ -1,0 +1,394 @@
+"""`LowerInteger`: qnn operators -> our kernels, for one CPU target.
+
+Takes a Relay module of standard qnn ops in NHWC (what `tvm_easyquant.rewrite` makes) and replaces
+
+* convolution or dense + bias + requantize + clip, and the residual add behind it, by one call of our
+  own operator, with the kernel that `manifest.plan` proves legal from the real weights;
+* every other quantize, requantize, dequantize, add and mul by an elementwise operator that computes the
+  norm of `topi_ext.reference` (no stock qnn op rounds half to even).
+
+Max pool, concat, reshape, slice, pad, repeat, table lookups and sums are exact in stock TVM and stay as
+they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tvm
+from tvm import relay
+
+from .. import cost, manifest
+from ..conv2d import ConvSpec, Residual, fold_zero_point
+from ..reference import multiplier
+from . import op as relay_op
+
+
+class LoweringError(ValueError):
+    """A qnn operator cannot be lowered exactly; the message names it."""
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One lowered convolution or dense layer: its name where the IR has one, its shape, its weights (int8
+    HWIO), the kernel chosen and why, the refused ones."""
+
+    name: str
+    spec: ConvSpec
+    weight: np.ndarray = field(repr=False)
+    plan: manifest.KernelPlan
+
+
+@tvm.transform.module_pass(opt_level=0, name="LowerInteger")
+class LowerInteger:
+    """Module pass: lower every qnn operator for ``target``.
+
+    After a run, ``layers`` lists a `LayerPlan` for each convolution and dense layer in program order.
+    Raises LoweringError where exactness cannot be had.
+    """
+
+    if TYPE_CHECKING:
+
+        def __call__(self, mod):
+            """Run the pass on a module, as `tvm.transform.Pass` does."""
+
+    def __init__(self, target):
+        self.target = tvm.target.Target(target)
+        self.layers: list[LayerPlan] = []
+
+    def transform_module(self, mod, ctx):
+        relay_op.register()
+        module = relay.transform.InferType()(mod)
+        self.layers = []
+        lowering = _Lowering(module["main"], self.target, self.layers)
+        self.layers.reverse()  # patterns are matched from the outputs back
+        module = tvm.IRModule(module.functions, module.type_definitions)
+        module["main"] = lowering.function
+        return relay.transform.InferType()(module)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution or dense layer with its epilogue, before a kernel is chosen for it."""
+
+    name: str
+    spec: ConvSpec
+    weight: np.ndarray  # int8 HWIO
+    bias: np.ndarray  # int32 (K,), zero point folded in
+    factor: np.ndarray  # float32 (K,)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """A group of calls that becomes one: its tensor arguments and how to emit it."""
+
+    absorbed: tuple
+    tensors: tuple
+    emit: Callable
+
+
+class _Lowering:
+    def __init__(self, function, target, layers):
+        self.isa, self.core, self.found = relay_op.target_isa(target), str(target.attrs.get("mcpu", "")), []
+        self.measured = {}  # spec -> {kernel: microseconds}
+        for (kernel, spec), us in relay_op.recorded(target).items():
+            self.measured.setdefault(spec, {})[kernel] = us
+        order = []
+        relay.analysis.post_order_visit(function.body, order.append)
+        self.uses = {}
+        for expr in order:
+            for arg in _inputs(expr):
+                self.uses[arg] = self.uses.get(arg, 0) + 1
+        for result in _inputs(function.body) if isinstance(function.body, relay.Tuple) else ():
+            self.uses[result] += 1  # never absorb an output
+        self.bounds = {}
+        for expr in order:
+            self.bounds[expr] = self._upper(expr)
+        chains, absorbed = {}, set()
+        for expr in reversed(order):
+            if expr not in absorbed and isinstance(expr, relay.Call):
+                chain = self._match(expr)
+                if chain is not None:
+                    chains[expr] = chain
+                    absorbed.update(chain.absorbed)
+        self.plans, self.constants = self._choose()
+        layers.extend(
+            LayerPlan(layer.name, layer.spec, layer.weight, plan)
+            for layer, plan in zip(self.found, self.plans, strict=True)
+        )
+        new = {}
+        for expr in order:
+            if expr in absorbed:
+                continue
+            if expr in chains:
+                new[expr] = chains[expr].emit(*(new[t] for t in chains[expr].tensors))
+            elif isinstance(expr, relay.Call):
+                args = [new[a] for a in expr.args]
+                new[expr] = relay.Call(expr.op, args, expr.attrs, expr.type_args, expr.span)
+            elif isinstance(expr, relay.Tuple):
+                new[expr] = relay.Tuple([new[f] for f in expr.fields], expr.span)
+            elif isinstance(expr, relay.TupleGetItem):
+                new[expr] = relay.TupleGetItem(new[expr.tuple_value], expr.index)
+            else:
+                new[expr] = expr
+        self.function = relay.Function(function.params, new[function.body])
+
+    def _choose(self):
+        """The kernel plan and the constants of every layer found.
+
+        If the weights, packed for the best kernels, are larger than the cache, every call reads them from
+        memory, and the kernels are chosen anew for that.
+        """
+        plans, constants, cold = [None] * len(self.found), [None] * len(self.found), False
+        while True:
+            for i, layer in enumerate(self.found):
+                measured = self.measured.get(layer.spec.to_json())
+                chosen = manifest.plan(
+                    layer.spec, layer.weight, layer.bias, self.isa, measured, cold, self.core
+                )
+                if plans[i] is None or chosen.kernel != plans[i].kernel:
+                    constants[i] = chosen.kernel.pack(layer.spec, layer.weight, layer.bias, layer.factor)
+                plans[i] = chosen
+            size = sum(array.nbytes for arrays in constants for array in arrays)
+            if cold or size <= cost.CACHE_BYTES:
+                return plans, constants
+            cold = True
+
+    # -- what the IR proves
+
+    def _upper(self, expr):
+        """The largest value a uint8 expression can hold."""
+        if not isinstance(expr, relay.Call):
+            if isinstance(expr, relay.Tuple):
+                return max((self.bounds[f] for f in expr.fields), default=255)
+            return 255
+        name = expr.op.name if isinstance(expr.op, tvm.ir.Op) else ""
+        if name == "clip":
+            return min(255, int(expr.attrs.a_max))
+        if name in ("nn.max_pool2d", "reshape", "transpose", "strided_slice", "concatenate", "repeat",
+                    "nn.depth_to_space"):  # fmt: skip
+            return self.bounds[expr.args[0]]
+        if name == "take" and isinstance(expr.args[0], relay.Constant):
+            return int(expr.args[0].data.numpy().max())
+        if name == "nn.pad":
+            return max(self.bounds[expr.args[0]], int(_value(expr.args[1])))
+        return 255
+
+    # -- patterns
+
+    def _match(self, root):
+        clip, call = self._under_clip(root)
+        name = _name(call)
+        if name == "qnn.requantize":
+            return self._layer(root, clip, call) or self._requantize(root, clip, call)
+        if name == "qnn.dequantize":
+            return self._layer(root, None, call) or self._dequantize(call)
+        if name == "qnn.add":
+            return self._residual(root, clip, call) or self._join(root, clip, call, relay_op.add)
+        if name == "qnn.mul":
+            return self._join(root, clip, call, relay_op.mul)
+        if name == "qnn.quantize":
+            return self._quantize(root, clip, call)
+        if name.startswith("qnn."):
+            raise LoweringError(f"{name}: no exact lowering for this use of it")
+        return None
+
+    def _under_clip(self, root):
+        """(clip, the qnn call it limits), or (None, root)."""
+        if _name(root) == "clip" and self._alone(root.args[0]):
+            if _name(root.args[0]) in ("qnn.requantize", "qnn.add", "qnn.mul", "qnn.quantize"):
+                return root, root.args[0]
+        return None, root
+
+    def _alone(self, expr):
+        return self.uses.get(expr) == 1
+
+    def _accumulator(self, expr):
+        """(conv or dense call, bias, absorbed calls) if ``expr`` is one, optionally + bias."""
+        bias, absorbed = None, []
+        if _name(expr) == "nn.bias_add" and isinstance(expr.args[1], relay.Constant):
+            absorbed.append(expr)
+            bias = expr.args[1].data.numpy()
+            expr = expr.args[0]
+            if not self._alone(expr):
+                return None
+        if _name(expr) not in ("qnn.conv2d", "qnn.dense"):
+            return None
+        if not isinstance(expr.args[1], relay.Constant):
+            raise LoweringError(f"{_name(expr)}: its weights are not constant")
+        if _name(expr) == "qnn.conv2d" and expr.attrs.data_layout != "NHWC":
+            raise LoweringError(
+                "qnn.conv2d in NCHW: stock int8 kernels are wrong there; convert it to NHWC first"
+            )
+        return expr, bias, (*absorbed, expr)
+
+    def _layer(self, root, clip, call):
+        if not self._alone(call.args[0]):
+            return None
+        found = self._accumulator(call.args[0])
+        if found is None:
+            return None
+        conv, bias, absorbed = found
+        if _name(call) == "qnn.dequantize":
+            scale, epilogue = _value(call.args[1]), {"epilogue": "dequantize"}
+        else:
+            scale, epilogue = self._requantize_numbers(call)
+            epilogue.update(epilogue="requantize", **_limits(clip))
+        absorbed = (*absorbed, *_between(root, call))
+        return self._emit_layer(conv, bias, scale, epilogue, absorbed)
+
+    def _residual(self, root, clip, add):
+        for side in (0, 1):
+            if not self._alone(add.args[side]):
+                continue
+            inner_clip, inner = self._under_clip(add.args[side])
+            if _name(inner) != "qnn.requantize" or not self._alone(inner.args[0]):
+                continue
+            found = self._accumulator(inner.args[0])
+            if found is None or _name(found[0]) != "qnn.conv2d":
+                continue
+            conv, bias, absorbed = found
+            scale, own = self._requantize_numbers(inner)
+            own.update(_limits(inner_clip))
+            numbers = [_value(a) for a in add.args[2:]]
+            mine, other = (numbers[2 * side : 2 * side + 2], numbers[2 - 2 * side : 4 - 2 * side])
+            residual = Residual(
+                own_scale=float(mine[0]),
+                own_zero_point=own["out_zero_point"],
+                own_lo=own["lo"],
+                own_hi=own["hi"],
+                scale=float(other[0]),
+                zero_point=int(other[1]),
+                own_first=side == 0,
+                out_scale=float(numbers[4]),
+            )
+            epilogue = {
+                "epilogue": "add",
+                "out_zero_point": int(numbers[5]),
+                "residual": residual,
+                **_limits(clip),
+            }
+            absorbed = (
+                *absorbed, inner, *_between(add.args[side], inner), add.args[side],
+                *_between(root, add),
+            )  # fmt: skip
+            return self._emit_layer(conv, bias, scale, epilogue, absorbed, add.args[1 - side])
+        return None
+
+    def _requantize_numbers(self, call):
+        in_scale, in_zero, scale, zero = (_value(a) for a in call.args[1:])
+        if int(in_zero) != 0 and call.args[0].checked_type.dtype == "int32":
+            raise LoweringError("qnn.requantize: an int32 input with a zero point")
+        return multiplier(1, in_scale, scale), {"out_zero_point": int(zero)}
+
+    def _emit_layer(self, conv, bias, factor, epilogue, absorbed, residual=None):
+        weight = conv.args[1].data.numpy()
+        zero_point = int(_value(conv.args[2]))
+        if int(_value(conv.args[3])) != 0:
+            raise LoweringError(f"{_name(conv)}: weights with a zero point")
+        data = conv.args[0]
+        dense = _name(conv) == "qnn.dense"
+        shape = [int(d) for d in data.checked_type.shape]
+        if dense:
+            weight = np.ascontiguousarray(weight.T)[None, None]
+            n, h, w, c = shape[0], 1, 1, shape[1]
+            strides, padding, dilation, groups = (1, 1), (0, 0, 0, 0), (1, 1), 1
+        else:
+            a = conv.attrs
+            if a.kernel_layout == "HWOI":
+                weight = weight.transpose(0, 1, 3, 2)
+            n, h, w, c = shape
+            strides, dilation, groups = _ints(a.strides), _ints(a.dilation), int(a.groups)
+            padding = _ints(a.padding)
+        channels = weight.shape[-1]
+        spec = ConvSpec(
+            batch=n, height=h, width=w, in_channels=c, out_channels=channels,
+            kernel=weight.shape[:2], strides=strides, padding=padding, dilation=dilation,
+            groups=groups, data_max=self.bounds[data], zero_point=zero_point, **epilogue,
+        )  # fmt: skip
+        bias = np.zeros(channels, np.int32) if bias is None else bias
+        bias = fold_zero_point(bias, weight, zero_point)
+        factor = np.ascontiguousarray(np.broadcast_to(np.asarray(factor, np.float32), (channels,)))
+        name, index = conv.span.source_name.name if conv.span else "", len(self.found)
+        self.found.append(_Layer(name, spec, weight, bias, factor))
+
+        def emit(x, *rest):
+            if dense:
+                x = relay.reshape(x, (n, 1, 1, c))
+            constants = [relay.const(array) for array in self.constants[index]]
+            y = relay_op.conv2d(x, spec, self.plans[index].kernel, constants, *rest)
+            y = relay.Call(y.op, y.args, y.attrs, y.type_args, conv.span)  # its name
+            return relay.reshape(y, (n, channels)) if dense else y
+
+        tensors = (data,) if residual is None else (data, residual)
+        return _Chain(absorbed, tensors, emit)
+
+    # -- elementwise
+
+    def _requantize(self, root, clip, call):
+        factor, numbers = self._requantize_numbers(call)
+        in_zero = int(_value(call.args[2]))
+
+        def emit(x):
+            return relay_op.requantize(x, factor, in_zero, numbers["out_zero_point"], **_limits(clip))
+
+        return _Chain(_between(root, call), (call.args[0],), emit)
+
+    def _dequantize(self, call):
+        scale, zero = (_value(a) for a in call.args[1:])
+        return _Chain((), (call.args[0],), lambda x: relay_op.dequantize(x, scale, int(zero)))
+
+    def _quantize(self, root, clip, call):
+        scale, zero = (_value(a) for a in call.args[1:])
+
+        def emit(x):
+            return relay_op.quantize(x, float(scale), int(zero), **_limits(clip))
+
+        return _Chain(_between(root, call), (call.args[0],), emit)
+
+    def _join(self, root, clip, call, make):
+        a_scale, a_zero, b_scale, b_zero, scale, zero = (_value(a) for a in call.args[2:])
+
+        def emit(a, b):
+            return make(
+                a, b, float(a_scale), int(a_zero), float(b_scale), int(b_zero),
+                float(scale), int(zero), **_limits(clip),
+            )  # fmt: skip
+
+        return _Chain(_between(root, call), tuple(call.args[:2]), emit)
+
+
+def _inputs(expr):
+    if isinstance(expr, relay.Call):
+        return list(expr.args)
+    if isinstance(expr, relay.Tuple):
+        return list(expr.fields)
+    return [expr.tuple_value] if isinstance(expr, relay.TupleGetItem) else []
+
+
+def _between(root, call):
+    """The call itself, if the chain's root is a clip on it."""
+    return () if root.same_as(call) else (call,)
+
+
+def _limits(clip):
+    return {"lo": 0, "hi": 255} if clip is None else {
+        "lo": int(clip.attrs.a_min), "hi": int(clip.attrs.a_max)
+    }  # fmt: skip
+
+
+def _name(expr):
+    return expr.op.name if isinstance(expr, relay.Call) and isinstance(expr.op, tvm.ir.Op) else ""
+
+
+def _value(expr):
+    if not isinstance(expr, relay.Constant):
+        raise LoweringError("a scale or zero point is not a constant")
+    return expr.data.numpy()
+
+
+def _ints(values):
+    return tuple(int(v) for v in values)

@@ -1,0 +1,312 @@
+"""Our Relay operators, their strategy and their AutoTVM templates, in an unpatched TVM 0.19.
+
+`register` adds them to TVM's operator registry, once a process (TVM has no way to take an operator out
+again; nothing of TVM's own is changed). The AutoTVM templates are registered when this module is
+imported, because AutoTVM's worker processes import it to find them.
+
+==========================  ==================================================================
+easyquant.conv2d            data, packed weight, bias, multiplier -> `conv2d.ConvSpec`'s output
+easyquant.conv2d_add        the same and a residual tensor
+easyquant.quantize          float32 -> uint8                      (`reference.quantize`)
+easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.requantize`)
+easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.dequantize`)
+easyquant.add               uint8, uint8 -> uint8                 (`reference.add`)
+easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
+==========================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import numpy as np
+import tvm
+from tvm import autotvm, relay, te
+from tvm.relay.op import op as _op
+from tvm.topi import tag
+from tvm.topi.x86.injective import schedule_injective
+
+from .. import epilogue, isa, manifest
+from ..conv2d import ConvSpec
+from ..reference import multiplier
+
+CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
+
+
+def target_isa(target) -> str:
+    """The best row of `isa.ISAS` that a target has the features of."""
+    has = tvm.get_global_func("target.target_has_feature", allow_missing=True)
+    best, arch = "generic", isa.arch_of(str(target.attrs.get("mtriple", "")))
+    if target.kind.name == "llvm":
+        for row in isa.ISAS.values():
+            here = row.features and row.arch in ("", arch)
+            if here and all(has(feature, target) for feature in row.features):
+                best = row.name
+    return best
+
+
+# -- AutoTVM templates: one topi compute and schedule for each row of the manifest
+
+
+def template_name(row) -> str:
+    """The AutoTVM task name of a row of the manifest."""
+    return f"easyquant_{row.name}.cpu"
+
+
+def _declare(row):
+    @autotvm.register_topi_compute(template_name(row))
+    def compute(cfg, data, weight, bias, multiplier, *rest):
+        *residual, spec = rest
+        return row.compute(cfg, ConvSpec.from_json(spec), data, weight, bias, multiplier, *residual)
+
+    @autotvm.register_topi_schedule(template_name(row))
+    def schedule(cfg, outs):
+        return te.create_schedule([t.op for t in ([outs] if isinstance(outs, te.Tensor) else outs)])
+
+    return compute, schedule
+
+
+def recorded(target) -> dict[tuple[str, str], float]:
+    """{(kernel, spec as JSON): microseconds} in the AutoTVM records applied at the moment.
+
+    AutoTVM ignores ``-mcpu`` when it looks up a record; a time of another CPU says little, so only records
+    made for this target's ``-mcpu`` are read.
+    """
+    names = {template_name(row): row.name for row in manifest.KERNELS}
+    cpu, found = str(target.attrs.get("mcpu", "")), {}
+    context = autotvm.task.DispatchContext.current
+    while context is not None:
+        for (key, workload), (record, result) in getattr(context, "best_by_targetkey", {}).items():
+            mine = str(record.target.attrs.get("mcpu", "")) == cpu and key in target.keys
+            if mine and workload[0] in names and result.error_no == 0:
+                entry = (names[workload[0]], str(workload[-1]))
+                found.setdefault(entry, 1e6 * float(np.mean(result.costs)))
+        context = getattr(context, "_old_ctx", None)
+    return found
+
+
+_TEMPLATES = {row.name: _declare(row) for row in manifest.KERNELS}
+
+
+def _conv_strategy(attrs, inputs, out_type, target):
+    """The one implementation the call names; the planner has chosen already."""
+    name, spec = str(attrs["kernel"]), str(attrs["spec"])
+    compute, schedule = _TEMPLATES[name]
+
+    def run_schedule(attrs, outs, target):
+        with target:
+            return schedule(outs)
+
+    strategy = _op.OpStrategy()
+    strategy.add_implementation(
+        lambda attrs, inputs, out_type: [compute(*inputs, spec)],
+        run_schedule,
+        name=template_name(manifest.kernel(name)),
+    )
+    return strategy
+
+
+def _injective_strategy(make):
+    """Strategy of an elementwise operator: make(attrs, inputs) -> te.Tensor."""
+
+    def strategy(attrs, inputs, out_type, target):
+        def run_schedule(attrs, outs, target):
+            with target:
+                return schedule_injective(outs)
+
+        result = _op.OpStrategy()
+        result.add_implementation(
+            lambda attrs, inputs, out_type: [make(attrs, inputs)], run_schedule, name="easyquant"
+        )
+        return result
+
+    return strategy
+
+
+# -- computes of the elementwise operators; numbers are in the JSON attribute ``numbers``
+
+
+def _numbers(attrs):
+    return json.loads(str(attrs["numbers"]))
+
+
+def _along_last(x, i):
+    """A () or (K,) tensor's value for output index ``i``."""
+    return x(i[-1]) if len(x.shape) else x()
+
+
+def _steps(x, zero_point):
+    value = x.astype("int32")
+    return value - epilogue.const(zero_point, "int32") if zero_point else value
+
+
+def _quantize(attrs, inputs):
+    a, (x,) = _numbers(attrs), inputs
+
+    def element(*i):
+        scaled = epilogue.divide(x(*i), a["scale"])
+        steps = epilogue.round_to_step(scaled, a["zero_point"], a["lo"], a["hi"])
+        return epilogue.store_byte(steps, a["zero_point"])
+
+    return te.compute(x.shape, element, name="quantize", tag=tag.BROADCAST)
+
+
+def _requantize(attrs, inputs):
+    a, (x, multiplier) = _numbers(attrs), inputs
+
+    def element(*i):
+        real = _steps(x(*i), a["in_zero_point"]).astype("float32") * _along_last(multiplier, i)
+        steps = epilogue.round_to_step(real, a["zero_point"], a["lo"], a["hi"])
+        return epilogue.store_byte(steps, a["zero_point"])
+
+    return te.compute(x.shape, element, name="requantize", tag=tag.BROADCAST)
+
+
+def _dequantize(attrs, inputs):
+    a, (x, scale) = _numbers(attrs), inputs
+    return te.compute(
+        x.shape,
+        lambda *i: epilogue.fence(_steps(x(*i), a["zero_point"]).astype("float32") * _along_last(scale, i)),
+        name="dequantize",
+        tag=tag.BROADCAST,
+    )
+
+
+def _add(attrs, inputs):
+    n, (a, b) = _numbers(attrs), inputs
+
+    def element(*i):
+        left = epilogue.real(_steps(a(*i), n["a_zero_point"]), n["a_scale"])
+        right = epilogue.real(_steps(b(*i), n["b_zero_point"]), n["b_scale"])
+        return epilogue.add_stored(left, right, n["scale"], n["zero_point"], n["lo"], n["hi"])
+
+    return te.compute(a.shape, element, name="add", tag=tag.BROADCAST)
+
+
+def _mul(attrs, inputs):
+    n, (a, b) = _numbers(attrs), inputs
+    gate = [int(d) == 1 for d in b.shape]
+
+    def element(*i):
+        j = [0 if one else x for one, x in zip(gate, i, strict=True)]
+        product = _steps(a(*i), n["a_zero_point"]) * _steps(b(*j), n["b_zero_point"])
+        real = product.astype("float32") * epilogue.const(n["multiplier"], "float32")
+        return epilogue.store_byte(
+            epilogue.round_to_step(real, n["zero_point"], n["lo"], n["hi"]), n["zero_point"]
+        )
+
+    return te.compute(a.shape, element, name="mul", tag=tag.BROADCAST)
+
+
+# -- registration
+
+
+def _conv_type(arg_types, attrs):
+    spec = ConvSpec.from_json(attrs["spec"])
+    return relay.TensorType(spec.out_shape, spec.out_dtype)
+
+
+def _same_shape(dtype):
+    return lambda arg_types, attrs: relay.TensorType(arg_types[0].shape, dtype)
+
+
+_INPUTS = ("data", "weight", "bias", "multiplier")
+_ELEMENTWISE = {
+    "easyquant.quantize": (("data",), "uint8", _quantize),
+    "easyquant.requantize": (("data", "multiplier"), "uint8", _requantize),
+    "easyquant.dequantize": (("data", "scale"), "float32", _dequantize),
+    "easyquant.add": (("a", "b"), "uint8", _add),
+    "easyquant.mul": (("a", "b"), "uint8", _mul),
+}
+
+
+def _register_op(name, arguments, type_relation, pattern, strategy):
+    _op.register(name, "an operator of tvm_easyquant; see topi_ext.relay.op")
+    op = _op.get(name)
+    op.set_num_inputs(len(arguments))
+    for argument in arguments:
+        op.add_argument(argument, "Tensor", argument)
+    op.set_attrs_type_key("DictAttrs")
+
+    def relation(arg_types, attrs):
+        if not all(isinstance(t, relay.TensorType) for t in arg_types[: len(arguments)]):
+            return None
+        return type_relation(arg_types, attrs)
+
+    op.add_type_rel(name.replace(".", "_") + "_type", relation)
+    _op.register_pattern(name, pattern)
+    _op.register_stateful(name, False)
+    tvm.ir.register_op_attr(name, "TNonComputational", False)
+    generic = tvm.target.override_native_generic_func(name.replace(".", "_") + "_strategy")(strategy)
+    _op.register_strategy(name, generic)
+
+
+@functools.cache
+def register() -> None:
+    """Add the operators to TVM's registry; calling it again does nothing."""
+    known = set(tvm.ir.Op.list_op_names())
+    pattern = _op.OpPattern
+    for name, inputs in ((CONV2D, _INPUTS), (CONV2D_ADD, (*_INPUTS, "residual"))):
+        if name not in known:
+            _register_op(name, inputs, _conv_type, pattern.OPAQUE, _conv_strategy)
+    for name, (inputs, dtype, make) in _ELEMENTWISE.items():
+        if name not in known:
+            strategy = _injective_strategy(make)
+            _register_op(name, inputs, _same_shape(dtype), pattern.BROADCAST, strategy)
+
+
+# -- constructors
+
+
+def _call(name, args, **attrs):
+    return relay.Call(_op.get(name), args, tvm.ir.make_node("DictAttrs", **attrs))
+
+
+def _elementwise(name, args, **numbers):
+    return _call(name, args, numbers=json.dumps(numbers, sort_keys=True))
+
+
+def conv2d(data, spec: ConvSpec, row: manifest.Kernel, constants, residual=None):
+    """A call of kernel ``row`` on uint8 NHWC ``data``; constants as ``row.pack`` makes them."""
+    args = [data, *constants] + ([] if residual is None else [residual])
+    name = CONV2D if residual is None else CONV2D_ADD
+    return _call(name, args, kernel=row.name, spec=spec.to_json())
+
+
+def quantize(data, scale: float, zero_point: int, lo: int = 0, hi: int = 255):
+    """float32 -> uint8."""
+    return _elementwise("easyquant.quantize", [data], scale=scale, zero_point=zero_point, lo=lo, hi=hi)
+
+
+def requantize(data, multiplier, in_zero_point: int, zero_point: int, lo: int = 0, hi: int = 255):
+    """uint8 or int32 -> uint8; multiplier: float32 () or (K,) along the last axis."""
+    return _elementwise(
+        "easyquant.requantize", [data, relay.const(np.asarray(multiplier, np.float32))],
+        in_zero_point=in_zero_point, zero_point=zero_point, lo=lo, hi=hi,
+    )  # fmt: skip
+
+
+def dequantize(data, scale, zero_point: int):
+    """uint8 or int32 -> float32; scale: float32 () or (K,) along the last axis."""
+    scale = relay.const(np.asarray(scale, np.float32))
+    return _elementwise("easyquant.dequantize", [data, scale], zero_point=zero_point)
+
+
+def add(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
+        scale: float, zero_point: int, lo: int = 0, hi: int = 255):  # fmt: skip
+    """uint8 + uint8 -> uint8."""
+    return _elementwise(
+        "easyquant.add", [a, b], a_scale=a_scale, a_zero_point=a_zero_point, b_scale=b_scale,
+        b_zero_point=b_zero_point, scale=scale, zero_point=zero_point, lo=lo, hi=hi,
+    )  # fmt: skip
+
+
+def mul(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
+        scale: float, zero_point: int, lo: int = 0, hi: int = 255):  # fmt: skip
+    """uint8 * uint8 -> uint8; dimensions of ``b`` may be 1."""
+    factor = float(multiplier(a_scale, b_scale, scale))
+    return _elementwise(
+        "easyquant.mul", [a, b], a_zero_point=a_zero_point, b_zero_point=b_zero_point,
+        multiplier=factor, zero_point=zero_point, lo=lo, hi=hi,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The multiplies of each family of instruction sets."""

@@ -1,0 +1,234 @@
+"""What every verb of the command line shares: exit codes, errors in one line, options of a model."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from unittest import mock
+
+from ..files import plain
+from ..files import writable as writable  # for the verbs
+from ..progress import Bar
+
+USER_ERROR, MISSING_PACKAGE, INTERRUPTED = 4, 5, 130  # the first two are tvmc's own exit codes
+NOBODY_READS = 141  # as a shell reports SIGPIPE
+
+
+class UserError(ValueError):
+    """A mistake of the user's; printed as one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's, but a mistake is one line without the whole usage before it."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def add_verb(subparsers, name: str, run: Callable, help: str, examples: str) -> argparse.ArgumentParser:
+    """A verb ``name`` that calls run(arguments) -> exit code; returns its parser for the options."""
+    with mock.patch.object(subparsers, "_parser_class", _Parser):
+        parser = subparsers.add_parser(
+            name,
+            prog=f"tvmc-easyquant {name}",
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    parser.set_defaults(func=guarded(run))
+    return parser
+
+
+def add_model(parser, help: str = "the model: ONNX, or what tvmc loads") -> None:
+    """The options that name a model; `load_graph` reads them."""
+    add = parser.add_argument
+    add("FILE", help=help)
+    add("--model-format", metavar="NAME", help="onnx, tflite, pytorch, ... (by the file's ending)")
+    add("--input-shapes", metavar="SHAPES", help='such as "data:[1,3,224,224]"')
+    add("--batch", type=int, default=1, metavar="N", help="size of an open first dimension (1)")
+
+
+def add_table(parser) -> None:
+    """The options that name a model and its scale table; `load_table` reads them."""
+    add_model(parser, "the model that the table was made for")
+    parser.add_argument("--table", required=True, metavar="FILE", help="its scale table, from quantize")
+
+
+def add_quantized(parser) -> None:
+    """The options of a verb that runs a model with its scale table."""
+    add_table(parser)
+    add = parser.add_argument
+    add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def model_options(args) -> dict:
+    """The options of `add_model` as `relay_frontend.load_model` and `import_model` take them."""
+    shapes = _shapes(args.input_shapes)
+    return {"model_format": args.model_format, "input_shapes": shapes, "batch": args.batch}
+
+
+def load_graph(args):
+    """The float network that `add_model`'s options name."""
+    from .. import pipeline
+
+    return pipeline.as_graph(args.FILE, **model_options(args))
+
+
+def load_table(args):
+    """(graph, table, plan) of `add_table`'s options; TableError if they do not belong together."""
+    from ..scales.table import ScaleTable
+
+    table = ScaleTable.load(args.table)
+    graph = table.prepared(load_graph(args))
+    return graph, table, table.check(graph)
+
+
+def add_pictures(parser) -> None:
+    """The options that say how pictures become inputs; `preprocess_of` reads them."""
+    group = parser.add_argument_group("pictures", "how a network wants them: (x * scale - mean) / std")
+    add = group.add_argument
+    add("--scale", metavar="X", help="factor of the bytes 0..255, such as 1/255 (1)")
+    add("--mean", metavar="M,M,M", help="by channel, or one number for all (0)")
+    add("--std", metavar="S,S,S", help="by channel, or one number for all (1)")
+    add("--size", metavar="WxH", help="resize to this size first")
+    add("--crop", metavar="WxH", help="then cut this size from the centre")
+    add("--channel-order", metavar="ORDER", help="RGB, BGR or GRAY (RGB)")
+    add("--layout", metavar="NAME", help="of the model's input: NCHW or NHWC (NCHW)")
+    add("--preprocess", metavar="FILE", help="a JSON file with these settings instead")
+
+
+def preprocess_of(args, table=None):
+    """The `images.Preprocess` of `add_pictures`'s options; else the table's; else None."""
+    from ..samples.images import Preprocess
+
+    given = {
+        "scale": args.scale and _number("--scale", args.scale),
+        "mean": args.mean and tuple(_number("--mean", m) for m in args.mean.split(",")),
+        "std": args.std and tuple(_number("--std", s) for s in args.std.split(",")),
+        "size": args.size and _extent("--size", args.size),
+        "crop": args.crop and _extent("--crop", args.crop),
+        "color": args.channel_order and args.channel_order.upper(),
+        "layout": args.layout and args.layout.upper(),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.preprocess:
+        if given:
+            raise UserError(f"--preprocess and {sorted(given)} say the same; give one of them")
+        return Preprocess.load(args.preprocess)
+    if given:
+        return Preprocess(**given)
+    stored = table.data.get("preprocess") if table is not None else None
+    return Preprocess.of(stored) if stored else None
+
+
+def _number(flag: str, text: str) -> float:
+    try:
+        return float(Fraction(text.strip()))
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{flag} {text!r}: give a number such as 0.485 or 1/255") from None
+
+
+def _extent(flag: str, text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if not (1 <= len(parts) <= 2 and all(p.isdecimal() for p in parts)):
+        raise UserError(f"{flag} {text!r}: give width and height such as 224x224")
+    return int(parts[0]), int(parts[-1])
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Bar]:
+    """A `Bar` that is closed at the end, whatever happens."""
+    bar = Bar()
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
+
+
+def print_json(facts) -> None:
+    """``facts`` as JSON on stdout; infinities and NaN, which JSON lacks, become null."""
+    print(json.dumps(plain(facts), indent=1))
+
+
+def _shapes(text: str | None):
+    if not text:
+        return None
+    from tvm.driver.tvmc import TVMCException
+    from tvm.driver.tvmc.shape_parser import parse_shape_string
+
+    try:
+        return parse_shape_string(text)
+    except (argparse.ArgumentTypeError, TVMCException) as error:
+        raise UserError(f"--input-shapes {text!r}: {error}") from None
+
+
+# -- errors
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether the message is meant for the user: an error class of ours, a file, or a number too large.
+
+    Anything else is a bug and keeps its traceback.
+    """
+    ours = type(error).__module__.split(".")[0] in ("tvm_easyquant", "topi_ext")
+    return ours or isinstance(error, (OSError, OverflowError))
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def fail(code: int, message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+#: package -> the extra that brings it
+EXTRAS = {"jinja2": "report", "plotly": "report", "PIL": "images", "xgboost": "tune"}
+
+
+def missing(error: ImportError) -> int:
+    from importlib.util import find_spec
+
+    package = (error.name or "").split(".")[0]
+    if package and package not in ("tvm", "tvm_easyquant", "topi_ext") and find_spec(package) is None:
+        extra = EXTRAS.get(package, "relay")
+        return fail(
+            MISSING_PACKAGE,
+            f"the package {package} is missing: pip install 'tvm_easyquant[{extra}]' brings it",
+        )
+    return fail(MISSING_PACKAGE, one_line(error))
+
+
+def guarded(verb):
+    """A verb of ours whose user's errors are one line and an exit code."""
+
+    def run_verb(args):
+        try:
+            return verb(args)
+        except BrokenPipeError:
+            raise
+        except ImportError as error:
+            return missing(error)
+        except Exception as error:
+            if not is_users(error):
+                raise
+            return fail(USER_ERROR, one_line(error))
+
+    return run_verb

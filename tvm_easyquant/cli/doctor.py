@@ -1,0 +1,61 @@
+"""The verb ``doctor``: what this machine is and what runs on it."""
+
+from __future__ import annotations
+
+from .common import add_verb, print_json
+
+EXAMPLES = """\
+examples:
+  tvmc-easyquant doctor
+  tvmc-easyquant doctor --json
+"""
+
+
+def add(subparsers) -> None:
+    help = "this machine, the kernels it can run, and whether int8 by pmaddubsw is right on it"
+    parser = add_verb(subparsers, "doctor", _doctor, help, EXAMPLES)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _doctor(args) -> int:
+    import logging
+
+    from ..relay.doctor import OPTIONAL, examine
+
+    logging.getLogger("te_compiler").setLevel(logging.ERROR)
+    facts = examine()
+    if args.json:
+        print_json(facts)
+        return 0
+    host = facts["host"]
+    ids = [f"{key.replace('cpu_', '')} {host[key]}" for key in ("cpu_family", "model") if key in host]
+    print(f"CPU       {host['cpu']} {', '.join(ids)}; {host['cores']} cores; target '{facts['target']}'")
+    print(
+        f"versions  tvm_easyquant {facts['tvm_easyquant']}, TVM {host['tvm']}, LLVM {host['llvm']}, "
+        f"Python {facts['python']}"
+    )
+    print(f"linker    {facts['linker'] or 'none: tvmc compile needs one; install g++, or set CXX'}")
+    for row in facts["rows"]:
+        mark = "yes" if row["here"] else "no "
+        print(f"kernels   {mark} {row['isa']:13} {', '.join(row['kernels']) or '-'}")
+    for name, use in OPTIONAL.items():
+        print(f"package   {name} {facts['packages'][name] or 'missing'} ({use})")
+    print(f"int8      {verdict(facts)}")
+    return 0
+
+
+def verdict(facts) -> str:
+    """What the saturation test says, in a sentence or two."""
+    found = facts["saturation"]
+    if not found:
+        return "pmaddubsw is an x86 instruction: not on this CPU; its int8 products do not saturate"
+    text = (
+        f"pmaddubsw saturates here: TVM's own int8 convolution for -mcpu={found['mcpu']} has "
+        f"{found['tvm_int8_wrong']:.1%} of its outputs wrong (by up to {found['tvm_int8_largest_error']}; "
+        f"rms of the outputs {found['rms_output']:.0f}), ours {found['ours_wrong']:.1%}"
+    )
+    if not found["tvm_int8_wrong"]:
+        text = text.replace("saturates here", "did not saturate here")
+    if any("vnni" in row["isa"] and row["here"] for row in facts["rows"]):
+        text += "; this CPU also has VNNI, which does not saturate"
+    return text

@@ -1,0 +1,135 @@
+"""The verbs ``plan`` and ``tune-kernels``: which kernel each layer gets, and measuring them on this CPU."""
+
+from __future__ import annotations
+
+import contextlib
+
+from ..files import writable
+from ..progress import Bar
+from .common import INTERRUPTED, UserError, add_quantized, add_verb, fail, load_graph, print_json
+
+EXAMPLES = """\
+examples:
+  tvmc-easyquant plan net.onnx --table net.json --target "llvm -mcpu=core-avx2"
+  tvmc-easyquant tune-kernels net.onnx --table net.json -o net.log
+  tvmc-easyquant plan net.onnx --table net.json --tuning-records net.log
+  tvmc-easyquant compile net.onnx --tuning-records net.log -o net.tar \\
+      --target "easyquant -table=net.json, llvm -mcpu=core-avx2"
+"""
+
+
+def add(subparsers) -> None:
+    _add_plan(subparsers)
+    _add_tune(subparsers)
+
+
+def _add_plan(subparsers):
+    parser = add_verb(subparsers, "plan", _plan, "say which kernel each layer gets, and why", EXAMPLES)
+    add_quantized(parser)
+    parser.add_argument("--tuning-records", metavar="LOG", help="records of tune-kernels to choose by")
+
+
+def _add_tune(subparsers):
+    from ..relay.tune import TUNERS
+
+    help = "measure our kernels for a quantized model with AutoTVM"
+    parser = add_verb(subparsers, "tune-kernels", _tune, help, EXAMPLES)
+    add_quantized(parser)
+    add = parser.add_argument
+    add("-o", "--output", required=True, metavar="LOG", help="records are appended; kernels in it are done")
+    add("--tuner", default="xgb", help=f"{', '.join(TUNERS)} (xgb)")
+    add("--trials", type=int, default=64, metavar="N", help="most configurations of one kernel (64)")
+    add("--early-stopping", type=int, metavar="N", help="stop a kernel after N trials without a better one")
+    add("--alternatives", type=int, default=1, metavar="N", help="slower legal kernels measured, too (1)")
+    add("--rpc-tracker", metavar="HOST:PORT", help="measure on a device of this tracker")
+    add("--rpc-key", metavar="KEY", help="the device's key at the tracker")
+    add("--cross-compiler", metavar="NAME", help="what links for the device: aarch64-linux-gnu-g++")
+
+
+def _module(args):
+    """The integer module of the command line, and its target."""
+    from .. import pipeline
+    from ..relay.build import cpu_target
+    from ..scales.table import ScaleTable
+
+    target = cpu_target(args.target)
+    table = ScaleTable.load(args.table)
+    return pipeline.apply(load_graph(args), table), target
+
+
+def history(path, target):
+    """The records of a log as a context; a damaged log, or one of another CPU, is refused."""
+    from tvm import autotvm
+
+    from ..relay.tune import records_for
+
+    return autotvm.apply_history_best(records_for(path, target)) if path else contextlib.nullcontext()
+
+
+def _plan(args) -> int:
+    from ..measure.report import saturation
+    from ..relay.tune import layer_plans, untuned_of
+
+    module, target = _module(args)
+    with history(args.tuning_records, target):
+        layers = layer_plans(module, target)
+        without, count = untuned_of(layers, target)
+    rows = [
+        {
+            "layer": layer.name,
+            "shape": layer.spec.shape_text,
+            "kernel": layer.plan.kernel.name,
+            "reason": layer.plan.reason,
+            "proof": str(layer.plan.proof),
+            "saturation": saturation(layer.weight, layer.spec.data_max),
+            "refused": dict(layer.plan.refused),
+            "unfit": dict(layer.plan.unfit),
+            "slower": dict(layer.plan.slower),
+        }
+        for layer in layers
+    ]
+    if args.json:
+        print_json({"target": str(target), "untuned": without, "layers": rows})
+        return 0
+    width = max(len(row["layer"]) for row in rows)
+    for row in rows:
+        print(
+            f"{row['layer']:{width}}  {row['shape']:34} {row['kernel']:24} {row['reason']}; {row['proof']}"
+        )
+        if not row["saturation"]["safe"]:
+            print(f"{'':{width}}    {row['saturation']['text']}; {row['kernel']} is exact")
+        for name, why in row["refused"].items():
+            print(f"{'':{width}}    not {name}: {why}")
+    print(f"{without} of {count} kernels run untuned")
+    return 0
+
+
+def _tune(args) -> int:
+    from ..relay.tune import tune
+
+    writable(args.output, inputs=(args.FILE, args.table))
+    runner = None
+    if args.rpc_tracker or args.rpc_key:
+        host, _, port = (args.rpc_tracker or "").rpartition(":")
+        if not (host and port.isdigit() and args.rpc_key):
+            raise UserError("--rpc-tracker HOST:PORT and --rpc-key KEY belong together")
+        from tvm import autotvm
+
+        runner = autotvm.RPCRunner(args.rpc_key, host, int(port), number=4, repeat=3, min_repeat_ms=20)
+    module, target = _module(args)
+    bar = Bar()
+    try:
+        result = tune(
+            module, args.output, target, tuner=args.tuner, trials=args.trials,
+            early_stopping=args.early_stopping, alternatives=args.alternatives, runner=runner,
+            cross_compiler=args.cross_compiler, progress=bar,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        return fail(INTERRUPTED, f"interrupted; the same command goes on from the records in {args.output}")
+    finally:
+        bar.close()
+    if args.json:
+        print_json(vars(result))
+    else:
+        print(f"{result}; records in {args.output}")
+    return 0

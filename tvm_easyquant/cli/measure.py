@@ -1,0 +1,155 @@
+"""The verbs ``evaluate`` and ``benchmark``: our integers against TVM's float32, right and fast?"""
+
+from __future__ import annotations
+
+from .common import (
+    UserError,
+    add_pictures,
+    add_quantized,
+    add_verb,
+    load_graph,
+    load_table,
+    model_options,
+    preprocess_of,
+    print_json,
+    progress_bar,
+)
+
+EVALUATE = """\
+examples:
+  tvmc-easyquant evaluate net.onnx --table net.json --data validation.npz
+  tvmc-easyquant evaluate net.onnx --table net.json --data photos/ --limit 500 --json
+  tvmc-easyquant evaluate net.onnx --table net.json --data mydata:pairs --metric mydata:overlap
+
+validation.npz holds labels and images (float32, normalised) or pictures (uint8, or jpeg and offsets);
+photos/ has one folder of pictures for each class. Pictures are normalised as the table says, which has
+the settings of its calibration, unless --scale, --mean, ... say otherwise. mydata:pairs yields (input,
+label); mydata:overlap(outputs, label) gives 1.0 for right, 0.0 for wrong, or anything between.
+"""
+
+BENCHMARK = """\
+examples:
+  tvmc-easyquant benchmark net.onnx --table net.json
+  tvmc-easyquant benchmark net.onnx --table net.json --target "llvm -mcpu=core-avx2" --json
+"""
+
+
+def add(subparsers) -> None:
+    help = "top-1, top-5 or a metric of yours: integers against float32 on the same samples"
+    parser = add_verb(subparsers, "evaluate", _evaluate, help, EVALUATE)
+    add_quantized(parser)
+    add = parser.add_argument
+    add("--data", required=True, metavar="DATA", help="labelled: .npz, folder of folders, module:function")
+    add("--metric", metavar="MODULE:FUNCTION", help="instead of top-1 and top-5: (outputs, label) -> float")
+    add("--limit", type=int, metavar="N", help="the first N samples only")
+    add_pictures(parser)
+
+    help = "time our integers and TVM's float32 of the same model in turn, whole and layer by layer"
+    parser = add_verb(subparsers, "benchmark", _benchmark, help, BENCHMARK)
+    add_quantized(parser)
+    add = parser.add_argument
+    add("--threads", type=int, default=1, metavar="N", help="(1)")
+    add("--rounds", type=int, default=15, metavar="N", help="medians are over so many rounds (15)")
+    add("--tuning-records", metavar="LOG", help="records of tune-kernels to choose kernels by")
+
+
+def evaluation(args, graph, table, bar, target=None):
+    """{metric: `evaluate.Paired`} of the table's integers against float32 on ``args.data``; the options
+    are those of ``evaluate``."""
+    from .. import pipeline
+    from ..measure import accuracy as evaluate
+    from ..relay.build import Executor
+    from ..relay.profile import build_float, build_integer
+    from ..relay.read import import_model
+    from ..samples import sources
+
+    metrics = (
+        {args.metric: evaluate.named(args.metric, "outputs", "label")}
+        if args.metric
+        else dict(evaluate.TOP)
+    )
+    data = sources.labelled(args.data, preprocess_of(args, table))
+    if args.limit is not None:
+        if args.limit < 1:
+            raise UserError(f"--limit is {args.limit}; use 1 or more")
+        data = data.first(args.limit)
+    integer, *_ = build_integer(pipeline.apply(graph, table), target)
+    floats = build_float(import_model(args.FILE, **model_options(args)), target)
+    scores = [
+        evaluate.evaluate(
+            Executor(library), data, metrics=metrics, batch=args.batch, progress=bar, what=what
+        )
+        for library, what in ((floats, "float32"), (integer, "integers"))
+    ]
+    return {name: evaluate.compare(scores[1][name], scores[0][name]) for name in metrics}
+
+
+def _evaluate(args) -> int:
+    from dataclasses import asdict
+
+    from ..relay.build import cpu_target
+
+    target = cpu_target(args.target)
+    graph, table, _ = load_table(args)
+    with progress_bar() as bar:
+        found = evaluation(args, graph, table, bar, target)
+    if args.json:
+        print_json(
+            {"data": args.data, "metrics": {n: {**asdict(p), "drop": p.drop} for n, p in found.items()}}
+        )
+        return 0
+    for name, paired in found.items():
+        print(f"{name}: integers {paired}; p = {paired.p:.3g}")
+    return 0
+
+
+def _benchmark(args) -> int:
+    from dataclasses import asdict
+
+    from ..relay.build import cpu_target
+    from ..scales.table import ScaleTable
+    from .kernels import history
+
+    target, table = cpu_target(args.target), ScaleTable.load(args.table)
+    for name in ("threads", "rounds"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
+    graph = table.prepared(load_graph(args))
+    with history(args.tuning_records, target), progress_bar() as bar:
+        found = timing(args, graph, table, bar, target, threads=args.threads, rounds=args.rounds)
+    if args.json:
+        print_json({**asdict(found), "notes": found.notes})
+        return 0
+    width = max(len(layer.name) for layer in found.layers)
+    print(f"{'layer':{width}}  {'kind':8} {'kernel':24} {'ms':>9} {'fp32 ms':>9} {'speed-up':>9}")
+    for layer in found.layers:
+        times = [f"{ms:9.4f}" if ms is not None else f"{'?':>9}" for ms in (layer.ms, layer.ms_fp32)]
+        ratio = f"{layer.ms_fp32 / layer.ms:9.2f}" if layer.ms and layer.ms_fp32 else ""
+        print(
+            f"{layer.name:{width}}  {layer.kind:8} {layer.kernel:24} {times[0]} {times[1]} {ratio}".rstrip()
+        )
+    print(f"{'everything else':{width}}  {'':33} {found.other_ms:9.4f}")
+    host = found.host
+    print(
+        f"integers {found.ms:.3f} ms ({found.spread[0]:.3f} to {found.spread[1]:.3f}), TVM float32 "
+        f"{found.ms_fp32:.3f} ms: {found.speedup:.2f} times as fast\n"
+        f"{host['cpu']} ({', '.join(host['isa'])}), target '{found.target}', {found.threads} thread"
+        f"{'s' if found.threads > 1 else ''}, medians of {found.rounds} rounds, TVM {host['tvm']}"
+    )
+    for note in found.notes:
+        print(f"note: {note}")
+    if found.notes:
+        print("note: quantize --keep-if-faster keeps float what is slower in integers")
+    return 0
+
+
+def timing(args, graph, table, bar, target=None, **options):
+    """The `relay_benchmark.Benchmark` of a table's integers."""
+    from .. import pipeline
+    from ..relay.profile import benchmark
+    from ..relay.read import import_model
+
+    module = pipeline.apply(graph, table)
+    bits = {node.name: table.config.bits_of(node.name) for node in graph.compute_nodes}
+    float_module = import_model(args.FILE, **model_options(args))
+    return benchmark(graph, float_module, module, target, bits=bits, progress=bar, **options)

@@ -1,0 +1,311 @@
+"""The verb ``quantize``: a float model and calibration data in, a scale table out."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from pathlib import Path
+
+from ..files import writable
+from ..measure.report import worst_layers
+from ..progress import peak_memory_gib
+from ..scales.numerics import SWITCHES
+from .common import (
+    UserError,
+    add_model,
+    add_pictures,
+    add_verb,
+    load_graph,
+    model_options,
+    preprocess_of,
+    print_json,
+    progress_bar,
+    warn,
+)
+
+EXAMPLES = """\
+examples:
+  tvmc-easyquant quantize net.onnx --calibration images.npz -o net.json
+  tvmc-easyquant quantize net.onnx --calibration folder/ --bits 8 --skip conv1 'layer4.*' op:dense
+  tvmc-easyquant quantize net.onnx --calibration photos/ --size 256x256 --crop 224x224 \\
+      --scale 1/255 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 -o net.json
+  tvmc-easyquant quantize net.onnx --calibration mydata:batches -o net.json
+  tvmc-easyquant quantize net.onnx --calibration images.npz --max-drop 0.5 --eval validation.npz
+  tvmc-easyquant quantize net.onnx --calibration images.npz --bits auto --max-drop 0.5 --eval labelled/
+  tvmc-easyquant quantize net.onnx --calibration images.npz --set rounding=descent start=kl
+  tvmc-easyquant quantize net.onnx --dry-run --input-shapes "data:[1,3,224,224]"
+  tvmc-easyquant compile net.onnx -o net.tar \\
+      --target "easyquant -table=net.json, llvm -mcpu=core-avx2"
+  tvmc-easyquant run net.tar --inputs input.npz --print-time
+
+images.npz holds one array per input of the model, named like the input, samples along the first
+axis (or a single array of any name for a model with one input); every .npy in a folder is one
+sample or a batch of them. Values are float32, normalised as in training. Pictures (.png, .jpg, ...)
+are normalised by --scale, --mean and --std; these settings are kept in the table, where evaluate and
+report find them. mydata:batches is a function in mydata.py that yields arrays or {input: array}.
+
+--max-drop reverts the worst layers, 7 -> 8 -> float, as few as it takes, until the compiled integers lose
+no more than so many points against float32 on --eval (what evaluate takes as --data). --bits auto chooses
+each layer's bits so that the network is fastest within --max-drop.
+
+--set changes what --method does: grid=N factors of a scale between alpha=X and beta=X; rounds=N;
+percentile=X that start=percentile keeps; start=max|percentile|kl|mse; objective=cosine|mse|hessian;
+order=passes|layerwise; rounding=nearest|descent; unsigned, gain_correction, bias_correction,
+exhaustive and equalize=true|false. The paper's method, easyquant, takes the numbers only.
+"""
+#: settings of `QuantConfig` that --set takes: numbers, and the switches of the search
+NUMBERS = {"grid": int, "rounds": int, "alpha": float, "beta": float, "percentile": float}
+SETTINGS = (*NUMBERS, *SWITCHES, "equalize")
+BOOLEANS = {"true": True, "false": False}
+
+
+def add(subparsers) -> None:
+    from ..scales.numerics import BITS, DEFAULT_METHOD, METHODS
+
+    help = "find the scales of an int7 or int8 network (EasyQuant)"
+    parser = add_verb(subparsers, "quantize", _quantize, help, EXAMPLES)
+    add_model(parser)
+    add = parser.add_argument
+    add("-o", "--output", default="table.json", help="the scale table to write (table.json)")
+    add("--calibration", metavar="DATA", help=".npz, folder of arrays or pictures, or module:function")
+    add("--bits", type=_bits, default=7, help=f"{', '.join(map(str, BITS))} or auto, by layer (7)")
+    add("--max-drop", type=float, metavar="POINTS",
+        help="accuracy that may be lost against float32 on --eval")  # fmt: skip
+    add("--eval", metavar="DATA", help="labelled: .npz, folder of folders, module:function")
+    add("--metric", metavar="MODULE:FUNCTION", help="instead of top-1: (outputs, label) -> 0.0 to 1.0")
+    add("--method", default=DEFAULT_METHOD, help=f"{', '.join(METHODS)} ({DEFAULT_METHOD})")
+    add("--search-images", type=int, default=50, metavar="N", help="samples for the search (50)")
+    add("--skip", nargs="+", default=(), metavar="LAYER",
+        help="what stays float: names, regular expressions, or op:conv2d for an operator")  # fmt: skip
+    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        help=f"a setting of the search ({', '.join(SETTINGS)}); see below")  # fmt: skip
+    add("--resume", action="store_true", help="save the search in OUTPUT.search and go on from it")
+    add("--dry-run", action="store_true", help="only say what would run in integers")
+    add("--keep-if-faster", action="store_true",
+        help="measure first; layers that are slower in integers than TVM's float32 stay float")  # fmt: skip
+    add("--target", help="what --keep-if-faster, --max-drop and --bits auto measure on, such as "
+        "'llvm -mcpu=core-avx2' (this CPU)")  # fmt: skip
+    add("--module-out", metavar="FILE", help="also write the integer Relay module (TVM's JSON)")
+    add("--qdq-out", metavar="FILE", help="also write the network as ONNX with QuantizeLinear nodes")
+    add("--record", metavar="FILE", help="also write the curves of the search, for report --record")
+    add("--json", action="store_true", help="print the result as JSON")
+    add_pictures(parser)
+
+
+def _bits(text: str):
+    return int(text) if text.isdecimal() else text
+
+
+def _settings(words: list[str]) -> dict:
+    """The settings that ``--set`` names, as `QuantConfig` takes them; it checks the values of switches."""
+    found = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if name not in SETTINGS or not text:
+            raise UserError(f"--set {word}: give NAME=VALUE; the names are {', '.join(SETTINGS)}")
+        try:
+            found[name] = NUMBERS[name](text) if name in NUMBERS else BOOLEANS.get(text.lower(), text)
+            if name in NUMBERS and not math.isfinite(found[name]):
+                raise ValueError
+        except ValueError:
+            kind = "whole number" if NUMBERS[name] is int else "number"
+            raise UserError(f"--set {word}: {name} takes a {kind}") from None
+    return found
+
+
+def _quantize(args) -> int:
+    from .. import pipeline
+    from ..files import write_text
+    from ..samples import sources
+    from ..scales import partition as sites
+    from ..scales.numerics import QuantConfig
+    from ..search.curves import Curves
+    from ..writers import qdq as onnx_export
+
+    auto = args.bits == "auto"
+    config = QuantConfig(
+        bits=7 if auto else args.bits, method=args.method, search_images=args.search_images, skip=args.skip,
+        **_settings(args.set),
+    )  # fmt: skip
+    if (args.max_drop is None) != (args.eval is None) or (auto and args.eval is None):
+        raise UserError("--max-drop and --bits auto need --eval DATA, labelled, and a --max-drop")
+    if args.keep_if_faster and args.resume:
+        raise UserError("--keep-if-faster measures anew, and times vary: --resume cannot rely on it; give "
+                        "--skip the layers that it named")  # fmt: skip
+    preprocess = preprocess_of(args)
+    data = sources.calibration(args.calibration, preprocess) if args.calibration else None
+    if not args.dry_run:
+        if data is None:
+            raise UserError("quantize needs --calibration FILE.npz, FOLDER or module:function")
+        inputs = (args.FILE, args.calibration)
+        paths = {flag: getattr(args, flag) for flag in ("output", "module_out", "qdq_out", "record")}
+        taken: dict[Path, str] = {}
+        for flag, path in paths.items():
+            other = taken.setdefault(writable(path, inputs), flag) if path else flag
+            if other != flag:
+                flags = " and ".join("--" + name.replace("_", "-") for name in (other, flag))
+                raise UserError(f"{flags} both name {path}")
+    graph = load_graph(args)
+    if args.dry_run:
+        return _dry_run(graph, sites.plan(graph, config.skip), args.json)
+    notes: tuple[str, ...] = ()
+    if args.keep_if_faster:
+        config, notes = _faster(args, graph, config)
+    checkpoint = Path(f"{args.output}.search") if args.resume else None
+    curves = None
+    if args.record:
+        kept, recorded = f"{args.output}.search.curves", (config.how.objective or "", graph.fingerprint)
+        curves = Curves.resumed(*recorded, kept) if args.resume else Curves(*recorded)
+    judged = {} if args.eval is None else _judged(args, preprocess, auto)
+    with progress_bar() as bar:
+        result = pipeline.quantize(
+            graph, data(graph.inputs), config=config, checkpoint=checkpoint, progress=bar,
+            preprocess=preprocess, record=curves, **judged,
+        )  # fmt: skip
+    module = None
+    if args.module_out:
+        from ..relay.framework import tvm
+
+        module = tvm.ir.save_json(result.module)
+    qdq = onnx_export.to_qdq(result.graph, result.table) if args.qdq_out else None
+    result.table.save(args.output)
+    if module is not None:
+        write_text(args.module_out, module)
+    if qdq is not None:
+        onnx_export.save(args.qdq_out, qdq)
+    if curves is not None:
+        curves.save(args.record)
+        if curves.path is not None:
+            Path(curves.path).unlink(missing_ok=True)
+    warn(result.warnings)
+    if args.json:
+        print_json({**_facts(result, args.output), "notes": list(notes)})
+    else:
+        print("\n".join([_summary(result, args.output), *(f"note: {note}" for note in notes)]))
+    return 0
+
+
+def _faster(args, graph, config):
+    """The settings with the layers that are faster in float kept so, and what to say about it."""
+    from dataclasses import replace
+
+    from ..relay.build import cpu_target
+    from ..relay.profile import keep_if_faster
+    from ..relay.read import import_model
+
+    target = cpu_target(args.target)
+    with progress_bar() as bar:
+        module = import_model(args.FILE, **model_options(args))
+        found = keep_if_faster(graph, module, config, target, progress=bar)
+    return replace(config, skip=(*config.skip, *found.skip)), found.notes
+
+
+def _judged(args, preprocess, auto) -> dict:
+    """What `pipeline.quantize` needs to meet ``--max-drop``."""
+    from ..measure import accuracy as evaluate
+    from ..relay.build import Executor
+    from ..relay.profile import build_float
+    from ..relay.read import import_model
+    from ..samples import sources
+
+    floats = build_float(import_model(args.FILE, **model_options(args)), args.target)
+    return {
+        "max_drop": args.max_drop,
+        "evaluation": sources.labelled(args.eval, preprocess),
+        "metric": evaluate.named(args.metric) if args.metric else None,
+        "fp32": Executor(floats),
+        "target": args.target,
+        **({"bits": "auto"} if auto else {}),
+    }
+
+
+def _facts(result, output) -> dict:
+    return {
+        "table": str(output),
+        "bits": result.table.config.bits,
+        "layer_bits": dict(result.table.config.layer_bits),
+        "decisions": list(result.decisions),
+        "drop": None if result.drop is None else result.drop.drop,
+        "method": result.table.config.method,
+        "coverage_percent": result.coverage,
+        "seconds": {step: round(s, 3) for step, s in result.seconds.items()},
+        "peak_memory_gib": round(peak_memory_gib(), 3),
+        "float_nodes": dict(result.plan.floats),
+        "worst_layers": worst_layers(result.table),
+        "warnings": list(result.warnings),
+        "layers": result.layers,
+    }
+
+
+def _summary(result, output) -> str:
+    width = max([5, *(len(row["layer"]) for row in result.layers)])
+    lines = [f"{'layer':{width}} {'kind':8} {'cosine':>8} {'SQNR dB':>8}"]
+    for row in result.layers:
+        figures = zip((row.get("cosine"), row.get("sqnr_db")), (5, 1), strict=True)
+        texts = ["" if f is None else f"{f:.{digits}f}" for f, digits in figures]
+        lines.append(f"{row['layer']:{width}} {row['kind']:8} {texts[0]:>8} {texts[1]:>8}".rstrip())
+    decided = {line.split(": ")[0] for line in result.decisions}  # a line of its own says why
+    lines += _float_lines({n: why for n, why in result.plan.floats.items() if n not in decided})
+    lines += result.decisions
+    worst = worst_layers(result.table)
+    if worst and not result.decisions:
+        skip = " ".join(map(shlex.quote, (*result.table.config.skip, *worst)))
+        lines.append(f"if the accuracy is too low, keep the worst layers float: --skip {skip}")
+    lines.append(
+        f"{result.coverage:.1f} % of the multiply-accumulates run in integers; "
+        f"{len(result.plan.floats)} nodes stay float"
+    )
+    lines.append(
+        f"search {result.seconds['search']:.1f} s, peak memory {peak_memory_gib():.2f} GiB; "
+        f"scale table: {output}"
+    )
+    return "\n".join(lines)
+
+
+SHOWN = 6  # nodes that stay float for one reason, by name; --json has them all
+
+
+def _float_lines(floats) -> list[str]:
+    """What stays float, {node: reason}: a line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in floats.items():
+        by_reason.setdefault(why, []).append(name)
+    lines = []
+    for why, names in by_reason.items():
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        lines.append(f"float: {', '.join(names[:SHOWN])}{more}: {why}")
+    return lines
+
+
+def _dry_run(graph, plan, as_json: bool) -> int:
+    coverage = plan.coverage(graph)
+    rows = [
+        {
+            "layer": node.name,
+            "op": node.op,
+            "kind": "integer" if node.name in plan.integer else "float",
+            "macs": node.macs,
+            "percent": 100 * node.macs / graph.macs if graph.macs else 0.0,
+            "weight": list(node.weight.shape),
+            "output": list(node.shape),
+        }
+        for node in graph.compute_nodes
+    ]
+    if as_json:
+        facts = {"coverage_percent": coverage, "float_nodes": dict(plan.floats), "layers": rows}
+        print_json(facts)
+        return 0
+    width = max(len(row["layer"]) for row in rows)
+    for row in rows:
+        shape = "x".join(map(str, row["weight"]))
+        print(
+            f"{row['layer']:{width}} {row['op']:8} {shape:14} {row['kind']:8} {row['macs']:>12} MACs "
+            f"{row['percent']:5.1f} %"
+        )
+    print("".join(f"{line}\n" for line in _float_lines(plan.floats)), end="")
+    integer = sum(row["kind"] == "integer" for row in rows)
+    print(
+        f"{integer} of {len(rows)} layers, {coverage:.1f} % of the multiply-accumulates would run in "
+        "integers"
+    )
+    return 0

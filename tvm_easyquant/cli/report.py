@@ -1,0 +1,92 @@
+"""The verb ``report``: what quantization did to each layer, on one HTML page."""
+
+from __future__ import annotations
+
+from .common import (
+    UserError,
+    add_pictures,
+    add_table,
+    add_verb,
+    load_graph,
+    preprocess_of,
+    print_json,
+    progress_bar,
+    writable,
+)
+
+EXAMPLES = """\
+examples:
+  tvmc-easyquant quantize net.onnx --calibration images.npz --record search.json -o net.json
+  tvmc-easyquant report net.onnx --table net.json --calibration images.npz --record search.json \\
+      --data validation.npz -o net.html
+  tvmc-easyquant report net.onnx --table net.json --no-benchmark --json
+
+The page needs no network; a browser opens it as a file.
+"""
+
+
+def add(subparsers) -> None:
+    help = "one HTML page: accuracy, time, error, kernels and scales of every layer"
+    parser = add_verb(subparsers, "report", _report, help, EXAMPLES)
+    add_table(parser)
+    add = parser.add_argument
+    add("-o", "--output", default="report.html", metavar="FILE", help="(report.html)")
+    add("--calibration", metavar="DATA", help="inputs, for the histograms of activations; as in quantize")
+    add("--samples", type=int, default=16, metavar="N", help="of them for the histograms (16)")
+    add("--record", metavar="FILE", help="the curves of the search, from quantize --record")
+    add("--data", metavar="DATA", help="labelled data, for the accuracy; as in evaluate")
+    add("--metric", metavar="MODULE:FUNCTION", help="instead of top-1 and top-5, as in evaluate")
+    add("--limit", type=int, metavar="N", help="the first N labelled samples only")
+    add("--no-benchmark", action="store_true", help="leave the times out")
+    add("--threads", type=int, default=1, metavar="N", help="of the benchmark (1)")
+    add("--rounds", type=int, default=15, metavar="N", help="of the benchmark (15)")
+    add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
+    add("--tuning-records", metavar="LOG", help="records of tune-kernels to choose kernels by")
+    add("--json", action="store_true", help="also print the facts of the page as JSON")
+    add_pictures(parser)
+
+
+def _report(args) -> int:
+    from itertools import islice
+
+    from ..files import write_text
+    from ..measure import report
+    from ..relay.build import cpu_target
+    from ..relay.collect import collect
+    from ..samples import sources
+    from ..scales import calibrate
+    from ..scales.table import ScaleTable
+    from ..search.curves import Curves
+    from .kernels import history
+    from .measure import evaluation, timing
+
+    inputs = [path for path in (args.FILE, args.table, args.calibration, args.record) if path]
+    writable(args.output, inputs)
+    for name in ("samples", "threads", "rounds"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
+    report.check_packages()
+    target, table = cpu_target(args.target), ScaleTable.load(args.table)
+    curves = Curves.load(args.record) if args.record else None
+    source = sources.calibration(args.calibration, preprocess_of(args, table)) if args.calibration else None
+    graph = table.prepared(load_graph(args))
+    table.check(graph)
+    samples = []
+    if source is not None:
+        samples = list(islice(calibrate.samples(source(graph.inputs), graph), args.samples))
+    with history(args.tuning_records, target), progress_bar() as bar:
+        accuracy = evaluation(args, graph, table, bar, target) if args.data else None
+        benchmark = None
+        if not args.no_benchmark:
+            options = {"threads": args.threads, "rounds": args.rounds}
+            benchmark = timing(args, graph, table, bar, target, **options)
+        facts = collect(
+            graph, table, target, samples=samples, curves=curves, benchmark=benchmark, accuracy=accuracy,
+            progress=bar,
+        )  # fmt: skip
+    write_text(args.output, report.render(facts))
+    if args.json:
+        print_json(facts)
+    else:
+        print(f"report: {args.output}")
+    return 0

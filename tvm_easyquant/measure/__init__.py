@@ -1,0 +1,1 @@
+"""How good a quantized network is: accuracy and the report."""

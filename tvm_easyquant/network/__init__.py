@@ -1,0 +1,1 @@
+"""The float network: named nodes and their meaning in numpy."""

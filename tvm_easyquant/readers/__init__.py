@@ -1,0 +1,1 @@
+"""Models as files -> `network.graph.Graph`."""

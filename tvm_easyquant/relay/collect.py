@@ -1,0 +1,116 @@
+"""Gathers the facts of a report: kernels and their proofs, error, times, accuracy, curves, histograms."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+from .. import __version__, pipeline
+from ..measure import report
+from ..measure.accuracy import Paired
+from ..network.graph import Graph
+from ..scales.table import ScaleTable
+from ..search.curves import Curves, CurvesError
+from ..search.driver import layer_figures
+from .build import cpu_target
+from .profile import Benchmark, describe_host
+from .tune import layer_plans
+
+
+def collect(
+    graph: Graph,
+    table: ScaleTable,
+    target=None,
+    *,
+    samples: Sequence[Mapping] = (),
+    curves: Curves | None = None,
+    benchmark: Benchmark | None = None,
+    accuracy: Mapping[str, Paired] | None = None,
+    progress=None,
+) -> dict:
+    """The facts of `report.render`, as plain values.
+
+    samples: calibration inputs, for histograms and, where the table has none, the error of each layer.
+    curves, benchmark, accuracy: what was recorded and measured, each may be left out.
+    Raises TableError if the table does not fit the graph, CurvesError if the curves are another model's.
+    """
+    plan = table.check(graph)
+    if curves is not None and curves.model != graph.fingerprint:
+        raise CurvesError("the search record belongs to another model; record this one's search")
+    if samples and not table.figures:
+        table = replace(table, figures=layer_figures(graph, plan, table, list(samples)))
+    target = cpu_target(target)
+    plans = {p.name: p for p in layer_plans(pipeline.apply(graph, table), target)}
+    times = {row.name: row for row in benchmark.layers} if benchmark else {}
+    histograms = report.histograms(graph, plan, table, samples, progress)
+    layers = []
+    for number, node in enumerate(graph.compute_nodes, 1):
+        row = {
+            "number": number,
+            "name": node.name,
+            "op": node.op,
+            "weight": list(node.weight.shape),
+            "output": list(node.shape),
+            "groups": node.attrs.get("groups", 1),
+            "macs": node.macs,
+            "macs_percent": 100 * node.macs / graph.macs,
+            "bits": table.config.bits_of(node.name) if node.name in plan.integer else None,
+            "kernel": "TVM float32",
+            "why": plan.floats.get(node.name, ""),
+            "proof": "",
+            "refused": {},
+            "saturation": None,
+            "cosine": table.figures.get(node.name, {}).get("cosine"),
+            "sqnr_db": table.figures.get(node.name, {}).get("sqnr_db"),
+            "ms": times[node.name].ms if node.name in times else None,
+            "ms_fp32": times[node.name].ms_fp32 if node.name in times else None,
+            "histograms": histograms.get(node.name, {}),
+            "curves": _curves(curves, node, plan),
+        }
+        lowered = plans.get(node.name)
+        if lowered is not None:
+            chosen = lowered.plan
+            row.update(
+                kernel=chosen.kernel.name, why=chosen.reason, proof=str(chosen.proof),
+                refused=dict(chosen.refused),
+                saturation=report.saturation(lowered.weight, lowered.spec.data_max),
+            )  # fmt: skip
+        layers.append(row)
+    worst = report.worst_layers(table)
+    before, after = report.weight_bytes(graph, plan)
+    return {
+        "model": graph.name,
+        "fingerprint": graph.fingerprint,
+        "version": __version__,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "target": str(target),
+        "host": describe_host(),
+        "config": asdict(table.config),
+        "data": dict(table.data),
+        "coverage_percent": plan.coverage(graph),
+        "weight_bytes": {"float32": before, "integer": after},
+        "accuracy": {name: {**asdict(p), "drop": p.drop} for name, p in (accuracy or {}).items()},
+        "benchmark": _timing(benchmark),
+        "objective": curves.objective if curves is not None else None,
+        "floats": dict(plan.floats),
+        "skip_line": shlex.join(["--skip", *table.config.skip, *worst]) if worst else "",
+        "layers": layers,
+    }
+
+
+def _curves(curves, node, plan) -> dict:
+    if curves is None:
+        return {}
+    site = plan.site_of.get(node.inputs[0])
+    found = {"weights": curves.weights.get(node.name), "activations": curves.activations.get(site)}
+    return {kind: curve for kind, curve in found.items() if curve}
+
+
+def _timing(benchmark) -> dict | None:
+    if benchmark is None:
+        return None
+    facts = {**asdict(benchmark), "notes": benchmark.notes}
+    del facts["layers"], facts["host"]
+    return facts

@@ -1,0 +1,110 @@
+"""What this machine is, which kernels it can run, and whether int8 by ``pmaddubsw`` is right on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+
+import numpy as np
+
+from topi_ext import isa, manifest, reference
+from topi_ext.relay import op as relay_op
+
+from .. import __version__
+from .build import Executor, host_target
+from .framework import no_tophub, relay, tvm
+from .profile import build_integer, describe_host
+
+#: package -> what it is for
+OPTIONAL = {
+    "onnx": "ONNX models",
+    "onnxruntime": "comparison with ONNX Runtime",
+    "PIL": "pictures as data",
+    "jinja2": "the HTML report",
+    "plotly": "the HTML report",
+    "xgboost": "tune-kernels --tuner xgb",
+}
+
+
+def examine() -> dict:
+    """Facts of this machine, as plain values for JSON; the keys are those of the verb ``doctor``."""
+    return {
+        "tvm_easyquant": __version__,
+        "python": platform.python_version(),
+        "platform": sys.platform,
+        "host": describe_host(),
+        "target": host_target(),
+        "isa_of_target": relay_op.target_isa(tvm.target.Target(host_target())),
+        "linker": tvm.contrib.cc.get_cc(),
+        "rows": [
+            {
+                "isa": row.name,
+                "here": isa.host_has(row.name) and _of_this_arch(row),
+                "mcpu": row.mcpu,
+                "kernels": [kernel.name for kernel in manifest.KERNELS if kernel.isa == row.name],
+            }
+            for row in isa.ISAS.values()
+        ],
+        "packages": {name: _version(name) for name in OPTIONAL},
+        "saturation": saturation(),
+    }
+
+
+def _of_this_arch(row) -> bool:
+    return not row.arch or row.arch == isa.arch_of("")
+
+
+def _version(package: str) -> str | None:
+    if importlib.util.find_spec(package) is None:
+        return None
+    names = importlib.metadata.packages_distributions().get(package, [package])
+    try:
+        return importlib.metadata.version(names[0])
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def saturation(channels: int = 64, size: int = 8) -> dict:
+    """How many outputs of a 3x3 convolution, uint8 x int8 over the full range, are wrong on this CPU.
+
+    TVM's own ``nn.conv2d`` and ours, both built for AVX2, against numpy: the shares ``tvm_int8_wrong`` and
+    ``ours_wrong``, ``tvm_int8_largest_error`` and ``rms_output``. TVM's multiplies by ``pmaddubsw``, whose
+    pair sums saturate at 32767. {} where the CPU has no AVX2.
+    """
+    if not isa.host_has("avx2"):
+        return {}
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, (1, size, size, channels)).astype(np.uint8)
+    weight = np.clip(np.rint(rng.standard_normal((3, 3, channels, channels)) * 42), -127, 127)
+    weight = weight.astype(np.int8)
+    exact = reference.conv2d(data, weight, strides=(1, 1), padding=(1, 1, 1, 1))
+    target = isa.ISAS["avx2"].target
+
+    nchw = np.ascontiguousarray(data.transpose(0, 3, 1, 2))
+    x = relay.var("x", shape=nchw.shape, dtype="uint8")
+    kernel = relay.const(np.ascontiguousarray(weight.transpose(3, 2, 0, 1)))
+    settings = dict(padding=(1, 1), channels=channels, kernel_size=(3, 3))
+    stock = tvm.IRModule.from_expr(
+        relay.Function([x], relay.nn.conv2d(x, kernel, out_dtype="int32", **settings))
+    )
+    with no_tophub(), tvm.transform.PassContext(opt_level=3):
+        theirs = Executor(relay.build(stock, target))({"x": nchw})[0].transpose(0, 2, 3, 1)
+
+    x = relay.var("x", shape=data.shape, dtype="uint8")
+    zero, one = relay.const(0, "int32"), relay.const(1.0, "float32")
+    y = relay.qnn.op.conv2d(
+        x, relay.const(weight), zero, zero, one, one, data_layout="NHWC", kernel_layout="HWIO", **settings
+    )
+    ours = tvm.IRModule.from_expr(relay.Function([x], relay.qnn.op.dequantize(y, one, zero)))
+    mine = Executor(build_integer(ours, target)[0])({"x": data})[0]
+    error = np.abs(theirs.astype(np.int64) - exact)
+    return {
+        "layer": f"3x3, {channels} to {channels} channels, {size}x{size}, uint8 x int8, full range",
+        "mcpu": isa.ISAS["avx2"].mcpu,
+        "tvm_int8_wrong": float((error > 0).mean()),
+        "tvm_int8_largest_error": int(error.max()),
+        "rms_output": float(np.sqrt((exact.astype(np.float64) ** 2).mean())),
+        "ours_wrong": float((mine != exact.astype(np.float32)).mean()),
+    }

@@ -1,0 +1,361 @@
+"""`Graph` + `ScaleTable` -> a Relay module of standard qnn ops.
+
+Integer tensors are uint8 NHWC; each ``qnn.requantize`` names its rounding and compute type and each
+is followed by a ``clip`` to the range its scale allows, so that the 7-bit range can be read off the
+IR. What stays float is put back as the original Relay call, in NCHW, between ``qnn.dequantize`` and
+``qnn.quantize``. The module compiles with TVM's stock lowering, which rounds ties differently; with
+`topi_ext.lower` it computes the norm of `topi_ext.reference` exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, prod
+
+import numpy as np
+
+from topi_ext.reference import multiplier, quantize
+
+from ..network.expression import BINARY, UNARY
+from ..network.graph import Graph, Node, is_depthwise, model_shape
+from ..scales.integer import Scales, function_values
+from ..scales.numerics import Scale, integer_limits
+from ..scales.partition import Plan, clip_limits
+from ..scales.table import ScaleTable
+from .framework import relay, tvm
+
+#: how every requantize says it rounds; stock TVM has no half-even, this setting differs at ties only
+REQUANTIZE = {"rounding": "UPWARD", "compute_dtype": "float32"}
+NCHW_TO_NHWC, NHWC_TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+def rewrite(graph: Graph, table: ScaleTable, taps: Sequence[str] = ()) -> object:
+    """The integer Relay module (``tvm.IRModule``) of a graph under a scale table.
+
+    Inputs and outputs are those of the float model (float32, NCHW). With ``taps``, names of stored
+    tensors, the module returns them too, behind the outputs, as uint8 NHWC: this is how a compiled
+    module is compared with the reference layer by layer. Raises TableError if the table does not fit,
+    OverflowError if a bias or accumulator does not fit int32.
+    """
+    graph = table.prepared(graph)
+    return _Rewriter(graph, table.check(graph), table).module(taps)
+
+
+class _Rewriter:
+    def __init__(self, graph: Graph, plan: Plan, table: ScaleTable):
+        self.graph, self.plan = graph, plan
+        self.scales = Scales.of_table(graph, plan, table)
+        self.params: list = []
+        self.float_of: dict = {}  # tensor -> float32 expression in the model's layout
+        self.stored_of: dict = {}  # tensor -> uint8 expression, NHWC
+
+    def module(self, taps):
+        for node in self.graph:
+            if node.op == "input":
+                var = relay.var(node.name, shape=model_shape(node), dtype="float32")
+                self.params.append(var)
+                self.float_of[node.name] = var
+            elif node.name in self.plan.fused:
+                pass  # done by its producer
+            elif node.name in self.plan.integer:
+                self._integer(node)
+            else:
+                inputs = [self.real(t) for t in node.inputs]
+                self.float_of[node.name] = _float_call(node, self.graph, inputs)
+        results = [self.real(t) for t in self.graph.outputs] + [self.stored(t) for t in taps]
+        body = results[0] if len(results) == 1 else relay.Tuple(results)
+        module = tvm.IRModule.from_expr(relay.Function(self.params, body))
+        return relay.transform.InferType()(module)
+
+    # -- tensors
+
+    def scale(self, tensor: str) -> Scale:
+        scale = self.scales.of(tensor)
+        assert scale is not None  # a table leaves none open
+        return scale
+
+    def stored(self, tensor: str):
+        """The tensor as uint8 NHWC; quantized here if a float node made it."""
+        if tensor not in self.stored_of:
+            s = self.scale(tensor)
+            q = relay.qnn.quantize(
+                self.float_of[tensor], _scalar(s.scale), _zero(s.zero_point), out_dtype="uint8"
+            )
+            q = _clip(q, s.lo, s.hi)
+            if len(self.graph[tensor].shape) == 4:
+                q = relay.transpose(q, NCHW_TO_NHWC)
+            self.stored_of[tensor] = q
+        return self.stored_of[tensor]
+
+    def real(self, tensor: str):
+        """The tensor as float32 in the model's layout."""
+        if tensor not in self.float_of:
+            s = self.scale(tensor)
+            x = relay.qnn.dequantize(
+                self.stored_of[tensor], _scalar(s.scale), _zero(s.zero_point), out_dtype="float32"
+            )
+            self.float_of[tensor] = _to_model(x, self.graph[tensor])
+        return self.float_of[tensor]
+
+    # -- integer nodes
+
+    def _integer(self, node: Node):
+        if node.op in ("conv2d", "dense"):
+            self._finish(node, *self._multiply(node))
+        elif node.op == "avg_pool2d":
+            self._finish(node, *self._average(node))
+        elif node.op == "clip":
+            s = self.scale(node.inputs[0])
+            unit = _scalar(s.scale)
+            self._finish(node, self.stored(node.inputs[0]), unit, s.zero_point)
+        elif node.op in ("add", "mul"):
+            self._join(node)
+        elif node.op == "elementwise":
+            self._lookup(node)
+        else:
+            x = [self.stored(t) for t in node.inputs]
+            fill = self.scale(node.name).zero_point
+            self.stored_of[node.name] = _move(node, x, fill)
+
+    def _finish(self, node, acc, unit, zero_point=0):
+        """Integers in steps of ``unit`` -> the stored tensor, or float for float readers."""
+        if node.name in self.plan.accumulators:
+            x = relay.qnn.dequantize(acc, unit, _zero(zero_point), axis=-1, out_dtype="float32")
+            self.float_of[node.name] = _to_model(x, node)
+            return
+        target = self.plan.stored(node, self.graph)
+        s = self.scale(target)
+        q = relay.qnn.requantize(
+            acc, unit, _zero(zero_point), _scalar(s.scale), _zero(s.zero_point),
+            axis=len(node.shape) - 1, out_dtype="uint8", **REQUANTIZE,
+        )  # fmt: skip
+        limits = (
+            (node.attrs["lo"], node.attrs["hi"])
+            if node.op == "clip"
+            else clip_limits(self.graph, self.plan, node)
+        )
+        self.stored_of[target] = _clip(q, *integer_limits(s, limits))
+
+    def _multiply(self, node):
+        source = self.scale(node.inputs[0])
+        x = self.stored(node.inputs[0])
+        scales = np.asarray(self.scales.weights[node.name], np.float32)
+        weight, unit = self.scales.integer_weight(node), self.scales.unit(node)
+        self._check_range(node, weight, source)
+        common = dict(
+            input_zero_point=_zero(source.zero_point),
+            kernel_zero_point=_zero(0),
+            input_scale=_scalar(source.scale),
+            kernel_scale=relay.const(scales),
+        )
+        bias = relay.const(self.scales.integer_bias(node))
+        if node.op == "dense":
+            acc = relay.qnn.dense(
+                x, relay.const(np.ascontiguousarray(weight)), units=node.channels, **common
+            )
+            acc = _named(acc, node.name)
+            return relay.nn.bias_add(acc, bias, axis=1), relay.const(unit)
+        acc = _named(_conv(x, weight, node, common), node.name)
+        return relay.nn.bias_add(acc, bias, axis=3), relay.const(unit)
+
+    def _check_range(self, node, weight, source: Scale):
+        """Prove from the real weights that the accumulator fits int32."""
+        flat = weight.reshape(node.channels, -1) if node.op == "dense" else weight.reshape(
+            -1, node.channels
+        ).T  # fmt: skip
+        reach = max(source.hi - source.zero_point, source.zero_point - source.lo, source.zero_point)
+        worst = int(np.abs(flat.astype(np.int64)).sum(axis=1).max()) * reach
+        if worst > 2**30:  # the other half of int32 is the bias
+            raise OverflowError(
+                f"layer {node.name}: its int32 accumulator may reach {worst}, beyond 2**30; "
+                "keep the layer float (skip)"
+            )
+
+    def _average(self, node):
+        s = self.scale(node.inputs[0])
+        x = self.stored(node.inputs[0])
+        a = node.attrs
+        count = prod(a["pool_size"])
+        unit = _scalar(multiplier(s.scale, np.float32(1) / np.float32(count), 1))
+        whole = tuple(self.graph[node.inputs[0]].shape[1:3]) == tuple(a["pool_size"])
+        if whole and not any(a["padding"]):
+            steps = relay.cast(x, "int32") - relay.const(s.zero_point, "int32")
+            return relay.sum(steps, axis=[1, 2], keepdims=True), unit
+        # A window sum is a depthwise convolution with ones.
+        channels = node.shape[-1]
+        ones = np.ones((*a["pool_size"], 1, channels), np.int8)
+        attrs = dict(strides=a["strides"], padding=a["padding"], dilation=(1, 1), groups=channels)
+        window = Node(node.name, "conv2d", node.inputs, node.shape, attrs, ones)
+        common = dict(
+            input_zero_point=_zero(s.zero_point),
+            kernel_zero_point=_zero(0),
+            input_scale=_scalar(s.scale),
+            kernel_scale=_scalar(np.float32(1) / np.float32(count)),
+        )
+        return _named(_conv(x, ones, window, common), node.name), unit
+
+    def _lookup(self, node):
+        """A function of one number: a 256-entry table, made here by the norm."""
+        s = self.scale(node.name)
+        values = function_values(node, self.scale(node.inputs[0]))
+        table = relay.const(quantize(values, s.scale, s.zero_point, s.lo, s.hi))
+        index = relay.cast(self.stored(node.inputs[0]), "int32")
+        self.stored_of[node.name] = relay.take(table, index, axis=0, mode="fast")
+
+    def _join(self, node):
+        """add or mul of two tensors with scales of their own."""
+        (a, b), target = node.inputs, self.plan.stored(node, self.graph)
+        sa, sb, s = self.scale(a), self.scale(b), self.scale(target)
+        q = (relay.qnn.add if node.op == "add" else relay.qnn.mul)(
+            self.stored(a), self.stored(b),
+            _scalar(sa.scale), _zero(sa.zero_point),
+            _scalar(sb.scale), _zero(sb.zero_point),
+            _scalar(s.scale), _zero(s.zero_point),
+        )  # fmt: skip
+        limits = clip_limits(self.graph, self.plan, node)
+        self.stored_of[target] = _clip(q, *integer_limits(s, limits))
+
+
+def _named(call, name):
+    """The call with the name of its node, for `topi_ext.lower` to tell."""
+    span = relay.Span(relay.SourceName(name), 0, 0, 0, 0)
+    return relay.Call(call.op, call.args, call.attrs, call.type_args, span)
+
+
+def _scalar(value):
+    return relay.const(np.float32(value))
+
+
+def _zero(value):
+    return relay.const(int(value), "int32")
+
+
+def _clip(q, lo, hi):
+    return q if (lo, hi) == (0, 255) else relay.clip(q, float(lo), float(hi))
+
+
+def _to_model(x, node):
+    return relay.transpose(x, NHWC_TO_NCHW) if len(node.shape) == 4 else x
+
+
+def _conv(x, weight, node, common):
+    """qnn.conv2d NHWC; weight int8 HWIO."""
+    a = node.attrs
+    depthwise = is_depthwise(node)
+    if depthwise:
+        weight = weight.transpose(0, 1, 3, 2)
+    return relay.qnn.conv2d(
+        x,
+        relay.const(np.ascontiguousarray(weight)),
+        kernel_size=weight.shape[:2],
+        channels=node.channels,
+        strides=a["strides"],
+        padding=a["padding"],
+        dilation=a["dilation"],
+        groups=a["groups"],
+        data_layout="NHWC",
+        kernel_layout="HWOI" if depthwise else "HWIO",
+        out_dtype="int32",
+        **common,
+    )
+
+
+def _move(node, x, fill):
+    """A node that moves uint8 NHWC tensors and computes nothing."""
+    a = node.attrs
+    if node.op == "concat":
+        return relay.concatenate(x, axis=a["axis"])
+    if node.op == "max_pool2d":
+        return relay.nn.max_pool2d(x[0], layout="NHWC", **a)
+    if node.op == "reshape":
+        source = relay.transpose(x[0], NHWC_TO_NCHW) if a["channels_first"] else x[0]
+        return relay.reshape(source, a["shape"])
+    if node.op == "slice":
+        return relay.strided_slice(x[0], a["begin"], a["end"], a["strides"])
+    if node.op == "pad":
+        return relay.nn.pad(x[0], a["widths"], pad_value=fill)
+    if node.op == "resize":
+        return _repeat(x[0], a["factors"], 1)
+    if node.op == "depth_to_space":
+        return relay.nn.depth_to_space(x[0], a["block"], layout="NHWC", mode=a["mode"])
+    raise AssertionError(node.op)
+
+
+def _real_clip(x, lo, hi):
+    """Relay's clip takes no infinity."""
+    big = float(np.finfo(np.float32).max)
+    return relay.clip(x, max(lo, -big), min(hi, big))
+
+
+def _repeat(x, factors, first_axis):
+    for axis, factor in enumerate(factors, first_axis):
+        if factor > 1:
+            x = relay.repeat(x, factor, axis)
+    return x
+
+
+def _expression(e, x):
+    """An expression of `elementwise` as Relay calls."""
+    if e == "x":
+        return x
+    if not isinstance(e, tuple):
+        return relay.const(np.float32(e))
+    name, *arguments = e
+    if name == "clip":
+        return _real_clip(_expression(arguments[0], x), *arguments[1:])
+    if name == "leaky_relu":
+        return relay.nn.leaky_relu(_expression(arguments[0], x), arguments[1])
+    assert name in (*UNARY, *BINARY), name
+    return getattr(relay, name)(*(_expression(a, x) for a in arguments))
+
+
+def _nchw(values):
+    values = list(values)
+    return (values[0], values[3], values[1], values[2])
+
+
+def _float_call(node, graph, x):
+    """A node that stays float, on NCHW tensors."""
+    a = node.attrs
+    if node.op == "float":
+        return a["handle"].rebuild(x)
+    if node.op == "conv2d":
+        y = relay.nn.conv2d(
+            x[0],
+            relay.const(np.ascontiguousarray(node.weight.transpose(3, 2, 0, 1))),
+            kernel_size=node.weight.shape[:2],
+            channels=node.channels,
+            **a,
+        )
+        return relay.nn.bias_add(y, relay.const(node.bias), axis=1)
+    if node.op == "dense":
+        y = relay.nn.dense(x[0], relay.const(node.weight), units=node.channels)
+        return relay.nn.bias_add(y, relay.const(node.bias), axis=1)
+    if node.op == "add":
+        return x[0] + x[1]
+    if node.op == "mul":
+        return x[0] * x[1]
+    if node.op == "elementwise":
+        return _expression(a["expression"], x[0])
+    if node.op == "resize":
+        return _repeat(x[0], a["factors"], 2)
+    if node.op == "depth_to_space":
+        return relay.nn.depth_to_space(x[0], a["block"], mode=a["mode"])
+    if node.op == "clip":
+        if (a["lo"], a["hi"]) == (0.0, inf):
+            return relay.nn.relu(x[0])
+        return _real_clip(x[0], a["lo"], a["hi"])
+    if node.op == "concat":
+        axis = a["axis"] if len(node.shape) != 4 else (0, 2, 3, 1)[a["axis"]]
+        return relay.concatenate(x, axis=axis)
+    if node.op == "max_pool2d":
+        return relay.nn.max_pool2d(x[0], **a)
+    if node.op == "avg_pool2d":
+        return relay.nn.avg_pool2d(x[0], **a)
+    if node.op == "reshape":
+        return relay.reshape(x[0], model_shape(node))
+    if node.op == "slice":
+        return relay.strided_slice(x[0], *(_nchw(a[key]) for key in ("begin", "end", "strides")))
+    if node.op == "pad":
+        return relay.nn.pad(x[0], _nchw(a["widths"]))
+    raise AssertionError(node.op)

@@ -1,0 +1,1 @@
+"""Data in: calibration samples, labelled samples, pictures."""

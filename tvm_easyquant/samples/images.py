@@ -1,0 +1,125 @@
+"""From pictures to what a network reads: decode, crop, scale, normalise. No TVM here.
+
+A picture is uint8 (H, W, 3), RGB. Pillow decodes and resizes; it is imported only where it is needed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+
+class ImageError(ValueError):
+    """A picture or its preprocessing cannot be used; the message names it and the cure."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes an input, in this order; the names are those of a network's JSON file.
+
+    size: (width, height) to resize to, None to leave as it is; crop: (width, height) cut from the
+    centre; color: "RGB", "BGR" to reverse the channels, or "GRAY" for one channel (ITU-R 601 luma); then
+    ``(x * scale - mean) / std`` in float32, mean and std by channel (one number is for all), as (3, H, W),
+    or as (H, W, 3) with layout "NHWC".
+    """
+
+    color: str = "RGB"
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    crop: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None
+    layout: str = "NCHW"
+
+    def __post_init__(self):
+        if self.color not in ("RGB", "BGR", "GRAY"):
+            raise ImageError(f"color is {self.color!r}; use RGB, BGR or GRAY")
+        if self.layout not in ("NCHW", "NHWC"):
+            raise ImageError(f"layout is {self.layout!r}; use NCHW or NHWC")
+        if not np.isfinite(self.scale):
+            raise ImageError(f"scale is {self.scale}; give a finite number")
+        for name in ("mean", "std"):
+            values = np.asarray(getattr(self, name), np.float64)
+            if values.shape in ((), (1,)):
+                values = np.full(3, float(values.reshape(())))
+            if values.shape != (3,) or not np.isfinite(values).all() or (name == "std" and 0 in values):
+                raise ImageError(f"{name} is {getattr(self, name)}; give three numbers or one, a std not 0")
+            object.__setattr__(self, name, tuple(values.tolist()))
+        for name in ("crop", "size"):
+            value = getattr(self, name)
+            if value is not None:
+                if len(value) != 2 or min(value) < 1:
+                    raise ImageError(f"{name} is {value}; give width and height")
+                object.__setattr__(self, name, (int(value[0]), int(value[1])))
+
+    @classmethod
+    def of(cls, facts) -> Preprocess:
+        """From a dict with this class's fields, or one that holds such a dict as ``preprocess``."""
+        facts = facts.get("preprocess", facts)
+        known = {field.name for field in fields(cls)}
+        if set(facts) - known:
+            raise ImageError(f"preprocess has {sorted(set(facts) - known)}; it may have {sorted(known)}")
+        return cls(**facts)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Preprocess:
+        """From a JSON file of what `of` takes; ImageError names the file."""
+        try:
+            return cls.of(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ImageError(f"preprocess file {path}: {error}") from None
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3) RGB -> float32 (1, 3, H', W'), or what color and layout make of it."""
+        picture = np.asarray(picture)
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise ImageError(f"a picture is {picture.dtype} {picture.shape}, not uint8 (H, W, 3)")
+        if self.size is not None:
+            picture = _resized(picture, self.size)
+        if self.crop is not None:
+            width, height = self.crop
+            if picture.shape[0] < height or picture.shape[1] < width:
+                raise ImageError(
+                    f"a picture of {picture.shape[1]}x{picture.shape[0]} is smaller than the crop "
+                    f"{width}x{height}; give a size to resize to"
+                )
+            top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+            picture = picture[top : top + height, left : left + width]
+        mean, std = (np.asarray(v, np.float32) for v in (self.mean, self.std))
+        x = picture.astype(np.float32)
+        if self.color == "BGR":
+            x = x[..., ::-1]
+        elif self.color == "GRAY":
+            x = (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+            mean, std = mean[:1], std[:1]
+        x = (x * np.float32(self.scale) - mean) / std
+        return np.ascontiguousarray(x.transpose(2, 0, 1) if self.layout == "NCHW" else x)[None]
+
+
+def _pillow():
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ImageError(
+            "to decode or resize pictures, install Pillow: pip install 'tvm_easyquant[images]'"
+        ) from None
+    return Image
+
+
+def _resized(picture, size):
+    return np.asarray(_pillow().fromarray(picture).resize(size, resample=2))  # 2: bilinear
+
+
+def decode(data: bytes | np.ndarray, what: str = "a picture") -> np.ndarray:
+    """An encoded picture (JPEG, PNG, ...) as uint8 (H, W, 3) RGB; ImageError names ``what``."""
+    pillow = _pillow()
+    try:
+        with pillow.open(io.BytesIO(bytes(data))) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageError(f"{what} cannot be decoded: {error}") from None

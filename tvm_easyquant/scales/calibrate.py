@@ -1,0 +1,272 @@
+"""Calibration: stream samples through the float network and observe the values of every site.
+
+Memory does not depend on the number of samples, but for the first ``search_images`` of them, which
+are kept for the scale search.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from ..network.graph import Graph, GraphError, layout_hint, model_shape, run
+from . import histogram as _histogram
+from .histogram import Histogram
+from .numerics import QuantConfig, Scale, scale_for, steps, weight_scales
+from .partition import Plan
+from .table import ScaleTable
+
+Progress = Callable[[int, int, str], None]
+
+
+class CalibrationError(ValueError):
+    """Calibration data cannot be used; the message names the sample, the tensor and the cure."""
+
+
+@dataclass
+class Range:
+    """Observer of one site: the smallest and largest value seen, and a histogram of the absolute values
+    where the start needs one; the order of the values does not matter."""
+
+    low: float = 0.0
+    high: float = 0.0
+    histogram: Histogram | None = None
+
+    def see(self, value: np.ndarray) -> None:
+        self.low = min(self.low, float(value.min(initial=0.0)))
+        self.high = max(self.high, float(value.max(initial=0.0)))
+        if self.histogram is not None:
+            self.histogram.see(value)
+
+    @property
+    def absmax(self) -> float:
+        return max(-self.low, self.high)
+
+    def threshold(self, start: str, levels: int, percentile: float) -> float:
+        """The largest absolute value to be held, by a start of `numerics.SWITCHES`."""
+        if start == "max" or self.absmax == 0:
+            return self.absmax
+        assert self.histogram is not None  # any other start has one
+        if start == "percentile":
+            return _histogram.percentile(self.histogram, percentile)
+        return getattr(_histogram, start)(self.histogram, levels)
+
+
+@dataclass
+class Calibration:
+    """What calibration found: ranges by site, the samples kept for the search, their number, and the
+    largest output (its index) of the float network on each."""
+
+    ranges: dict[str, Range]
+    samples: list[dict[str, np.ndarray]] = field(default_factory=list)
+    seen: int = 0
+    answers: list[int] = field(default_factory=list)
+    asked: int = 1
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is suspicious about the data, each in a line that names the samples or tensors."""
+        return tuple(_suspicions(self))
+
+    @property
+    def facts(self) -> dict:
+        """What a scale table keeps of them."""
+        return {"samples": self.seen, "digest": self.digest}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the kept samples and the ranges: what the search depends on."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            for name in sorted(sample):
+                digest.update(sample[name].tobytes())
+        for name, found in sorted(self.ranges.items()):
+            digest.update(repr((name, found.low, found.high)).encode())
+            if found.histogram is not None:
+                digest.update(repr((found.histogram.exponent, found.histogram.zeros)).encode())
+                digest.update(found.histogram.counts.tobytes())
+        return digest.hexdigest()
+
+
+def _suspicions(found: Calibration) -> Iterator[str]:
+    answers, samples, seen = found.answers, found.samples, found.seen
+    same = len(answers) >= 10 and len(set(answers)) == 1
+    if same:
+        yield (
+            f"the float network answers {answers[0]} to all {len(answers)} calibration samples; "
+            "is their preprocessing (scale, mean, std, channel order) that of its training?"
+        )
+    if samples and seen < found.asked:
+        yield f"{seen} calibration samples, where the search asks for {found.asked}; give more if you can"
+    first: dict[bytes, int] = {}
+    again: list[int] = []
+    for number, sample in enumerate(samples):
+        key = hashlib.sha256(b"".join(sample[name].tobytes() for name in sorted(sample))).digest()
+        if first.setdefault(key, number) != number:
+            again.append(number)
+    if again:
+        yield (
+            f"{len(again)} of {len(samples)} calibration samples repeat an earlier one (the first is "
+            f"sample {again[0]}); they add nothing"
+        )
+    for name in samples[0] if samples else ():
+        values = [sample[name] for sample in samples]
+        flat = [number for number, value in enumerate(values) if value.min() == value.max()]
+        if flat:
+            count = f"{len(flat)} of {len(values)} samples"
+            yield f"{name} is constant in {count} (the first is sample {flat[0]})"
+        bytes_ = all(v.min() >= 0 and v.max() <= 255 and (v == np.rint(v)).all() for v in values)
+        if bytes_ and max(v.max() for v in values) > 64 and (same or not answers):
+            yield f"{name} holds whole numbers 0..255, like raw pictures; does the model take them so?"
+    zero = [name for name, seen_ in found.ranges.items() if seen_.absmax == 0]
+    if zero and seen:
+        shown = ", ".join(zero[:8]) + (", ..." if len(zero) > 8 else "")
+        yield f"zero on every calibration sample: {shown}; their scale is 1"
+
+
+def _items(data) -> Iterator:
+    """The items of anything that yields calibration data."""
+    if hasattr(data, "get_next"):  # onnxruntime's CalibrationDataReader
+        while (item := data.get_next()) is not None:
+            yield item
+    elif isinstance(data, np.ndarray):
+        yield data
+    elif isinstance(data, Mapping) or hasattr(data, "files"):  # a dict of arrays, or an .npz
+        yield {name: np.asarray(data[name]) for name in data}
+    else:
+        try:
+            iterator = iter(data)
+        except TypeError:
+            raise CalibrationError(
+                f"calibration data is a {type(data).__name__}; give an iterable of arrays or of "
+                "{input name: array}"
+            ) from None
+        yield from iterator
+
+
+def samples(data, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
+    """Checked samples {input name: float32 array of the model's input shape}, one at a time.
+
+    data: an iterable of dicts, of arrays (for a model with one input), or of (array, label) pairs as
+    a DataLoader yields; an array or a dict of arrays with a leading sample axis; or an ONNX Runtime
+    CalibrationDataReader. A batch larger than the model's is cut up. Raises CalibrationError.
+    """
+    number = count(1)
+    for item in _items(data):
+        yield from _pieces(item, graph, next(number))
+
+
+def _pieces(item, graph, number):
+    what = f"calibration item {number}"
+    if isinstance(item, (tuple, list)) and item:
+        item = item[0]  # (images, labels)
+    if not isinstance(item, Mapping):
+        if len(graph.inputs) != 1:
+            raise CalibrationError(
+                f"{what} is one array, the model has inputs {list(graph.inputs)}; give a dict"
+            )
+        item = {graph.inputs[0]: item}
+    if set(item) != set(graph.inputs):
+        raise CalibrationError(
+            f"{what} has tensors {sorted(map(str, item))}, the model's inputs are {sorted(graph.inputs)}"
+        )
+    arrays = {}
+    for name, value in item.items():
+        array = np.asarray(value)
+        if array.dtype == np.float64:
+            with np.errstate(over="ignore"):  # infinity is found, and named, below
+                array = array.astype(np.float32)
+        if array.dtype != np.float32:
+            raise CalibrationError(
+                f"{what}: {name} is {array.dtype}; the model takes float32, normalised as in its training"
+            )
+        shape = model_shape(graph[name])
+        if array.shape == shape[1:]:
+            array = array[None]
+        if array.ndim != len(shape) or array.shape[1:] != shape[1:]:
+            raise CalibrationError(
+                f"{what}: {name} has shape {array.shape}, the model takes {shape}"
+                f"{layout_hint(array.shape, shape)}"
+            )
+        if array.shape[0] % shape[0]:
+            raise CalibrationError(
+                f"{what}: {name} holds {array.shape[0]} samples, not a multiple of the model's "
+                f"batch {shape[0]}; drop the incomplete batch"
+            )
+        arrays[name] = array
+    pieces = {name: array.shape[0] // model_shape(graph[name])[0] for name, array in arrays.items()}
+    if len(set(pieces.values())) != 1:
+        raise CalibrationError(f"{what}: its tensors hold different numbers of samples: {pieces}")
+    for i in range(next(iter(pieces.values()))):
+        sample = {}
+        for name, array in arrays.items():
+            batch = model_shape(graph[name])[0]
+            sample[name] = np.ascontiguousarray(array[i * batch : (i + 1) * batch])
+            if not np.isfinite(sample[name]).all():
+                raise CalibrationError(
+                    f"{what}, sample {i}: {name} holds NaN or infinity; remove or mend it"
+                )
+        yield sample
+
+
+def calibrate(
+    graph: Graph, plan: Plan, data, config: QuantConfig, progress: Progress | None = None
+) -> Calibration:
+    """Run the float network on every sample of ``data`` and observe each site's values.
+
+    Raises CalibrationError; an empty ``data`` is one.
+    """
+    counted = config.how.start != "max"
+    ranges = {name: Range(histogram=Histogram() if counted else None) for name in plan.sites}
+    result = Calibration(ranges, asked=config.search_images if config.searches else 1)
+
+    def observe(node, value):
+        site = plan.site_of.get(node.name)
+        if site is not None:
+            if not np.isfinite(value).all():
+                raise GraphError(f"{node.name} overflows float32 on calibration sample {result.seen}")
+            result.ranges[site].see(value)
+        if node.name == graph.outputs[0] and value.size == value.shape[-1] > 2:  # classes
+            result.answers.append(int(value.argmax()))
+
+    for sample in samples(data, graph):
+        result.seen += 1
+        with threadpool_limits(1):  # one BLAS order, one result on every machine
+            run(graph, sample, observe)
+        if len(result.samples) < config.search_images:
+            # a copy: the user may fill one buffer again and again, or hand out slices of a big array
+            result.samples.append({name: array.copy() for name, array in sample.items()})
+        if progress is not None:
+            progress(result.seen, 0, "calibrate")
+    if not result.seen:
+        raise CalibrationError("calibration data is empty; give at least one sample, better 50")
+    return result
+
+
+def site_scale(plan: Plan, name: str, found: Range, config: QuantConfig) -> Scale:
+    """The starting scale of a site; from its maximum in the paper (section 4.1)."""
+    site, how = plan.sites[name], config.how
+    bits = config.bits_of(*site.readers) if site.readers else 8
+    signed = not (how.unsigned and (site.nonnegative or found.low >= 0))
+    return scale_for(found.threshold(how.start, steps(bits, signed), config.percentile), bits, signed)
+
+
+def start_table(graph: Graph, plan: Plan, calibration: Calibration, config: QuantConfig) -> ScaleTable:
+    """The start of the search, and the methods that do not search: sites by ``config.how.start``, weights
+    by the maximum of each output channel."""
+    config.check_layers(node.name for node in graph.compute_nodes)
+    activations = {
+        name: site_scale(plan, name, found, config) for name, found in calibration.ranges.items()
+    }
+    weights = {}
+    for node in graph.compute_nodes:
+        if node.name in plan.integer:
+            flat = node.weight.T if node.op == "dense" else node.weight.reshape(-1, node.channels)
+            input_scale = activations[plan.site_of[node.inputs[0]]].scale
+            weights[node.name] = weight_scales(flat, config.bits_of(node.name), node.bias, input_scale)
+    return ScaleTable(graph.fingerprint, config, activations, weights)

@@ -1,0 +1,285 @@
+"""The quantized network in numpy, node by node: exactly what the compiled module computes.
+
+`Sample` carries one input through the float and the quantized network side by side. The search uses
+it to see each layer behind the quantized prefix; `run_integer` is the plain forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+
+import numpy as np
+
+from topi_ext import reference
+
+from ..network import expression as elementwise
+from ..network.graph import COMPUTE, MOVES, Graph, Node, evaluate, linear, move, to_nchw, to_nhwc
+from .numerics import QuantConfig, Scale, integer_limits, quantize_bias, quantize_weight, ungained
+from .partition import Plan, clip_limits
+
+IN_FLOAT = ("add", "elementwise")  # computed in float32 from dequantized inputs, then quantized
+
+
+def integer_weight(node: Node, scales: np.ndarray, bits: int, rounding=None, lowest=None) -> np.ndarray:
+    """The node's weights as int8, in the node's own layout; rounding, lowest: see `quantize_weight`."""
+    if node.op == "dense":
+        return quantize_weight(node.weight.T, scales, bits, rounding, lowest).T
+    flat = node.weight.reshape(-1, node.channels)
+    return quantize_weight(flat, scales, bits, rounding, lowest).reshape(node.weight.shape)
+
+
+def function_values(node: Node, scale: Scale) -> np.ndarray:
+    """float32 (256,): an elementwise node's function of every stored value of its input."""
+    stored = np.arange(256, dtype=np.uint8)
+    real = reference.dequantize(stored, scale.scale, scale.zero_point)
+    return elementwise.compute(node.attrs["expression"], real)
+
+
+class Scales:
+    """The scales a walk uses: what a `ScaleTable` holds, mutable while they are searched.
+
+    activations: site -> Scale, None while undecided; weights: layer -> float32 (K,); rounding,
+    biases and gains: as in the table, for the layers that have them.
+    """
+
+    def __init__(
+        self, graph: Graph, plan: Plan, config: QuantConfig, activations, weights,
+        rounding=(), biases=(), gains=(),
+    ):  # fmt: skip
+        self.graph, self.plan, self.config = graph, plan, config
+        self.activations: dict[str, Scale | None] = dict(activations)
+        self.weights: dict[str, np.ndarray] = dict(weights)
+        self.rounding: dict[str, np.ndarray] = dict(rounding)
+        self.biases: dict[str, np.ndarray] = dict(biases)
+        self.gains: dict[str, np.ndarray] = dict(gains)
+
+    @classmethod
+    def of_table(cls, graph: Graph, plan: Plan, table) -> Scales:
+        return cls(
+            graph,
+            plan,
+            table.config,
+            table.activations,
+            table.weights,
+            table.rounding,
+            table.biases,
+            table.gains,
+        )
+
+    def copy(self) -> Scales:
+        """Another one that shares no dict with this one."""
+        return self.of_table(self.graph, self.plan, self)
+
+    def integer_weight(self, node: Node) -> np.ndarray:
+        """int8, in the node's own layout."""
+        bits, rounding = self.config.bits_of(node.name), self.rounding.get(node.name)
+        return integer_weight(node, self.rounding_scale(node), bits, rounding, self.config.lowest_weight)
+
+    def rounding_scale(self, node: Node) -> np.ndarray:
+        """float32 (K,): what its weights are divided by before they are rounded."""
+        return ungained(self.weights[node.name], self.gains.get(node.name))
+
+    def bias(self, node: Node) -> np.ndarray:
+        """float32 (K,): the node's bias, or the corrected one of the table."""
+        return self.biases.get(node.name, node.bias)
+
+    def integer_bias(self, node: Node) -> np.ndarray:
+        """int32 (K,), in steps of the accumulator."""
+        scale = self.of(node.inputs[0]).scale
+        return quantize_bias(self.bias(node), scale, self.weights[node.name], node.name)
+
+    def of(self, tensor: str) -> Scale | None:
+        return self.activations[self.plan.site_of[tensor]]
+
+    def unit(self, node: Node) -> np.ndarray:
+        """float32: real units per step of the node's int32 accumulator, () or (K,)."""
+        scale = np.float32(self.of(node.inputs[0]).scale)
+        if node.op in COMPUTE:
+            return scale * np.asarray(self.weights[node.name], np.float32)
+        if node.op == "avg_pool2d":
+            return scale * (np.float32(1) / np.float32(prod(node.attrs["pool_size"])))
+        if node.op == "mul":
+            return scale * np.float32(self.of(node.inputs[1]).scale)
+        return scale
+
+
+class Sample:
+    """One input on its way through the network.
+
+    floats: tensor -> its value in the float network. stored: tensor -> uint8. real: tensor ->
+    float32, made by float nodes. raw: what a producer has before it is stored: an int32 accumulator,
+    or float32 for those of `IN_FLOAT`; kept while the scale of its site is undecided. ran: nodes that
+    have run. gone: tensors that nobody needs any more. watch(node, raw): is shown what each produces.
+    """
+
+    def __init__(
+        self, feed: Mapping[str, np.ndarray], watch: Callable[[Node, np.ndarray], None] | None = None
+    ):
+        self.feed, self.watch = feed, watch
+        self.floats: dict[str, np.ndarray] = {}
+        self.stored: dict[str, np.ndarray] = {}
+        self.real: dict[str, np.ndarray] = {}
+        self.raw: dict[str, np.ndarray] = {}
+        self.ran: set[str] = set()
+        self.gone: set[str] = set()
+
+    def advance_float(self, node: Node) -> None:
+        if node.op == "input":
+            self.floats[node.name] = to_nhwc(self.feed[node.name])
+        else:
+            self.floats[node.name] = evaluate(node, *(self.floats[t] for t in node.inputs))
+
+    def stored_value(self, tensor: str, scales: Scales) -> np.ndarray:
+        """The tensor as uint8; a float node's or an input's value is quantized here."""
+        if tensor not in self.stored:
+            s = scales.of(tensor)
+            self.stored[tensor] = reference.quantize(self.real[tensor], s.scale, s.zero_point, s.lo, s.hi)
+        return self.stored[tensor]
+
+    def real_value(self, tensor: str, scales: Scales) -> np.ndarray:
+        """The tensor as float32, as a float node reads it."""
+        if tensor in self.real:
+            return self.real[tensor]
+        s = scales.of(tensor)
+        return reference.dequantize(self.stored_value(tensor, scales), s.scale, s.zero_point)
+
+    def advance(self, node: Node, scales: Scales) -> None:
+        """Run one node of the quantized network; its input sites must be decided."""
+        plan = scales.plan
+        self.ran.add(node.name)
+        if node.op == "input":
+            self.real[node.name] = to_nhwc(self.feed[node.name])
+        elif node.name in plan.fused:
+            pass  # done by its producer
+        elif node.name not in plan.integer:
+            inputs = [self.real_value(t, scales) for t in node.inputs]
+            self.real[node.name] = evaluate(node, *inputs)
+        elif node.op in MOVES:
+            if scales.of(node.name) is not None:
+                self._move(node, scales)
+        else:
+            raw = self._produce(node, scales)
+            if self.watch is not None:
+                self.watch(node, raw)
+            if node.name in plan.accumulators:
+                self.real[node.name] = reference.dequantize(raw, scales.unit(node), 0)
+                return
+            self.raw[node.name] = raw
+            target = plan.stored(node, scales.graph)
+            if scales.of(target) is not None:
+                self.store(node, scales)
+
+    def _move(self, node, scales):
+        q = [self.stored_value(t, scales) for t in node.inputs]
+        a = node.attrs
+        if node.op == "max_pool2d":
+            self.stored[node.name] = reference.max_pool2d(q[0], **a)
+        else:
+            self.stored[node.name] = move(node, scales.of(node.name).zero_point, *q)
+
+    def _produce(self, node, scales):
+        """The int32 accumulator of a node, or float32 for those of `IN_FLOAT`."""
+        q = [self.stored_value(t, scales) for t in node.inputs]
+        s = [scales.of(t) for t in node.inputs]
+        if node.op == "elementwise":
+            return function_values(node, s[0])[q[0]]
+        if node.op == "add":
+            left, right = (
+                reference.dequantize(x, z.scale, z.zero_point) for x, z in zip(q, s, strict=True)
+            )
+            return left + right
+        steps = q[0].astype(np.int32) - np.int32(s[0].zero_point)
+        if node.op == "clip":
+            return steps
+        if node.op == "mul":
+            return steps * (q[1].astype(np.int32) - np.int32(s[1].zero_point))
+        if node.op == "avg_pool2d":
+            a = node.attrs
+            window = (a["pool_size"], a["strides"], a["padding"], (1, 1), 0)
+            return reference.windows(steps, *window).sum(axis=(3, 4), dtype=np.int32)
+        weight, bias = scales.integer_weight(node), scales.integer_bias(node)
+        flat = np.abs(weight.reshape(-1, node.channels) if node.op == "conv2d" else weight.T)
+        reach = max(s[0].hi - s[0].zero_point, s[0].zero_point - s[0].lo)
+        if reach * flat.sum(axis=0, dtype=np.int64).max() < 2**24:  # float32 holds every partial sum
+            acc = linear(steps.astype(np.float32), node, weight.astype(np.float32))
+            return reference.as_int32(acc.astype(np.int64) + bias, f"layer {node.name}")
+        if node.op == "dense":
+            acc = reference.dense(q[0], weight, zero_point=s[0].zero_point)
+        else:
+            acc = reference.conv2d(q[0], weight, zero_point=s[0].zero_point, **node.attrs)
+        return reference.as_int32(acc.astype(np.int64) + bias, f"layer {node.name}")
+
+    def unstored(self, node: Node, scales: Scales) -> np.ndarray:
+        """What ``node`` produced, as float32 before it is rounded to its site, fused clip applied."""
+        raw = self.raw[node.name]
+        value = raw if node.op in IN_FLOAT else reference.dequantize(raw, scales.unit(node), 0)
+        lo, hi = node_limits(node, scales)
+        return np.clip(value, np.float32(lo), np.float32(hi))
+
+    def store(self, node: Node, scales: Scales) -> None:
+        """Round what ``node`` produced to the scale of its site, by the norm."""
+        target = scales.plan.stored(node, scales.graph)
+        s, raw = scales.of(target), self.raw.pop(node.name)
+        lo, hi = integer_limits(s, node_limits(node, scales))
+        if node.op in IN_FLOAT:
+            self.stored[target] = reference.quantize(raw, s.scale, s.zero_point, lo, hi)
+        else:
+            factor = reference.multiplier(1, scales.unit(node), s.scale)
+            self.stored[target] = reference.requantize(raw, factor, s.zero_point, lo, hi)
+
+    def settle(self, tensors, scales: Scales) -> None:
+        """Store what waited for the scale of a site; ``tensors``: the site's, in topological order."""
+        for tensor in tensors:
+            node = scales.graph[scales.plan.fused.get(tensor, tensor)]
+            if node.name in self.raw:
+                self.store(node, scales)
+            elif node.op in MOVES and node.name in scales.plan.integer and node.name in self.ran:
+                self._move(node, scales)
+        self.forget(self.gone.intersection(tensors), scales)
+
+    def forget(self, tensors, scales: Scales) -> None:
+        """Drop tensors that nobody needs any more.
+
+        What waits for the scale of its site stays: the moves that read it run when that is settled.
+        """
+        for tensor in tensors:
+            self.gone.add(tensor)
+            self.floats.pop(tensor, None)
+            if tensor not in scales.plan.site_of or scales.of(tensor) is not None:
+                self.stored.pop(tensor, None)
+                self.real.pop(tensor, None)
+
+
+def node_limits(node: Node, scales: Scales) -> tuple[float, float]:
+    """Real limits of what ``node`` stores: its own if it is a clip, else those of the fused clip."""
+    if node.op == "clip":
+        return node.attrs["lo"], node.attrs["hi"]
+    return clip_limits(scales.graph, scales.plan, node)
+
+
+def last_uses(graph: Graph) -> dict[str, list[str]]:
+    """node -> the tensors nobody needs after it has run."""
+    last = {}
+    for node in graph:
+        last[node.name] = node.name
+        for tensor in node.inputs:
+            last[tensor] = node.name
+    dead: dict[str, list[str]] = {}
+    for tensor, node_name in last.items():
+        if tensor not in graph.outputs:
+            dead.setdefault(node_name, []).append(tensor)
+    return dead
+
+
+def run_integer(graph: Graph, table, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs of the quantized network for one input, in the model's own layout.
+
+    Equal, bit for bit, to the compiled module. Raises TableError if the table does not fit.
+    """
+    plan = table.check(graph)
+    scales = Scales.of_table(graph, plan, table)
+    sample = Sample(graph.check_inputs(feed))
+    for node in graph:
+        sample.advance(node, scales)
+    return {t: to_nchw(sample.real_value(t, scales)) for t in graph.outputs}

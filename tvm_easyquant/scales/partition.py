@@ -1,0 +1,224 @@
+"""What becomes integer, and which tensors share a scale.
+
+A *site* is a set of stored tensors with one scale: a tensor and everything that max pool, concat,
+reshape, slice and pad make of it without computing. Decided here from the graph alone, so that
+calibration, search and rewriting agree by construction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
+
+from ..network.expression import nonnegative
+from ..network.graph import COMPUTE, MOVES, Graph, GraphError, Node
+
+#: integer ops that end in an int32 accumulator, which a float reader gets without 8-bit rounding
+ACCUMULATE = (*COMPUTE, "avg_pool2d")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Tensors that are stored as uint8 with one scale.
+
+    name: of the tensor that opens the site in topological order; readers: the convolution and dense
+    nodes that read it; nonnegative: proven from the graph (a ReLU made it).
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    readers: tuple[str, ...]
+    nonnegative: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The integer part of a graph.
+
+    integer: names of nodes that run in integers. floats: the others, each with its reason.
+    fused: clip -> the node in whose requantize it happens. sites: by name. site_of: tensor -> site.
+    accumulators: integer nodes read by float nodes only; their int32 result is dequantized directly.
+    """
+
+    integer: frozenset[str]
+    floats: dict[str, str]
+    fused: dict[str, str]
+    sites: dict[str, Site]
+    site_of: dict[str, str]
+    accumulators: frozenset[str]
+
+    def stored(self, node: Node, graph: Graph) -> str:
+        """The tensor that is stored when ``node`` runs: its own, or that of the clip fused to it."""
+        for user in graph.users[node.name]:
+            if self.fused.get(user) == node.name:
+                return user
+        return node.name
+
+    def coverage(self, graph: Graph) -> float:
+        """Percentage of the graph's multiply-accumulates that run in integers."""
+        done = sum(node.macs for node in graph if node.name in self.integer)
+        return 100.0 * done / graph.macs if graph.macs else 0.0
+
+
+def nonnegative_tensors(graph: Graph) -> set[str]:
+    """Names of the tensors that cannot hold a negative number, whatever the input."""
+    proven: set[str] = set()
+    for node in graph:
+        by_inputs = node.inputs and all(t in proven for t in node.inputs)
+        if node.op == "clip":
+            positive = node.attrs["lo"] >= 0 or by_inputs
+        elif node.op == "elementwise":
+            positive = nonnegative(node.attrs["expression"], bool(by_inputs))
+        else:
+            positive = by_inputs and node.op in ("add", "mul", "avg_pool2d", *MOVES)
+        if positive:
+            proven.add(node.name)
+    return proven
+
+
+def _why_float(node: Node, graph: Graph, integer: set[str], skip: set[str]) -> str | None:
+    if node.name in skip:
+        return "kept float by skip"
+    if node.op == "fake_quant":
+        return "the model is already quantized; import-onnx takes its scales over"
+    if node.op == "float":
+        return f"{getattr(node.attrs['handle'], 'op', 'this operator')} is not covered"
+    if node.op in COMPUTE or node.op == "input":
+        return None
+    if node.op == "avg_pool2d" and any(node.attrs["padding"]):
+        if not node.attrs["count_include_pad"]:
+            return "an average pool that leaves its padding out of the count"
+    if not all(t in integer for t in node.inputs):
+        return "an input is float"
+    return None
+
+
+def skipped(graph: Graph, patterns: Iterable[str]) -> set[str]:
+    """The names of the nodes that ``patterns`` keep float: a name, ``op:conv2d`` for every node of an
+    operator, or a regular expression that matches whole names. GraphError for one that matches nothing."""
+    found, unknown = set(), []
+    for pattern in patterns:
+        if pattern in graph.nodes:
+            names = {pattern}
+        elif pattern.startswith("op:"):
+            names = {node.name for node in graph if node.op == pattern[3:]}
+        else:
+            try:
+                names = {name for name in graph.nodes if re.fullmatch(pattern, name)}
+            except re.error:  # a name with brackets, mistyped
+                names = set()
+        found |= names
+        if not names:
+            unknown.append(pattern)
+    if unknown:
+        raise GraphError(
+            f"skip names {unknown}, not in the model; its layers are "
+            + ", ".join(node.name for node in graph.compute_nodes)
+            + "; its operators "
+            + ", ".join(f"op:{op}" for op in sorted({node.op for node in graph} - {"input"}))
+        )
+    return found
+
+
+def plan(graph: Graph, skip: Iterable[str] = (), integer: Iterable[str] | None = None) -> Plan:
+    """Decide what runs in integers; raises GraphError if there is nothing to quantize.
+
+    skip: patterns of what stays float, see `skipped`. integer: what runs in integers, where that is
+    settled (`QuantConfig.integer`).
+    """
+    if integer is not None:
+        return _settled(graph, set(integer))
+    skip = skipped(graph, skip)
+    if not graph.compute_nodes:
+        raise GraphError("the model has no convolution and no dense layer: nothing to quantize")
+    chosen: set[str] = set()
+    floats: dict[str, str] = {}
+    for node in graph:
+        reason = _why_float(node, graph, chosen, skip)
+        if reason is None:
+            chosen.add(node.name)
+        else:
+            floats[node.name] = reason
+    # Backwards: what nobody reads as integers is not worth rounding to 8 bits.
+    for node in reversed(list(graph)):
+        only_float = not any(user in chosen for user in graph.users[node.name])
+        if node.name in chosen and only_float and node.op not in ("add", *ACCUMULATE):
+            chosen.discard(node.name)
+            if node.op != "input":
+                floats[node.name] = "only float nodes or outputs read it"
+    if not chosen & {node.name for node in graph.compute_nodes}:
+        raise GraphError("every convolution and dense layer is kept float: nothing to quantize")
+    return _plan(graph, chosen, floats)
+
+
+def _settled(graph: Graph, integer: set[str]) -> Plan:
+    unknown = sorted(integer - set(graph.nodes))
+    if unknown:
+        raise GraphError(f"the table runs {unknown} in integers, which are no nodes of the model")
+    wrong = sorted(name for name in integer if graph[name].op in ("float", "fake_quant"))
+    if wrong:
+        raise GraphError(f"the table runs {wrong} in integers, which cannot: {graph[wrong[0]].op}")
+    floats = {
+        node.name: _why_float(node, graph, set(graph.nodes), set()) or "the imported model keeps it float"
+        for node in graph
+        if node.name not in integer and node.op != "input"
+    }
+    return _plan(graph, integer, floats)
+
+
+def _plan(graph: Graph, integer: set[str], floats: dict[str, str]) -> Plan:
+    """What follows from which nodes are integer."""
+    fused = {}
+    for node in graph:
+        if node.op == "clip" and node.name in integer:
+            (producer,) = node.inputs
+            alone = graph.users[producer] == (node.name,) and producer not in graph.outputs
+            if alone and producer in integer and graph[producer].op in ("add", "mul", *ACCUMULATE):
+                fused[node.name] = producer
+    accumulators = frozenset(
+        node.name
+        for node in graph
+        if node.name in integer
+        and node.op in ACCUMULATE
+        and not any(user in integer for user in graph.users[node.name])
+    )
+    sites, site_of = _sites(graph, integer, fused, accumulators)
+    return Plan(frozenset(integer), floats, fused, sites, site_of, accumulators)
+
+
+def _sites(graph, integer, fused, accumulators):
+    stored = {t for name in integer for t in graph[name].inputs}  # also float tensors read here
+    stored |= {name for name in integer if graph[name].op != "input"}
+    stored -= set(fused.values()) | accumulators
+    leader = {name: name for name in graph.nodes if name in stored}
+
+    def find(name):
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    order = {name: i for i, name in enumerate(graph.nodes)}
+    for node in graph:
+        if node.name in integer and node.op in MOVES and node.name not in fused:
+            for tensor in node.inputs:
+                first, second = sorted((find(tensor), find(node.name)), key=order.get)
+                leader[second] = first
+    positive = nonnegative_tensors(graph)
+    sites = {}
+    for root in [name for name in leader if find(name) == name]:
+        tensors = tuple(name for name in leader if find(name) == root)
+        readers = [
+            node.name for node in graph.compute_nodes if node.name in integer and node.inputs[0] in tensors
+        ]
+        sites[root] = Site(root, tensors, tuple(readers), all(t in positive for t in tensors))
+    return sites, {tensor: site.name for site in sites.values() for tensor in site.tensors}
+
+
+def clip_limits(graph: Graph, plan_: Plan, node: Node) -> tuple[float, float]:
+    """The real limits (lo, hi) that the clip fused to ``node`` sets; (-inf, inf) if there is none."""
+    clip = plan_.stored(node, graph)
+    if clip == node.name:
+        return (-inf, inf)
+    return (float(graph[clip].attrs["lo"]), float(graph[clip].attrs["hi"]))

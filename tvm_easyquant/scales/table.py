@@ -1,0 +1,299 @@
+"""`ScaleTable`: what calibration and search found, keyed by name, and its JSON file.
+
+The table is the only thing that passes from the search to a rewriter. It can be read, compared and
+edited by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import write_text
+from ..network.equalize import equalized
+from ..network.graph import Graph
+from .numerics import ConfigError, QuantConfig, Scale, ungained
+from .partition import Plan, plan
+
+FORMAT = "tvm_easyquant scale table"
+VERSION = 1
+
+
+def pack(steps: np.ndarray) -> str:
+    """int8 (any, K) -> text: zlib, then base64; row by row."""
+    return b64encode(zlib.compress(np.ascontiguousarray(steps, np.int8).tobytes(), 9)).decode("ascii")
+
+
+LARGEST = 2**28  # weights of a layer: a text of a few bytes must not unpack to all of the memory
+
+
+def unpack(name: str, text: str, channels: int) -> np.ndarray:
+    """int8 (any, K) of `pack`'s text; ConfigError naming the layer."""
+    unpacker = zlib.decompressobj()
+    try:
+        steps = unpacker.decompress(b64decode(text, validate=True), LARGEST)
+        if unpacker.eof:
+            return np.frombuffer(steps, np.int8).reshape(-1, channels)
+    except (ValueError, TypeError, zlib.error):
+        pass
+    raise ConfigError(f"the rounding of {name} is not one that a search wrote; quantize again")
+
+
+class TableError(ValueError):
+    """A scale table cannot be used; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class ScaleTable:
+    """Scales of one model.
+
+    activations: site name -> `Scale`. weights: layer name -> float32 (K,) scales, real units per
+    step. figures: layer name -> numbers worth reading (cosine, ...), for people. config: the settings
+    they were found with. model: fingerprint of the graph. data: the calibration data: ``samples``,
+    ``digest``, and ``preprocess`` if they were made from pictures (`images.Preprocess`'s fields).
+
+    rounding: layer name -> int8 (weights of a channel, K), steps to add to the nearest integer, for layers
+    whose weights were rounded otherwise. biases: layer name -> float32 (K,), real units, instead of the
+    model's, for layers whose bias was corrected. gains: layer name -> float32 (K,), for layers whose gain
+    was corrected: factors that are in ``weights``, while the model's weights are rounded at
+    ``weights / gains``. With the model they make the integers; no more is needed.
+    """
+
+    model: str
+    config: QuantConfig
+    activations: Mapping[str, Scale]
+    weights: Mapping[str, np.ndarray]
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rounding: Mapping[str, np.ndarray] = field(default_factory=dict)
+    biases: Mapping[str, np.ndarray] = field(default_factory=dict)
+    gains: Mapping[str, np.ndarray] = field(default_factory=dict)
+    data: Mapping[str, object] = field(default_factory=dict)
+
+    def rounding_scale(self, layer: str) -> np.ndarray:
+        """float32 (K,): what the layer's weights are divided by before they are rounded."""
+        return ungained(self.weights[layer], self.gains.get(layer))
+
+    def prepared(self, graph: Graph) -> Graph:
+        """The graph that this table is of, for one as it was loaded: equalized, if that is a setting."""
+        return equalized(graph) if self.config.equalize and self.model != graph.fingerprint else graph
+
+    def check(self, graph: Graph) -> Plan:
+        """The graph's plan, if this table fits it exactly; otherwise TableError listing both sides."""
+        plan_ = plan(graph, self.config.skip, self.config.integer)
+        try:
+            self.config.check_layers(node.name for node in graph.compute_nodes)
+        except ConfigError as error:
+            raise TableError(f"the scale table does not fit model {graph.name}: {error}") from None
+        layers = [n.name for n in graph.compute_nodes if n.name in plan_.integer]
+        for kind, have, want in (
+            ("activation", self.activations, plan_.sites),
+            ("weight", self.weights, layers),
+        ):
+            missing, unknown = sorted(set(want) - set(have)), sorted(set(have) - set(want))
+            if missing or unknown:
+                raise TableError(
+                    f"the scale table does not fit model {graph.name}: its {kind} scales lack "
+                    f"{missing or 'nothing'} and have unknown {unknown or 'nothing'}"
+                )
+        for name in layers:
+            if len(self.weights[name]) != graph[name].channels:
+                raise TableError(
+                    f"the scale table has {len(self.weights[name])} weight scales for layer {name}, "
+                    f"the model has {graph[name].channels} channels there"
+                )
+        for kind, have in (("rounding", self.rounding), ("biases", self.biases), ("gains", self.gains)):
+            unknown = sorted(set(have) - set(layers))
+            if unknown:
+                raise TableError(f"the scale table has {kind} of {unknown}, which are no integer layers")
+        for name, steps in self.rounding.items():
+            shape = (graph[name].weight.size // graph[name].channels, graph[name].channels)
+            if steps.shape != shape:
+                raise TableError(f"the rounding of layer {name} is {steps.shape}, its weights are {shape}")
+        for what, each in (("bias", self.biases), ("gain", self.gains)):
+            for name, values in each.items():
+                if values.shape != (graph[name].channels,):
+                    raise TableError(
+                        f"the {what} of layer {name} is {values.shape}, not ({graph[name].channels},)"
+                    )
+        if self.model != graph.fingerprint:
+            raise TableError(
+                f"the scale table was made for another model ({self.model[:12]}, this is "
+                f"{graph.fingerprint[:12]}): the names fit but the weights or shapes differ; "
+                + ("give table.prepared(graph), or " if self.config.equalize else "")
+                + "quantize this model again"
+            )
+        return plan_
+
+    def to_json(self) -> str:
+        """JSON text; `from_json` of it equals this table bit for bit."""
+        more: dict[str, dict] = {}  # what few tables have, so that the others do not change
+        if self.rounding:
+            more["rounding"] = {name: pack(steps) for name, steps in self.rounding.items()}
+        if self.biases:
+            more["biases"] = {name: [float(b) for b in bias] for name, bias in self.biases.items()}
+        if self.gains:
+            more["gains"] = {name: [float(g) for g in gains] for name, gains in self.gains.items()}
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "model": self.model,
+                "config": {**asdict(self.config), "layer_bits": dict(self.config.layer_bits)},
+                "data": dict(self.data),
+                "unit": "real units per step: real = scale * (q - zero_point)",
+                "activations": {name: asdict(scale) for name, scale in self.activations.items()},
+                "weights": {name: [float(s) for s in w] for name, w in self.weights.items()},
+                "figures": {name: dict(figures) for name, figures in self.figures.items()},
+                **more,
+            },
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "the scale table") -> ScaleTable:
+        """Parse `to_json`'s text; TableError names ``source`` and what is wrong."""
+        try:
+            data = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise TableError(f"{source} is not JSON: {error}") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise TableError(f"{source} is not a tvm_easyquant scale table")
+        if data.get("version") != VERSION:
+            raise TableError(
+                f"{source} has version {data.get('version')!r}; this release reads version {VERSION}: "
+                "install a newer tvm_easyquant, or quantize again with this one"
+            )
+        try:
+            packed = data.get("rounding", {})
+            weights = {n: _positive("weight scales", n, w) for n, w in data["weights"].items()}
+            return cls(
+                model=_text(data, "model"),
+                config=QuantConfig(**_fields("config", data["config"], QuantConfig)),
+                activations={n: _scale(n, s) for n, s in data["activations"].items()},
+                weights=weights,
+                figures={n: dict(f) for n, f in data.get("figures", {}).items()},
+                rounding={n: unpack(n, t, len(weights[n])) for n, t in packed.items()},
+                biases={n: _biases(n, b) for n, b in data.get("biases", {}).items()},
+                gains={n: _positive("gains", n, g) for n, g in data.get("gains", {}).items()},
+                data=dict(data.get("data", {})),
+            )
+        except KeyError as error:
+            raise TableError(f"{source} is damaged: it has no {error}") from None
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise TableError(f"{source} is damaged: {error}") from None
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the JSON file atomically."""
+        write_text(path, self.to_json() + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> ScaleTable:
+        """Read a file written by `save`; TableError if it is missing or not such a file."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TableError(f"cannot read the scale table {path}: {error}") from None
+        return cls.from_json(text, str(path))
+
+    def diff(self, other: ScaleTable) -> list[str]:
+        """Lines that say where two tables differ; empty if they hold the same scales."""
+        lines = []
+        scales: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
+            ("activation", self.activations, other.activations),
+            ("weight", self.weights, other.weights),
+        )
+        for kind, mine, theirs in scales:
+            for name in dict.fromkeys([*mine, *theirs]):
+                if name not in mine or name not in theirs:
+                    lines.append(f"{kind} {name}: only in the {'first' if name in mine else 'second'}")
+                elif kind == "activation" and mine[name] != theirs[name]:
+                    a, b = mine[name], theirs[name]
+                    lines.append(
+                        f"activation {name}: {a.scale:.8g} [{a.lo}, {a.hi}] zero {a.zero_point} -> "
+                        f"{b.scale:.8g} [{b.lo}, {b.hi}] zero {b.zero_point}"
+                    )
+                elif kind == "weight" and not np.array_equal(mine[name], theirs[name]):
+                    if len(mine[name]) != len(theirs[name]):
+                        lines.append(f"weight {name}: {len(mine[name])} -> {len(theirs[name])} channels")
+                        continue
+                    ratio = theirs[name] / mine[name]
+                    lines.append(
+                        f"weight {name}: {int((ratio != 1).sum())} of {len(ratio)} channels differ, "
+                        f"factors {ratio.min():.4g} to {ratio.max():.4g}"
+                    )
+        for kind, mine, theirs in (
+            ("rounding", self.rounding, other.rounding),
+            ("bias", self.biases, other.biases),
+            ("gain", self.gains, other.gains),
+        ):
+            for name in dict.fromkeys([*mine, *theirs]):
+                if name not in mine or name not in theirs:
+                    lines.append(f"{kind} {name}: only in the {'first' if name in mine else 'second'}")
+                elif mine[name].shape != theirs[name].shape:
+                    lines.append(f"{kind} {name}: {mine[name].shape} -> {theirs[name].shape}")
+                elif different := int((mine[name] != theirs[name]).sum()):
+                    lines.append(f"{kind} {name}: {different} of {mine[name].size} differ")
+        return lines
+
+
+# -- reading what a hand may have edited
+
+
+def _text(data, key) -> str:
+    if not isinstance(data[key], str):
+        raise ConfigError(f"{key} is {data[key]!r}; it must be a text")
+    return data[key]
+
+
+def _fields(what, entry, kind) -> dict:
+    """The entry of a JSON object as fields of the dataclass ``kind``; ConfigError says what is wrong."""
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{what} is {entry!r}; it must be an object")
+    known = {f.name: f for f in fields(kind)}
+    lacking = [n for n, f in known.items() if f.default is MISSING and n not in entry]
+    unknown = [n for n in entry if n not in known]
+    if lacking or unknown:
+        raise ConfigError(f"{what} lacks {lacking or 'nothing'} and has unknown {unknown or 'nothing'}")
+    return entry
+
+
+def _scale(name, entry) -> Scale:
+    what = f"the scale of activation {name}"
+    for key, value in _fields(what, entry, Scale).items():
+        wanted, allowed = ("a number", (int, float)) if key == "scale" else ("an integer", int)
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            raise ConfigError(f"{what}: {key} is {value!r}; it must be {wanted}")
+    try:
+        return Scale(**entry)
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from None
+
+
+def _numbers(entry) -> np.ndarray | None:
+    """A list of finite numbers as float32; None if the entry is anything else."""
+    if not (isinstance(entry, list) and all(type(v) in (int, float) for v in entry)):
+        return None
+    array = np.asarray(entry, np.float32)
+    return array if np.isfinite(array).all() else None
+
+
+def _positive(what, name, entry) -> np.ndarray:
+    values = _numbers(entry)
+    if values is None or not (values.size and (values > 0).all()):
+        raise ConfigError(f"the {what} of {name} must be a list of positive, finite numbers")
+    return values
+
+
+def _biases(name, entry) -> np.ndarray:
+    biases = _numbers(entry)
+    if biases is None:
+        raise ConfigError(f"the biases of {name} must be a list of finite numbers")
+    return biases

@@ -1,0 +1,1 @@
+"""The scales that keep each layer's output what it was."""

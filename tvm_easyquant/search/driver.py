@@ -1,0 +1,645 @@
+"""EasyQuant scale search (arXiv 2006.16669, section 3.2 and Algorithm 1), in numpy.
+
+For every layer the scales are chosen that make its quantized output most similar to the float one: ``O``,
+the layer's output in the float network, and ``O^``, the dequantized output of the quantized layer fed by
+the quantized network before it (both with the bias, before the activation). The paper's similarity is the
+mean over images of the cosine; ours is the squared error over all images, relative to the output, which
+unlike the cosine sees a channel's gain. Candidates are ``linspace(alpha, beta, grid)`` times the starting
+scale of the paper, S = 1 / scale, and S itself.
+
+Two orders. "passes" (Algorithm 1): a pass over all weight scales, one per output channel, then a pass over
+all activation scales. "layerwise": in topological order each layer's input scale, by the layer's float
+weights, then its weights: scales, rounding, gain, bias, as far as the switches say; what comes before a
+layer is then final, and its weights make up for it.
+
+Where the paper has one activation scale per layer *input*, one tensor stored once has one scale: a
+site read by several layers takes the mean of their objectives (those whose input exists, or follows by
+moves alone, when the site is first read). A site that no layer reads keeps its start.
+
+A channel of a dense layer, or of a convolution with a 1x1 output, has one number per image, and the
+cosine of two numbers says nothing (the paper leaves dense layers float). There the cosine runs over
+the images instead of being averaged over them.
+
+Cost. The candidates of a channel need no convolution each: the Gram matrix of the layer's input makes one
+cost K^2 (`reconstruct`, `objectives`). Activation candidates are matrix products; unless ``exhaustive``,
+successive halving tries all of them on a few of the output positions (those with the largest inputs and a
+fixed random sample of at least 512), and only those that could still be the least on four times as many,
+and so on to all: a candidate is dropped when it is behind by 4 standard deviations of that distance, as
+the sample gives them.
+Tasks go to joblib: threads by default, any other backend, such as loky or dask, under
+``joblib.parallel_config``. Work is cut and summed in an order that does not depend on the number of
+workers, and BLAS runs on one thread in each, so the result does not depend on them either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, delayed
+from joblib.parallel import get_active_backend
+from threadpoolctl import threadpool_limits
+
+from topi_ext.reference import dequantize
+
+from ..files import write_text
+from ..network.graph import COMPUTE, MOVES, Graph, Node, evaluate, input_axes, is_depthwise
+from ..scales.calibrate import Calibration, start_table
+from ..scales.integer import Sample, Scales, last_uses, node_limits
+from ..scales.numerics import QuantConfig, quantize_weight, steps, ungained
+from ..scales.partition import Plan
+from ..scales.table import ScaleTable, pack, unpack
+from . import objectives, reconstruct
+from .objectives import choose, cosine
+
+Progress = Callable[[int, int, str], None]
+Record = Callable[[str, str, np.ndarray, np.ndarray, np.ndarray], None]
+CHUNK = 2**26  # bytes of candidate weights held at once
+PARTS = 8  # tasks that the images of one layer are cut into
+CHANNELS = 128  # output channels fitted in one task
+#: a candidate that is behind the best by so many standard deviations of the difference is dropped
+SAFETY = 4.0
+ENOUGH = 512, 8  # output positions in the first stage: of all images, of each
+
+
+class CheckpointError(ValueError):
+    """A checkpoint does not belong to this search; the message names the file and the cure."""
+
+
+def factors(config: QuantConfig) -> np.ndarray:
+    """Candidate factors of S, nearest to 1 first: on a tie the smaller change wins."""
+    grid = np.linspace(config.alpha, config.beta, config.grid)
+    grid = np.unique(np.append(grid, 1.0))
+    return grid[np.argsort(np.abs(np.log(grid)), kind="stable")]
+
+
+# -- tasks
+
+
+class Workers:
+    """Runs tasks: by joblib where ``joblib.parallel_config`` says, else in threads of this process.
+
+    jobs: how many at once; None is what ``parallel_config`` says, without one the number of CPUs.
+    """
+
+    def __init__(self, jobs: int | None = None):
+        backend, configured = get_active_backend(prefer="threads")
+        self.threaded = getattr(backend, "uses_threads", False)
+        if jobs is None and self.threaded and configured in (None, 1):
+            jobs = os.cpu_count() or 1
+        self.jobs = jobs
+        self.threads = ThreadPoolExecutor(min(jobs, 64) if jobs and jobs > 0 else os.cpu_count() or 1)
+
+    def run(self, function, arguments) -> list:
+        """function(*a) for each of ``arguments``, in their order."""
+        call = delayed(_unpacked if self.threaded else _alone)
+        # one tuple: dask would keep large arguments on one worker only, and lose them with it
+        return Parallel(self.jobs, prefer="threads")(call((function, *a)) for a in arguments)
+
+    def local(self, function, items) -> None:
+        """function(item) for each item, in threads of this process: for what changes the items."""
+        list(self.threads.map(function, items))
+
+
+def _unpacked(call):
+    return call[0](*call[1:])
+
+
+def _alone(call):
+    with threadpool_limits(1):
+        return call[0](*call[1:])
+
+
+def _cut(count: int, parts: int) -> list[slice]:
+    """Consecutive slices of nearly the same length, no more than ``parts``."""
+    edges = [round(i * count / parts) for i in range(parts + 1)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+def _stages(positions: int, images: int) -> list[float]:
+    """The fractions of the output positions that are seen: enough, then four times as many, to all."""
+    edges = [1.0]
+    while positions * edges[0] >= 4 * max(ENOUGH[0] / images, ENOUGH[1]):
+        edges.insert(0, edges[0] / 4)
+    return edges
+
+
+def _singly(batches) -> list:
+    """The images of batches, each (1, ...)."""
+    return [x[i : i + 1] for x in batches for i in range(len(x))]
+
+
+def _cosine_of_piece(node, weight, part, inputs, outputs, scale, grid_scales, bits):
+    """Best scales of the channels ``part``: float32 (C,). See `search_weights`."""
+    top = steps(bits, signed=True)
+    scales = grid_scales[:, part]
+    candidates = np.stack([np.clip(np.rint(weight[:, part] / s), -top, top) for s in scales])
+    candidates = candidates.astype(np.float64)
+    farthest = max(scale.hi - scale.zero_point, scale.zero_point - scale.lo)
+    reach = farthest * np.abs(candidates).sum(axis=1).max()
+    exact = np.float32 if reach < reconstruct.EXACT else np.float64  # holds every partial sum
+    cosines = objectives.depthwise_cosines if is_depthwise(node) else objectives.channel_cosines
+    bias, units = node.bias[part].astype(np.float64), np.float64(scale.scale) * scales
+    found = np.zeros(scales.shape)
+    for q, o in zip(inputs, outputs, strict=True):
+        x = reconstruct.columns(q.astype(exact) - exact(scale.zero_point), node, part)
+        found += cosines(x, o.reshape(-1, node.channels)[:, part], bias, units, candidates, farthest)
+    return found
+
+
+def search_weights(
+    node: Node, inputs, outputs, start, scale, config: QuantConfig, jobs=1, run=None, record=None
+):
+    """The weight scales with the best cosine: float32 (K,).
+
+    inputs: the quantized input, uint8 NHWC or (N, C), stored with ``scale`` (`Scale`), as a list of
+    batches; outputs: the float output O in the same batches; both are taken image by image. start:
+    float32 (K,) scales. Every channel takes its own best candidate (paper, 3.2: "all filters of a
+    layer are searched in one sweep").
+    """
+    run = run or Workers(jobs).run
+    inputs, outputs = _singly(inputs), _singly(outputs)
+    if node.shape[1:-1] in ((), (1, 1)):  # one position: the cosine runs over the images
+        inputs, outputs = [np.concatenate(inputs)], [np.concatenate(outputs)]
+    grid = factors(config)
+    scales = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)  # S * f = 1 / scale
+    weight = reconstruct.weight_2d(node)
+    # pieces of channels whose candidates fit in memory, none across two groups
+    width = max(1, CHUNK // (8 * len(grid) * weight.shape[0]))
+    pieces = [
+        slice(first, min(first + width, group.stop))
+        for group in reconstruct.groups(node)
+        for first in range(group.start, group.stop, width)
+    ]
+    images = _cut(len(inputs), PARTS)
+    tasks = [
+        (node, weight, part, inputs[i], outputs[i], scale, scales, config.bits_of(node.name))
+        for part in pieces
+        for i in images
+    ]
+    found = run(_cosine_of_piece, tasks)
+    scores = np.concatenate(
+        [sum(found[n * len(images) : (n + 1) * len(images)]) / len(inputs) for n in range(len(pieces))],
+        axis=1,
+    )
+    best = choose(scores)
+    if record is not None:
+        record("weights", node.name, grid, scores, best)
+    return scales[best, np.arange(node.channels)]
+
+
+def fit_weights(
+    node: Node, inputs, outputs, start, scale, config: QuantConfig, run, bias=None, record=None
+):
+    """Weights with the least squared error: (scales (K,), gains (K,), integers (depth, K), bias (K,)).
+
+    Arguments as `search_weights`; bias: what is added in the place of the node's own. All float32, but the
+    integers. The scales have their gains (None without gain correction) in them, as in a `ScaleTable`.
+    """
+    how, bias = config.how, node.bias if bias is None else bias
+    grid = factors(config)
+    candidates = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)
+    weight = reconstruct.weight_2d(node)
+    images = _cut(len(inputs), PARTS)
+    parts = reconstruct.groups(node)
+    rows = sum(o.size for o in outputs) // node.channels
+    keep = not is_depthwise(node) and rows < len(weight)
+    sums = run(
+        reconstruct.moments,
+        [(node, g, inputs[i], outputs[i], scale, keep) for g in parts for i in images],
+    )
+    total = [
+        reconstruct.Moments.total(sums[n * len(images) : (n + 1) * len(images)]) for n in range(len(parts))
+    ]
+    del sums
+    tasks, places = [], []
+    for group, m in zip(parts, total, strict=True):
+        quadratic = reconstruct.problem(m, bias[group], scale.scale, how.bias_correction)
+        for first in range(group.start, group.stop, CHANNELS):
+            part = slice(first, min(first + CHANNELS, group.stop))
+            inner = quadratic.channels(slice(part.start - group.start, part.stop - group.start))
+            tasks.append((inner, weight[:, part], candidates[:, part], config.bits_of(node.name), how))
+            places.append((part, m, part.start - group.start))
+    fitted = run(reconstruct.fit, tasks)
+    scales, integers, errors, best, gains = (
+        np.concatenate(parts, axis=-1) for parts in zip(*fitted, strict=True)
+    )
+    correction = None
+    if how.gain_correction:
+        correction = reconstruct.shrunk(*gains, len(inputs)).astype(np.float32)
+        scales = scales * correction
+    if record is not None:
+        record("weights", node.name, grid, -errors, best)
+    if how.bias_correction:
+        bias = np.concatenate([
+            (m.outputs - scale.scale * scales[g] * _means(m, integers[:, g])) / m.rows
+            for g, m in zip(parts, total, strict=True)
+        ]).astype(np.float32)  # fmt: skip
+    return scales, correction, integers, bias
+
+
+def _means(m, q):
+    """The sum over the rows of X q, for every channel."""
+    return m.inputs @ q if m.inputs.ndim == 1 else (m.inputs * q).sum(axis=0)
+
+
+# -- the search
+
+
+class _Search:
+    def __init__(self, graph, plan, calibration, config, progress, checkpoint, jobs, record):
+        self.graph, self.plan, self.config, self.how = graph, plan, config, config.how
+        self.record = record
+        self.calibration, self.progress = calibration, progress
+        self.workers = Workers(jobs)
+        start = start_table(graph, plan, calibration, config)
+        self.scales = Scales(graph, plan, config, start.activations, start.weights)
+        self.layers = [n for n in graph.compute_nodes if n.name in plan.integer]
+        searched = [site for site in plan.sites.values() if site.readers]
+        self.total = config.rounds * (len(self.layers) + len(searched))
+        self.done = 0
+        self.checkpoint = _Checkpoint(checkpoint, graph, config, calibration)
+
+    def run(self) -> ScaleTable:
+        best = None
+        for round_ in range(self.config.rounds):
+            layerwise = self.how.order == "layerwise"
+            if not layerwise:
+                self._weight_pass(round_)
+            found = self._activation_pass(round_, weights=layerwise)
+            score = self._score(found.samples)
+            if best is not None and score <= best[0]:
+                self.scales = best[1]  # this round made the output no better: undo it, and stop
+                self.done = self.total - 1
+                self._tick(f"round {round_ + 1} undone")
+                break
+            best, figures = (score, self.scales.copy()), found.result()
+        self.checkpoint.remove()
+        s = self.scales
+        return ScaleTable(
+            self.graph.fingerprint, self.config, s.activations, s.weights, figures,
+            s.rounding, s.biases, s.gains,
+        )  # fmt: skip
+
+    def _tick(self, text):
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total, text)
+
+    def _score(self, samples) -> float:
+        """How well the network's outputs survive on the search images; larger is better."""
+        dots = np.zeros((len(samples), 3))
+        for row, sample in zip(dots, samples, strict=True):
+            for tensor in self.graph.outputs:
+                o = sample.floats[tensor].astype(np.float64).ravel()
+                y = sample.real_value(tensor, self.scales).astype(np.float64).ravel()
+                row += (o @ y, o @ o, y @ y)
+        if self.how.objective == "cosine":
+            return float(np.mean(cosine(*dots.T)))
+        dot, norm_o, norm = dots.sum(axis=0)
+        return float((2 * dot - norm - norm_o) / norm_o) if norm_o else 0.0
+
+    def _walk(self, before, samples):
+        """Every sample through both networks; before(node, samples) runs ahead of each node."""
+        dead = last_uses(self.graph)
+        for node in self.graph:
+            self.workers.local(lambda s, node=node: s.advance_float(node), samples)
+            before(node, samples)
+            self.workers.local(lambda s, node=node: s.advance(node, self.scales), samples)
+            for sample in samples:
+                sample.forget(dead.get(node.name, ()), self.scales)
+
+    # -- weights
+
+    def _weight_pass(self, round_):
+        def before(node, samples):
+            if node in self.layers:
+                self._fit(node, samples, round_)
+
+        self._walk(before, [Sample(feed) for feed in self.calibration.samples])
+
+    def _fit(self, node, samples, round_):
+        key = f"{round_} weights {node.name}"
+        found = self.checkpoint.get(key)
+        if found is None:
+            found = self._fitted(node, samples)
+            self.checkpoint.put(key, found)
+        name, channels = node.name, node.channels
+        self.scales.weights[name] = np.asarray(found["scales"], np.float32)
+        self.scales.rounding.pop(name, None)
+        if "rounding" in found:
+            self.scales.rounding[name] = unpack(name, found["rounding"], channels)
+        self.scales.gains.pop(name, None)
+        if "gains" in found:
+            self.scales.gains[name] = np.asarray(found["gains"], np.float32)
+        if "bias" in found:
+            self.scales.biases[name] = np.asarray(found["bias"], np.float32)
+        self._tick(f"weights {name}")
+
+    def _fitted(self, node, samples) -> dict:
+        (tensor,) = node.inputs
+        inputs = [x.stored_value(tensor, self.scales) for x in samples]
+        outputs = [x.floats[node.name] for x in samples]
+        start, scale = self.scales.rounding_scale(node), self.scales.of(tensor)
+        if self.how.objective == "cosine":
+            best = search_weights(
+                node, inputs, outputs, start, scale, self.config, None, self.workers.run, self.record
+            )
+            return {"scales": best.astype(np.float64).tolist()}
+        bias = self.scales.bias(node)
+        scales, gains, integers, bias = fit_weights(
+            node, inputs, outputs, start, scale, self.config, self.workers.run, bias, self.record
+        )
+        found = {"scales": scales.astype(np.float64).tolist()}
+        if gains is not None and (gains != 1).any():
+            found["gains"] = gains.astype(np.float64).tolist()
+        bits = self.config.bits_of(node.name)
+        nearest = quantize_weight(reconstruct.weight_2d(node), ungained(scales, gains), bits)
+        rounding = (integers - nearest).astype(np.int8)
+        if rounding.any():
+            found["rounding"] = pack(rounding)
+        if self.how.bias_correction:
+            found["bias"] = bias.astype(np.float64).tolist()
+        return found
+
+    # -- activations
+
+    def _activation_pass(self, round_, weights=False):
+        """Decides each site when it is first read; with ``weights``, each layer's too (layerwise)."""
+        starts = dict(self.scales.activations)
+        for site in self.plan.sites.values():
+            if site.readers:
+                self.scales.activations[site.name] = None
+
+        def before(node, samples):
+            if node.name in self.plan.integer and node.op in MOVES:
+                return  # moves wait with their site
+            for tensor in node.inputs:
+                site = self.plan.site_of.get(tensor)
+                if site is not None and self.scales.activations[site] is None:
+                    self._decide(self.plan.sites[site], starts[site], samples, round_, weights)
+            if weights and node in self.layers:
+                self._fit(node, samples, round_)
+
+        figures = _Figures(self.scales, self.calibration.samples)
+        self._walk(before, figures.samples)
+        for name, scale in self.scales.activations.items():
+            if scale is None:  # nobody read it as integers after all
+                self.scales.activations[name] = starts[name]
+        return figures
+
+    def _decide(self, site, start, samples, round_, layerwise):
+        key = f"{round_} activations {site.name}"
+        found = self.checkpoint.get(key)
+        if found is None:
+            found = self._search_site(site, start, samples, layerwise and round_ == 0)
+            self.checkpoint.put(key, found)
+        self.scales.activations[site.name] = start.with_scale(float(found))
+        for sample in samples:
+            sample.settle(site.tensors, self.scales)
+        self._tick(f"activations {site.name}")
+
+    def _producer(self, tensor):
+        """The node whose result is stored as ``tensor``."""
+        return self.graph[self.plan.fused.get(tensor, tensor)]
+
+    def _search_site(self, site, start, samples, by_float_weights):
+        known = [self._site_values(site, sample) for sample in samples]
+        ready = [self.graph[r] for r in site.readers if self.graph[r].inputs[0] in known[0]]
+        if not ready:  # something else reads the site before any layer's input exists
+            return start.scale
+        grid = [start.with_scale(start.scale / f) for f in factors(self.config)]
+        layers = []
+        for node in ready:
+            values = _singly(v[node.inputs[0]] for v in known)
+            outputs = _singly(evaluate(node, self._float_value(node.inputs[0], s)) for s in samples)
+            scales = np.ones(node.channels, np.float32)
+            weight = node.weight
+            if not by_float_weights:
+                weight, scales = self.scales.integer_weight(node), self.scales.weights[node.name]
+            layers.append((node, values, outputs, weight.astype(np.float32), scales))
+        if self.how.objective == "cosine":
+            scores = self._cosines(layers, grid)
+            best = int(choose(scores))
+        else:
+            best, scores = self._halving(layers, grid)
+        if self.record is not None:
+            self.record("activations", site.name, factors(self.config), scores, np.array(best))
+        return grid[best].scale
+
+    def _cosines(self, layers, grid):
+        """The mean over layers and images of the cosine, for every candidate."""
+        tasks = [
+            (node, v, weight, scales, self.scales.bias(node), o, grid)
+            for node, values, outputs, weight, scales in layers
+            for v, o in zip(values, outputs, strict=True)
+        ]
+        return np.mean(self.workers.run(objectives.site_cosines, tasks), axis=0)
+
+    def _halving(self, layers, grid) -> tuple[int, np.ndarray]:
+        """The candidate with the least squared error, relative to the output, mean over the layers.
+
+        Also minus the error of every candidate; of those dropped early, the least times their ratio to the
+        best of that stage.
+        """
+        chosen = np.arange(len(grid))
+        images = _cut(len(layers[0][1]), PARTS)
+        work = []
+        for node, values, outputs, weight, scales in layers:
+            real = weight * (scales[:, None] if node.op == "dense" else scales)
+            bias = self.scales.bias(node)
+            targets = [o - bias for o in outputs]
+            weights = [self._sensitivity(node, o) for o in outputs]
+            weighted = weights[0] is not None
+            flat = objectives.projected(node, real, weighted)
+            work.append((node, values, targets, flat, weights if weighted else None))
+        size = min(node.shape[1] * node.shape[2] if len(node.shape) == 4 else 1 for node, *_ in work)
+        scores, least = np.zeros(len(grid)), 0.0
+
+        def errors_of(part, sample):
+            tasks = [
+                (node, values[i], targets[i], *flat, grid, chosen, part, i.start, h and h[i], sample)
+                for node, values, targets, flat, h in work
+                for i in images
+            ]
+            found = self.workers.run(objectives.site_errors, tasks)
+            totals: list = [None] * len(work)
+            for n, errors in enumerate(found):
+                totals[n // len(images)] = errors.plus(totals[n // len(images)])
+            return totals
+
+        edges = _stages(1 if self.how.exhaustive else size, len(work[0][1]))
+        tail = objectives.TAIL if len(edges) > 1 else 0.0
+        known = errors_of((0.0, tail), False) if tail else [None] * len(work)
+        seen: list = [None] * len(work)
+        for first, last in zip([0.0, *edges], edges, strict=False):
+            part = tuple(tail + (1 - tail) * edge for edge in (first, last))
+            seen = [new.plus(old) for new, old in zip(errors_of(part, last < 1), seen, strict=True)]
+            totals = [rest.times(1 / last).plus(most) for rest, most in zip(seen, known, strict=True)]
+            shares = [1 / (total.norm * len(work)) if total.norm > 0 else 1.0 for total in totals]
+            relative = sum(share * total.sums for share, total in zip(shares, totals, strict=True))
+            at = int(reconstruct.choose_least(relative))
+            best, least = chosen[at], relative.min()
+            scores[chosen] = relative / max(least, np.finfo(np.float64).tiny)
+            if last == 1 or len(chosen) == 1:
+                break
+            noise = sum(share * total.deviation(at) for share, total in zip(shares, totals, strict=True))
+            left = np.flatnonzero(relative - relative[at] <= SAFETY * noise)
+            chosen = chosen[left]
+            known, seen = ([errors.of(left) for errors in each] for each in (known, seen))
+        return int(best), -scores * least
+
+    def _sensitivity(self, node, output):
+        """float32, like the output: how the next operators pass an error on (objective "hessian"); None.
+
+        1 where the following clip lets it through, 0 elsewhere, times the norm of the weights with which
+        the one layer that reads the channel uses it: a diagonal Gauss-Newton approximation.
+        """
+        if self.how.objective != "hessian":
+            return None
+        lo, hi = node_limits(node, self.scales)
+        weight = ((output > lo) & (output < hi)).astype(np.float32)
+        if not weight.any():
+            weight[...] = 1
+        users = self.graph.users[self.plan.stored(node, self.graph)]
+        if len(users) == 1 and self.graph[users[0]].op in COMPUTE:
+            reader = self.graph[users[0]]
+            axes = input_axes(reader)
+            if axes is None:
+                return weight
+            norms = np.sqrt((reader.weight**2).sum(axis=axes))
+            if norms.shape == (node.channels,) and norms.any():
+                weight *= (norms / np.sqrt((norms**2).mean())).astype(np.float32)
+        return weight
+
+    def _float_value(self, tensor, sample):
+        """A tensor of the float network that exists, or that moves alone make of those that do."""
+        if tensor in sample.floats:
+            return sample.floats[tensor]
+        node = self.graph[tensor]
+        return evaluate(node, *(self._float_value(t, sample) for t in node.inputs))
+
+    def _site_values(self, site, sample):
+        """tensor -> float32 before rounding: those of a site that exist, and what moves make of them."""
+        values = {}
+        for name in site.tensors:
+            producer = self._producer(name)
+            if producer.name in sample.raw:
+                values[name] = sample.unstored(producer, self.scales)
+            elif name in sample.real:
+                values[name] = sample.real[name]
+            elif producer.op in MOVES and name in self.plan.integer:
+                if all(t in values for t in producer.inputs):
+                    values[name] = evaluate(producer, *(values[t] for t in producer.inputs))
+        return values
+
+
+class _Checkpoint:
+    """Decisions made so far, in a file written after each of them; a no-op without a path."""
+
+    def __init__(self, path, graph, config, calibration):
+        self.path = None if path is None else Path(path)
+        self.found: dict = {}
+        self.identity = {
+            "model": graph.fingerprint,
+            "config": json.loads(json.dumps(asdict(config))),
+            "data": calibration.digest if path is not None else "",
+        }
+        if self.path is not None and self.path.exists():
+            try:
+                saved = json.loads(self.path.read_text(encoding="utf-8"))
+                self.found = dict(saved.pop("found"))
+            except (OSError, ValueError, KeyError, AttributeError, TypeError):
+                raise CheckpointError(
+                    f"{self.path} is not a search checkpoint; delete it or name another file"
+                ) from None
+            for key, mine in self.identity.items():
+                if saved.get(key) != mine:
+                    raise CheckpointError(
+                        f"{self.path} belongs to a search with another {key}; delete it to start anew"
+                    )
+
+    def get(self, key):
+        return self.found.get(key)
+
+    def put(self, key, value):
+        if self.path is not None:
+            self.found[key] = value
+            write_text(self.path, json.dumps({**self.identity, "found": self.found}))
+
+    def remove(self):
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class _Figures:
+    """How well each layer's output, before its activation, survives: sums of every sample."""
+
+    def __init__(self, scales: Scales, samples):
+        self.layers = [n.name for n in scales.graph.compute_nodes if n.name in scales.plan.integer]
+        self.scales, self.sums = scales, [{} for _ in samples]
+        self.samples = [Sample(feed) for feed in samples]
+        for sample, sums in zip(self.samples, self.sums, strict=True):
+            sample.watch = partial(self._see, sample, sums)
+
+    def _see(self, sample, sums, node, raw):
+        if node.name in self.layers:
+            y = dequantize(raw, self.scales.unit(node), 0).astype(np.float64).ravel()
+            o = sample.floats[node.name].astype(np.float64).ravel()
+            noise = o - y
+            sums[node.name] = np.array((cosine(y @ o, o @ o, y @ y), o @ o, noise @ noise))
+
+    def result(self) -> dict[str, dict]:
+        found = {}
+        for name in self.layers:
+            similarity, signal, noise = sum(sums[name] for sums in self.sums)
+            decibel = float(10 * np.log10(signal / noise)) if noise > 0 < signal else float("inf")
+            found[name] = {"cosine": float(similarity / len(self.sums)), "sqnr_db": decibel}
+        return found
+
+
+def layer_figures(graph: Graph, plan: Plan, table: ScaleTable, samples) -> dict[str, dict]:
+    """How well each layer's output survives in the quantized network.
+
+    {layer: {"cosine": mean over samples, "sqnr_db": signal to noise over all samples}}, of the
+    layer's output before its activation.
+    """
+    scales = Scales.of_table(graph, plan, table)
+    figures = _Figures(scales, samples)
+    dead = last_uses(graph)
+    for sample in figures.samples:
+        for node in graph:
+            sample.advance_float(node)
+            sample.advance(node, scales)
+            sample.forget(dead.get(node.name, ()), scales)
+    return figures.result()
+
+
+def search(
+    graph: Graph,
+    plan: Plan,
+    calibration: Calibration,
+    config: QuantConfig,
+    *,
+    progress: Progress | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    jobs: int | None = None,
+    record: Record | None = None,
+) -> ScaleTable:
+    """Search every scale of a graph; the same bytes whatever the number of ``jobs`` and the joblib backend.
+
+    jobs: tasks at once; None is what ``joblib.parallel_config`` says, without one the number of CPUs.
+    checkpoint: a file that is written after each layer and taken up again by a later call; it is
+    removed at the end. progress(done, total, text) is called after each layer. record("weights" or
+    "activations", name, factors of S (F,), scores (F, channels) or (F,), chosen indices) is called for each
+    layer and site that is searched here (`curves.Curves` is one); what a checkpoint decided has no scores.
+    Raises CheckpointError if the file belongs to another model, data or config.
+    """
+    with threadpool_limits(1):  # the threads are ours: one BLAS order, one result
+        return _Search(graph, plan, calibration, config, progress, checkpoint, jobs, record).run()

@@ -1,0 +1,301 @@
+"""`Graph` + `ScaleTable` -> a standard ONNX model with QuantizeLinear and DequantizeLinear (QDQ).
+
+The model has the float network's inputs and outputs and, between them, our scales: activations uint8
+with our zero points, weights int8 and biases int32 as initializers behind DequantizeLinear, per
+channel on axis 0. A range narrower than uint8 (7 bits, a signed tensor, a clip or ReLU) is an integer
+Clip behind its QuantizeLinear: saturating to uint8 first and to the range after gives the integers of
+one clip, and ONNX Runtime still fuses the layer before it, which a float Clip in front would prevent.
+
+A runtime that fuses Q/DQ into QLinearConv computes our integers. One that runs Q/DQ as written
+computes each layer in float32, whose sums are rounded in an order of its own: next to a tie it may be
+one step off. `onnx_verify` tells the two apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from math import inf
+
+import numpy as np
+
+from ..files import replacing
+from ..network.graph import MOVES, Graph, Node, model_shape
+from ..scales.integer import Scales, node_limits
+from ..scales.numerics import Scale, integer_limits
+from ..scales.table import ScaleTable
+
+OPSET = 13  # the first with scales per channel
+NHWC_AXIS = (0, 2, 3, 1)  # axis of NHWC -> axis of NCHW
+
+#: expressions of `elementwise` that are one ONNX operator each
+OPERATORS = {
+    "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "abs": "Abs",
+    "negative": "Neg", "erf": "Erf", "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div",
+    "maximum": "Max", "minimum": "Min", "power": "Pow",
+}  # fmt: skip
+
+
+class ExportError(ValueError):
+    """A network cannot be written; the message names the node and the cure."""
+
+
+def stored_name(tensor: str) -> str:
+    """The name, in the exported model, of the uint8 tensor that our integers of ``tensor`` equal."""
+    return f"{tensor}_quantized"
+
+
+def to_qdq(graph: Graph, table: ScaleTable, taps: Sequence[str] = ()):
+    """The QDQ model (``onnx.ModelProto``) of a graph under a scale table.
+
+    With ``taps``, names of stored tensors, the model returns them too, behind the outputs, as uint8
+    NCHW. Raises TableError if the table does not fit, ExportError for a float node that has no
+    translation.
+    """
+    return _Exporter(graph, table).model(taps)
+
+
+def save(path: str | os.PathLike, model) -> None:
+    """Write an ``onnx.ModelProto`` atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+
+
+class _Exporter:
+    def __init__(self, graph: Graph, table: ScaleTable):
+        self.graph = graph
+        self.plan = table.check(graph)
+        self.scales = Scales.of_table(graph, self.plan, table)
+        self.nodes, self.constants = [], {}
+        self.real_of = {}  # tensor -> float tensor of the ONNX model, as float nodes read it
+        self.dequantized_of = {}  # tensor -> float tensor, as integer nodes read it
+        self.stored_of = set()
+
+    def model(self, taps):
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+
+        for node in self.graph:
+            if node.op == "input":
+                self.real_of[node.name] = node.name
+            elif node.name in self.plan.fused:
+                pass  # done by its producer
+            elif node.name in self.plan.integer:
+                self._integer(node)
+            else:
+                self._operator(node, [self.real(t) for t in node.inputs], node.name)
+                self.real_of[node.name] = node.name
+        results = []
+        for tensor, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
+            source = self.real(tensor)
+            if name in self.graph.nodes:  # the name of another tensor here
+                name = tensor if tensor not in self.graph.inputs else f"{tensor}_output"
+            if source != name:
+                self.add("Identity", [source], name, name=f"{name}_output")
+            results.append((name, TensorProto.FLOAT, tensor))
+        for tensor in taps:
+            self.dequantized(tensor)
+            results.append((stored_name(tensor), TensorProto.UINT8, tensor))
+
+        def info(name, dtype, tensor):
+            return helper.make_tensor_value_info(name, dtype, model_shape(self.graph[tensor]))
+
+        graph = helper.make_graph(
+            self.nodes,
+            self.graph.name,
+            [info(name, TensorProto.FLOAT, name) for name in self.graph.inputs],
+            [info(*result) for result in results],
+            [numpy_helper.from_array(array, name) for name, array in self.constants.items()],
+        )
+        opset = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=8, producer_name="tvm_easyquant")
+        onnx.checker.check_model(model)
+        return model
+
+    # -- tensors
+
+    def add(self, op, inputs, output, name=None, **attrs):
+        """One ONNX node; its name is that of its output."""
+        from onnx import helper
+
+        attrs = {key: value for key, value in attrs.items() if value is not None}
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=name or output, **attrs))
+        return output
+
+    def constant(self, name, array, dtype=None):
+        self.constants[name] = np.array(array, dtype, order="C")  # keeps a scalar a scalar
+        return name
+
+    def quantize(self, source, tensor, lo, hi):
+        """``source`` (float) as the stored tensor, clipped to ``lo`` .. ``hi``."""
+        s, target = self.scales.of(tensor), stored_name(tensor)
+        narrow = (lo, hi) != (0, 255)
+        output = f"{tensor}_saturated" if narrow else target
+        self.add("QuantizeLinear", [source, *self._numbers(s)], output, f"{tensor}_QuantizeLinear")
+        if narrow:
+            limits = [self.constant(f"clip_{value}", np.uint8(value)) for value in (lo, hi)]
+            self.add("Clip", [output, *limits], target, f"{tensor}_Clip")
+        self.stored_of.add(tensor)
+
+    def _numbers(self, s: Scale):
+        scale = self.constant(f"scale_{np.float32(s.scale).view(np.uint32):08x}", np.float32(s.scale))
+        return scale, self.constant(f"zero_point_{s.zero_point}", np.uint8(s.zero_point))
+
+    def dequantized(self, tensor):
+        """The stored tensor as float32: what an integer node reads."""
+        if tensor not in self.dequantized_of:
+            s = self.scales.of(tensor)
+            if tensor not in self.stored_of:
+                self.quantize(self.real_of[tensor], tensor, s.lo, s.hi)
+            name = f"{tensor}_dequantized" if tensor in self.real_of else tensor
+            inputs = [stored_name(tensor), *self._numbers(s)]
+            self.add("DequantizeLinear", inputs, name, f"{tensor}_DequantizeLinear")
+            self.dequantized_of[tensor] = name
+        return self.dequantized_of[tensor]
+
+    def real(self, tensor):
+        """The tensor as float32, as a float node reads it."""
+        return self.real_of[tensor] if tensor in self.real_of else self.dequantized(tensor)
+
+    # -- nodes
+
+    def _integer(self, node: Node):
+        x = [self.dequantized(t) for t in node.inputs]
+        if node.name in self.plan.accumulators:
+            self._operator(node, x, node.name)
+            self.real_of[node.name] = node.name
+            return
+        target = self.plan.stored(node, self.graph)
+        s = self.scales.of(target)
+        raw = self._operator(node, x, f"{node.name}_float")
+        limits = (0, 255) if node.op in MOVES else integer_limits(s, node_limits(node, self.scales))
+        self.quantize(raw, target, *limits)
+
+    def _weights(self, node: Node):
+        """The weight and bias inputs of a layer: as integers where it runs in integers."""
+        weight, bias = f"{node.name}_weight", f"{node.name}_bias"
+        axes = (3, 2, 0, 1) if node.op == "conv2d" else (0, 1)
+        if node.name not in self.plan.integer:
+            self.constant(weight, node.weight.transpose(axes), np.float32)
+            return weight, self.constant(bias, node.bias, np.float32)
+        for name, array, unit in (
+            (weight, self.scales.integer_weight(node).transpose(axes), self.scales.weights[node.name]),
+            (bias, self.scales.integer_bias(node), self.scales.unit(node)),
+        ):
+            inputs = [
+                self.constant(f"{name}_quantized", array),
+                self.constant(f"{name}_scale", unit, np.float32),
+                self.constant(f"{name}_zero_point", np.zeros(node.channels, array.dtype)),
+            ]
+            self.add("DequantizeLinear", inputs, name, f"{name}_DequantizeLinear", axis=0)
+        return weight, bias
+
+    def _operator(self, node: Node, x, output):
+        """The node's float operator from ``x`` to ``output``; returns ``output``."""
+        a = node.attrs
+        if node.op == "conv2d":
+            return self.add(
+                "Conv", [x[0], *self._weights(node)], output, node.name,
+                kernel_shape=node.weight.shape[:2], strides=a["strides"], pads=a["padding"],
+                dilations=a["dilation"], group=a["groups"],
+            )  # fmt: skip
+        if node.op == "dense":
+            return self.add("Gemm", [x[0], *self._weights(node)], output, node.name, transB=1)
+        if node.op in ("add", "mul"):
+            return self.add(node.op.capitalize(), x, output, node.name)
+        if node.op == "elementwise":
+            return self._expression(a["expression"], x[0], output)
+        if node.op == "clip":
+            return self._clip(x[0], a["lo"], a["hi"], output)
+        if node.op == "concat":
+            axis = NHWC_AXIS[a["axis"]] if len(node.shape) == 4 else a["axis"]
+            return self.add("Concat", x, output, node.name, axis=axis)
+        if node.op in ("max_pool2d", "avg_pool2d"):
+            return self._pool(node, x[0], output)
+        if node.op == "reshape":
+            shape = self.constant(f"{node.name}_shape", model_shape(node), np.int64)
+            return self.add("Reshape", [x[0], shape], output, node.name)
+        if node.op == "slice":
+            bounds = {key: _nchw(a[key]) for key in ("begin", "end", "strides")}
+            lists = {"begin": bounds["begin"], "end": bounds["end"], "axes": range(4)}
+            lists["strides"] = bounds["strides"]
+            inputs = [self.constant(f"{node.name}_{k}", list(v), np.int64) for k, v in lists.items()]
+            return self.add("Slice", [x[0], *inputs], output, node.name)
+        if node.op == "pad":
+            before, after = zip(*_nchw(a["widths"]), strict=True)
+            pads = self.constant(f"{node.name}_pads", [*before, *after], np.int64)
+            return self.add("Pad", [x[0], pads], output, node.name, mode="constant")
+        if node.op == "resize":
+            scales = self.constant(f"{node.name}_scales", [1, 1, *a["factors"]], np.float32)
+            return self.add(
+                "Resize", [x[0], "", scales], output, node.name, mode="nearest",
+                coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+            )  # fmt: skip
+        if node.op == "depth_to_space":
+            return self.add(
+                "DepthToSpace", x, output, node.name, blocksize=a["block"], mode=a["mode"]
+            )  # fmt: skip
+        return self._float(node, x, output)
+
+    def _float(self, node, x, output):
+        translate = getattr(node.attrs["handle"], "to_onnx", None)
+        if translate is None or translate(self, x, output) is None:
+            raise ExportError(
+                f"node {node.name} ({getattr(node.attrs['handle'], 'op', 'float')}) stays float and has no "
+                "translation to ONNX; cut the model there"
+            )
+        return output
+
+    def _pool(self, node, x, output):
+        a = node.attrs
+        window = dict(pool_size=self.graph[node.inputs[0]].shape[1:3], strides=(1, 1), padding=(0,) * 4)
+        average = node.op == "avg_pool2d"
+        if average and dict(a) == {**window, "count_include_pad": True}:
+            return self.add("GlobalAveragePool", [x], output, node.name)
+        return self.add(
+            "AveragePool" if average else "MaxPool", [x], output, node.name,
+            kernel_shape=a["pool_size"], strides=a["strides"], pads=a["padding"],
+            count_include_pad=int(a["count_include_pad"]) if average else None,
+            dilations=None if average else a["dilation"],
+        )  # fmt: skip
+
+    def _clip(self, x, lo, hi, output):
+        if (lo, hi) == (0.0, inf):
+            return self.add("Relu", [x], output)
+        if np.isinf(lo) and np.isinf(hi):  # changes nothing, but is a node
+            lo, hi = np.finfo(np.float32).min, np.finfo(np.float32).max
+        limits = [
+            "" if np.isinf(v) else self.constant(f"{output}_{end}", np.float32(v))
+            for v, end in ((lo, "lo"), (hi, "hi"))
+        ]
+        return self.add("Clip", [x, *limits], output)
+
+    def _expression(self, e, x, output):
+        """An expression of `elementwise`; its parts are named after ``output``."""
+        if e == "x":
+            return self.add("Identity", [x], output)
+        name, *arguments = e
+        values = []
+        for i, argument in enumerate(arguments):
+            part = f"{output}_{i}"
+            if argument == "x":
+                values.append(x)
+            elif isinstance(argument, tuple):
+                values.append(self._expression(argument, x, part))
+            elif name not in ("clip", "leaky_relu"):
+                values.append(self.constant(part, np.float32(argument)))
+        if name == "clip":
+            return self._clip(values[0], *arguments[1:], output)
+        if name == "leaky_relu":
+            return self.add("LeakyRelu", values, output, alpha=arguments[1])
+        if name == "rsqrt":
+            return self.add("Reciprocal", [self.add("Sqrt", values, f"{output}_root")], output)
+        return self.add(OPERATORS[name], values, output)
+
+
+def _nchw(values):
+    n, h, w, c = values
+    return (n, c, h, w)
+
+
+__all__ = ["ExportError", "save", "stored_name", "to_qdq"]
