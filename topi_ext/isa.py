@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,3 +105,27 @@ def host_flags() -> frozenset[str]:
 def host_has(name: str) -> bool:
     """Whether this machine can run kernels of the row ``name``."""
     return set(ISAS[name].flags) <= host_flags()
+
+
+#: LLVM's features of x86 whose instructions a compiler may choose by itself -> the flag of /proc/cpuinfo
+FLAG_OF = {
+    **{name: name for name in (
+        "adx", "avx", "avx2", "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512ifma", "avx512vbmi",
+        "avx512vl", "bmi2", "f16c", "fma", "fma4", "gfni", "movbe", "popcnt", "sse4a", "tbm", "vaes",
+        "vpclmulqdq", "xop",
+    )},
+    "avx512bf16": "avx512_bf16", "avx512bitalg": "avx512_bitalg", "avx512fp16": "avx512_fp16",
+    "avx512vbmi2": "avx512_vbmi2", "avx512vnni": "avx512_vnni", "avx512vpopcntdq": "avx512_vpopcntdq",
+    "avx512vp2intersect": "avx512_vp2intersect", "avxvnni": "avx_vnni", "avxifma": "avx_ifma",
+    "amx-bf16": "amx_bf16", "amx-int8": "amx_int8", "amx-tile": "amx_tile", "bmi": "bmi1", "lzcnt": "abm",
+    "sha": "sha_ni", "sse4.1": "sse4_1", "sse4.2": "sse4_2",
+}  # fmt: skip
+
+
+def lacking(features: Iterable[str]) -> list[str]:
+    """Those of an x86 CPU's LLVM ``features`` that this machine lacks although it calls itself that CPU: a
+    virtual machine may hide instructions of its host. Without avx512f nothing of AVX-512 is named."""
+    if not host_flags():
+        return []
+    missing = sorted(f for f in features if f in FLAG_OF and FLAG_OF[f] not in host_flags())
+    return [f for f in missing if f == "avx512f" or not (f.startswith("avx512") and "avx512f" in missing)]

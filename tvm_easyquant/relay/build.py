@@ -21,11 +21,16 @@ class TargetError(ValueError):
 
 
 def host_target() -> str:
-    """A target string for the CPU this runs on."""
-    from tvm.target.codegen import llvm_get_system_cpu  # a module that ``import tvm`` may leave out
+    """A target string for the CPU this runs on, without the instructions that it hides."""
+    from tvm.target import codegen  # a module that ``import tvm`` may leave out
 
-    cpu = llvm_get_system_cpu()
-    return f"llvm -mcpu={cpu}" if cpu else "llvm"
+    from topi_ext import isa
+
+    cpu = codegen.llvm_get_system_cpu()
+    if not cpu:
+        return "llvm"
+    hidden = isa.lacking(map(str, codegen.llvm_get_cpu_features(tvm.target.Target(f"llvm -mcpu={cpu}"))))
+    return f"llvm -mcpu={cpu}" + (f" -mattr={','.join(f'-{name}' for name in hidden)}" if hidden else "")
 
 
 def cpu_target(target) -> object:
