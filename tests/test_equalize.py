@@ -13,7 +13,7 @@ from tvm_easyquant.network.graph import Graph, run
 from tvm_easyquant.scales.integer import run_integer
 from tvm_easyquant.scales.numerics import ConfigError, QuantConfig
 from tvm_easyquant.scales.table import ScaleTable, TableError
-from tvm_easyquant.writers import ncnn as ncnn_table
+from tvm_easyquant.writers import ncnn
 
 
 def mobile(seed=0, spread=6, hi=np.inf):
@@ -120,7 +120,7 @@ def test_as_a_setting():
     with pytest.raises(TableError, match="give table.prepared"):
         table.check(graph)
     with pytest.raises(TableError, match="equalized weights, which ncnn's model does not have"):
-        ncnn_table.dumps(q.graph, table)
+        ncnn.dumps(q.graph, table)
 
 
 def test_the_paper_takes_none():

@@ -16,7 +16,7 @@ from tvm import relay
 
 import tvm_easyquant as eq
 from tvm_easyquant.network.graph import run
-from tvm_easyquant.relay import formats as relay_formats
+from tvm_easyquant.relay import formats
 from tvm_easyquant.relay.read import LoadError, load_model
 from tvm_easyquant.scales.integer import run_integer
 
@@ -142,7 +142,7 @@ def test_a_relay_text(tmp_path):
 )
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(relay_formats, "check_tensorflow", lambda name: None)
+    monkeypatch.setattr(formats, "check_tensorflow", lambda name: None)
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(LoadError, match=f"{name}: the format .* needs the package {package}; install it"):
         load_model(tmp_path / name)

@@ -8,7 +8,7 @@ import pytest
 
 from tvm_easyquant.network import graph as graphs
 from tvm_easyquant.network.graph import Graph, GraphError, Node
-from tvm_easyquant.scales import partition as sites
+from tvm_easyquant.scales import partition
 
 
 def test_every_op_runs_and_shapes_agree():
@@ -69,7 +69,7 @@ def test_wrong_inputs_are_named(feed, message):
 
 def test_plan_of_the_residual_network():
     graph, _ = networks.residual()
-    plan = sites.plan(graph)
+    plan = partition.plan(graph)
     assert plan.coverage(graph) == 100 and plan.floats == {}
     assert plan.accumulators == {"logits"}
     assert plan.fused["join.relu"] == "join" and plan.fused["stem.relu"] == "stem"
@@ -81,22 +81,22 @@ def test_plan_of_the_residual_network():
 
 def test_skip_makes_an_island_and_unknown_names_are_listed():
     graph, _ = networks.residual()
-    plan = sites.plan(graph, ["pw"])
+    plan = partition.plan(graph, ["pw"])
     assert plan.floats["pw"] == "kept float by skip"
     assert plan.floats["join"] == "an input is float"
     assert "left" in plan.integer and 0 < plan.coverage(graph) < 100
     with pytest.raises(GraphError, match="skip names.*pww.*stem, dw, pw"):
-        sites.plan(graph, ["pww"])
+        partition.plan(graph, ["pww"])
 
 
 def test_nothing_to_quantize_is_an_error():
     b = networks.Builder()
     b.relu("relu", "image")
     with pytest.raises(GraphError, match="no convolution and no dense"):
-        sites.plan(b.graph("relu"))
+        partition.plan(b.graph("relu"))
     graph, _ = networks.chain()
     with pytest.raises(GraphError, match="every convolution"):
-        sites.plan(graph, ["first", "second"])
+        partition.plan(graph, ["first", "second"])
 
 
 def test_a_relu_that_others_read_around_is_not_fused():
@@ -104,7 +104,7 @@ def test_a_relu_that_others_read_around_is_not_fused():
     x = b.conv("c", "image", 3)
     y = b.relu("r", x)
     b.conv("d", b.join("j", x, y), 2)
-    plan = sites.plan(b.graph("d"))
+    plan = partition.plan(b.graph("d"))
     assert plan.fused == {} and plan.site_of["c"] != plan.site_of["r"]
 
 
@@ -114,7 +114,7 @@ def test_an_average_pool_that_does_not_count_its_padding_stays_float():
     attrs = dict(pool_size=(3, 3), strides=(1, 1), padding=(1,) * 4, count_include_pad=False)
     b.add("p", "avg_pool2d", [x], (1, 10, 10, 3), attrs)
     b.conv("d", "p", 2)
-    plan = sites.plan(b.graph("d"))
+    plan = partition.plan(b.graph("d"))
     assert "padding" in plan.floats["p"] and plan.accumulators == {"c", "d"}
 
 
@@ -125,5 +125,5 @@ def test_nonnegative_is_proven_through_pools_adds_and_concats():
     b.concat("k", p, p)
     b.join("j", p, p)
     b.conv("d", "k", 2)
-    proven = sites.nonnegative_tensors(b.graph("d"))
+    proven = partition.nonnegative_tensors(b.graph("d"))
     assert {"r", "p", "k", "j"} <= proven and not {"c", "d", "image"} & proven

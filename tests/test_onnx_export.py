@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 import tvm_easyquant as eq
 from topi_ext import isa
-from tvm_easyquant.network import expression as elementwise
+from tvm_easyquant.network import expression
 from tvm_easyquant.network.graph import Graph
 from tvm_easyquant.scales.calibrate import calibrate, start_table
 from tvm_easyquant.scales.partition import plan
@@ -151,10 +151,10 @@ def test_a_float_layer_stays_float():
     np.testing.assert_array_equal(constants[conv.input[1]], layer.weight.transpose(3, 2, 0, 1))
 
 
-@pytest.mark.parametrize("name", sorted(elementwise.FUNCTIONS))
+@pytest.mark.parametrize("name", sorted(expression.FUNCTIONS))
 def test_every_function_is_exported(name):
     arguments = {"clip": ("x", -0.5, 0.25), "leaky_relu": ("x", 0.1)}.get(name, ("x",))
-    if name in elementwise.BINARY:
+    if name in expression.BINARY:
         arguments = ("x", 0.75) if name != "power" else ("x", 2.0)
     if name in ("log", "sqrt", "rsqrt"):
         arguments = (("add", ("abs", "x"), 0.5),)

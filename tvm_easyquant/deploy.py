@@ -20,16 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import DeployError
+
 NAME = "libtvm_runtime.so"
 CPU = 1  # DLDeviceType
 #: numpy's kinds as DLDataType's codes
 CODES = {"i": 0, "u": 1, "f": 2}
 # type codes of TVM's C interface (c_runtime_api.h)
 INT, DEVICE, TENSOR, MODULE, TEXT, BYTES, ARRAY = 0, 6, 7, 9, 11, 12, 13
-
-
-class DeployError(RuntimeError):
-    """A library, a network or an input that cannot be used; the message names it."""
 
 
 class _Device(ctypes.Structure):

@@ -1,6 +1,10 @@
-"""Accuracy on labelled data, and two networks on the same samples: `measure.accuracy`, in public."""
+"""Accuracy on labelled data, and two networks on the same samples: `samples.labelled` and
+`measure.accuracy`, in public.
+"""
 
-from .measure.accuracy import TOP, EvaluationError, LabelledSet, Paired, compare, evaluate, load, named, top
+from .errors import EvaluationError
+from .measure.accuracy import TOP, Paired, compare, evaluate, top
+from .samples.labelled import LabelledSet, load, named
 
 __all__ = [
     "TOP", "EvaluationError", "LabelledSet", "Paired", "compare", "evaluate", "load", "named", "top",

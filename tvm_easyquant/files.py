@@ -11,9 +11,7 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 from pathlib import Path
 
-
-class WriteError(OSError):
-    """A file cannot be written; the message names it and says why."""
+from .errors import WriteError
 
 
 def writable(path: str | os.PathLike, inputs: Sequence[str | os.PathLike] = ()) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 from .measure import accuracy as _evaluate
 from .network.equalize import equalized
 from .network.graph import Graph, run
+from .samples import labelled
 from .scales import calibrate as _calibrate
 from .scales.numerics import ConfigError, QuantConfig
 from .scales.partition import Plan, plan
@@ -127,7 +128,7 @@ def quantize(
     `search.search`, for curves.
 
     max_drop: points of accuracy that the integers, compiled for ``target`` (this CPU), may lose to fp32 on
-    ``evaluation``, labelled data as `evaluate.load` takes it; layers are then reverted, the worst first,
+    ``evaluation``, labelled data as `labelled.load` takes it; layers are then reverted, the worst first,
     7 -> 8 -> float, as few as it takes (see `sensitivity`). With ``bits="auto"`` each layer gets the kind
     that makes the network fastest within ``max_drop``, by the stored costs of the kernels. metric: instead
     of top-1, function(outputs, label) -> 0.0 to 1.0. fp32: the float network as a function of
@@ -246,7 +247,7 @@ class _Judge:
         from .relay.build import cpu_target
 
         self.graph, self.target, self.progress = graph, cpu_target(target), progress
-        self.data = _evaluate.load(evaluation)
+        self.data = labelled.load(evaluation)
         self.metrics = {"top1": _evaluate.top(1) if metric is None else metric}
         self.batch = next(iter(graph)).shape[0]
         self.fp32 = fp32 or self._float(module)

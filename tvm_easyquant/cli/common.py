@@ -10,16 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from unittest import mock
 
+from ..errors import EasyQuantError, UserError
 from ..files import plain
 from ..files import writable as writable  # for the verbs
 from ..progress import Bar
 
 USER_ERROR, MISSING_PACKAGE, INTERRUPTED = 4, 5, 130  # the first two are tvmc's own exit codes
 NOBODY_READS = 141  # as a shell reports SIGPIPE
-
-
-class UserError(ValueError):
-    """A mistake of the user's; printed as one line."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -181,8 +178,8 @@ def is_users(error: BaseException) -> bool:
 
     Anything else is a bug and keeps its traceback.
     """
-    ours = type(error).__module__.split(".")[0] in ("tvm_easyquant", "topi_ext")
-    return ours or isinstance(error, (OSError, OverflowError))
+    kernels = type(error).__module__.split(".")[0] == "topi_ext"
+    return kernels or isinstance(error, (EasyQuantError, OSError, OverflowError))
 
 
 def one_line(error: BaseException) -> str:

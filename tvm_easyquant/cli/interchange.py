@@ -110,21 +110,21 @@ def _export(args) -> int:
 
 
 def _export_ncnn(args) -> int:
-    from ..writers import ncnn as ncnn_table
+    from ..writers import ncnn
 
     writable(args.output, inputs=(args.FILE, args.table))
     graph, table, _ = load_table(args)
-    ncnn_table.save(args.output, graph, table)
+    ncnn.save(args.output, graph, table)
     print(f"{args.output}: {len(table.weights)} layers")
     return 0
 
 
 def _import_ncnn(args) -> int:
-    from ..writers import ncnn as ncnn_table
+    from ..writers import ncnn
 
     writable(args.output, inputs=(args.FILE, args.ncnn))
     graph = load_graph(args)
-    table = ncnn_table.load(args.ncnn, graph)
+    table = ncnn.load(args.ncnn, graph)
     table.save(args.output)
     print(f"{args.output}: {_coverage(graph, table.check(graph))}")
     return 0
@@ -200,13 +200,13 @@ def _verify(args) -> int:
     from ..samples import sources
     from ..scales import calibrate
     from ..scales.table import ScaleTable
-    from ..writers import verify as onnx_verify
+    from ..writers import verify
 
     if args.count < 1:
         raise UserError(f"--count is {args.count}; use 1 or more")
     table = ScaleTable.load(args.table) if args.table else None
     source = sources.calibration(args.inputs, preprocess_of(args, table), "--inputs")
-    model, names = None if args.qdq is None else onnx_verify.load(args.qdq), None
+    model, names = None if args.qdq is None else verify.load(args.qdq), None
     if table is None:
         taken = pipeline.import_quantized(args.FILE, **_options(args))
         if not taken.origin:
@@ -216,14 +216,14 @@ def _verify(args) -> int:
         graph = table.prepared(load_graph(args))
     data = calibrate.samples(source(graph.inputs), graph)
     inputs = list(itertools.islice(data, args.count))
-    integers = onnx_verify.compiled_integers(graph, table, args.target) if args.compiled else None
+    integers = verify.compiled_integers(graph, table, args.target) if args.compiled else None
     runs = []
     with progress_bar() as bar:
         for optimize in {"on": (True,), "off": (False,), "both": (False, True)}[args.optimizations]:
             text = f"{'with' if optimize else 'without'} graph optimizations"
             options = dict(model=model, names=names, optimize=optimize, integers=integers)
             options["progress"] = functools.partial(_show, bar, len(inputs), text)
-            runs.append(onnx_verify.verify(graph, table, inputs, **options))
+            runs.append(verify.verify(graph, table, inputs, **options))
     if args.json:
         facts = {"model": args.FILE, "table": args.table}
         facts["integers"] = "compiled" if args.compiled else "numpy"

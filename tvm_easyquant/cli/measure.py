@@ -61,10 +61,10 @@ def evaluation(args, graph, table, bar, target=None):
     from ..relay.build import Executor
     from ..relay.profile import build_float, build_integer
     from ..relay.read import import_model
-    from ..samples import sources
+    from ..samples import labelled, sources
 
     metrics = (
-        {args.metric: evaluate.named(args.metric, "outputs", "label")}
+        {args.metric: labelled.named(args.metric, "outputs", "label")}
         if args.metric
         else dict(evaluate.TOP)
     )

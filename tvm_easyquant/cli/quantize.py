@@ -117,10 +117,10 @@ def _quantize(args) -> int:
     from .. import pipeline
     from ..files import write_text
     from ..samples import sources
-    from ..scales import partition as sites
+    from ..scales import partition
     from ..scales.numerics import QuantConfig
     from ..search.curves import Curves
-    from ..writers import qdq as onnx_export
+    from ..writers import qdq
 
     auto = args.bits == "auto"
     config = QuantConfig(
@@ -147,7 +147,7 @@ def _quantize(args) -> int:
                 raise UserError(f"{flags} both name {path}")
     graph = load_graph(args)
     if args.dry_run:
-        return _dry_run(graph, sites.plan(graph, config.skip), args.json)
+        return _dry_run(graph, partition.plan(graph, config.skip), args.json)
     notes: tuple[str, ...] = ()
     if args.keep_if_faster:
         config, notes = _faster(args, graph, config)
@@ -167,12 +167,12 @@ def _quantize(args) -> int:
         from ..relay.framework import tvm
 
         module = tvm.ir.save_json(result.module)
-    qdq = onnx_export.to_qdq(result.graph, result.table) if args.qdq_out else None
+    exported = qdq.to_qdq(result.graph, result.table) if args.qdq_out else None
     result.table.save(args.output)
     if module is not None:
         write_text(args.module_out, module)
-    if qdq is not None:
-        onnx_export.save(args.qdq_out, qdq)
+    if exported is not None:
+        qdq.save(args.qdq_out, exported)
     if curves is not None:
         curves.save(args.record)
         if curves.path is not None:
@@ -202,17 +202,16 @@ def _faster(args, graph, config):
 
 def _judged(args, preprocess, auto) -> dict:
     """What `pipeline.quantize` needs to meet ``--max-drop``."""
-    from ..measure import accuracy as evaluate
     from ..relay.build import Executor
     from ..relay.profile import build_float
     from ..relay.read import import_model
-    from ..samples import sources
+    from ..samples import labelled, sources
 
     floats = build_float(import_model(args.FILE, **model_options(args)), args.target)
     return {
         "max_drop": args.max_drop,
         "evaluation": sources.labelled(args.eval, preprocess),
-        "metric": evaluate.named(args.metric) if args.metric else None,
+        "metric": labelled.named(args.metric) if args.metric else None,
         "fp32": Executor(floats),
         "target": args.target,
         **({"bits": "auto"} if auto else {}),

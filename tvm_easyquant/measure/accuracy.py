@@ -7,168 +7,18 @@ than either accuracy: only the samples that one gets right and the other wrong s
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
-import os
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
-from ..samples.images import Preprocess, decode
+from ..errors import EvaluationError
+from ..samples.labelled import load
 
 Progress = Callable[[int, int, str], None]
 Metric = Callable[[list, object], float]
-
-
-class EvaluationError(ValueError):
-    """Labelled data or a metric cannot be used; the message names the file, the sample and the cure."""
-
-
-# -- labelled data
-
-
-class LabelledSet:
-    """Labelled inputs, one after the other, as often as asked: ``for x, label in labelled``.
-
-    x: float32 (1, C, H, W), or {input: such an array}. ``len`` is 0 where the number is not known.
-    """
-
-    def __init__(self, make: Callable[[], Iterable], count: int = 0, name: str = "the labelled set"):
-        self._make, self._count, self.name = make, count, name
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator:
-        for number, item in enumerate(self._make()):
-            if not isinstance(item, (tuple, list)) or len(item) != 2:
-                raise EvaluationError(f"{self.name}: sample {number} is no pair (input, label)")
-            yield item[0], item[1]
-
-    def first(self, count: int) -> LabelledSet:
-        """The first ``count`` samples of this set."""
-        known = min(count, self._count) if self._count else 0
-        return LabelledSet(lambda: islice(iter(self), count), known, self.name)
-
-
-def load(source, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
-    """A `LabelledSet` from a file, a function or an iterable of (input, label) pairs.
-
-    source: an .npz with ``labels`` (N,) integers and one of ``images`` float32 (N, C, H, W), normalised
-    as in training; ``images`` uint8 (N, H, W, 3) or (N, 3, H, W), RGB; ``jpeg`` uint8 with ``offsets``
-    (N + 1,), encoded pictures end to end. Or ``"module:function"``, called without arguments, whose
-    result yields the pairs. uint8 and encoded pictures need ``preprocess``.
-    Raises EvaluationError, and ImageError for a picture.
-    """
-    if isinstance(source, LabelledSet):
-        return source
-    if isinstance(source, (str, os.PathLike)):
-        text = os.fspath(source)
-        if text.endswith(".npz"):
-            return _npz(Path(text), preprocess)
-        if ":" in text:
-            return LabelledSet(named(text), name=text)
-        raise EvaluationError(f"{text} is neither an .npz file nor module:function")
-    if callable(source):
-        return LabelledSet(source)
-    if not isinstance(source, Iterable):
-        raise EvaluationError(f"labelled data is a {type(source).__name__}; give pairs (input, label)")
-    kept = list(source)
-    return LabelledSet(lambda: kept, len(kept))
-
-
-def named(text: str, *arguments: str) -> Callable:
-    """The function that ``"module:function"`` names; EvaluationError if there is none.
-
-    arguments: what it is called with, in words; a function that does not take so many is an error too.
-    """
-    module, _, function = text.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise EvaluationError(f"{text!r} names no function: {error}") from None
-    if not callable(found):
-        raise EvaluationError(f"{text!r} is a {type(found).__name__}, not a function")
-    try:
-        signature = inspect.signature(found)
-    except ValueError:  # a built-in that does not tell
-        return found
-    try:
-        signature.bind(*arguments)
-    except TypeError:
-        wanted = f"the arguments ({', '.join(arguments)})" if arguments else "no arguments"
-        raise EvaluationError(f"{text}{signature}: it is called with {wanted}; define it so") from None
-    return found
-
-
-def _npz(path: Path, preprocess) -> LabelledSet:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise EvaluationError(f"cannot read {path}: {error}") from None
-    if "labels" not in arrays:
-        raise EvaluationError(f"{path} has no array labels; it has {sorted(arrays)}")
-    labels = arrays["labels"]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise EvaluationError(f"{path}: labels is {labels.dtype} {labels.shape}; give one integer a sample")
-    if isinstance(preprocess, Mapping):
-        preprocess = Preprocess.of(preprocess)
-    if "jpeg" in arrays and "offsets" in arrays:
-        encoded, offsets = arrays["jpeg"], arrays["offsets"].astype(np.int64)
-        count = len(offsets) - 1
-        bad = encoded.ndim != 1 or encoded.dtype != np.uint8 or count < 0 or offsets[0] < 0
-        if bad or (np.diff(offsets) < 0).any() or offsets[-1] > len(encoded):
-            raise EvaluationError(f"{path}: offsets do not cut jpeg, uint8 (bytes,), into pictures")
-
-        def picture(i):
-            return decode(encoded[offsets[i] : offsets[i + 1]], f"{path}: picture {i}")
-
-    elif "images" in arrays:
-        images = arrays["images"]
-        count = len(images)
-        if images.dtype == np.float32 and images.ndim == 4:
-            preprocess = None
-
-            def picture(i):
-                if not np.isfinite(images[i]).all():
-                    raise EvaluationError(f"{path}: image {i} holds NaN or infinity")
-                return images[i : i + 1]
-
-        elif images.dtype == np.uint8 and images.ndim == 4 and 3 in (images.shape[1], images.shape[3]):
-            last = images if images.shape[3] == 3 else images.transpose(0, 2, 3, 1)
-
-            def picture(i):
-                return last[i]
-
-        else:
-            raise EvaluationError(
-                f"{path}: images is {images.dtype} {images.shape}; give float32 (N, C, H, W) normalised as "
-                "in training, or uint8 (N, H, W, 3)"
-            )
-    else:
-        raise EvaluationError(f"{path} has neither images nor jpeg and offsets; it has {sorted(arrays)}")
-    if preprocess is None and ("jpeg" in arrays or arrays["images"].dtype == np.uint8):
-        raise EvaluationError(
-            f"{path} holds pictures of 8 bits; say how the network wants them (preprocess: color, scale, "
-            "mean, std, crop)"
-        )
-    if len(labels) != count:
-        raise EvaluationError(f"{path}: {len(labels)} labels for {count} images")
-    if not count:
-        raise EvaluationError(f"{path} holds no image")
-    ready = preprocess or (lambda x: x)
-    return LabelledSet(
-        lambda: ((ready(picture(i)), int(labels[i])) for i in range(count)), count, str(path)
-    )
 
 
 # -- metrics: (outputs of one sample, label) -> 1.0 at best, 0.0 at worst

@@ -21,7 +21,8 @@ import numpy as np
 
 from topi_ext.reference import dequantize, quantize, windows
 
-from . import expression as elementwise
+from ..errors import GraphError
+from . import expression
 
 #: op -> attributes (padding is top, left, bottom, right; axes are those of NHWC)
 OPS = {
@@ -50,10 +51,6 @@ OPS = {
 COMPUTE = ("conv2d", "dense")
 #: ops that move numbers and compute none: input and output share one scale
 MOVES = ("concat", "max_pool2d", "reshape", "slice", "pad", "resize", "depth_to_space")
-
-
-class GraphError(ValueError):
-    """The network cannot be used; the message names the node and the cure."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +265,7 @@ def evaluate(node: Node, *x: np.ndarray) -> np.ndarray:
     if node.op == "mul":
         return x[0] * x[1]
     if node.op == "elementwise":
-        return elementwise.compute(a["expression"], x[0])
+        return expression.compute(a["expression"], x[0])
     if node.op == "concat":
         return np.concatenate(x, a["axis"])
     if node.op == "clip":

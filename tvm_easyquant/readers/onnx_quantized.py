@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..errors import QuantizedModelError
+
 MICROSOFT = ("com.microsoft", "com.ms.internal.nhwc")
 #: operators that move integers: on the dequantized values they do the same
 MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Concat",
@@ -42,10 +44,6 @@ QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Con
              "MatMulIntegerToFloat", "DynamicQuantizeMatMul", *LINEAR, *NO_INTEGERS)  # fmt: skip
 #: integers of activations that can be taken over; those of 16 bits are rounded in float
 EIGHT, SIXTEEN = (np.uint8, np.int8), (np.uint16, np.int16)
-
-
-class QuantizedModelError(ValueError):
-    """A quantized model cannot be taken over; the message names the node and why."""
 
 
 def is_quantized(model) -> bool:

@@ -12,12 +12,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..errors import TargetError
 from ..network.graph import GraphError
 from .framework import BUILD_CONFIG, no_tophub, tvm
-
-
-class TargetError(ValueError):
-    """The target cannot run these kernels; the message says what to name instead."""
 
 
 def host_target() -> str:

@@ -6,14 +6,12 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from ..errors import TVMMissing
+
 INSTALL = (
     "tvm_easyquant needs Apache TVM 0.19 with Relay: install the extra with "
     "pip install 'tvm_easyquant[relay]', or put your own build of TVM 0.19 on PYTHONPATH"
 )
-
-
-class TVMMissing(ImportError):
-    """No usable TVM in this Python."""
 
 
 try:

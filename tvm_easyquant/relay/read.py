@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import LoadError
 from ..network.expression import BINARY, UNARY
 from ..network.graph import Graph, GraphError, Node, to_nchw, to_nhwc
 from ..readers.onnx_quantized import QUANTIZED, Normalized, is_quantized, normalize
@@ -24,10 +25,6 @@ from .framework import BUILD_CONFIG, no_tophub, relay, tvm
 
 OUTPUT_NAMES = "output_names"  # attribute of a module: what the model it came from calls its outputs
 OLDEST_OPSET = 7  # before it, broadcasting was an attribute
-
-
-class LoadError(ValueError):
-    """A model cannot be loaded; the message names the file, tensor or node and the cure."""
 
 
 def load_onnx(
@@ -67,7 +64,7 @@ def import_model(
     """
     from tvm.driver.tvmc import TVMCException, frontends
 
-    from . import formats as relay_formats
+    from . import formats
 
     try:
         known = frontends.get_frontend_by_name(model_format) if model_format else None
@@ -78,7 +75,7 @@ def import_model(
         known = None
     if known is None or known.name() == "onnx":
         return import_onnx(path, input_shapes, batch)
-    return relay_formats.load(path, known.name(), input_shapes)
+    return formats.load(path, known.name(), input_shapes)
 
 
 def load_quantized(

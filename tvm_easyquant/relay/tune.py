@@ -22,16 +22,13 @@ from topi_ext.conv2d import Bound
 from topi_ext.lower import LayerPlan, LowerInteger
 from topi_ext.relay import op as relay_op
 
+from ..errors import TuneError
 from .build import cpu_target
 from .framework import no_tophub
 
 Progress = Callable[[int, int, str], None]
 TUNERS = ("xgb", "ga", "random", "grid")
 BUILD_SECONDS = 60  # most for compiling one configuration; AutoTVM's 10 are not enough on a busy computer
-
-
-class TuneError(ValueError):
-    """Tuning cannot go on; the message names the file, line or flag and the cure."""
 
 
 @dataclass

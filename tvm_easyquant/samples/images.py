@@ -13,9 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-
-class ImageError(ValueError):
-    """A picture or its preprocessing cannot be used; the message names it and the cure."""
+from ..errors import ImageError
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..measure import accuracy as evaluate
+from ..errors import EvaluationError, SourceError
+from . import labelled as labels
 from .images import Preprocess, decode
 
 ARRAYS = (".npy", ".npz")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-
-
-class SourceError(ValueError):
-    """A source of data cannot be used; the message names it and the cure."""
 
 
 def reason(error: Exception) -> str:
@@ -55,14 +52,14 @@ def calibration(
     """A function (input names) -> iterator of inputs, in a form that `scales.calibrate` takes.
 
     text: an .npy or .npz file (arrays named like the inputs, or one of any name; samples along the first
-    axis; one with ``labels`` is read by `evaluate.load`); a folder of such files; a folder, searched to any
+    axis; one with ``labels`` is read by `labelled.load`); a folder of such files; a folder, searched to any
     depth, of pictures, which need ``preprocess``; or ``module:function``, called without arguments, whose
     result yields arrays or {input: array}. flag: what errors call it. Raises SourceError, now or later.
     """
     source = Path(text)
     if not source.exists():
         if ":" in text:
-            function = evaluate.named(text)
+            function = labels.named(text)
             return lambda inputs: iter(function())
         raise SourceError(f"{flag}: there is no file or folder {text}")
     if source.is_dir():
@@ -87,11 +84,11 @@ def _arrays(files: Sequence[Path], inputs: Sequence[str], preprocess, flag) -> I
             loaded = np.load(file, allow_pickle=False)
             names = [] if file.suffix == ".npy" else loaded.files
             if "labels" in names and "labels" not in inputs:
-                yield from (x for x, _ in evaluate.load(file, preprocess))
+                yield from (x for x, _ in labels.load(file, preprocess))
                 continue
             arrays = {name: loaded[name] for name in names} if names else loaded
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            if isinstance(error, evaluate.EvaluationError):
+            if isinstance(error, EvaluationError):
                 raise
             raise SourceError(f"{flag}: cannot read {file}: {reason(error)}") from None
         if names and len(arrays) == len(inputs) == 1:
@@ -99,8 +96,8 @@ def _arrays(files: Sequence[Path], inputs: Sequence[str], preprocess, flag) -> I
         yield arrays
 
 
-def labelled(text: str, preprocess: Preprocess | None = None) -> evaluate.LabelledSet:
-    """Labelled data by name: what `evaluate.load` takes, or a folder with one folder of pictures a class.
+def labelled(text: str, preprocess: Preprocess | None = None) -> labels.LabelledSet:
+    """Labelled data by name: what `labelled.load` takes, or a folder with one folder of pictures a class.
 
     Classes are the folders' names if all of them are numbers, else their positions in sorted order.
     Raises SourceError, EvaluationError, ImageError.
@@ -109,7 +106,7 @@ def labelled(text: str, preprocess: Preprocess | None = None) -> evaluate.Labell
     if not source.is_dir():
         if source.suffix == ".npz" and not source.exists():
             raise SourceError(f"there is no file {text}")
-        return evaluate.load(text, preprocess)
+        return labels.load(text, preprocess)
     classes = sorted(f.name for f in source.iterdir() if f.is_dir())
     if all(name.isdecimal() for name in classes):
         index = {name: int(name) for name in classes}
@@ -119,4 +116,4 @@ def labelled(text: str, preprocess: Preprocess | None = None) -> evaluate.Labell
     if not pairs:
         raise SourceError(f"{text} has no folders with pictures; make one folder for each class")
     read = _pictures(source, [pairs[0][0]], preprocess)
-    return evaluate.LabelledSet(lambda: ((read(f), label) for f, label in pairs), len(pairs), text)
+    return labels.LabelledSet(lambda: ((read(f), label) for f, label in pairs), len(pairs), text)

@@ -14,6 +14,7 @@ from itertools import count
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from ..errors import CalibrationError
 from ..network.graph import Graph, GraphError, layout_hint, model_shape, run
 from . import histogram as _histogram
 from .histogram import Histogram
@@ -22,10 +23,6 @@ from .partition import Plan
 from .table import ScaleTable
 
 Progress = Callable[[int, int, str], None]
-
-
-class CalibrationError(ValueError):
-    """Calibration data cannot be used; the message names the sample, the tensor and the cure."""
 
 
 @dataclass

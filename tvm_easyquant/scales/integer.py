@@ -13,7 +13,7 @@ import numpy as np
 
 from topi_ext import reference
 
-from ..network import expression as elementwise
+from ..network import expression
 from ..network.graph import COMPUTE, MOVES, Graph, Node, evaluate, linear, move, to_nchw, to_nhwc
 from .numerics import QuantConfig, Scale, integer_limits, quantize_bias, quantize_weight, ungained
 from .partition import Plan, clip_limits
@@ -33,7 +33,7 @@ def function_values(node: Node, scale: Scale) -> np.ndarray:
     """float32 (256,): an elementwise node's function of every stored value of its input."""
     stored = np.arange(256, dtype=np.uint8)
     real = reference.dequantize(stored, scale.scale, scale.zero_point)
-    return elementwise.compute(node.attrs["expression"], real)
+    return expression.compute(node.attrs["expression"], real)
 
 
 class Scales:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import ConfigError
+
 
 class Method(NamedTuple):
     """What a method does: the switches of `QuantConfig`, each with its value.
@@ -77,10 +79,6 @@ SWITCHES = {
 IMPORTED = "imported"
 BITS = (7, 8)
 DEFAULT_METHOD = "easyquant_layerwise"
-
-
-class ConfigError(ValueError):
-    """A setting is wrong; the message names it and what is allowed."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import TableError
 from ..files import write_text
 from ..network.equalize import equalized
 from ..network.graph import Graph
@@ -45,10 +46,6 @@ def unpack(name: str, text: str, channels: int) -> np.ndarray:
     except (ValueError, TypeError, zlib.error):
         pass
     raise ConfigError(f"the rounding of {name} is not one that a search wrote; quantize again")
-
-
-class TableError(ValueError):
-    """A scale table cannot be used; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from topi_ext.reference import quantize as quantize_tensor
 
+from ..errors import DropError, StateError
 from ..files import write_text
 from ..measure.accuracy import Paired
 from ..network.graph import Graph, evaluate, linear, run
@@ -37,14 +38,6 @@ Progress = Callable[[int, int, str], None]
 Kind = object  # 7, 8 or "float"
 FLOAT = "float"
 IMAGES = 8  # calibration samples that errors are measured on
-
-
-class DropError(ValueError):
-    """No choice of bits meets the drop asked for; the message says how near the best came."""
-
-
-class StateError(ValueError):
-    """A file of an interrupted run belongs to another one; the message names it and the cure."""
 
 
 # -- the error of each layer

@@ -13,13 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import CurvesError
 from ..files import write_text
 
 FORMAT, VERSION = "tvm_easyquant search record", 1
-
-
-class CurvesError(ValueError):
-    """A search record cannot be used; the message names the file and the cure."""
 
 
 @dataclass

@@ -48,6 +48,7 @@ from threadpoolctl import threadpool_limits
 
 from topi_ext.reference import dequantize
 
+from ..errors import CheckpointError
 from ..files import write_text
 from ..network.graph import COMPUTE, MOVES, Graph, Node, evaluate, input_axes, is_depthwise
 from ..scales.calibrate import Calibration, start_table
@@ -66,10 +67,6 @@ CHANNELS = 128  # output channels fitted in one task
 #: a candidate that is behind the best by so many standard deviations of the difference is dropped
 SAFETY = 4.0
 ENOUGH = 512, 8  # output positions in the first stage: of all images, of each
-
-
-class CheckpointError(ValueError):
-    """A checkpoint does not belong to this search; the message names the file and the cure."""
 
 
 def factors(config: QuantConfig) -> np.ndarray:

@@ -19,6 +19,7 @@ from math import inf
 
 import numpy as np
 
+from ..errors import ExportError
 from ..files import replacing
 from ..network.graph import MOVES, Graph, Node, model_shape
 from ..scales.integer import Scales, node_limits
@@ -34,10 +35,6 @@ OPERATORS = {
     "negative": "Neg", "erf": "Erf", "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div",
     "maximum": "Max", "minimum": "Min", "power": "Pow",
 }  # fmt: skip
-
-
-class ExportError(ValueError):
-    """A network cannot be written; the message names the node and the cure."""
 
 
 def stored_name(tensor: str) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 
 from topi_ext import reference
 
+from ..errors import VerifyError
 from ..network.graph import COMPUTE, MOVES, Graph, Node, is_depthwise, linear, model_shape, to_nchw, to_nhwc
 from ..scales.integer import IN_FLOAT, Sample, Scales, function_values, node_limits
 from ..scales.numerics import integer_limits
@@ -30,10 +31,6 @@ from ..scales.table import ScaleTable
 from .qdq import stored_name, to_qdq
 
 UNIT = 2.0**-24  # of float32: the relative error of one rounding
-
-
-class VerifyError(ValueError):
-    """Two models cannot be compared; the message says why."""
 
 
 @dataclass

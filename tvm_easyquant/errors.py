@@ -1,0 +1,92 @@
+"""Every error that says what a user can do: one base class, one line each, with the cure.
+
+They are also the built-in kind they were before there was a base class (mostly ValueError).
+"""
+
+
+class EasyQuantError(Exception):
+    """A mistake that its message explains in a line: what is wrong, where, and the cure."""
+
+
+class GraphError(EasyQuantError, ValueError):
+    """The network cannot be used; the message names the node and the cure."""
+
+
+class LoadError(EasyQuantError, ValueError):
+    """A model cannot be loaded; the message names the file, tensor or node and the cure."""
+
+
+class QuantizedModelError(EasyQuantError, ValueError):
+    """A quantized model cannot be taken over; the message names the node and why."""
+
+
+class SourceError(EasyQuantError, ValueError):
+    """A source of data cannot be used; the message names it and the cure."""
+
+
+class ImageError(EasyQuantError, ValueError):
+    """A picture or its preprocessing cannot be used; the message names it and the cure."""
+
+
+class CalibrationError(EasyQuantError, ValueError):
+    """Calibration data cannot be used; the message names the sample, the tensor and the cure."""
+
+
+class ConfigError(EasyQuantError, ValueError):
+    """A setting is wrong; the message names it and what is allowed."""
+
+
+class TableError(EasyQuantError, ValueError):
+    """A scale table cannot be used; the message says what is wrong with it."""
+
+
+class CheckpointError(EasyQuantError, ValueError):
+    """A checkpoint does not belong to this search; the message names the file and the cure."""
+
+
+class StateError(EasyQuantError, ValueError):
+    """A file of an interrupted run belongs to another one; the message names it and the cure."""
+
+
+class DropError(EasyQuantError, ValueError):
+    """No choice of bits meets the drop asked for; the message says how near the best came."""
+
+
+class CurvesError(EasyQuantError, ValueError):
+    """A search record cannot be used; the message names the file and the cure."""
+
+
+class EvaluationError(EasyQuantError, ValueError):
+    """Labelled data or a metric cannot be used; the message names the file, the sample and the cure."""
+
+
+class ExportError(EasyQuantError, ValueError):
+    """A network cannot be written; the message names the node and the cure."""
+
+
+class VerifyError(EasyQuantError, ValueError):
+    """Two models cannot be compared; the message says why."""
+
+
+class TargetError(EasyQuantError, ValueError):
+    """The target cannot run these kernels; the message says what to name instead."""
+
+
+class TuneError(EasyQuantError, ValueError):
+    """Tuning cannot go on; the message names the file, line or flag and the cure."""
+
+
+class WriteError(EasyQuantError, OSError):
+    """A file cannot be written; the message names it and says why."""
+
+
+class DeployError(EasyQuantError, RuntimeError):
+    """A library, a network or an input that cannot be used; the message names it."""
+
+
+class TVMMissing(EasyQuantError, ImportError):
+    """No usable TVM in this Python."""
+
+
+class UserError(EasyQuantError, ValueError):
+    """A mistake of the user's; printed as one line."""
