@@ -37,7 +37,7 @@ from data import NETWORKS, Network
 import tvm_easyquant as eq
 from tvm_easyquant.evaluate import compare, evaluate, top
 from tvm_easyquant.files import write_text
-from tvm_easyquant.network.graph import to_nchw
+from tvm_easyquant.network.layout import to_nchw
 from tvm_easyquant.progress import Bar, peak_memory_gib
 from tvm_easyquant.relay.build import build, host_target
 from tvm_easyquant.relay.framework import no_tophub

@@ -6,7 +6,8 @@ from math import inf
 
 import numpy as np
 
-from tvm_easyquant.network.graph import Graph, Node
+from tvm_easyquant.network.graph import Graph
+from tvm_easyquant.network.node import Node
 
 RELU = dict(lo=0.0, hi=inf)
 

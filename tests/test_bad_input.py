@@ -609,7 +609,7 @@ def test_leftovers_of_the_dead_are_removed_and_of_the_living_kept(tmp_path):
 
 def test_wrong_inputs_at_run_time_are_named():
     from tvm_easyquant import quantize
-    from tvm_easyquant.network.graph import GraphError
+    from tvm_easyquant.errors import GraphError
     from tvm_easyquant.relay.build import Executor
 
     images = [np.zeros((1, 3, 8, 8), np.float32) + np.arange(8, dtype=np.float32)]

@@ -174,7 +174,7 @@ def test_tensors_that_are_always_zero_are_named():
 
 
 def test_an_activation_beyond_float32_is_named():
-    from tvm_easyquant.network.graph import GraphError
+    from tvm_easyquant.errors import GraphError
 
     graph, images = networks.chain(2)
     graph["first"].weight[...] = 3e38

@@ -6,8 +6,12 @@ import networks
 import numpy as np
 import pytest
 
+from tvm_easyquant.errors import GraphError
 from tvm_easyquant.network import graph as graphs
-from tvm_easyquant.network.graph import Graph, GraphError, Node
+from tvm_easyquant.network.graph import Graph
+from tvm_easyquant.network.layout import to_nhwc
+from tvm_easyquant.network.node import Node
+from tvm_easyquant.network.ops import evaluate
 from tvm_easyquant.scales import partition
 
 
@@ -21,12 +25,12 @@ def test_every_op_runs_and_shapes_agree():
 def test_grouped_convolution_equals_separate_ones():
     b = networks.Builder(1, channels=6)
     b.conv("c", "image", 4, groups=2)
-    node, image = b.nodes["c"], graphs.to_nhwc(b.images(1)[0])
-    whole = graphs.evaluate(node, image)
+    node, image = b.nodes["c"], to_nhwc(b.images(1)[0])
+    whole = evaluate(node, image)
     for g in range(2):
         part = Node("p", "conv2d", ("image",), (1, 10, 10, 2), {**node.attrs, "groups": 1},
                     node.weight[..., 2 * g : 2 * g + 2], node.bias[2 * g : 2 * g + 2])  # fmt: skip
-        one = graphs.evaluate(part, image[..., 3 * g : 3 * g + 3])
+        one = evaluate(part, image[..., 3 * g : 3 * g + 3])
         np.testing.assert_allclose(whole[..., 2 * g : 2 * g + 2], one, rtol=1e-5, atol=1e-6)
 
 

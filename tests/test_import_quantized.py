@@ -11,8 +11,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import tvm_easyquant as eq
+from tvm_easyquant.errors import GraphError
 from tvm_easyquant.network import graph as graphs
-from tvm_easyquant.network.graph import Graph, GraphError, Node
+from tvm_easyquant.network.graph import Graph
+from tvm_easyquant.network.node import Node
 from tvm_easyquant.readers.onnx_quantized import QuantizedModelError, is_quantized, normalize
 from tvm_easyquant.readers.take_over import take_over
 from tvm_easyquant.scales.integer import Scales, run_integer

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topi_ext import reference
-from tvm_easyquant.network.graph import evaluate, linear, to_nhwc
+from tvm_easyquant.network.layout import to_nhwc
+from tvm_easyquant.network.ops import evaluate, linear
 from tvm_easyquant.scales.numerics import METHODS, QuantConfig, scale_for, steps, weight_scales
 from tvm_easyquant.search.driver import CHANNELS, fit_weights, reconstruct
 

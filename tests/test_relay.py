@@ -15,6 +15,8 @@ from topi_ext.lower import LoweringError, LowerInteger
 from tvm_easyquant import pipeline
 from tvm_easyquant.evaluate import compare
 from tvm_easyquant.network import graph as graphs
+from tvm_easyquant.network.layout import to_nhwc
+from tvm_easyquant.network.node import model_shape
 from tvm_easyquant.relay.build import Executor, TargetError, build, cpu_target, host_target
 from tvm_easyquant.relay.framework import no_tophub
 from tvm_easyquant.relay.read import LoadError, from_relay, load_onnx
@@ -29,7 +31,7 @@ RNG = np.random.default_rng(0)
 
 def images(graph, count=4, seed=0):
     rng = np.random.default_rng(seed)
-    shape = graphs.model_shape(graph[graph.inputs[0]])
+    shape = model_shape(graph[graph.inputs[0]])
     return [rng.standard_normal(shape).astype(np.float32) for _ in range(count)]
 
 
@@ -388,7 +390,7 @@ def test_stock_lowering_of_the_same_module_differs_only_in_rounding():
     seen = 0
     for x in pictures:
         _, relu, conv, joined = zip(ours({"image": x}), stock({"image": x}), strict=True)
-        q = reference.quantize(graphs.to_nhwc(x), source.scale, source.zero_point, source.lo, source.hi)
+        q = reference.quantize(to_nhwc(x), source.scale, source.zero_point, source.lo, source.hi)
         acc = reference.conv2d(
             q, integer_weight(graph["a"], weights["a"], 7), zero_point=source.zero_point, **graph["a"].attrs
         ) + quantize_bias(graph["a"].bias, source.scale, weights["a"], "a")

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topi_ext import reference
-from tvm_easyquant.network.graph import Graph, evaluate, linear, to_nhwc
+from tvm_easyquant.network.graph import Graph
+from tvm_easyquant.network.layout import to_nhwc
+from tvm_easyquant.network.ops import evaluate, linear
 from tvm_easyquant.scales.calibrate import calibrate, start_table
 from tvm_easyquant.scales.integer import integer_weight, run_integer
 from tvm_easyquant.scales.numerics import (

@@ -7,9 +7,9 @@ import networks
 import numpy as np
 import pytest
 
+from tvm_easyquant.errors import GraphError
 from tvm_easyquant.evaluate import EvaluationError
 from tvm_easyquant.images import ImageError, Preprocess
-from tvm_easyquant.network.graph import GraphError
 from tvm_easyquant.samples import sources
 from tvm_easyquant.samples.sources import SourceError
 from tvm_easyquant.scales.calibrate import Calibration

@@ -118,7 +118,7 @@ assert max(scores) >= whole_cosine(activation_scale)
 # ``search_weights`` needs no product for each candidate: it makes the Gram matrix once (see its module's
 # text). The scales are equal.
 
-from tvm_easyquant.network.graph import Node
+from tvm_easyquant.network.node import Node
 from tvm_easyquant.scales.numerics import QuantConfig, Scale
 from tvm_easyquant.search.driver import search_weights
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .graph import COMPUTE, Graph, input_axes
+from .graph import Graph
+from .ops import input_axes
 
 SWEEPS = 10  # over all places: what one moves changes its neighbours
 FARTHEST = 16  # exponent of s in one sweep
@@ -43,9 +44,9 @@ def _place(graph, relu) -> tuple[str, tuple[str, ...]] | None:
         return None
     first, readers = graph[relu.inputs[0]], graph.users[relu.name]
     seen = {first.name, relu.name} & set(graph.outputs) or graph.users[first.name] != (relu.name,)
-    if seen or first.op not in COMPUTE or not readers:
+    if seen or not first.operator.layer or not readers:
         return None
-    if any(graph[name].op not in COMPUTE or input_axes(graph[name]) is None for name in readers):
+    if any(not graph[name].operator.layer or input_axes(graph[name]) is None for name in readers):
         return None
     return first.name, readers
 

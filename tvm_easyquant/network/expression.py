@@ -39,7 +39,11 @@ FUNCTIONS = {
     "leaky_relu": lambda x, slope: np.where(x >= 0, x, x * slope),
 }
 UNARY = ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "abs", "negative", "erf")
+PARAMETRIC = ("clip", "leaky_relu")  # what follows their first argument is numbers
 BINARY = ("add", "subtract", "multiply", "divide", "maximum", "minimum", "power")
+#: the ONNX operators that are such functions, or make one in pieces
+ONNX = ("Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Reciprocal", "Abs", "Neg", "Erf", "Add", "Sub", "Mul",
+        "Div", "Max", "Min", "Pow", "Clip", "Relu", "LeakyRelu", "Identity")  # fmt: skip
 
 
 def compute(expression, x: np.ndarray) -> np.ndarray:

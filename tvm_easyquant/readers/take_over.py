@@ -12,18 +12,18 @@ gives every convolution integers, where a quantized model has its own idea.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 
 import numpy as np
 
-from ..network.graph import COMPUTE, MOVES, Graph, Node
+from ..network.graph import Graph
+from ..network.node import Node
 from ..scales.numerics import IMPORTED, QuantConfig, Scale, quantize_bias
-from ..scales.partition import ACCUMULATE, plan
+from ..scales.partition import plan
 from ..scales.table import ScaleTable
 
-PRODUCERS = ("add", "mul", *ACCUMULATE)  # what a clip can be fused to
 RAW = "raw"  # read as it is, not rounded
 
 
@@ -96,7 +96,7 @@ class _TakeOver:
                 op = self.old[user].op
                 if op == "fake_quant":
                     wants.add(_scale(self.old[user]))
-                elif op in MOVES:
+                elif self.old[user].operator.moves:
                     wants |= found[user]
                 else:
                     wants.add(RAW)
@@ -112,7 +112,7 @@ class _TakeOver:
     def _fusable(self, node) -> Node | None:
         """The clip that can happen in ``node``'s requantize, if that is rounded after it."""
         users = self.old.users[node.name]
-        if len(users) != 1 or node.name in self.old.outputs or node.op not in PRODUCERS:
+        if len(users) != 1 or node.name in self.old.outputs or not node.operator.requantizes:
             return None
         clip = self.old[users[0]]
         return clip if clip.op == "clip" and self._target(clip.name) is not None else None
@@ -157,17 +157,7 @@ class _TakeOver:
     # -- the rules
 
     def _node(self, node: Node):
-        rule = getattr(self, f"_{node.op}", None)
-        if rule is not None:
-            rule(node)
-        elif node.op in MOVES:
-            self._move(node)
-        elif node.op in COMPUTE:
-            self._compute(node)
-        elif node.op in ("add", "mul", "avg_pool2d", "elementwise", "clip"):
-            self._arithmetic(node)
-        else:
-            self._float_node(node)
+        RULES[node.op](self, node)
 
     def _input(self, node):
         self._put(node)
@@ -209,7 +199,7 @@ class _TakeOver:
             inputs.append(new)
         return self._finish_node(node, inputs, target, True)
 
-    def _compute(self, node):
+    def _layer(self, node):
         (source,) = node.inputs
         why = self.reasons.get(node.name) or self._why_float(node, source)
         if why is not None:
@@ -250,12 +240,12 @@ class _TakeOver:
         return np.where(folded, found, scale)
 
     def _produce(self, node):
-        """A node of `PRODUCERS` on stored inputs: rounded, fused, or dequantized for float readers."""
+        """A node that requantizes, on stored inputs: rounded, fused, or dequantized for float readers."""
         inputs = [self.name[t] for t in node.inputs]
         if self._fusable(node) is not None:  # the clip is next
             return self._finish_node(node, inputs, None, True)
         target = self._target(node.name)
-        if target is None and node.op not in ACCUMULATE:
+        if target is None and not node.operator.accumulates:
             return self._float_node(node)
         return self._finish_node(node, inputs, target, True)
 
@@ -268,11 +258,8 @@ class _TakeOver:
                 return self._finish_node(node, [before.name], target, True)
         if None in scales:
             return self._float_node(node)
-        if node.op in PRODUCERS:
-            uncounted = node.op == "avg_pool2d" and not node.attrs["count_include_pad"]
-            return (
-                self._float_node(node) if uncounted and any(node.attrs["padding"]) else self._produce(node)
-            )
+        if node.operator.requantizes:
+            return self._produce(node) if node.operator.refusal(node) is None else self._float_node(node)
         if target is None:
             return self._float_node(node)
         inputs = [self.name[t] for t in node.inputs]
@@ -292,7 +279,8 @@ class _TakeOver:
         for name, node in self.nodes.items():
             node = replace(node, inputs=tuple(renamed.get(t, t) for t in node.inputs))
             nodes[name] = node
-            if name in self.integer and name in self.stored and name not in read and node.op in ACCUMULATE:
+            rounded = name in self.integer and name in self.stored
+            if rounded and name not in read and node.operator.accumulates:
                 clip = self._unused(f"{name}_rounded")
                 nodes[clip] = Node(clip, "clip", (name,), node.shape, dict(lo=-inf, hi=inf))
                 self.integer.add(clip)
@@ -330,3 +318,25 @@ class _TakeOver:
         table.check(graph)
         origin = {t: old for t, old in self.origin.items() if t in plan_.site_of}
         return TakenOver(graph, table, self.reasons, origin)
+
+
+#: operator -> how it is taken over
+RULES: dict[str, Callable[[_TakeOver, Node], None]] = {
+    "input": _TakeOver._input,
+    "conv2d": _TakeOver._layer,
+    "dense": _TakeOver._layer,
+    "add": _TakeOver._arithmetic,
+    "mul": _TakeOver._arithmetic,
+    "elementwise": _TakeOver._arithmetic,
+    "concat": _TakeOver._move,
+    "max_pool2d": _TakeOver._move,
+    "avg_pool2d": _TakeOver._arithmetic,
+    "clip": _TakeOver._arithmetic,
+    "reshape": _TakeOver._move,
+    "slice": _TakeOver._move,
+    "pad": _TakeOver._move,
+    "resize": _TakeOver._move,
+    "depth_to_space": _TakeOver._move,
+    "fake_quant": _TakeOver._fake_quant,
+    "float": _TakeOver._float_node,
+}

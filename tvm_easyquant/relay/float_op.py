@@ -1,78 +1,218 @@
-"""Relay operators that stay float, as ONNX: what a QDQ export needs of the Relay front end."""
+"""Relay operators that stay float: run alone, put back into a module, written as ONNX."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from .framework import relay
-
-#: Relay operator -> ONNX operator, for those without attributes
-PLAIN = {
-    "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "maximum": "Max",
-    "minimum": "Min", "power": "Pow", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log",
-    "sqrt": "Sqrt", "abs": "Abs", "negative": "Neg", "erf": "Erf", "floor": "Floor", "ceil": "Ceil",
-    "nn.relu": "Relu", "nn.batch_flatten": "Flatten", "copy": "Identity",
-}  # fmt: skip
-REDUCTIONS = {"mean": "ReduceMean", "max": "ReduceMax", "min": "ReduceMin", "sum": "ReduceSum"}
-POOLS = {"nn.global_avg_pool2d": "GlobalAveragePool", "nn.global_max_pool2d": "GlobalMaxPool"}
+from ..network.layout import to_nchw, to_nhwc
+from .framework import BUILD_CONFIG, no_tophub, relay, tvm
 
 
-def to_onnx(handle, emit, x, output) -> str | None:
-    """Emit the call of a `RelayOp` from the tensors ``x`` to ``output``; None if it has no translation.
+@dataclass(frozen=True)
+class RelayOp:
+    """What a float node keeps of its Relay call, enough to run it or to put it back.
 
-    emit.add(op, inputs, output, **attributes) and emit.constant(name, array) write into the model.
+    tensors: the non-constant arguments in the order of the node's inputs; index: of the tuple field
+    the node takes, or None.
     """
-    call, names = handle.call, dict(zip(handle.tensors, x, strict=True))
-    if handle.index is not None:
-        return None
 
-    def value(arg, i):
-        if arg in names:
-            return names[arg]
-        if isinstance(arg, relay.Constant):
-            return emit.constant(f"{output}_{i}", arg.data.numpy())
-        return None
+    op: str
+    call: Any  # relay.Call
+    tensors: tuple
+    index: int | None = None
 
-    fields = call.args[0].fields if len(call.args) and isinstance(call.args[0], relay.Tuple) else call.args
-    inputs, a = [value(arg, i) for i, arg in enumerate(fields)], call.attrs
-    if None in inputs:
+    def __str__(self):
+        """The operator with its attributes and constants, as `Graph.fingerprint` sees it."""
+        attrs = tvm.ir.save_json(self.call.attrs) if self.call.attrs is not None else ""
+        constants = [
+            a.data.numpy().tobytes().hex() for a in self.call.args if isinstance(a, relay.Constant)
+        ]
+        return repr((self.op, self.index, attrs, constants))
+
+    def rebuild(self, tensors: Sequence) -> object:
+        """The call on other arguments: a Relay expression."""
+        new = {old: arg for old, arg in zip(self.tensors, tensors, strict=True)}
+
+        def swap(arg):
+            if isinstance(arg, relay.Tuple):
+                return relay.Tuple([swap(field) for field in arg.fields])
+            return new.get(arg, arg)
+
+        call = self.call
+        built = relay.Call(call.op, [swap(a) for a in call.args], call.attrs, call.type_args)
+        return built if self.index is None else relay.TupleGetItem(built, self.index)
+
+    def to_onnx(self, emit, x: Sequence[str], output: str) -> str | None:
+        """Emit the call from the tensors ``x`` to ``output``; None if it has no translation.
+
+        emit.add(op, inputs, output, **attributes) and emit.constant(name, array) write into the model.
+        """
+        call, names = self.call, dict(zip(self.tensors, x, strict=True))
+        rule = ONNX.get(self.op)
+        if self.index is not None or rule is None:
+            return None
+
+        def value(arg, i):
+            if arg in names:
+                return names[arg]
+            if isinstance(arg, relay.Constant):
+                return emit.constant(f"{output}_{i}", arg.data.numpy())
+            return None
+
+        first = call.args[0] if len(call.args) else None
+        fields = first.fields if isinstance(first, relay.Tuple) else call.args
+        inputs = [value(arg, i) for i, arg in enumerate(fields)]
+        return None if None in inputs else rule(_Site(emit, call, call.attrs, inputs, output))
+
+    def evaluate(self, *arrays: np.ndarray) -> np.ndarray:
+        """Run the call on NHWC arrays through TVM; compiled once."""
+        if "executor" not in self.__dict__:
+            arguments = [
+                relay.var(f"x{i}", shape=to_nchw(a).shape, dtype=str(a.dtype)) for i, a in enumerate(arrays)
+            ]
+            module = tvm.IRModule.from_expr(relay.Function(arguments, self.rebuild(arguments)))
+            with no_tophub(), tvm.transform.PassContext(opt_level=2, config=BUILD_CONFIG):
+                library = relay.build(module, "llvm")
+            from tvm.contrib import graph_executor
+
+            executor = graph_executor.GraphModule(library["default"](tvm.cpu()))
+            object.__setattr__(self, "executor", executor)
+        self.__dict__["executor"].run(**{f"x{i}": to_nchw(a) for i, a in enumerate(arrays)})
+        return to_nhwc(self.__dict__["executor"].get_output(0).numpy())
+
+
+# -- as ONNX
+
+
+class _Site(NamedTuple):
+    """A call and where it is to be written."""
+
+    emit: Any
+    call: Any
+    attrs: Any
+    inputs: list[str]
+    output: str
+
+    def add(self, op: str, inputs: Sequence[str], **attributes) -> str:
+        return self.emit.add(op, inputs, self.output, **attributes)
+
+    def constant(self, what: str, array) -> str:
+        return self.emit.constant(f"{self.output}_{what}", array)
+
+    @property
+    def shape(self) -> list[int]:
+        return [int(d) for d in self.call.checked_type.shape]
+
+    @property
+    def rank(self) -> int:
+        """Of the first argument."""
+        return len(self.call.args[0].checked_type.shape)
+
+
+def _plain(op: str) -> Callable[[_Site], str | None]:
+    """The rule of an operator without attributes."""
+    return lambda site: site.add(op, site.inputs)
+
+
+def _pool(op: str) -> Callable[[_Site], str | None]:
+    return lambda site: site.add(op, site.inputs) if site.attrs.layout == "NCHW" else None
+
+
+def _softmax(op: str) -> Callable[[_Site], str | None]:
+    return lambda site: site.add(op, site.inputs, axis=int(site.attrs.axis))
+
+
+def _transpose(site):
+    axes = site.attrs.axes
+    perm = [int(i) for i in axes] if axes is not None else list(range(len(site.shape)))[::-1]
+    return site.add("Transpose", site.inputs, perm=perm)
+
+
+def _reshape(site):
+    target = site.constant("shape", np.asarray(site.shape, np.int64))
+    return site.add("Reshape", [site.inputs[0], target])
+
+
+def _concatenate(site):
+    return site.add("Concat", site.inputs, axis=int(site.attrs.axis))
+
+
+def _axes(site) -> list[int] | None:
+    """The axes of a reduction; None if they are those that it leaves."""
+    a = site.attrs
+    if a.exclude:
         return None
-    shape = [int(d) for d in call.checked_type.shape]
-    op = handle.op
-    if op in PLAIN:
-        return emit.add(PLAIN[op], inputs, output)
-    if op in POOLS and a.layout == "NCHW":
-        return emit.add(POOLS[op], inputs, output)
-    if op in ("nn.softmax", "nn.log_softmax"):
-        name = "Softmax" if op == "nn.softmax" else "LogSoftmax"
-        return emit.add(name, inputs, output, axis=int(a.axis))
-    if op == "transpose":
-        axes = [int(i) for i in a.axes] if a.axes is not None else list(range(len(shape)))[::-1]
-        return emit.add("Transpose", inputs, output, perm=axes)
-    if op in ("reshape", "squeeze", "expand_dims"):
-        target = emit.constant(f"{output}_shape", np.asarray(shape, np.int64))
-        return emit.add("Reshape", [inputs[0], target], output)
-    if op == "concatenate":
-        return emit.add("Concat", inputs, output, axis=int(a.axis))
-    if op in REDUCTIONS and not a.exclude:
-        rank = len(call.args[0].checked_type.shape)
-        axes = [int(i) for i in a.axis] if a.axis is not None else list(range(rank))
-        if op == "sum":  # the others take axes as an attribute in this opset
-            wanted = emit.constant(f"{output}_axes", np.asarray(axes, np.int64))
-            return emit.add("ReduceSum", [*inputs, wanted], output, keepdims=int(a.keepdims))
-        return emit.add(REDUCTIONS[op], inputs, output, axes=axes, keepdims=int(a.keepdims))
-    if op == "nn.leaky_relu":
-        return emit.add("LeakyRelu", inputs, output, alpha=float(a.alpha))
-    if op == "nn.prelu" and int(a.axis) == 1:
-        rank = len(shape)
-        slope = call.args[1].data.numpy().reshape(-1, *[1] * (rank - 2))
-        return emit.add("PRelu", [inputs[0], emit.constant(f"{output}_slope", slope)], output)
-    if op == "nn.batch_matmul":
-        axes = [0, 2, 1]
-        for i, flag in enumerate((a.transpose_a, a.transpose_b)):
-            if flag:
-                inputs[i] = emit.add("Transpose", [inputs[i]], f"{output}_t{i}", perm=axes)
-        return emit.add("MatMul", inputs, output)
-    if op == "nn.dense":
-        return emit.add("Gemm", inputs, output, transB=1)
-    return None
+    return [int(i) for i in a.axis] if a.axis is not None else list(range(site.rank))
+
+
+def _reduce(op: str) -> Callable[[_Site], str | None]:
+    def rule(site):
+        axes = _axes(site)
+        if axes is None:
+            return None
+        return site.add(op, site.inputs, axes=axes, keepdims=int(site.attrs.keepdims))
+
+    return rule
+
+
+def _sum(site):  # the others take axes as an attribute in this opset
+    axes = _axes(site)
+    if axes is None:
+        return None
+    wanted = site.constant("axes", np.asarray(axes, np.int64))
+    return site.add("ReduceSum", [*site.inputs, wanted], keepdims=int(site.attrs.keepdims))
+
+
+def _leaky_relu(site):
+    return site.add("LeakyRelu", site.inputs, alpha=float(site.attrs.alpha))
+
+
+def _prelu(site):
+    if int(site.attrs.axis) != 1:
+        return None
+    slope = site.call.args[1].data.numpy().reshape(-1, *[1] * (len(site.shape) - 2))
+    return site.add("PRelu", [site.inputs[0], site.constant("slope", slope)])
+
+
+def _batch_matmul(site):
+    inputs = list(site.inputs)
+    for i, flag in enumerate((site.attrs.transpose_a, site.attrs.transpose_b)):
+        if flag:
+            inputs[i] = site.emit.add("Transpose", [inputs[i]], f"{site.output}_t{i}", perm=[0, 2, 1])
+    return site.add("MatMul", inputs)
+
+
+def _dense(site):
+    return site.add("Gemm", site.inputs, transB=1)
+
+
+#: Relay operator -> its rule, for those that have a translation
+ONNX: dict[str, Callable[[_Site], str | None]] = {
+    **{op: _plain(onnx) for op, onnx in {
+        "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "maximum": "Max",
+        "minimum": "Min", "power": "Pow", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log",
+        "sqrt": "Sqrt", "abs": "Abs", "negative": "Neg", "erf": "Erf", "floor": "Floor", "ceil": "Ceil",
+        "nn.relu": "Relu", "nn.batch_flatten": "Flatten", "copy": "Identity",
+    }.items()},
+    "nn.global_avg_pool2d": _pool("GlobalAveragePool"),
+    "nn.global_max_pool2d": _pool("GlobalMaxPool"),
+    "nn.softmax": _softmax("Softmax"),
+    "nn.log_softmax": _softmax("LogSoftmax"),
+    "transpose": _transpose,
+    "reshape": _reshape,
+    "squeeze": _reshape,
+    "expand_dims": _reshape,
+    "concatenate": _concatenate,
+    "mean": _reduce("ReduceMean"),
+    "max": _reduce("ReduceMax"),
+    "min": _reduce("ReduceMin"),
+    "sum": _sum,
+    "nn.leaky_relu": _leaky_relu,
+    "nn.prelu": _prelu,
+    "nn.batch_matmul": _batch_matmul,
+    "nn.dense": _dense,
+}  # fmt: skip

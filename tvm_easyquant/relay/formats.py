@@ -12,8 +12,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
+from ..errors import LoadError
 from .framework import relay, tvm
-from .read import LoadError
 
 #: a convolution's layout that ours are in: data, weights
 LAYOUTS = {"nn.conv2d": ["NCHW", "OIHW"], "nn.conv2d_transpose": ["NCHW", "IOHW"]}

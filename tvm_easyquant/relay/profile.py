@@ -23,7 +23,8 @@ from topi_ext import isa
 from topi_ext.lower import LayerPlan, LowerInteger
 from topi_ext.relay import op as relay_op
 
-from ..network.graph import Graph, GraphError, model_shape
+from ..network.graph import Graph, GraphError
+from ..network.node import model_shape
 from ..scales.calibrate import calibrate, start_table
 from ..scales.numerics import SWITCHES, QuantConfig
 from ..scales.partition import plan

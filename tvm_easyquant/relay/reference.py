@@ -12,9 +12,10 @@ import numpy as np
 
 from topi_ext import reference
 
-from ..network.graph import depth_to_space, to_nchw, to_nhwc
+from ..network.layout import to_nchw, to_nhwc
+from ..network.ops import depth_to_space
+from .float_op import RelayOp
 from .framework import relay
-from .read import RelayOp
 
 
 def execute(module, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -43,7 +44,7 @@ def _ints(values):
 
 
 def _call(call, x):
-    rule = globals().get("_" + call.op.name.replace(".", "_"))
+    rule = RULES.get(call.op.name)
     return _float(call, x) if rule is None else rule(call, call.attrs, *x)
 
 
@@ -193,3 +194,29 @@ def _reshape(call, attrs, x):
 
 def _transpose(call, attrs, x):
     return np.ascontiguousarray(x.transpose(_ints(attrs.axes)))
+
+
+#: Relay operator -> its rule; all others are float, and TVM's
+RULES = {
+    "qnn.quantize": _qnn_quantize,
+    "qnn.dequantize": _qnn_dequantize,
+    "qnn.requantize": _qnn_requantize,
+    "qnn.conv2d": _qnn_conv2d,
+    "qnn.dense": _qnn_dense,
+    "qnn.add": _qnn_add,
+    "qnn.mul": _qnn_mul,
+    "take": _take,
+    "repeat": _repeat,
+    "nn.depth_to_space": _nn_depth_to_space,
+    "nn.bias_add": _nn_bias_add,
+    "clip": _clip,
+    "cast": _cast,
+    "subtract": _subtract,
+    "sum": _sum,
+    "concatenate": _concatenate,
+    "nn.max_pool2d": _nn_max_pool2d,
+    "strided_slice": _strided_slice,
+    "nn.pad": _nn_pad,
+    "reshape": _reshape,
+    "transpose": _transpose,
+}

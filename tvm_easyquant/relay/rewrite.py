@@ -9,15 +9,18 @@ IR. What stays float is put back as the original Relay call, in NCHW, between ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf, prod
 
 import numpy as np
 
 from topi_ext.reference import multiplier, quantize
 
-from ..network.expression import BINARY, UNARY
-from ..network.graph import Graph, Node, is_depthwise, model_shape
+from ..network.expression import PARAMETRIC
+from ..network.graph import Graph
+from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axis
+from ..network.node import Node, model_shape
+from ..network.ops import is_depthwise
 from ..scales.integer import Scales, function_values
 from ..scales.numerics import Scale, integer_limits
 from ..scales.partition import Plan, clip_limits
@@ -26,7 +29,6 @@ from .framework import relay, tvm
 
 #: how every requantize says it rounds; stock TVM has no half-even, this setting differs at ties only
 REQUANTIZE = {"rounding": "UPWARD", "compute_dtype": "float32"}
-NCHW_TO_NHWC, NHWC_TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 def rewrite(graph: Graph, table: ScaleTable, taps: Sequence[str] = ()) -> object:
@@ -58,10 +60,10 @@ class _Rewriter:
             elif node.name in self.plan.fused:
                 pass  # done by its producer
             elif node.name in self.plan.integer:
-                self._integer(node)
+                INTEGER[node.op](self, node)
             else:
                 inputs = [self.real(t) for t in node.inputs]
-                self.float_of[node.name] = _float_call(node, self.graph, inputs)
+                self.float_of[node.name] = FLOAT[node.op](node, *inputs)
         results = [self.real(t) for t in self.graph.outputs] + [self.stored(t) for t in taps]
         body = results[0] if len(results) == 1 else relay.Tuple(results)
         module = tvm.IRModule.from_expr(relay.Function(self.params, body))
@@ -99,23 +101,13 @@ class _Rewriter:
 
     # -- integer nodes
 
-    def _integer(self, node: Node):
-        if node.op in ("conv2d", "dense"):
-            self._finish(node, *self._multiply(node))
-        elif node.op == "avg_pool2d":
-            self._finish(node, *self._average(node))
-        elif node.op == "clip":
-            s = self.scale(node.inputs[0])
-            unit = _scalar(s.scale)
-            self._finish(node, self.stored(node.inputs[0]), unit, s.zero_point)
-        elif node.op in ("add", "mul"):
-            self._join(node)
-        elif node.op == "elementwise":
-            self._lookup(node)
-        else:
-            x = [self.stored(t) for t in node.inputs]
-            fill = self.scale(node.name).zero_point
-            self.stored_of[node.name] = _move(node, x, fill)
+    def _move(self, node: Node):
+        x = [self.stored(t) for t in node.inputs]
+        self.stored_of[node.name] = MOVES[node.op](node, self.scale(node.name).zero_point, *x)
+
+    def _clip(self, node):
+        s = self.scale(node.inputs[0])
+        self._finish(node, self.stored(node.inputs[0]), _scalar(s.scale), s.zero_point)
 
     def _finish(self, node, acc, unit, zero_point=0):
         """Integers in steps of ``unit`` -> the stored tensor, or float for float readers."""
@@ -136,7 +128,7 @@ class _Rewriter:
         )
         self.stored_of[target] = _clip(q, *integer_limits(s, limits))
 
-    def _multiply(self, node):
+    def _layer(self, node):
         source = self.scale(node.inputs[0])
         x = self.stored(node.inputs[0])
         scales = np.asarray(self.scales.weights[node.name], np.float32)
@@ -148,15 +140,9 @@ class _Rewriter:
             input_scale=_scalar(source.scale),
             kernel_scale=relay.const(scales),
         )
+        acc = _named(PRODUCTS[node.op](x, weight, node, common), node.name)
         bias = relay.const(self.scales.integer_bias(node))
-        if node.op == "dense":
-            acc = relay.qnn.dense(
-                x, relay.const(np.ascontiguousarray(weight)), units=node.channels, **common
-            )
-            acc = _named(acc, node.name)
-            return relay.nn.bias_add(acc, bias, axis=1), relay.const(unit)
-        acc = _named(_conv(x, weight, node, common), node.name)
-        return relay.nn.bias_add(acc, bias, axis=3), relay.const(unit)
+        self._finish(node, relay.nn.bias_add(acc, bias, axis=len(node.shape) - 1), relay.const(unit))
 
     def _check_range(self, node, weight, source: Scale):
         """Prove from the real weights that the accumulator fits int32."""
@@ -180,7 +166,7 @@ class _Rewriter:
         whole = tuple(self.graph[node.inputs[0]].shape[1:3]) == tuple(a["pool_size"])
         if whole and not any(a["padding"]):
             steps = relay.cast(x, "int32") - relay.const(s.zero_point, "int32")
-            return relay.sum(steps, axis=[1, 2], keepdims=True), unit
+            return self._finish(node, relay.sum(steps, axis=[1, 2], keepdims=True), unit)
         # A window sum is a depthwise convolution with ones.
         channels = node.shape[-1]
         ones = np.ones((*a["pool_size"], 1, channels), np.int8)
@@ -192,7 +178,7 @@ class _Rewriter:
             input_scale=_scalar(s.scale),
             kernel_scale=_scalar(np.float32(1) / np.float32(count)),
         )
-        return _named(_conv(x, ones, window, common), node.name), unit
+        return self._finish(node, _named(_conv(x, ones, window, common), node.name), unit)
 
     def _lookup(self, node):
         """A function of one number: a 256-entry table, made here by the norm."""
@@ -202,11 +188,17 @@ class _Rewriter:
         index = relay.cast(self.stored(node.inputs[0]), "int32")
         self.stored_of[node.name] = relay.take(table, index, axis=0, mode="fast")
 
-    def _join(self, node):
-        """add or mul of two tensors with scales of their own."""
+    def _sum(self, node):
+        self._join(node, relay.qnn.add)
+
+    def _product(self, node):
+        self._join(node, relay.qnn.mul)
+
+    def _join(self, node, operator):
+        """Two tensors with scales of their own, by an operator of qnn."""
         (a, b), target = node.inputs, self.plan.stored(node, self.graph)
         sa, sb, s = self.scale(a), self.scale(b), self.scale(target)
-        q = (relay.qnn.add if node.op == "add" else relay.qnn.mul)(
+        q = operator(
             self.stored(a), self.stored(b),
             _scalar(sa.scale), _zero(sa.zero_point),
             _scalar(sb.scale), _zero(sb.zero_point),
@@ -260,25 +252,9 @@ def _conv(x, weight, node, common):
     )
 
 
-def _move(node, x, fill):
-    """A node that moves uint8 NHWC tensors and computes nothing."""
-    a = node.attrs
-    if node.op == "concat":
-        return relay.concatenate(x, axis=a["axis"])
-    if node.op == "max_pool2d":
-        return relay.nn.max_pool2d(x[0], layout="NHWC", **a)
-    if node.op == "reshape":
-        source = relay.transpose(x[0], NHWC_TO_NCHW) if a["channels_first"] else x[0]
-        return relay.reshape(source, a["shape"])
-    if node.op == "slice":
-        return relay.strided_slice(x[0], a["begin"], a["end"], a["strides"])
-    if node.op == "pad":
-        return relay.nn.pad(x[0], a["widths"], pad_value=fill)
-    if node.op == "resize":
-        return _repeat(x[0], a["factors"], 1)
-    if node.op == "depth_to_space":
-        return relay.nn.depth_to_space(x[0], a["block"], layout="NHWC", mode=a["mode"])
-    raise AssertionError(node.op)
+def _dense(x, weight, node, common):
+    """qnn.dense; weight int8 (K, C)."""
+    return relay.qnn.dense(x, relay.const(np.ascontiguousarray(weight)), units=node.channels, **common)
 
 
 def _real_clip(x, lo, hi):
@@ -300,62 +276,138 @@ def _expression(e, x):
         return x
     if not isinstance(e, tuple):
         return relay.const(np.float32(e))
-    name, *arguments = e
-    if name == "clip":
-        return _real_clip(_expression(arguments[0], x), *arguments[1:])
-    if name == "leaky_relu":
-        return relay.nn.leaky_relu(_expression(arguments[0], x), arguments[1])
-    assert name in (*UNARY, *BINARY), name
-    return getattr(relay, name)(*(_expression(a, x) for a in arguments))
+    name, first, *others = e
+    others = others if name in PARAMETRIC else [_expression(other, x) for other in others]
+    return EXPRESSIONS[name](_expression(first, x), *others)
 
 
-def _nchw(values):
-    values = list(values)
-    return (values[0], values[3], values[1], values[2])
+# -- a node that stays float, on NCHW tensors
 
 
-def _float_call(node, graph, x):
-    """A node that stays float, on NCHW tensors."""
-    a = node.attrs
-    if node.op == "float":
-        return a["handle"].rebuild(x)
-    if node.op == "conv2d":
-        y = relay.nn.conv2d(
-            x[0],
-            relay.const(np.ascontiguousarray(node.weight.transpose(3, 2, 0, 1))),
-            kernel_size=node.weight.shape[:2],
-            channels=node.channels,
-            **a,
-        )
-        return relay.nn.bias_add(y, relay.const(node.bias), axis=1)
-    if node.op == "dense":
-        y = relay.nn.dense(x[0], relay.const(node.weight), units=node.channels)
-        return relay.nn.bias_add(y, relay.const(node.bias), axis=1)
-    if node.op == "add":
-        return x[0] + x[1]
-    if node.op == "mul":
-        return x[0] * x[1]
-    if node.op == "elementwise":
-        return _expression(a["expression"], x[0])
-    if node.op == "resize":
-        return _repeat(x[0], a["factors"], 2)
-    if node.op == "depth_to_space":
-        return relay.nn.depth_to_space(x[0], a["block"], mode=a["mode"])
-    if node.op == "clip":
-        if (a["lo"], a["hi"]) == (0.0, inf):
-            return relay.nn.relu(x[0])
-        return _real_clip(x[0], a["lo"], a["hi"])
-    if node.op == "concat":
-        axis = a["axis"] if len(node.shape) != 4 else (0, 2, 3, 1)[a["axis"]]
-        return relay.concatenate(x, axis=axis)
-    if node.op == "max_pool2d":
-        return relay.nn.max_pool2d(x[0], **a)
-    if node.op == "avg_pool2d":
-        return relay.nn.avg_pool2d(x[0], **a)
-    if node.op == "reshape":
-        return relay.reshape(x[0], model_shape(node))
-    if node.op == "slice":
-        return relay.strided_slice(x[0], *(_nchw(a[key]) for key in ("begin", "end", "strides")))
-    if node.op == "pad":
-        return relay.nn.pad(x[0], _nchw(a["widths"]))
-    raise AssertionError(node.op)
+def _float_conv(node, x):
+    y = relay.nn.conv2d(
+        x,
+        relay.const(np.ascontiguousarray(node.weight.transpose(3, 2, 0, 1))),
+        kernel_size=node.weight.shape[:2],
+        channels=node.channels,
+        **node.attrs,
+    )
+    return relay.nn.bias_add(y, relay.const(node.bias), axis=1)
+
+
+def _float_dense(node, x):
+    y = relay.nn.dense(x, relay.const(node.weight), units=node.channels)
+    return relay.nn.bias_add(y, relay.const(node.bias), axis=1)
+
+
+def _float_clip(node, x):
+    lo, hi = node.attrs["lo"], node.attrs["hi"]
+    return relay.nn.relu(x) if (lo, hi) == (0.0, inf) else _real_clip(x, lo, hi)
+
+
+def _float_concat(node, *x):
+    return relay.concatenate(x, axis=nchw_axis(node.attrs["axis"], len(node.shape)))
+
+
+def _float_slice(node, x):
+    return relay.strided_slice(x, *(nchw(node.attrs[key]) for key in ("begin", "end", "strides")))
+
+
+def _float_shuffle(node, x):
+    return relay.nn.depth_to_space(x, node.attrs["block"], mode=node.attrs["mode"])
+
+
+# -- a node that moves uint8 NHWC tensors: (node, zero point, tensors)
+
+
+def _concat(node, fill, *x):
+    return relay.concatenate(x, axis=node.attrs["axis"])
+
+
+def _max_pool(node, fill, x):
+    return relay.nn.max_pool2d(x, layout="NHWC", **node.attrs)
+
+
+def _reshape(node, fill, x):
+    source = relay.transpose(x, NHWC_TO_NCHW) if node.attrs["channels_first"] else x
+    return relay.reshape(source, node.attrs["shape"])
+
+
+def _slice(node, fill, x):
+    return relay.strided_slice(x, node.attrs["begin"], node.attrs["end"], node.attrs["strides"])
+
+
+def _pad(node, fill, x):
+    return relay.nn.pad(x, node.attrs["widths"], pad_value=fill)
+
+
+def _resize(node, fill, x):
+    return _repeat(x, node.attrs["factors"], 1)
+
+
+def _shuffle(node, fill, x):
+    return relay.nn.depth_to_space(x, node.attrs["block"], layout="NHWC", mode=node.attrs["mode"])
+
+
+#: operator -> its rule (node, zero point, uint8 tensors) for those that move
+MOVES: dict[str, Callable] = {
+    "concat": _concat,
+    "max_pool2d": _max_pool,
+    "reshape": _reshape,
+    "slice": _slice,
+    "pad": _pad,
+    "resize": _resize,
+    "depth_to_space": _shuffle,
+}
+#: layer -> its product (x, int8 weights, node, common arguments)
+PRODUCTS: dict[str, Callable] = {"conv2d": _conv, "dense": _dense}
+#: operator -> its integer rule, for all that runs in integers
+INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
+    "conv2d": _Rewriter._layer,
+    "dense": _Rewriter._layer,
+    "add": _Rewriter._sum,
+    "mul": _Rewriter._product,
+    "elementwise": _Rewriter._lookup,
+    "avg_pool2d": _Rewriter._average,
+    "clip": _Rewriter._clip,
+    **dict.fromkeys(MOVES, _Rewriter._move),
+}
+#: operator -> its float rule (node, tensors), for all but inputs
+FLOAT: dict[str, Callable] = {
+    "conv2d": _float_conv,
+    "dense": _float_dense,
+    "add": lambda node, a, b: a + b,
+    "mul": lambda node, a, b: a * b,
+    "elementwise": lambda node, x: _expression(node.attrs["expression"], x),
+    "concat": _float_concat,
+    "max_pool2d": lambda node, x: relay.nn.max_pool2d(x, **node.attrs),
+    "avg_pool2d": lambda node, x: relay.nn.avg_pool2d(x, **node.attrs),
+    "clip": _float_clip,
+    "reshape": lambda node, x: relay.reshape(x, model_shape(node)),
+    "slice": _float_slice,
+    "pad": lambda node, x: relay.nn.pad(x, nchw(node.attrs["widths"])),
+    "resize": lambda node, x: _repeat(x, node.attrs["factors"], 2),
+    "depth_to_space": _float_shuffle,
+    "float": lambda node, *x: node.attrs["handle"].rebuild(x),
+}
+#: function of an expression -> Relay's, for all of `expression.FUNCTIONS`
+EXPRESSIONS: dict[str, Callable] = {
+    "sigmoid": relay.sigmoid,
+    "tanh": relay.tanh,
+    "exp": relay.exp,
+    "log": relay.log,
+    "sqrt": relay.sqrt,
+    "rsqrt": relay.rsqrt,
+    "abs": relay.abs,
+    "negative": relay.negative,
+    "erf": relay.erf,
+    "add": relay.add,
+    "subtract": relay.subtract,
+    "multiply": relay.multiply,
+    "divide": relay.divide,
+    "maximum": relay.maximum,
+    "minimum": relay.minimum,
+    "power": relay.power,
+    "clip": _real_clip,
+    "leaky_relu": relay.nn.leaky_relu,
+}

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..cli.common import UserError
 from ..files import replacing, writable
-from ..network.graph import layout_hint
+from ..network.layout import layout_hint
 from ..samples.sources import reason
 
 
@@ -172,7 +172,8 @@ def explain(argv: Sequence[str], error: BaseException) -> str | None:
         return f"--rpc-tracker {tracker} does not answer: is it running, and are host and port right?"
     model = next((word for word in argv if word.endswith(".onnx") and os.path.isfile(word)), None)
     if model is not None:
-        from .read import LoadError, check_onnx
+        from ..errors import LoadError
+        from ..readers.onnx_file import check_onnx
 
         try:
             check_onnx(model, fixed=option(argv, "--input-shapes") is not None)

@@ -15,7 +15,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..errors import CalibrationError
-from ..network.graph import Graph, GraphError, layout_hint, model_shape, run
+from ..network.graph import Graph, GraphError, run
+from ..network.layout import layout_hint
+from ..network.node import model_shape
 from . import histogram as _histogram
 from .histogram import Histogram
 from .numerics import QuantConfig, Scale, scale_for, steps, weight_scales

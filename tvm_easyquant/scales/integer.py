@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
 from topi_ext import reference
 
-from ..network import expression
-from ..network.graph import COMPUTE, MOVES, Graph, Node, evaluate, linear, move, to_nchw, to_nhwc
+from ..network import expression, ops
+from ..network.graph import Graph
+from ..network.layout import to_nchw, to_nhwc
+from ..network.node import Node
+from ..network.ops import evaluate, linear
 from .numerics import QuantConfig, Scale, integer_limits, quantize_bias, quantize_weight, ungained
 from .partition import Plan, clip_limits
-
-IN_FLOAT = ("add", "elementwise")  # computed in float32 from dequantized inputs, then quantized
 
 
 def integer_weight(node: Node, scales: np.ndarray, bits: int, rounding=None, lowest=None) -> np.ndarray:
@@ -94,14 +96,7 @@ class Scales:
 
     def unit(self, node: Node) -> np.ndarray:
         """float32: real units per step of the node's int32 accumulator, () or (K,)."""
-        scale = np.float32(self.of(node.inputs[0]).scale)
-        if node.op in COMPUTE:
-            return scale * np.asarray(self.weights[node.name], np.float32)
-        if node.op == "avg_pool2d":
-            return scale * (np.float32(1) / np.float32(prod(node.attrs["pool_size"])))
-        if node.op == "mul":
-            return scale * np.float32(self.of(node.inputs[1]).scale)
-        return scale
+        return np.float32(self.of(node.inputs[0]).scale) * RULES[node.op].factor(node, self)
 
 
 class Sample:
@@ -109,8 +104,8 @@ class Sample:
 
     floats: tensor -> its value in the float network. stored: tensor -> uint8. real: tensor ->
     float32, made by float nodes. raw: what a producer has before it is stored: an int32 accumulator,
-    or float32 for those of `IN_FLOAT`; kept while the scale of its site is undecided. ran: nodes that
-    have run. gone: tensors that nobody needs any more. watch(node, raw): is shown what each produces.
+    or float32 where it computes ``in_float``; kept while the scale of its site is undecided. ran: nodes
+    that have run. gone: tensors that nobody needs any more. watch(node, raw): is shown what each produces.
     """
 
     def __init__(
@@ -155,11 +150,11 @@ class Sample:
         elif node.name not in plan.integer:
             inputs = [self.real_value(t, scales) for t in node.inputs]
             self.real[node.name] = evaluate(node, *inputs)
-        elif node.op in MOVES:
+        elif node.operator.moves:
             if scales.of(node.name) is not None:
                 self._move(node, scales)
         else:
-            raw = self._produce(node, scales)
+            raw = self._run(node, scales)
             if self.watch is not None:
                 self.watch(node, raw)
             if node.name in plan.accumulators:
@@ -170,50 +165,16 @@ class Sample:
             if scales.of(target) is not None:
                 self.store(node, scales)
 
-    def _move(self, node, scales):
-        q = [self.stored_value(t, scales) for t in node.inputs]
-        a = node.attrs
-        if node.op == "max_pool2d":
-            self.stored[node.name] = reference.max_pool2d(q[0], **a)
-        else:
-            self.stored[node.name] = move(node, scales.of(node.name).zero_point, *q)
+    def _run(self, node, scales):
+        return RULES[node.op].run(node, scales, *(self.stored_value(t, scales) for t in node.inputs))
 
-    def _produce(self, node, scales):
-        """The int32 accumulator of a node, or float32 for those of `IN_FLOAT`."""
-        q = [self.stored_value(t, scales) for t in node.inputs]
-        s = [scales.of(t) for t in node.inputs]
-        if node.op == "elementwise":
-            return function_values(node, s[0])[q[0]]
-        if node.op == "add":
-            left, right = (
-                reference.dequantize(x, z.scale, z.zero_point) for x, z in zip(q, s, strict=True)
-            )
-            return left + right
-        steps = q[0].astype(np.int32) - np.int32(s[0].zero_point)
-        if node.op == "clip":
-            return steps
-        if node.op == "mul":
-            return steps * (q[1].astype(np.int32) - np.int32(s[1].zero_point))
-        if node.op == "avg_pool2d":
-            a = node.attrs
-            window = (a["pool_size"], a["strides"], a["padding"], (1, 1), 0)
-            return reference.windows(steps, *window).sum(axis=(3, 4), dtype=np.int32)
-        weight, bias = scales.integer_weight(node), scales.integer_bias(node)
-        flat = np.abs(weight.reshape(-1, node.channels) if node.op == "conv2d" else weight.T)
-        reach = max(s[0].hi - s[0].zero_point, s[0].zero_point - s[0].lo)
-        if reach * flat.sum(axis=0, dtype=np.int64).max() < 2**24:  # float32 holds every partial sum
-            acc = linear(steps.astype(np.float32), node, weight.astype(np.float32))
-            return reference.as_int32(acc.astype(np.int64) + bias, f"layer {node.name}")
-        if node.op == "dense":
-            acc = reference.dense(q[0], weight, zero_point=s[0].zero_point)
-        else:
-            acc = reference.conv2d(q[0], weight, zero_point=s[0].zero_point, **node.attrs)
-        return reference.as_int32(acc.astype(np.int64) + bias, f"layer {node.name}")
+    def _move(self, node, scales):
+        self.stored[node.name] = self._run(node, scales)
 
     def unstored(self, node: Node, scales: Scales) -> np.ndarray:
         """What ``node`` produced, as float32 before it is rounded to its site, fused clip applied."""
         raw = self.raw[node.name]
-        value = raw if node.op in IN_FLOAT else reference.dequantize(raw, scales.unit(node), 0)
+        value = raw if node.operator.in_float else reference.dequantize(raw, scales.unit(node), 0)
         lo, hi = node_limits(node, scales)
         return np.clip(value, np.float32(lo), np.float32(hi))
 
@@ -222,7 +183,7 @@ class Sample:
         target = scales.plan.stored(node, scales.graph)
         s, raw = scales.of(target), self.raw.pop(node.name)
         lo, hi = integer_limits(s, node_limits(node, scales))
-        if node.op in IN_FLOAT:
+        if node.operator.in_float:
             self.stored[target] = reference.quantize(raw, s.scale, s.zero_point, lo, hi)
         else:
             factor = reference.multiplier(1, scales.unit(node), s.scale)
@@ -234,7 +195,7 @@ class Sample:
             node = scales.graph[scales.plan.fused.get(tensor, tensor)]
             if node.name in self.raw:
                 self.store(node, scales)
-            elif node.op in MOVES and node.name in scales.plan.integer and node.name in self.ran:
+            elif node.operator.moves and node.name in scales.plan.integer and node.name in self.ran:
                 self._move(node, scales)
         self.forget(self.gone.intersection(tensors), scales)
 
@@ -249,6 +210,112 @@ class Sample:
             if tensor not in scales.plan.site_of or scales.of(tensor) is not None:
                 self.stored.pop(tensor, None)
                 self.real.pop(tensor, None)
+
+
+# -- the rules
+
+
+def _steps(node, scales, q, i=0) -> np.ndarray:
+    """int32: the stored ``q`` of the node's input ``i``, less its zero point."""
+    return q.astype(np.int32) - np.int32(scales.of(node.inputs[i]).zero_point)
+
+
+def _convolve(node, q, weight, zero_point):
+    return reference.conv2d(q, weight, zero_point=zero_point, **node.attrs)
+
+
+def _dense(node, q, weight, zero_point):
+    return reference.dense(q, weight, zero_point=zero_point)
+
+
+def _layer(exact):
+    """The rule of a layer: in float32 where that is exact, else ``exact(node, q, weight, zero point)``."""
+
+    def run(node, scales, q):
+        s = scales.of(node.inputs[0])
+        weight, bias = scales.integer_weight(node), scales.integer_bias(node)
+        flat = np.abs(weight.reshape(-1, node.channels) if node.op == "conv2d" else weight.T)
+        reach = max(s.hi - s.zero_point, s.zero_point - s.lo)
+        if reach * flat.sum(axis=0, dtype=np.int64).max() < 2**24:  # float32 holds every partial sum
+            steps = _steps(node, scales, q)
+            acc = linear(steps.astype(np.float32), node, weight.astype(np.float32))
+        else:
+            acc = exact(node, q, weight, s.zero_point)
+        return reference.as_int32(acc.astype(np.int64) + bias, f"layer {node.name}")
+
+    return run
+
+
+def _sum(node, scales, *q):
+    s = [scales.of(t) for t in node.inputs]
+    left, right = (reference.dequantize(x, z.scale, z.zero_point) for x, z in zip(q, s, strict=True))
+    return left + right
+
+
+def _product(node, scales, a, b):
+    return _steps(node, scales, a) * _steps(node, scales, b, 1)
+
+
+def _lookup(node, scales, q):
+    return function_values(node, scales.of(node.inputs[0]))[q]
+
+
+def _average(node, scales, q):
+    a = node.attrs
+    window = (a["pool_size"], a["strides"], a["padding"], (1, 1), 0)
+    return reference.windows(_steps(node, scales, q), *window).sum(axis=(3, 4), dtype=np.int32)
+
+
+def _max_pool(node, scales, q):
+    return reference.max_pool2d(q, **node.attrs)
+
+
+def _pad(node, scales, q):
+    return ops.pad(node, q, scales.of(node.name).zero_point)
+
+
+def _move(node, scales, *q):
+    """What the operator means, on integers."""
+    return evaluate(node, *q)
+
+
+def _weight_scale(node, scales):
+    return np.asarray(scales.weights[node.name], np.float32)
+
+
+def _share(node, scales):
+    return np.float32(1) / np.float32(prod(node.attrs["pool_size"]))
+
+
+def _other_scale(node, scales):
+    return np.float32(scales.of(node.inputs[1]).scale)
+
+
+class Rule(NamedTuple):
+    """run(node, scales, *stored inputs): what a node makes of them: uint8 if it moves, else what its
+    operator's ``integer`` says. factor(node, scales): of the input's step, in a step of the accumulator."""
+
+    run: Callable[..., np.ndarray]
+    factor: Callable[[Node, Scales], np.ndarray | np.float32] = lambda node, scales: np.float32(1)
+
+
+#: operator -> its integers in numpy, for all that runs in integers
+RULES = {
+    "conv2d": Rule(_layer(_convolve), _weight_scale),
+    "dense": Rule(_layer(_dense), _weight_scale),
+    "add": Rule(_sum),
+    "mul": Rule(_product, _other_scale),
+    "elementwise": Rule(_lookup),
+    "concat": Rule(_move),
+    "max_pool2d": Rule(_max_pool),
+    "avg_pool2d": Rule(_average, _share),
+    "clip": Rule(_steps),
+    "reshape": Rule(_move),
+    "slice": Rule(_move),
+    "pad": Rule(_pad),
+    "resize": Rule(_move),
+    "depth_to_space": Rule(_move),
+}
 
 
 def node_limits(node: Node, scales: Scales) -> tuple[float, float]:

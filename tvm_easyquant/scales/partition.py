@@ -12,11 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 
-from ..network.expression import nonnegative
-from ..network.graph import COMPUTE, MOVES, Graph, GraphError, Node
-
-#: integer ops that end in an int32 accumulator, which a float reader gets without 8-bit rounding
-ACCUMULATE = (*COMPUTE, "avg_pool2d")
+from ..network.graph import Graph, GraphError
+from ..network.node import Node
 
 
 @dataclass(frozen=True)
@@ -66,14 +63,8 @@ def nonnegative_tensors(graph: Graph) -> set[str]:
     """Names of the tensors that cannot hold a negative number, whatever the input."""
     proven: set[str] = set()
     for node in graph:
-        by_inputs = node.inputs and all(t in proven for t in node.inputs)
-        if node.op == "clip":
-            positive = node.attrs["lo"] >= 0 or by_inputs
-        elif node.op == "elementwise":
-            positive = nonnegative(node.attrs["expression"], bool(by_inputs))
-        else:
-            positive = by_inputs and node.op in ("add", "mul", "avg_pool2d", *MOVES)
-        if positive:
+        by_inputs = bool(node.inputs) and all(t in proven for t in node.inputs)
+        if node.operator.nonnegative(node, by_inputs):
             proven.add(node.name)
     return proven
 
@@ -81,18 +72,10 @@ def nonnegative_tensors(graph: Graph) -> set[str]:
 def _why_float(node: Node, graph: Graph, integer: set[str], skip: set[str]) -> str | None:
     if node.name in skip:
         return "kept float by skip"
-    if node.op == "fake_quant":
-        return "the model is already quantized; import-onnx takes its scales over"
-    if node.op == "float":
-        return f"{getattr(node.attrs['handle'], 'op', 'this operator')} is not covered"
-    if node.op in COMPUTE or node.op == "input":
-        return None
-    if node.op == "avg_pool2d" and any(node.attrs["padding"]):
-        if not node.attrs["count_include_pad"]:
-            return "an average pool that leaves its padding out of the count"
-    if not all(t in integer for t in node.inputs):
-        return "an input is float"
-    return None
+    refusal = node.operator.refusal(node)
+    if refusal is None and not node.operator.layer and not all(t in integer for t in node.inputs):
+        return "an input is float"  # a layer is worth quantizing it
+    return refusal
 
 
 def skipped(graph: Graph, patterns: Iterable[str]) -> set[str]:
@@ -144,7 +127,7 @@ def plan(graph: Graph, skip: Iterable[str] = (), integer: Iterable[str] | None =
     # Backwards: what nobody reads as integers is not worth rounding to 8 bits.
     for node in reversed(list(graph)):
         only_float = not any(user in chosen for user in graph.users[node.name])
-        if node.name in chosen and only_float and node.op not in ("add", *ACCUMULATE):
+        if node.name in chosen and only_float and node.operator.integer not in ("sum", "accumulate"):
             chosen.discard(node.name)
             if node.op != "input":
                 floats[node.name] = "only float nodes or outputs read it"
@@ -157,7 +140,7 @@ def _settled(graph: Graph, integer: set[str]) -> Plan:
     unknown = sorted(integer - set(graph.nodes))
     if unknown:
         raise GraphError(f"the table runs {unknown} in integers, which are no nodes of the model")
-    wrong = sorted(name for name in integer if graph[name].op in ("float", "fake_quant"))
+    wrong = sorted(name for name in integer if graph[name].operator.integer == "float")
     if wrong:
         raise GraphError(f"the table runs {wrong} in integers, which cannot: {graph[wrong[0]].op}")
     floats = {
@@ -175,13 +158,13 @@ def _plan(graph: Graph, integer: set[str], floats: dict[str, str]) -> Plan:
         if node.op == "clip" and node.name in integer:
             (producer,) = node.inputs
             alone = graph.users[producer] == (node.name,) and producer not in graph.outputs
-            if alone and producer in integer and graph[producer].op in ("add", "mul", *ACCUMULATE):
+            if alone and producer in integer and graph[producer].operator.requantizes:
                 fused[node.name] = producer
     accumulators = frozenset(
         node.name
         for node in graph
         if node.name in integer
-        and node.op in ACCUMULATE
+        and node.operator.accumulates
         and not any(user in integer for user in graph.users[node.name])
     )
     sites, site_of = _sites(graph, integer, fused, accumulators)
@@ -201,7 +184,7 @@ def _sites(graph, integer, fused, accumulators):
 
     order = {name: i for i, name in enumerate(graph.nodes)}
     for node in graph:
-        if node.name in integer and node.op in MOVES and node.name not in fused:
+        if node.name in integer and node.operator.moves and node.name not in fused:
             for tensor in node.inputs:
                 first, second = sorted((find(tensor), find(node.name)), key=order.get)
                 leader[second] = first

@@ -28,7 +28,8 @@ from topi_ext.reference import quantize as quantize_tensor
 from ..errors import DropError, StateError
 from ..files import write_text
 from ..measure.accuracy import Paired
-from ..network.graph import Graph, evaluate, linear, run
+from ..network.graph import Graph, run
+from ..network.ops import evaluate, linear
 from ..scales.integer import Scales
 from ..scales.numerics import ConfigError, QuantConfig, scale_for
 from ..scales.partition import Plan, plan

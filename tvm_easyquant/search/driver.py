@@ -50,7 +50,9 @@ from topi_ext.reference import dequantize
 
 from ..errors import CheckpointError
 from ..files import write_text
-from ..network.graph import COMPUTE, MOVES, Graph, Node, evaluate, input_axes, is_depthwise
+from ..network.graph import Graph
+from ..network.node import Node
+from ..network.ops import evaluate, input_axes, is_depthwise
 from ..scales.calibrate import Calibration, start_table
 from ..scales.integer import Sample, Scales, last_uses, node_limits
 from ..scales.numerics import QuantConfig, quantize_weight, steps, ungained
@@ -375,7 +377,7 @@ class _Search:
                 self.scales.activations[site.name] = None
 
         def before(node, samples):
-            if node.name in self.plan.integer and node.op in MOVES:
+            if node.name in self.plan.integer and node.operator.moves:
                 return  # moves wait with their site
             for tensor in node.inputs:
                 site = self.plan.site_of.get(tensor)
@@ -505,7 +507,7 @@ class _Search:
         if not weight.any():
             weight[...] = 1
         users = self.graph.users[self.plan.stored(node, self.graph)]
-        if len(users) == 1 and self.graph[users[0]].op in COMPUTE:
+        if len(users) == 1 and self.graph[users[0]].operator.layer:
             reader = self.graph[users[0]]
             axes = input_axes(reader)
             if axes is None:
@@ -531,7 +533,7 @@ class _Search:
                 values[name] = sample.unstored(producer, self.scales)
             elif name in sample.real:
                 values[name] = sample.real[name]
-            elif producer.op in MOVES and name in self.plan.integer:
+            elif producer.operator.moves and name in self.plan.integer:
                 if all(t in values for t in producer.inputs):
                     values[name] = evaluate(producer, *(values[t] for t in producer.inputs))
         return values

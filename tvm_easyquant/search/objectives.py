@@ -12,7 +12,8 @@ import numpy as np
 
 from topi_ext.reference import quantize, windows
 
-from ..network.graph import Node, is_depthwise, linear
+from ..network.node import Node
+from ..network.ops import is_depthwise, linear
 from .reconstruct import EXACT
 
 TIE = 1e-12  # mean cosines nearer than this are equal: the rest is float64 rounding

@@ -19,7 +19,8 @@ import numpy as np
 
 from topi_ext.reference import windows
 
-from ..network.graph import Node, conv_columns, is_depthwise
+from ..network.node import Node
+from ..network.ops import conv_columns, is_depthwise
 from ..scales.numerics import Scale, steps
 
 EXACT = 2**24  # float32 holds every integer up to here

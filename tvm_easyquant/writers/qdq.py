@@ -14,23 +14,25 @@ one step off. `onnx_verify` tells the two apart.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 
 import numpy as np
 
 from ..errors import ExportError
 from ..files import replacing
-from ..network.graph import MOVES, Graph, Node, model_shape
+from ..network.expression import PARAMETRIC
+from ..network.graph import Graph
+from ..network.layout import nchw, nchw_axis
+from ..network.node import Node, model_shape
 from ..scales.integer import Scales, node_limits
 from ..scales.numerics import Scale, integer_limits
 from ..scales.table import ScaleTable
 
 OPSET = 13  # the first with scales per channel
-NHWC_AXIS = (0, 2, 3, 1)  # axis of NHWC -> axis of NCHW
 
-#: expressions of `elementwise` that are one ONNX operator each
-OPERATORS = {
+#: functions of an expression that are one ONNX operator each
+EXPRESSIONS = {
     "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "abs": "Abs",
     "negative": "Neg", "erf": "Erf", "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div",
     "maximum": "Max", "minimum": "Min", "power": "Pow",
@@ -80,7 +82,7 @@ class _Exporter:
             elif node.name in self.plan.integer:
                 self._integer(node)
             else:
-                self._operator(node, [self.real(t) for t in node.inputs], node.name)
+                RULES[node.op](self, node, [self.real(t) for t in node.inputs], node.name)
                 self.real_of[node.name] = node.name
         results = []
         for tensor, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
@@ -159,13 +161,13 @@ class _Exporter:
     def _integer(self, node: Node):
         x = [self.dequantized(t) for t in node.inputs]
         if node.name in self.plan.accumulators:
-            self._operator(node, x, node.name)
+            RULES[node.op](self, node, x, node.name)
             self.real_of[node.name] = node.name
             return
         target = self.plan.stored(node, self.graph)
         s = self.scales.of(target)
-        raw = self._operator(node, x, f"{node.name}_float")
-        limits = (0, 255) if node.op in MOVES else integer_limits(s, node_limits(node, self.scales))
+        raw = RULES[node.op](self, node, x, f"{node.name}_float")
+        limits = (0, 255) if node.operator.moves else integer_limits(s, node_limits(node, self.scales))
         self.quantize(raw, target, *limits)
 
     def _weights(self, node: Node):
@@ -187,52 +189,60 @@ class _Exporter:
             self.add("DequantizeLinear", inputs, name, f"{name}_DequantizeLinear", axis=0)
         return weight, bias
 
-    def _operator(self, node: Node, x, output):
-        """The node's float operator from ``x`` to ``output``; returns ``output``."""
+    # -- the rules: a node's float operator from the tensors ``x`` to ``output``; each returns ``output``
+
+    def _conv(self, node: Node, x, output):
         a = node.attrs
-        if node.op == "conv2d":
-            return self.add(
-                "Conv", [x[0], *self._weights(node)], output, node.name,
-                kernel_shape=node.weight.shape[:2], strides=a["strides"], pads=a["padding"],
-                dilations=a["dilation"], group=a["groups"],
-            )  # fmt: skip
-        if node.op == "dense":
-            return self.add("Gemm", [x[0], *self._weights(node)], output, node.name, transB=1)
-        if node.op in ("add", "mul"):
-            return self.add(node.op.capitalize(), x, output, node.name)
-        if node.op == "elementwise":
-            return self._expression(a["expression"], x[0], output)
-        if node.op == "clip":
-            return self._clip(x[0], a["lo"], a["hi"], output)
-        if node.op == "concat":
-            axis = NHWC_AXIS[a["axis"]] if len(node.shape) == 4 else a["axis"]
-            return self.add("Concat", x, output, node.name, axis=axis)
-        if node.op in ("max_pool2d", "avg_pool2d"):
-            return self._pool(node, x[0], output)
-        if node.op == "reshape":
-            shape = self.constant(f"{node.name}_shape", model_shape(node), np.int64)
-            return self.add("Reshape", [x[0], shape], output, node.name)
-        if node.op == "slice":
-            bounds = {key: _nchw(a[key]) for key in ("begin", "end", "strides")}
-            lists = {"begin": bounds["begin"], "end": bounds["end"], "axes": range(4)}
-            lists["strides"] = bounds["strides"]
-            inputs = [self.constant(f"{node.name}_{k}", list(v), np.int64) for k, v in lists.items()]
-            return self.add("Slice", [x[0], *inputs], output, node.name)
-        if node.op == "pad":
-            before, after = zip(*_nchw(a["widths"]), strict=True)
-            pads = self.constant(f"{node.name}_pads", [*before, *after], np.int64)
-            return self.add("Pad", [x[0], pads], output, node.name, mode="constant")
-        if node.op == "resize":
-            scales = self.constant(f"{node.name}_scales", [1, 1, *a["factors"]], np.float32)
-            return self.add(
-                "Resize", [x[0], "", scales], output, node.name, mode="nearest",
-                coordinate_transformation_mode="asymmetric", nearest_mode="floor",
-            )  # fmt: skip
-        if node.op == "depth_to_space":
-            return self.add(
-                "DepthToSpace", x, output, node.name, blocksize=a["block"], mode=a["mode"]
-            )  # fmt: skip
-        return self._float(node, x, output)
+        return self.add(
+            "Conv", [x[0], *self._weights(node)], output, node.name,
+            kernel_shape=node.weight.shape[:2], strides=a["strides"], pads=a["padding"],
+            dilations=a["dilation"], group=a["groups"],
+        )  # fmt: skip
+
+    def _dense(self, node, x, output):
+        return self.add("Gemm", [x[0], *self._weights(node)], output, node.name, transB=1)
+
+    def _add(self, node, x, output):
+        return self.add("Add", x, output, node.name)
+
+    def _mul(self, node, x, output):
+        return self.add("Mul", x, output, node.name)
+
+    def _elementwise(self, node, x, output):
+        return self._expression(node.attrs["expression"], x[0], output)
+
+    def _limit(self, node, x, output):
+        return self._clip(x[0], node.attrs["lo"], node.attrs["hi"], output)
+
+    def _concat(self, node, x, output):
+        return self.add("Concat", x, output, node.name, axis=nchw_axis(node.attrs["axis"], len(node.shape)))
+
+    def _reshape(self, node, x, output):
+        shape = self.constant(f"{node.name}_shape", model_shape(node), np.int64)
+        return self.add("Reshape", [x[0], shape], output, node.name)
+
+    def _slice(self, node, x, output):
+        bounds = {key: nchw(node.attrs[key]) for key in ("begin", "end", "strides")}
+        lists = {"begin": bounds["begin"], "end": bounds["end"], "axes": range(4)}
+        lists["strides"] = bounds["strides"]
+        inputs = [self.constant(f"{node.name}_{k}", list(v), np.int64) for k, v in lists.items()]
+        return self.add("Slice", [x[0], *inputs], output, node.name)
+
+    def _pad(self, node, x, output):
+        before, after = zip(*nchw(node.attrs["widths"]), strict=True)
+        pads = self.constant(f"{node.name}_pads", [*before, *after], np.int64)
+        return self.add("Pad", [x[0], pads], output, node.name, mode="constant")
+
+    def _resize(self, node, x, output):
+        scales = self.constant(f"{node.name}_scales", [1, 1, *node.attrs["factors"]], np.float32)
+        return self.add(
+            "Resize", [x[0], "", scales], output, node.name, mode="nearest",
+            coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+        )  # fmt: skip
+
+    def _shuffle(self, node, x, output):
+        a = node.attrs
+        return self.add("DepthToSpace", x, output, node.name, blocksize=a["block"], mode=a["mode"])
 
     def _float(self, node, x, output):
         translate = getattr(node.attrs["handle"], "to_onnx", None)
@@ -243,17 +253,24 @@ class _Exporter:
             )
         return output
 
-    def _pool(self, node, x, output):
+    def _global(self, node) -> dict:
+        """The window of a pool over the whole map."""
+        return dict(pool_size=self.graph[node.inputs[0]].shape[1:3], strides=(1, 1), padding=(0,) * 4)
+
+    def _max_pool(self, node, x, output):
+        return self._pool("MaxPool", node, x, output, dilations=node.attrs["dilation"])
+
+    def _average(self, node, x, output):
+        if dict(node.attrs) == {**self._global(node), "count_include_pad": True}:
+            return self.add("GlobalAveragePool", x, output, node.name)
+        counts = int(node.attrs["count_include_pad"])
+        return self._pool("AveragePool", node, x, output, count_include_pad=counts)
+
+    def _pool(self, op, node, x, output, **more):
         a = node.attrs
-        window = dict(pool_size=self.graph[node.inputs[0]].shape[1:3], strides=(1, 1), padding=(0,) * 4)
-        average = node.op == "avg_pool2d"
-        if average and dict(a) == {**window, "count_include_pad": True}:
-            return self.add("GlobalAveragePool", [x], output, node.name)
         return self.add(
-            "AveragePool" if average else "MaxPool", [x], output, node.name,
-            kernel_shape=a["pool_size"], strides=a["strides"], pads=a["padding"],
-            count_include_pad=int(a["count_include_pad"]) if average else None,
-            dilations=None if average else a["dilation"],
+            op, x, output, node.name,
+            kernel_shape=a["pool_size"], strides=a["strides"], pads=a["padding"], **more,
         )  # fmt: skip
 
     def _clip(self, x, lo, hi, output):
@@ -279,7 +296,7 @@ class _Exporter:
                 values.append(x)
             elif isinstance(argument, tuple):
                 values.append(self._expression(argument, x, part))
-            elif name not in ("clip", "leaky_relu"):
+            elif name not in PARAMETRIC:
                 values.append(self.constant(part, np.float32(argument)))
         if name == "clip":
             return self._clip(values[0], *arguments[1:], output)
@@ -287,12 +304,27 @@ class _Exporter:
             return self.add("LeakyRelu", values, output, alpha=arguments[1])
         if name == "rsqrt":
             return self.add("Reciprocal", [self.add("Sqrt", values, f"{output}_root")], output)
-        return self.add(OPERATORS[name], values, output)
+        return self.add(EXPRESSIONS[name], values, output)
 
 
-def _nchw(values):
-    n, h, w, c = values
-    return (n, c, h, w)
+#: operator -> its rule, for all that a model that was not quantized has
+RULES: dict[str, Callable[[_Exporter, Node, list, str], str]] = {
+    "conv2d": _Exporter._conv,
+    "dense": _Exporter._dense,
+    "add": _Exporter._add,
+    "mul": _Exporter._mul,
+    "elementwise": _Exporter._elementwise,
+    "concat": _Exporter._concat,
+    "max_pool2d": _Exporter._max_pool,
+    "avg_pool2d": _Exporter._average,
+    "clip": _Exporter._limit,
+    "reshape": _Exporter._reshape,
+    "slice": _Exporter._slice,
+    "pad": _Exporter._pad,
+    "resize": _Exporter._resize,
+    "depth_to_space": _Exporter._shuffle,
+    "float": _Exporter._float,
+}
 
 
 __all__ = ["ExportError", "save", "stored_name", "to_qdq"]

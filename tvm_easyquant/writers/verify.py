@@ -24,8 +24,11 @@ import numpy as np
 from topi_ext import reference
 
 from ..errors import VerifyError
-from ..network.graph import COMPUTE, MOVES, Graph, Node, is_depthwise, linear, model_shape, to_nchw, to_nhwc
-from ..scales.integer import IN_FLOAT, Sample, Scales, function_values, node_limits
+from ..network.graph import Graph
+from ..network.layout import to_nchw, to_nhwc
+from ..network.node import Node, model_shape
+from ..network.ops import is_depthwise, linear
+from ..scales.integer import Sample, Scales, function_values, node_limits
 from ..scales.numerics import integer_limits
 from ..scales.table import ScaleTable
 from .qdq import stored_name, to_qdq
@@ -302,7 +305,7 @@ class _Comparison:
         got = theirs[row.tensor][apart]
         row.own += int(apart.sum())
         row.own_largest = max(row.own_largest, int(np.abs(ours[apart] - got).max()))
-        if node.op in MOVES or node.op == "input":
+        if node.operator.moves or node.op == "input":
             row.unexplained += int(apart.sum())
             return
         exact, error = (np.broadcast_to(a, apart.shape)[apart] for a in self._exact(node, sample))
@@ -317,7 +320,7 @@ class _Comparison:
 
         wrong = ~reaches(exact)
         saturated = np.zeros_like(wrong)
-        if wrong.any() and node.op in COMPUTE:
+        if wrong.any() and node.operator.layer:
             unit = np.broadcast_to(self._steps_of(node), apart.shape)[apart]
             (tensor,) = node.inputs
             weight, zero = self.scales.integer_weight(node), self.scales.of(tensor).zero_point
@@ -340,7 +343,7 @@ class _Comparison:
         q = [sample.stored[t].astype(np.float64) for t in node.inputs]
         s = [self.scales.of(t) for t in node.inputs]
         steps = [a - z.zero_point for a, z in zip(q, s, strict=True)]
-        if node.op in IN_FLOAT:
+        if node.operator.in_float:
             if node.op == "add":
                 parts = [a * float(z.scale) / step for a, z in zip(steps, s, strict=True)]
                 return parts[0] + parts[1], _error(2, np.abs(parts[0]) + np.abs(parts[1]))

@@ -1,0 +1,73 @@
+"""`Node`: one operation of a `Graph` and the tensor it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ..errors import GraphError
+from .layout import nchw
+from .ops import OPERATORS, Operator
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation; its name is also the name of the tensor it produces.
+
+    weight: float32 HWIO or (K, C); bias: float32 (K,); shape: of the output, batch included.
+    source: the names of the model's own nodes that were folded into this one.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    weight: np.ndarray = None  # type: ignore[assignment]  # a layer has one
+    bias: np.ndarray = None  # type: ignore[assignment]
+    source: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if set(self.attrs) != set(self.operator.attributes):
+            raise GraphError(f"node {self.name}: {self.op} takes attributes {self.operator.attributes}")
+        for what, array in (("weights", self.weight), ("bias", self.bias)):
+            if array is not None and not np.isfinite(array).all():
+                raise GraphError(f"node {self.name}: its {what} hold NaN or infinity; export it again")
+        object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
+
+    def __reduce__(self):  # a mapping proxy cannot be pickled
+        values = (getattr(self, f.name) for f in fields(self) if f.name != "attrs")
+        return _node, (dict(self.attrs), *values)
+
+    @property
+    def operator(self) -> Operator:
+        """The row of its operator."""
+        return OPERATORS[self.op]
+
+    @property
+    def channels(self) -> int:
+        """Output channels K of a layer."""
+        return self.weight.shape[-1] if self.op == "conv2d" else self.weight.shape[0]
+
+    @property
+    def groups(self) -> int:
+        """Groups of a layer's channels."""
+        return self.attrs.get("groups", 1)
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates of one run (padding counted); None if nobody knows."""
+        return self.operator.macs(self)
+
+
+def _node(attrs, name, op, inputs, shape, *rest):
+    return Node(name, op, inputs, shape, attrs, *rest)
+
+
+def model_shape(node: Node) -> tuple[int, ...]:
+    """The shape of a feature map as the model's own input or output: NCHW."""
+    return nchw(node.shape)

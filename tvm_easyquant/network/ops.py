@@ -1,0 +1,306 @@
+"""The operators of a `Graph`: one row each, which is all that is known of it outside its rules.
+
+A reader, a host or a writer adds a rule in an explicit dictionary of its own; `tests/test_rows.py` says
+that no row lacks one and that no rule is without a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from topi_ext.reference import dequantize, quantize, windows
+
+from . import expression
+from .layout import to_nchw
+
+if TYPE_CHECKING:
+    from .node import Node
+
+#: how an operator runs on stored (uint8) tensors
+INTEGER = {
+    "input": "it does not run; its value is quantized where it is read",
+    "accumulate": "to an int32 accumulator, which a float reader gets without 8-bit rounding",
+    "sum": "in float32, of its dequantized inputs, which have scales of their own",
+    "product": "to the int32 product of its inputs' steps",
+    "table": "by a table of 256 entries, made in float32",
+    "requantize": "its input's steps, in another range",
+    "move": "it moves numbers and computes none: input and output share one scale",
+    "float": "not at all",
+}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A row.
+
+    attributes: their names (padding is top, left, bottom, right; axes are those of NHWC).
+    evaluate(node, *arrays): its meaning, on float32 NHWC arrays of any batch. integer: a key of `INTEGER`.
+    nonnegative(node, inputs): whether its output is proven never to be negative, by itself or because
+    none of its ``inputs`` is. product(x, node, weight): of a layer, which has weights, what it makes of
+    them, without its bias. macs(node): multiply-accumulates of one run (padding counted), None if unknown.
+    refusal(node): why it cannot run in integers; None if it can. onnx: the ONNX operators it stands for.
+    """
+
+    name: str
+    attributes: tuple[str, ...]
+    integer: str
+    evaluate: Callable[..., np.ndarray]
+    onnx: tuple[str, ...] = ()
+    nonnegative: Callable[[Node, bool], bool] = lambda node, inputs: False
+    product: Callable[..., np.ndarray] | None = None
+    macs: Callable[[Node], int | None] = lambda node: 0
+    refusal: Callable[[Node], str | None] = lambda node: None
+
+    @property
+    def layer(self) -> bool:
+        """It has weights."""
+        return self.product is not None
+
+    @property
+    def moves(self) -> bool:
+        return self.integer == "move"
+
+    @property
+    def accumulates(self) -> bool:
+        return self.integer == "accumulate"
+
+    @property
+    def requantizes(self) -> bool:
+        """It ends in a requantize, in which a clip behind it can happen too."""
+        return self.integer in ("accumulate", "sum", "product")
+
+    @property
+    def in_float(self) -> bool:
+        """It computes float32 from dequantized inputs, which is then quantized."""
+        return self.integer in ("sum", "table")
+
+
+# -- layers
+
+
+def is_depthwise(node: Node) -> bool:
+    """One input channel and one filter in each group."""
+    return node.channels == node.attrs.get("groups") and node.weight.shape[2] == 1
+
+
+def input_axes(node: Node) -> tuple[int, ...] | None:
+    """The axes of a layer's weights besides its input channels'; None where groups have no such axis."""
+    if node.op == "dense":
+        return (0,)
+    if is_depthwise(node):
+        return (0, 1, 2)
+    return (0, 1, 3) if node.groups == 1 else None
+
+
+def conv_columns(x: np.ndarray, node: Node, group: int = 0) -> np.ndarray:
+    """The im2col matrix of one group of a layer: (N * OH * OW, R * S * C / groups); of a vector, itself."""
+    if x.ndim == 2:
+        return x
+    r, s, depth, _ = node.weight.shape
+    x = x[..., group * depth : (group + 1) * depth]
+    a = node.attrs
+    patches = windows(x, (r, s), a["strides"], a["padding"], a["dilation"], 0)
+    return patches.reshape(-1, r * s * depth)
+
+
+def linear(x: np.ndarray, node: Node, weight: np.ndarray) -> np.ndarray:
+    """Convolution or dense of ``x`` with ``weight`` (in the node's weight layout), no bias.
+
+    x: (N, H, W, C) or (N, C), any float dtype; returns (N, OH, OW, K) or (N, K).
+    """
+    product = node.operator.product
+    assert product is not None  # a layer's
+    return product(x, node, weight)
+
+
+def _convolve(x, node, weight):
+    n = x.shape[0]
+    groups, k = node.attrs["groups"], node.channels
+    _, oh, ow, _ = node.shape
+    if is_depthwise(node):
+        a = node.attrs
+        r, s = weight.shape[:2]
+        patches = windows(x, (r, s), a["strides"], a["padding"], a["dilation"], 0)
+        out = np.zeros((n, oh, ow, k), x.dtype)
+        for i in range(r):
+            for j in range(s):
+                out += patches[:, :, :, i, j] * weight[i, j, 0]
+        return out
+    per = k // groups
+    out = np.empty((n * oh * ow, k), x.dtype)
+    for g in range(groups):
+        columns = conv_columns(x, node, g)
+        kernel = weight[..., g * per : (g + 1) * per].reshape(-1, per)
+        out[:, g * per : (g + 1) * per] = columns @ kernel
+    return out.reshape(n, oh, ow, k)
+
+
+def _dense(x, node, weight):
+    return x @ weight.T
+
+
+def _layer(node, x):
+    return linear(x, node, node.weight) + node.bias
+
+
+# -- what computes
+
+
+def _average(node, x):
+    a = node.attrs
+    window = (a["pool_size"], a["strides"], a["padding"], (1, 1), 0)
+    total = windows(x, *window).sum(axis=(3, 4), dtype=np.float32)
+    if a["count_include_pad"] or not any(a["padding"]):
+        return total / np.float32(prod(a["pool_size"]))
+    count = windows(np.ones((1, *x.shape[1:3], 1), np.float32), *window).sum(axis=(3, 4))
+    return total / count
+
+
+def _uncounted(node):
+    if any(node.attrs["padding"]) and not node.attrs["count_include_pad"]:
+        return "an average pool that leaves its padding out of the count"
+    return None
+
+
+def _clip(node, x):
+    return np.clip(x, np.float32(node.attrs["lo"]), np.float32(node.attrs["hi"]))
+
+
+def _fake_quant(node, x):
+    return dequantize(quantize(x, **node.attrs), **node.attrs)
+
+
+# -- what moves, on arrays of any dtype
+
+
+def concat(node: Node, *x: np.ndarray) -> np.ndarray:
+    return np.concatenate(x, node.attrs["axis"])
+
+
+def _max_pool(node, x):
+    a = node.attrs
+    view = windows(x, a["pool_size"], a["strides"], a["padding"], a["dilation"], -np.inf)
+    return view.max(axis=(3, 4))
+
+
+def reshape(node: Node, x: np.ndarray) -> np.ndarray:
+    source = to_nchw(x) if node.attrs["channels_first"] else x
+    return source.reshape(x.shape[0], *node.attrs["shape"][1:])
+
+
+def crop(node: Node, x: np.ndarray) -> np.ndarray:
+    a = node.attrs
+    axes = zip(a["begin"], a["end"], a["strides"], strict=True)
+    return x[(slice(None), *(slice(*axis) for axis in list(axes)[1:]))]
+
+
+def pad(node: Node, x: np.ndarray, fill=0.0) -> np.ndarray:
+    return np.pad(x, node.attrs["widths"], constant_values=x.dtype.type(fill))
+
+
+def resize(node: Node, x: np.ndarray) -> np.ndarray:
+    down, across = node.attrs["factors"]
+    return x.repeat(down, axis=1).repeat(across, axis=2)
+
+
+def depth_to_space(x: np.ndarray, block: int, mode: str) -> np.ndarray:
+    """(N, H, W, b * b * C) -> (N, H * b, W * b, C), as ONNX DepthToSpace with block size b."""
+    n, h, w, c = x.shape
+    depth = c // block**2
+    if mode == "DCR":
+        pieces = x.reshape(n, h, w, block, block, depth).transpose(0, 1, 3, 2, 4, 5)
+    else:
+        pieces = x.reshape(n, h, w, depth, block, block).transpose(0, 1, 4, 2, 5, 3)
+    return np.ascontiguousarray(pieces.reshape(n, h * block, w * block, depth))
+
+
+def shuffle(node: Node, x: np.ndarray) -> np.ndarray:
+    return depth_to_space(x, **node.attrs)
+
+
+# -- signs
+
+
+def _by_inputs(node, inputs):
+    return inputs
+
+
+def _by_limit(node, inputs):
+    return node.attrs["lo"] >= 0 or inputs
+
+
+def _by_expression(node, inputs):
+    return expression.nonnegative(node.attrs["expression"], inputs)
+
+
+# -- rows
+
+
+def _input(node, *x):
+    raise AssertionError(f"{node.name} is an input; it is fed")
+
+
+def _call(node, *x):
+    return node.attrs["fn"](*x)
+
+
+_CONV = ("strides", "padding", "dilation", "groups")
+_ROWS = (
+    Operator("input", (), "input", _input),
+    Operator(
+        "conv2d", _CONV, "accumulate", _layer, ("Conv",), product=_convolve,
+        macs=lambda node: prod(node.shape) * prod(node.weight.shape[:3]),
+    ),
+    Operator(
+        "dense", (), "accumulate", _layer, ("Gemm", "MatMul"), product=_dense,
+        macs=lambda node: prod(node.shape) * node.weight.shape[1],
+    ),
+    Operator("add", (), "sum", lambda node, a, b: a + b, ("Add",), _by_inputs),
+    # the second input may be (N, 1, 1, C): the gate of squeeze-and-excite
+    Operator("mul", (), "product", lambda node, a, b: a * b, ("Mul",), _by_inputs),
+    Operator(  # a function of one number, see `expression`
+        "elementwise", ("expression",), "table",
+        lambda node, x: expression.compute(node.attrs["expression"], x), expression.ONNX, _by_expression,
+    ),
+    Operator("concat", ("axis",), "move", concat, ("Concat",), _by_inputs),
+    Operator(
+        "max_pool2d", ("pool_size", "strides", "padding", "dilation"), "move", _max_pool,
+        ("MaxPool", "GlobalMaxPool"), _by_inputs,
+    ),
+    Operator(
+        "avg_pool2d", ("pool_size", "strides", "padding", "count_include_pad"), "accumulate", _average,
+        ("AveragePool", "GlobalAveragePool"), _by_inputs, refusal=_uncounted,
+    ),
+    # relu is clip(0, inf), relu6 is clip(0, 6)
+    Operator("clip", ("lo", "hi"), "requantize", _clip, ("Clip", "Relu"), _by_limit),
+    # channels_first: flattened in the order N, C, H, W
+    Operator("reshape", ("shape", "channels_first"), "move", reshape, ("Reshape", "Flatten"), _by_inputs),
+    Operator("slice", ("begin", "end", "strides"), "move", crop, ("Slice",), _by_inputs),
+    Operator("pad", ("widths",), "move", pad, ("Pad",), _by_inputs),  # with zeros
+    # nearest: every row and column repeated (down, across)
+    Operator("resize", ("factors",), "move", resize, ("Resize", "Upsample"), _by_inputs),
+    # mode: DCR or CRD, as ONNX names the order of channels
+    Operator("depth_to_space", ("block", "mode"), "move", shuffle, ("DepthToSpace",), _by_inputs),
+    Operator(  # rounded as uint8: in models that were quantized, see `take_over`
+        "fake_quant", ("scale", "zero_point"), "float", _fake_quant, ("QuantizeLinear", "DequantizeLinear"),
+        refusal=lambda node: "the model is already quantized; import-onnx takes its scales over",
+    ),
+    Operator(  # anything else: fn(*arrays) -> array; handle is the host's
+        "float", ("fn", "handle"), "float", _call,
+        refusal=lambda node: f"{getattr(node.attrs['handle'], 'op', 'this operator')} is not covered",
+    ),
+)  # fmt: skip
+#: name -> row
+OPERATORS: dict[str, Operator] = {row.name: row for row in _ROWS}
+#: attributes that are the host's own, not the network's
+HOST_ATTRIBUTES = ("fn", "handle")
+
+
+def evaluate(node: Node, *x: np.ndarray) -> Any:
+    """One node on float32 arrays (batch of any size), in NHWC."""
+    return node.operator.evaluate(node, *x)
