@@ -16,6 +16,7 @@ import heapq
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -268,18 +269,15 @@ class _Normalizer:
     # -- nodes
 
     def _node(self, node, name):
-        attrs = _attributes(node)
-        rule: Callable | None = getattr(self, f"_{node.op_type}", None)
-        if node.op_type in LINEAR:
-            return self._linear(node, name, attrs)
-        if rule is not None:
-            return rule(node, name, attrs)
-        if node.op_type == "Constant" and "value" in attrs:
+        RULES.get(node.op_type, _Normalizer._other)(self, node, name, _attributes(node))
+
+    def _constant(self, node, name, attrs):
+        if "value" in attrs:
             from onnx import numpy_helper
 
             self.constants[node.output[0]] = numpy_helper.to_array(attrs["value"])
-            return None
-        return self._other(node, name, attrs)
+        else:
+            self._other(node, name, attrs)
 
     def _is_integer(self, name):
         return (
@@ -398,7 +396,7 @@ class _Normalizer:
             raise QuantizedModelError(f"{name} has scales for each channel and a shape that is not known")
         return self.ranks[name]
 
-    def _QuantizeLinear(self, node, name, attrs):
+    def _quantize(self, node, name, attrs):
         self._check_blocks(name, attrs)
         (source, scale, *zero), (output,) = node.input, node.output
         encoding = self.encoding(node, scale, zero[0] if zero else "", None, attrs.get("axis"))
@@ -423,7 +421,7 @@ class _Normalizer:
             source, output = f"{output}_clipped_", clip.output[0]
         self.fake_quantize(source, output, encoding, name)
 
-    def _Clip(self, node, name, attrs):
+    def _clip(self, node, name, attrs):
         if node.output[0] not in self.clipped:  # else done by its QuantizeLinear
             self._other(node, name, attrs)
 
@@ -431,7 +429,7 @@ class _Normalizer:
         if attrs.get("block_size"):
             raise QuantizedModelError(f"node {name}: scales by block (block_size) cannot be taken over")
 
-    def _DequantizeLinear(self, node, name, attrs):
+    def _dequantize(self, node, name, attrs):
         self._check_blocks(name, attrs)
         (source, scale, *zero), (output,) = node.input, node.output
         zero = zero[0] if zero else ""
@@ -573,13 +571,13 @@ class _Normalizer:
         self._note_layer(made, op, [source, weight], attrs)
         self.units[output] = float(known.scale)
 
-    def _ConvInteger(self, node, name, attrs):
+    def _conv_integer(self, node, name, attrs):
         self._integer_product(node, name, attrs, "Conv")
 
-    def _MatMulInteger(self, node, name, attrs):
+    def _matmul_integer(self, node, name, attrs):
         self._integer_product(node, name, attrs, "MatMul")
 
-    def _Cast(self, node, name, attrs):
+    def _cast(self, node, name, attrs):
         source, output = node.input[0], node.output[0]
         if source in self.units and attrs.get("to") == 1:
             unit = self.units[source]
@@ -591,7 +589,7 @@ class _Normalizer:
             return
         self._other(node, name, attrs)
 
-    def _DynamicQuantizeLinear(self, node, name, attrs):
+    def _dynamic_quantize(self, node, name, attrs):
         """Its definition, in float: the scale depends on the input."""
         source, (output, scale, zero) = self.real(node.input[0]), node.output
         number = {v: self.constant(f"dynamic_{v}_", np.float32(v)) for v in (0, 255)}
@@ -611,13 +609,11 @@ class _Normalizer:
         step("Clip", [step("Add", [steps, point], f"{output}_moved_"), number[0], number[255]], output)
         self.dynamic[output] = zero
 
-    def _MatMulIntegerToFloat(self, node, name, attrs):
+    def _optimized(self, node, name, attrs):
         raise QuantizedModelError(
             f"node {name}: MatMulIntegerToFloat comes from an optimized model; take the model before "
             "ONNX Runtime optimized it"
         )
-
-    _DynamicQuantizeMatMul = _MatMulIntegerToFloat
 
     # -- the model
 
@@ -664,6 +660,22 @@ class _Normalizer:
             opset_imports=[helper.make_opsetid("", version)],
             ir_version=min(self.model.ir_version or 8, 9),
         )
+
+
+#: ONNX operator -> its rule (normalizer, node, name, attributes); all others are as in a float model
+RULES: dict[str, Callable[[_Normalizer, Any, str, dict], None]] = {
+    **dict.fromkeys(LINEAR, _Normalizer._linear),
+    "QuantizeLinear": _Normalizer._quantize,
+    "DequantizeLinear": _Normalizer._dequantize,
+    "DynamicQuantizeLinear": _Normalizer._dynamic_quantize,
+    "ConvInteger": _Normalizer._conv_integer,
+    "MatMulInteger": _Normalizer._matmul_integer,
+    "MatMulIntegerToFloat": _Normalizer._optimized,
+    "DynamicQuantizeMatMul": _Normalizer._optimized,
+    "Clip": _Normalizer._clip,
+    "Cast": _Normalizer._cast,
+    "Constant": _Normalizer._constant,
+}
 
 
 def _attributes(node) -> dict:
