@@ -65,7 +65,7 @@ class Builder:
         n, k = self.nodes[x].shape
         weight = (self.rng.standard_normal((units, k)) / np.sqrt(k)).astype(np.float32)
         bias = (self.rng.standard_normal(units) * 0.1).astype(np.float32)
-        return self.add(name, "dense", [x], (n, units), {}, weight, bias)
+        return self.add(name, "dense", [x], (n, units), {}, weight.T[None, None], bias)
 
     def graph(self, *outputs):
         return Graph(self.nodes.values(), outputs, "test")

@@ -1,5 +1,7 @@
 """The float network in numpy, and what becomes integer. No TVM."""
 
+import hashlib
+from dataclasses import replace
 from math import inf
 
 import networks
@@ -11,7 +13,7 @@ from tvm_easyquant.network import graph as graphs
 from tvm_easyquant.network.graph import Graph
 from tvm_easyquant.network.layout import to_nhwc
 from tvm_easyquant.network.node import Node
-from tvm_easyquant.network.ops import evaluate
+from tvm_easyquant.network.ops import evaluate, linear
 from tvm_easyquant.scales import partition
 
 
@@ -44,6 +46,31 @@ def test_fingerprint_sees_names_shapes_and_weights():
         networks.chain(0, size=11)[0].fingerprint
     }
     assert len(prints) == 3 and networks.chain(0)[0].fingerprint in prints
+
+
+def test_the_fingerprint_is_of_the_form_that_stored_tables_know():
+    """Story: dense weights became those of a 1x1 convolution; a stored table knows them as (K, C)."""
+    b = networks.Builder(0, size=1, channels=4)
+    b.dense("logits", b.flatten("flat", "image"), 3)
+    node = b.nodes["logits"]
+    assert node.weight.shape == (1, 1, 4, 3) and node.public_weight.shape == (3, 4)
+    flat = [("channels_first", False), ("shape", (1, 4))]
+    digest = hashlib.sha256(repr(("image", "input", (), (1, 1, 1, 4), [])).encode() + b"--")
+    digest.update(repr(("flat", "reshape", ("image",), (1, 4), flat)).encode() + b"--")
+    digest.update(repr(("logits", "dense", ("flat",), (1, 3), [])).encode())
+    digest.update(np.ascontiguousarray(node.weight[0, 0].T).tobytes() + node.bias.tobytes())
+    assert b.graph("logits").fingerprint == digest.hexdigest()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_dense_layer_sums_in_one_order_however_its_weights_lie(order):
+    b = networks.Builder(0, size=1, channels=257)
+    b.dense("logits", b.flatten("flat", "image"), 33)
+    node, x = b.nodes["logits"], b.rng.standard_normal((1, 257)).astype(np.float32)
+    laid = replace(node, weight=np.array(node.weight, order=order))
+    np.testing.assert_array_equal(
+        linear(x, laid, laid.weight), x @ np.ascontiguousarray(node.public_weight).T
+    )
 
 
 def test_bad_graphs_name_the_node():

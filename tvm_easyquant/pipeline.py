@@ -59,7 +59,7 @@ class Quantized:
                 {
                     "layer": node.name,
                     "op": node.op,
-                    "weight": tuple(node.weight.shape),
+                    "weight": tuple(node.public_weight.shape),
                     "output": tuple(node.shape),
                     "macs": node.macs,
                     "kind": f"int{self.table.config.bits_of(node.name)}" if integer else "float32",
@@ -359,8 +359,7 @@ def _facts(calibrated, preprocess) -> dict:
 def _dead_channels(graph, plan_):
     for node in graph.compute_nodes:
         if node.name in plan_.integer:
-            axes = tuple(range(node.weight.ndim - 1)) if node.op == "conv2d" else 1
-            dead = np.flatnonzero(~node.weight.any(axis=axes))
+            dead = np.flatnonzero(~node.weight.any(axis=(0, 1, 2)))
             if len(dead):
                 shown = ", ".join(map(str, dead[:8])) + (", ..." if len(dead) > 8 else "")
                 yield f"{node.name}: {len(dead)} channels have no weight but zero ({shown}); scale 1"

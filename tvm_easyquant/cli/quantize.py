@@ -285,7 +285,7 @@ def _dry_run(graph, plan, as_json: bool) -> int:
             "kind": "integer" if node.name in plan.integer else "float",
             "macs": node.macs,
             "percent": 100 * node.macs / graph.macs if graph.macs else 0.0,
-            "weight": list(node.weight.shape),
+            "weight": list(node.public_weight.shape),
             "output": list(node.shape),
         }
         for node in graph.compute_nodes

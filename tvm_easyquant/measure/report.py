@@ -68,7 +68,7 @@ def histograms(
     layers = [node for node in graph.compute_nodes if node.name in plan.integer]
     found: dict[str, dict] = {}
     for node in layers:
-        flat = node.weight.T if node.op == "dense" else node.weight.reshape(-1, node.channels)
+        flat = node.weight.reshape(-1, node.channels)
         top = 2 ** (table.config.bits_of(node.name) - 1) - 1
         values = flat / (table.rounding_scale(node.name) * top)
         edge = max(1.05, float(np.abs(values).max()))

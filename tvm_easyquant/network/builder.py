@@ -98,11 +98,10 @@ class Builder:
             scale, shift = (np.tile(v, node.channels // np.size(v)) for v in (scale, shift))
         scale = np.broadcast_to(scale, (node.channels,)).astype(np.float64)
         shift = np.broadcast_to(shift, (node.channels,)).astype(np.float64)
-        factor = scale if node.op == "conv2d" else scale[:, None]
         label = self.label(value)
         self.nodes[name] = replace(
             node,
-            weight=(node.weight * factor).astype(np.float32),
+            weight=(node.weight * scale).astype(np.float32),
             bias=(node.bias * scale + shift).astype(np.float32),
             source=node.source if label in ("", *node.source) else (*node.source, label),
         )

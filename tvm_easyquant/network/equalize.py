@@ -53,7 +53,7 @@ def _place(graph, relu) -> tuple[str, tuple[str, ...]] | None:
 
 def _factors(first, readers) -> np.ndarray:
     """float32 (C,), powers of two."""
-    r1 = np.abs(first.weight).max(axis=1 if first.op == "dense" else (0, 1, 2)).astype(np.float64)
+    r1 = np.abs(first.weight).max(axis=(0, 1, 2)).astype(np.float64)
     r2 = np.max([np.abs(n.weight).max(axis=input_axes(n)) for n in readers], axis=0).astype(np.float64)
     alive = (r1 > 0) & (r2 > 0)
     exponent = np.rint(0.5 * np.log2(np.where(alive, r1, 1.0) / np.where(alive, r2, 1.0)))
@@ -61,8 +61,7 @@ def _factors(first, readers) -> np.ndarray:
 
 
 def _divided(node, s):
-    weight = node.weight / (s[:, None] if node.op == "dense" else s)
-    return replace(node, weight=weight, bias=node.bias / s)
+    return replace(node, weight=node.weight / s, bias=node.bias / s)
 
 
 def _multiplied(node, s):

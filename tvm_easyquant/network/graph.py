@@ -5,8 +5,8 @@ search run it here in numpy; the front end's rewriter turns it back, with a scal
 integer program. Nothing but names, numpy arrays and a `ScaleTable` crosses that seam.
 
 Layout: feature maps are NHWC ``float32 (N, H, W, C)`` whatever the model used; convolution weights
-are HWIO ``(R, S, C / groups, K)``, dense weights ``(K, C)``. Batch normalization and biases are
-already folded into the convolution or dense node before them.
+are HWIO ``(R, S, C / groups, K)``, and dense weights those of a 1x1 convolution, ``(1, 1, C, K)``.
+Batch normalization and biases are already folded into the convolution or dense node before them.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Graph:
             if node.op == "float":
                 attrs.append(("handle", str(node.attrs["handle"])))
             digest.update(repr((node.name, node.op, node.inputs, node.shape, attrs)).encode())
-            for array in (node.weight, node.bias):
+            for array in (None if node.weight is None else node.public_weight, node.bias):
                 digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 

@@ -18,8 +18,8 @@ from .ops import OPERATORS, Operator
 class Node:
     """One operation; its name is also the name of the tensor it produces.
 
-    weight: float32 HWIO or (K, C); bias: float32 (K,); shape: of the output, batch included.
-    source: the names of the model's own nodes that were folded into this one.
+    weight: float32 HWIO, of a dense layer (1, 1, C, K); bias: float32 (K,); shape: of the output, batch
+    included. source: the names of the model's own nodes that were folded into this one.
     """
 
     name: str
@@ -51,7 +51,12 @@ class Node:
     @property
     def channels(self) -> int:
         """Output channels K of a layer."""
-        return self.weight.shape[-1] if self.op == "conv2d" else self.weight.shape[0]
+        return self.weight.shape[-1]
+
+    @property
+    def public_weight(self) -> np.ndarray:
+        """The weights as people and a table's fingerprint know them: HWIO, of a dense layer (K, C)."""
+        return self.weight[0, 0].T if self.op == "dense" else self.weight
 
     @property
     def groups(self) -> int:

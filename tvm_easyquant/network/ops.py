@@ -90,8 +90,6 @@ def is_depthwise(node: Node) -> bool:
 
 def input_axes(node: Node) -> tuple[int, ...] | None:
     """The axes of a layer's weights besides its input channels'; None where groups have no such axis."""
-    if node.op == "dense":
-        return (0,)
     if is_depthwise(node):
         return (0, 1, 2)
     return (0, 1, 3) if node.groups == 1 else None
@@ -141,11 +139,15 @@ def _convolve(x, node, weight):
 
 
 def _dense(x, node, weight):
-    return x @ weight.T
+    return x @ np.asfortranarray(weight[0, 0])  # as it lies in memory: one order of sums, whoever made it
 
 
 def _layer(node, x):
     return linear(x, node, node.weight) + node.bias
+
+
+def _layer_macs(node):
+    return prod(node.shape) * prod(node.weight.shape[:3])
 
 
 # -- what computes
@@ -254,11 +256,10 @@ _ROWS = (
     Operator("input", (), "input", _input),
     Operator(
         "conv2d", _CONV, "accumulate", _layer, ("Conv",), product=_convolve,
-        macs=lambda node: prod(node.shape) * prod(node.weight.shape[:3]),
+        macs=_layer_macs,
     ),
     Operator(
-        "dense", (), "accumulate", _layer, ("Gemm", "MatMul"), product=_dense,
-        macs=lambda node: prod(node.shape) * node.weight.shape[1],
+        "dense", (), "accumulate", _layer, ("Gemm", "MatMul"), product=_dense, macs=_layer_macs
     ),
     Operator("add", (), "sum", lambda node, a, b: a + b, ("Add",), _by_inputs),
     # the second input may be (N, 1, 1, C): the gate of squeeze-and-excite

@@ -216,7 +216,7 @@ class _TakeOver:
         scale = self._weight_scale(node)
         if scale is None:
             return f"it has {self.weights[node.name].size} weight scales for {node.channels} channels"
-        steps = node.weight / (scale if node.op == "conv2d" else scale[:, None])
+        steps = node.weight / scale
         apart = np.abs(steps - np.rint(steps)).max(initial=0)
         if apart > 1e-2 or np.rint(steps).max(initial=0) > 127 or np.rint(steps).min(initial=0) < -128:
             return "its weights are no multiples of their scale"
@@ -234,8 +234,7 @@ class _TakeOver:
         reach = self.reach.get(node.name)
         if reach is None or reach.shape != scale.shape:
             return scale
-        axes = (0, 1, 2) if node.op == "conv2d" else 1
-        found = (np.abs(node.weight).max(axis=axes) / np.maximum(reach, 1)).astype(np.float32)
+        found = (np.abs(node.weight).max(axis=(0, 1, 2)) / np.maximum(reach, 1)).astype(np.float32)
         folded = (reach > 0) & (found > 0) & (np.abs(found / scale - 1) > 1e-5)
         return np.where(folded, found, scale)
 

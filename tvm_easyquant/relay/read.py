@@ -328,8 +328,7 @@ def _dense(walk, call):
     if weight is None or len(call.checked_type.shape) != 2:
         return False
     weight = np.ascontiguousarray(weight.astype(np.float32))
-    bias = np.zeros(weight.shape[0], np.float32)
-    return walk.add(call, "dense", call.args[0], {}, weight=weight, bias=bias)
+    return walk.add(call, "dense", call.args[0], {}, weight=weight.T[None, None])
 
 
 def _bias_add(walk, call):

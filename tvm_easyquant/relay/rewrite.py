@@ -146,11 +146,8 @@ class _Rewriter:
 
     def _check_range(self, node, weight, source: Scale):
         """Prove from the real weights that the accumulator fits int32."""
-        flat = weight.reshape(node.channels, -1) if node.op == "dense" else weight.reshape(
-            -1, node.channels
-        ).T  # fmt: skip
         reach = max(source.hi - source.zero_point, source.zero_point - source.lo, source.zero_point)
-        worst = int(np.abs(flat.astype(np.int64)).sum(axis=1).max()) * reach
+        worst = int(np.abs(weight.astype(np.int64)).sum(axis=(0, 1, 2)).max()) * reach
         if worst > 2**30:  # the other half of int32 is the bias
             raise OverflowError(
                 f"layer {node.name}: its int32 accumulator may reach {worst}, beyond 2**30; "
@@ -253,8 +250,9 @@ def _conv(x, weight, node, common):
 
 
 def _dense(x, weight, node, common):
-    """qnn.dense; weight int8 (K, C)."""
-    return relay.qnn.dense(x, relay.const(np.ascontiguousarray(weight)), units=node.channels, **common)
+    """qnn.dense; weight int8 (1, 1, C, K)."""
+    matrix = relay.const(np.ascontiguousarray(weight[0, 0].T))
+    return relay.qnn.dense(x, matrix, units=node.channels, **common)
 
 
 def _real_clip(x, lo, hi):
@@ -296,7 +294,7 @@ def _float_conv(node, x):
 
 
 def _float_dense(node, x):
-    y = relay.nn.dense(x, relay.const(node.weight), units=node.channels)
+    y = relay.nn.dense(x, relay.const(np.ascontiguousarray(node.weight[0, 0].T)), units=node.channels)
     return relay.nn.bias_add(y, relay.const(node.bias), axis=1)
 
 

@@ -265,7 +265,7 @@ def start_table(graph: Graph, plan: Plan, calibration: Calibration, config: Quan
     weights = {}
     for node in graph.compute_nodes:
         if node.name in plan.integer:
-            flat = node.weight.T if node.op == "dense" else node.weight.reshape(-1, node.channels)
+            flat = node.weight.reshape(-1, node.channels)
             input_scale = activations[plan.site_of[node.inputs[0]]].scale
             weights[node.name] = weight_scales(flat, config.bits_of(node.name), node.bias, input_scale)
     return ScaleTable(graph.fingerprint, config, activations, weights)

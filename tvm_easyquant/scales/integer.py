@@ -25,8 +25,6 @@ from .partition import Plan, clip_limits
 
 def integer_weight(node: Node, scales: np.ndarray, bits: int, rounding=None, lowest=None) -> np.ndarray:
     """The node's weights as int8, in the node's own layout; rounding, lowest: see `quantize_weight`."""
-    if node.op == "dense":
-        return quantize_weight(node.weight.T, scales, bits, rounding, lowest).T
     flat = node.weight.reshape(-1, node.channels)
     return quantize_weight(flat, scales, bits, rounding, lowest).reshape(node.weight.shape)
 
@@ -225,7 +223,7 @@ def _convolve(node, q, weight, zero_point):
 
 
 def _dense(node, q, weight, zero_point):
-    return reference.dense(q, weight, zero_point=zero_point)
+    return reference.dense(q, weight[0, 0].T, zero_point=zero_point)
 
 
 def _layer(exact):
@@ -234,7 +232,7 @@ def _layer(exact):
     def run(node, scales, q):
         s = scales.of(node.inputs[0])
         weight, bias = scales.integer_weight(node), scales.integer_bias(node)
-        flat = np.abs(weight.reshape(-1, node.channels) if node.op == "conv2d" else weight.T)
+        flat = np.abs(weight.reshape(-1, node.channels))
         reach = max(s.hi - s.zero_point, s.zero_point - s.lo)
         if reach * flat.sum(axis=0, dtype=np.int64).max() < 2**24:  # float32 holds every partial sum
             steps = _steps(node, scales, q)

@@ -451,7 +451,7 @@ class _Search:
         images = _cut(len(layers[0][1]), PARTS)
         work = []
         for node, values, outputs, weight, scales in layers:
-            real = weight * (scales[:, None] if node.op == "dense" else scales)
+            real = weight * scales
             bias = self.scales.bias(node)
             targets = [o - bias for o in outputs]
             weights = [self._sensitivity(node, o) for o in outputs]

@@ -5,7 +5,7 @@ Cosine: the mean over images (the paper). Squared error: the sum over images, re
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, prod
 from typing import NamedTuple
 
 import numpy as np
@@ -156,7 +156,7 @@ def positions(node: Node, value, first: float, last: float, image: int = 0) -> n
     can make most of the error of a scale that clips, and a random sample hold none. The others are in
     random order.
     """
-    count = 1 if node.op == "dense" else node.shape[1] * node.shape[2]
+    count = prod(node.shape[1:-1])
     if (first, last) == (0.0, 1.0):
         return None
     size = np.square(np.square(value)).sum(axis=-1, keepdims=True)
@@ -176,9 +176,8 @@ def projected(node: Node, weight, weighted=False) -> tuple[np.ndarray, np.ndarra
     measured in an orthonormal basis of the space that the weights span; what lies outside is the same for
     every candidate. Not so if the errors of channels are ``weighted``.
     """
-    flat = np.ascontiguousarray(weight.T if node.op == "dense" else weight.reshape(-1, node.channels))
-    full = node.op == "dense" or node.attrs["groups"] == 1
-    if not full or weighted or flat.shape[1] <= 1.5 * flat.shape[0]:
+    flat = np.ascontiguousarray(weight.reshape(-1, node.channels))
+    if node.groups > 1 or weighted or flat.shape[1] <= 1.5 * flat.shape[0]:
         return flat, None
     basis, triangle = np.linalg.qr(flat.T.astype(np.float64))
     return np.ascontiguousarray(triangle.T, np.float32), basis.astype(np.float32)
@@ -254,7 +253,7 @@ def _source(value, node, where):
 
     value: float32, some images; where: the positions in each, (images, M), or None for all.
     """
-    if node.op == "dense":
+    if value.ndim == 2:
         return value, _same, lambda rows, flat, step: [(rows @ (flat * step), slice(None))]
     a, (r, s) = node.attrs, node.weight.shape[:2]
     depthwise = is_depthwise(node)

@@ -32,26 +32,24 @@ DAMPING = 0.01  # of the mean diagonal of G, towards the float weights
 
 def weight_2d(node: Node) -> np.ndarray:
     """float32 (weights of a channel, K): a view or copy of the node's weights."""
-    return node.weight.T if node.op == "dense" else node.weight.reshape(-1, node.channels)
+    return node.weight.reshape(-1, node.channels)
 
 
 def groups(node: Node) -> list[slice]:
     """The slices of output channels that read the same input channels; all of them if depthwise."""
-    if node.op == "dense" or is_depthwise(node):
+    if is_depthwise(node):
         return [slice(0, node.channels)]
-    per = node.channels // node.attrs["groups"]
+    per = node.channels // node.groups
     return [slice(i, i + per) for i in range(0, node.channels, per)]
 
 
 def columns(x, node, part):
     """The im2col matrix of the output channels ``part``, all of one group: (M, K); depthwise (M, K, C)."""
-    if node.op == "dense":
-        return x
     if is_depthwise(node):
         a, (r, s) = node.attrs, node.weight.shape[:2]
         view = windows(x[..., part], (r, s), a["strides"], a["padding"], a["dilation"], 0)
         return view.reshape(-1, r * s, part.stop - part.start)
-    return conv_columns(x, node, part.start * node.attrs["groups"] // node.channels)
+    return conv_columns(x, node, part.start * node.groups // node.channels)
 
 
 class Moments(NamedTuple):

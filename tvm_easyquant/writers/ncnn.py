@@ -50,8 +50,8 @@ def dumps(graph: Graph, table: ScaleTable, names: Mapping[str, str] | None = Non
                 f"layer {name!r}: ncnn's table cannot hold a name with a space; give it another"
             )
         scales = table.rounding_scale(node.name).astype(np.float64)
-        if node.op == "conv2d" and node.attrs["groups"] > 1:
-            scales = scales.reshape(node.attrs["groups"], -1).max(axis=1)
+        if node.groups > 1:
+            scales = scales.reshape(node.groups, -1).max(axis=1)
         weights.append(_line(name + WEIGHT, scales))
         inputs.append(_line(name, [_signed_step(table.activations[plan_.site_of[node.inputs[0]]])]))
     return "\n".join([*weights, *inputs]) + "\n"
@@ -159,14 +159,12 @@ def _inverse(values, name, source):
 
 
 def _weight_scales(node, values, source):
-    groups = node.attrs["groups"] if node.op == "conv2d" else 1
+    groups = node.groups
     if len(values) not in (node.channels, groups):
         raise TableError(
             f"{source}: layer {node.name} has {len(values)} weight scales; it has {node.channels} channels"
             + (f" in {groups} groups" if groups > 1 else "")
         )
     values = np.repeat(values, node.channels // len(values))
-    dead = (
-        ~node.weight.reshape(-1, node.channels).any(axis=0) if node.op == "conv2d" else ~node.weight.any(1)
-    )
+    dead = ~node.weight.any(axis=(0, 1, 2))
     return _inverse(np.where(dead & ~(np.isfinite(values) & (values > 0)), 1.0, values), node.name, source)

@@ -173,12 +173,17 @@ class _Exporter:
     def _weights(self, node: Node):
         """The weight and bias inputs of a layer: as integers where it runs in integers."""
         weight, bias = f"{node.name}_weight", f"{node.name}_bias"
-        axes = (3, 2, 0, 1) if node.op == "conv2d" else (0, 1)
+
+        def onnx_layout(array):
+            """OIHW, of a dense layer (K, C)."""
+            array = array.transpose(3, 2, 0, 1)
+            return array.reshape(array.shape[: len(node.shape)])
+
         if node.name not in self.plan.integer:
-            self.constant(weight, node.weight.transpose(axes), np.float32)
+            self.constant(weight, onnx_layout(node.weight), np.float32)
             return weight, self.constant(bias, node.bias, np.float32)
         for name, array, unit in (
-            (weight, self.scales.integer_weight(node).transpose(axes), self.scales.weights[node.name]),
+            (weight, onnx_layout(self.scales.integer_weight(node)), self.scales.weights[node.name]),
             (bias, self.scales.integer_bias(node), self.scales.unit(node)),
         ):
             inputs = [

@@ -384,14 +384,14 @@ def lost_pairs(node: Node, weight, stored, zero: int, where) -> np.ndarray:
     at = np.argwhere(where)
     if is_depthwise(node):
         return np.zeros(len(at), np.int64)
-    if node.op == "conv2d":
-        a, (r, s, depth, channels) = node.attrs, node.weight.shape
+    a, (r, s, depth, channels) = node.attrs, node.weight.shape
+    weight = weight.reshape(-1, channels).T
+    if stored.ndim == 4:
         view = reference.windows(stored, (r, s), a["strides"], a["padding"], a["dilation"], zero)
-        weight = weight.reshape(-1, channels).T
     lost = np.zeros(len(at), np.int64)
     for first in range(0, len(at), 1024):  # of a layer of 4,608 weights 38 MB
         n, *place, channel = at[first : first + 1024].T
-        if node.op == "dense":
+        if stored.ndim == 2:
             rows = stored[n]
         else:
             groups = view[(n, *place)].reshape(len(n), r * s, a["groups"], depth)
