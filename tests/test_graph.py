@@ -101,7 +101,7 @@ def test_wrong_inputs_are_named(feed, message):
 def test_plan_of_the_residual_network():
     graph, _ = networks.residual()
     plan = partition.plan(graph)
-    assert plan.coverage(graph) == 100 and plan.floats == {}
+    assert plan.coverage(graph) == (100, False) and plan.floats == {}
     assert plan.accumulators == {"logits"}
     assert plan.fused["join.relu"] == "join" and plan.fused["stem.relu"] == "stem"
     assert plan.site_of["left.relu"] == plan.site_of["right.relu"] == plan.site_of["pool"]
@@ -115,7 +115,7 @@ def test_skip_makes_an_island_and_unknown_names_are_listed():
     plan = partition.plan(graph, ["pw"])
     assert plan.floats["pw"] == "kept float by skip"
     assert plan.floats["join"] == "an input is float"
-    assert "left" in plan.integer and 0 < plan.coverage(graph) < 100
+    assert "left" in plan.integer and 0 < plan.coverage(graph).percent < 100
     with pytest.raises(GraphError, match="skip names.*pww.*stem, dw, pw"):
         partition.plan(graph, ["pww"])
 

@@ -67,7 +67,7 @@ def exact_network(draw, seed):
                 continue
             b.pool(name, x)
         elif kind == "float":
-            b.add(name, "float", [x], b.nodes[x].shape, dict(fn=np.negative, handle="negative"))
+            b.add(name, "float", [x], b.nodes[x].shape, dict(fn=np.negative, handle="negative", macs=0))
         elif kind == "table":
             expression = ("add", ("abs", "x"), 0.25)
             b.add(name, "elementwise", [x], b.nodes[x].shape, dict(expression=expression))

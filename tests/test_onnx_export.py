@@ -182,7 +182,7 @@ def test_a_float_operator_without_translation_is_named():
     class Handle:
         op = "nn.lrn"
 
-    x = b.add("odd", "float", [x], (1, 10, 10, 4), dict(fn=lambda a: a, handle=Handle()))
+    x = b.add("odd", "float", [x], (1, 10, 10, 4), dict(fn=lambda a: a, handle=Handle(), macs=None))
     b.conv("second", x, 3)
     graph, images = b.graph("second"), b.images(2)
     with pytest.raises(ExportError, match=r"node odd \(nn.lrn\) stays float and has no translation"):

@@ -616,7 +616,9 @@ def before_the_first_layer(b):
 def before_a_float_node(b):
     """A float node reads the site before the pool in front of its convolution has run."""
     x = b.relu("relu", b.conv("first", "image", 4))
-    b.add("half", "float", [x], b.nodes[x].shape, dict(fn=lambda x: x * np.float32(0.5), handle=None))
+    b.add(
+        "half", "float", [x], b.nodes[x].shape, dict(fn=lambda x: x * np.float32(0.5), handle=None, macs=0)
+    )
     y = b.conv("side", "half", 4)
     return b.conv("last", b.pool("pool", x), 4), y
 

@@ -91,7 +91,7 @@ def main(out: str = "easyquant_demo") -> int:
             line += f"{'':14}{microseconds:10.1f}"
         else:
             gained, lost = int((hits & ~base).sum()), int((~hits & base).sum())
-            line += f"{gained:8}{lost:6}{microseconds:10.1f}{result.coverage:12.1f}"
+            line += f"{gained:8}{lost:6}{microseconds:10.1f}{result.plan.coverage(result.graph).figure:>12}"
             line += f"{result.seconds['search']:10.1f}"
         print(line)
     print(

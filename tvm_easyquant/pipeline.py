@@ -46,8 +46,9 @@ class Quantized:
 
     @property
     def coverage(self) -> float:
-        """Percentage of the multiply-accumulates that run in integers."""
-        return self.plan.coverage(self.graph)
+        """Percentage of the multiply-accumulates that run in integers; of those that are known, if a float
+        operator's are not (``plan.coverage(graph).at_most``)."""
+        return self.plan.coverage(self.graph).percent
 
     @property
     def layers(self) -> list[dict]:

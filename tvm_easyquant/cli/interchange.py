@@ -131,10 +131,7 @@ def _import_ncnn(args) -> int:
 
 
 def _coverage(graph, plan) -> str:
-    return (
-        f"{plan.coverage(graph):.1f} % of the multiply-accumulates run in integers; "
-        f"{len(plan.floats)} nodes stay float"
-    )
+    return f"{plan.coverage(graph)} run in integers; {len(plan.floats)} nodes stay float"
 
 
 def _options(args) -> dict:
@@ -174,7 +171,7 @@ def _import(args) -> int:
     facts = {
         "package": args.output,
         "table": args.table_out,
-        "coverage_percent": taken.coverage,
+        **taken.plan.coverage(taken.graph).facts,
         "float_nodes": dict(taken.plan.floats),
         "layers": taken.layers,
     }
@@ -184,7 +181,7 @@ def _import(args) -> int:
     for row in taken.layers:
         print(f"{row['layer']:40} {row['kind']:8} {taken.plan.floats.get(row['layer'], '')}".rstrip())
     for name, why in taken.plan.floats.items():
-        if taken.graph[name].macs == 0:
+        if not taken.graph[name].operator.layer:
             print(f"float: {name}: {why}")
     package = f"; package: {args.output}" if args.output else ""
     print(f"{_coverage(taken.graph, taken.plan)}{package}")

@@ -226,7 +226,7 @@ def _facts(result, output) -> dict:
         "decisions": list(result.decisions),
         "drop": None if result.drop is None else result.drop.drop,
         "method": result.table.config.method,
-        "coverage_percent": result.coverage,
+        **result.plan.coverage(result.graph).facts,
         "seconds": {step: round(s, 3) for step, s in result.seconds.items()},
         "peak_memory_gib": round(peak_memory_gib(), 3),
         "float_nodes": dict(result.plan.floats),
@@ -251,8 +251,7 @@ def _summary(result, output) -> str:
         skip = " ".join(map(shlex.quote, (*result.table.config.skip, *worst)))
         lines.append(f"if the accuracy is too low, keep the worst layers float: --skip {skip}")
     lines.append(
-        f"{result.coverage:.1f} % of the multiply-accumulates run in integers; "
-        f"{len(result.plan.floats)} nodes stay float"
+        f"{result.plan.coverage(result.graph)} run in integers; {len(result.plan.floats)} nodes stay float"
     )
     lines.append(
         f"search {result.seconds['search']:.1f} s, peak memory {peak_memory_gib():.2f} GiB; "
@@ -291,7 +290,7 @@ def _dry_run(graph, plan, as_json: bool) -> int:
         for node in graph.compute_nodes
     ]
     if as_json:
-        facts = {"coverage_percent": coverage, "float_nodes": dict(plan.floats), "layers": rows}
+        facts = {**coverage.facts, "float_nodes": dict(plan.floats), "layers": rows}
         print_json(facts)
         return 0
     width = max(len(row["layer"]) for row in rows)
@@ -303,8 +302,5 @@ def _dry_run(graph, plan, as_json: bool) -> int:
         )
     print("".join(f"{line}\n" for line in _float_lines(plan.floats)), end="")
     integer = sum(row["kind"] == "integer" for row in rows)
-    print(
-        f"{integer} of {len(rows)} layers, {coverage:.1f} % of the multiply-accumulates would run in "
-        "integers"
-    )
+    print(f"{integer} of {len(rows)} layers, {coverage} would run in integers")
     return 0

@@ -65,7 +65,7 @@ class Graph:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one run, of the nodes where they are known."""
+        """Multiply-accumulates of one run, those of float operators included where they are known."""
         return sum(node.macs or 0 for node in self)
 
     @property

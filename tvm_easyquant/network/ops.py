@@ -291,15 +291,15 @@ _ROWS = (
         "fake_quant", ("scale", "zero_point"), "float", _fake_quant, ("QuantizeLinear", "DequantizeLinear"),
         refusal=lambda node: "the model is already quantized; import-onnx takes its scales over",
     ),
-    Operator(  # anything else: fn(*arrays) -> array; handle is the host's
-        "float", ("fn", "handle"), "float", _call,
+    Operator(  # anything else: fn(*arrays) -> array; handle is the host's; macs: int, None if unknown
+        "float", ("fn", "handle", "macs"), "float", _call, macs=lambda node: node.attrs["macs"],
         refusal=lambda node: f"{getattr(node.attrs['handle'], 'op', 'this operator')} is not covered",
     ),
 )  # fmt: skip
 #: name -> row
 OPERATORS: dict[str, Operator] = {row.name: row for row in _ROWS}
-#: attributes that are the host's own, not the network's
-HOST_ATTRIBUTES = ("fn", "handle")
+#: attributes that only a host can tell; its handle stands for them in a fingerprint
+HOST_ATTRIBUTES = ("fn", "handle", "macs")
 
 
 def evaluate(node: Node, *x: np.ndarray) -> Any:

@@ -89,7 +89,7 @@ def collect(
         "host": describe_host(),
         "config": asdict(table.config),
         "data": dict(table.data),
-        "coverage_percent": plan.coverage(graph),
+        **plan.coverage(graph).facts,
         "weight_bytes": {"float32": before, "integer": after},
         "accuracy": {name: {**asdict(p), "drop": p.drop} for name, p in (accuracy or {}).items()},
         "benchmark": _timing(benchmark),

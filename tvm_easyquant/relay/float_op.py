@@ -1,9 +1,10 @@
-"""Relay operators that stay float: run alone, put back into a module, written as ONNX."""
+"""Relay operators that stay float: run alone, put back into a module, written as ONNX, counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +84,77 @@ class RelayOp:
             object.__setattr__(self, "executor", executor)
         self.__dict__["executor"].run(**{f"x{i}": to_nchw(a) for i, a in enumerate(arrays)})
         return to_nhwc(self.__dict__["executor"].get_output(0).numpy())
+
+
+# -- multiply-accumulates
+
+
+def multiply_accumulates(call) -> int | None:
+    """Of one run of a call, by its shapes; 0 of what moves, compares, sums or scales; None if unknown."""
+    op = call.op.name
+    if op in MACS:
+        shapes = [expr.checked_type.shape for expr in (call, *call.args)]
+        static = all(isinstance(d, tvm.tir.IntImm) for shape in shapes for d in shape)
+        return MACS[op](call) if static else None
+    if op in NO_PRODUCTS:
+        return 0
+    pattern = tvm.ir.Op.get(op).get_attr("TOpPattern")
+    return 0 if pattern is not None and pattern <= REDUCTION and op != "einsum" else None
+
+
+def _dims(expr) -> list[int]:
+    return [int(d) for d in expr.checked_type.shape]
+
+
+def _convolution(weight: int = 1) -> Callable[[Any], int | None]:
+    """The rule of a convolution: its argument ``weight``, once at every position of the output."""
+
+    def rule(call):
+        return _everywhere(call, call, call.args[weight])
+
+    return rule
+
+
+def _transposed(call):
+    """Every weight once at every position of the input."""
+    return _everywhere(call, call.args[0], call.args[1])
+
+
+def _everywhere(call, positions, weight):
+    layout = str(call.attrs.data_layout)
+    if not layout.isupper():  # channels in blocks
+        return None
+    return prod(d for d, axis in zip(_dims(positions), layout, strict=True) if axis != "C") * prod(
+        _dims(weight)
+    )
+
+
+def _product(call):
+    """A product of matrices: the output, times the depth of the first."""
+    return prod(_dims(call)) * _dims(call.args[0])[-2 if getattr(call.attrs, "transpose_a", False) else -1]
+
+
+#: Relay operator -> its multiply-accumulates
+MACS: dict[str, Callable[[Any], int | None]] = {
+    **dict.fromkeys(("nn.conv1d", "nn.conv2d", "nn.conv3d"), _convolution()),
+    "nn.deformable_conv2d": _convolution(weight=2),
+    **dict.fromkeys(("nn.conv1d_transpose", "nn.conv2d_transpose", "nn.conv3d_transpose"), _transposed),
+    **dict.fromkeys(("nn.dense", "nn.matmul", "nn.batch_matmul"), _product),
+}
+#: TVM's pattern of reductions; those of elementwise, broadcast and injective operators are less
+REDUCTION = 3
+#: operators of other patterns without products to sum
+NO_PRODUCTS = {
+    *(f"nn.{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)),
+    "nn.global_max_pool2d", "nn.global_avg_pool2d", "nn.softmax", "nn.fast_softmax", "nn.log_softmax",
+    "nn.batch_norm", "nn.group_norm", "nn.instance_norm", "nn.layer_norm", "nn.l2_normalize", "nn.lrn",
+    "nn.dropout", "hardswish", "image.dilation2d", "one_hot", "arange", "shape_of", "argsort", "sort",
+    "topk", "unique", "searchsorted", "cumsum", "cumprod", "argwhere", "sliding_window",
+    "scatter_elements", "scatter_nd", "sparse_to_dense", "vision.roi_align", "vision.roi_pool",
+    "vision.non_max_suppression", "vision.get_valid_counts", "vision.all_class_non_max_suppression",
+    "vision.multibox_prior", "vision.multibox_transform_loc", "vision.proposal",
+    "vision.regular_non_max_suppression",
+}  # fmt: skip
 
 
 # -- as ONNX

@@ -21,7 +21,7 @@ from ..network.graph import Graph
 from ..network.layout import nhwc, nhwc_axis
 from ..readers.onnx_file import fixed_shapes, last_line, read_onnx, stem, why_not
 from ..readers.onnx_quantized import QUANTIZED, Normalized, is_quantized, normalize
-from .float_op import RelayOp
+from .float_op import RelayOp, multiply_accumulates
 from .framework import relay, tvm
 
 OUTPUT_NAMES = "output_names"  # attribute of a module: what the model it came from calls its outputs
@@ -241,7 +241,7 @@ class _Walk:
             "float",
             [self.tensor(t) for t in handle.tensors],
             nhwc(_shape(expr.checked_type, handle.op)),
-            {"fn": handle.evaluate, "handle": handle},
+            {"fn": handle.evaluate, "handle": handle, "macs": multiply_accumulates(call)},
         )
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 from ..network.graph import Graph, GraphError
 from ..network.node import Node
@@ -28,6 +29,29 @@ class Site:
     tensors: tuple[str, ...]
     readers: tuple[str, ...]
     nonnegative: bool
+
+
+class Coverage(NamedTuple):
+    """How much of a network runs in integers; its text is ``92.3 % of the multiply-accumulates``.
+
+    percent: of the multiply-accumulates that are known. at_most: those of a float node are not, so that
+    the percentage is an upper bound.
+    """
+
+    percent: float
+    at_most: bool
+
+    @property
+    def figure(self) -> str:
+        return f"at most {self.percent:.1f}" if self.at_most else f"{self.percent:.1f}"
+
+    def __str__(self) -> str:
+        return f"{self.figure} % of the multiply-accumulates"
+
+    @property
+    def facts(self) -> dict:
+        """What a command's JSON says of it."""
+        return {"coverage_percent": self.percent, "coverage_is_upper_bound": self.at_most}
 
 
 @dataclass(frozen=True)
@@ -53,10 +77,11 @@ class Plan:
                 return user
         return node.name
 
-    def coverage(self, graph: Graph) -> float:
-        """Percentage of the graph's multiply-accumulates that run in integers."""
-        done = sum(node.macs for node in graph if node.name in self.integer)
-        return 100.0 * done / graph.macs if graph.macs else 0.0
+    def coverage(self, graph: Graph) -> Coverage:
+        """How many of the graph's multiply-accumulates run in integers."""
+        done = sum(node.macs or 0 for node in graph if node.name in self.integer)
+        percent = 100.0 * done / graph.macs if graph.macs else 0.0
+        return Coverage(percent, any(node.macs is None for node in graph))
 
 
 def nonnegative_tensors(graph: Graph) -> set[str]:
