@@ -1,5 +1,6 @@
 """Relay front end, rewriter and lowering: load, rewrite, compile, and compare bit for bit."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import networks
@@ -163,6 +164,19 @@ def check_exact(q, feeds, target=None):
             for tensor, got, want in zip(q.graph.outputs, whole(feed), expected, strict=False):
                 np.testing.assert_array_equal(got, want, err_msg=tensor)
                 np.testing.assert_array_equal(mine[tensor], want, err_msg=tensor)
+
+
+def test_a_float_node_gives_each_thread_its_own_answer():
+    """Story: the threads of the search shared one executor, read each other's outputs, and tables differed
+    from run to run."""
+    graph = load_onnx(networks.small_onnx(island=True))
+    (softmax,) = [node for node in graph if node.op == "float"]
+    maps = [RNG.standard_normal((1, 8, 8, 8)).astype(np.float32) for _ in range(64)]
+    alone = [softmax.attrs["fn"](x) for x in maps]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            for one, other in zip(alone, pool.map(softmax.attrs["fn"], maps), strict=True):
+                np.testing.assert_array_equal(one, other)
 
 
 # -- exactness of whole networks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -11,6 +12,8 @@ import numpy as np
 
 from ..network.layout import to_nchw, to_nhwc
 from .framework import BUILD_CONFIG, no_tophub, relay, tvm
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,12 @@ class RelayOp:
         return None if None in inputs else rule(_Site(emit, call, call.attrs, inputs, output))
 
     def evaluate(self, *arrays: np.ndarray) -> np.ndarray:
-        """Run the call on NHWC arrays through TVM; compiled once."""
+        """Run the call on NHWC arrays through TVM; compiled once. Threads wait for each other: an
+        executor keeps its inputs and outputs."""
+        with _ONE_AT_A_TIME:
+            return self._evaluate(*arrays)
+
+    def _evaluate(self, *arrays):
         if "executor" not in self.__dict__:
             arguments = [
                 relay.var(f"x{i}", shape=to_nchw(a).shape, dtype=str(a.dtype)) for i, a in enumerate(arrays)
