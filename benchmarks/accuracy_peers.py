@@ -86,7 +86,7 @@ def relay_quantize(network, calibration, folder, settings):
     from tvm import relay
 
     from tvm_easyquant.relay.build import Executor
-    from tvm_easyquant.relay.framework import BUILD_CONFIG, no_tophub
+    from tvm_easyquant.relay.framework import NO_CSE, no_tophub
 
     module, params = relay.frontend.from_onnx(onnx.load(network), freeze_params=True)
     name = module["main"].params[0].name_hint
@@ -94,7 +94,7 @@ def relay_quantize(network, calibration, folder, settings):
     with no_tophub():
         with relay.quantize.qconfig(**settings):
             module = relay.quantize.quantize(module, params, dataset=data)
-        with tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
+        with tvm.transform.PassContext(opt_level=3, config=NO_CSE):
             executor = Executor(relay.build(module, "llvm"))
     return lambda x: executor({name: x})[0], {"version": tvm.__version__}
 

@@ -40,7 +40,7 @@ from topi_ext.conv2d import ConvSpec, fold_zero_point
 from topi_ext.relay import op as relay_op
 from tvm_easyquant.files import write_text
 from tvm_easyquant.relay.build import Executor
-from tvm_easyquant.relay.framework import BUILD_CONFIG, no_tophub
+from tvm_easyquant.relay.framework import NO_CSE, no_tophub
 
 #: name -> (height and width, in channels, out channels, kernel, stride): ResNet-50's and MobileNet's layers
 LAYERS = {
@@ -73,7 +73,7 @@ def spec_of(name: str) -> ConvSpec:
 
 def compiled(expression, variables, target):
     module = tvm.IRModule.from_expr(relay.Function(variables, expression))
-    with no_tophub(), tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
+    with no_tophub(), tvm.transform.PassContext(opt_level=3, config=NO_CSE):
         return Executor(relay.build(module, target))
 
 

@@ -37,7 +37,7 @@ import tvm_easyquant as eq
 from topi_ext import isa
 from tvm_easyquant.files import write_text
 from tvm_easyquant.relay.build import build
-from tvm_easyquant.relay.framework import BUILD_CONFIG, no_tophub, relay, tvm
+from tvm_easyquant.relay.framework import NO_CSE, no_tophub, relay, tvm
 from tvm_easyquant.relay.reference import execute
 
 HERE = Path(__file__).resolve().parent
@@ -77,7 +77,7 @@ def history(logs):
 
 def tvm_fp32(path, target, logs):
     module, params = relay.frontend.from_onnx(_load(path), {"image": (1, 3, 224, 224)}, freeze_params=True)
-    with no_tophub(), history(logs), tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
+    with no_tophub(), history(logs), tvm.transform.PassContext(opt_level=3, config=NO_CSE):
         return relay.build(module, target, params=params)
 
 

@@ -93,8 +93,12 @@ def measured() -> str:
 def public() -> str:
     """Every public name of the package, in the order in which it lists them."""
     out = []
-    for name in tvm_easyquant._PUBLIC:
-        directive = "autoclass" if isinstance(getattr(tvm_easyquant, name), type) else "autofunction"
+    for name, module in tvm_easyquant._PUBLIC.items():
+        value = getattr(tvm_easyquant, name)
+        if not callable(value):  # its comment is where it is written
+            out += [f".. autodata:: tvm_easyquant.{module}.{name}"]
+            continue
+        directive = "autoclass" if isinstance(value, type) else "autofunction"
         out += [f".. {directive}:: tvm_easyquant.{name}"]
         out += ["   :members:"] if directive == "autoclass" and name != "Graph" else []
     return "\n".join(out) + "\n"

@@ -12,8 +12,8 @@ import onnx
 
 from tvm_easyquant import cli, quantize
 from tvm_easyquant.network.graph import run
-from tvm_easyquant.relay.build import host_target
-from tvm_easyquant.relay.profile import Benchmark, LayerTime, _Call, _rows, benchmark, keep_if_faster
+from tvm_easyquant.relay.build import Call, build_float, host_target, named
+from tvm_easyquant.relay.profile import Benchmark, LayerTime, _rows, benchmark, keep_if_faster
 from tvm_easyquant.relay.read import import_onnx, load_onnx
 from tvm_easyquant.scales.integer import run_integer
 from tvm_easyquant.scales.numerics import QuantConfig
@@ -95,7 +95,7 @@ def test_layers_kept_float_and_residual_branches_get_their_own_times():
     x = [rng.standard_normal((1, 64, 12, 12)).astype(np.float32)]
     for skip in ((), ("last",)):
         q = quantize(load_onnx(model), x, method="minmax", skip=skip)
-        found = benchmark(q.graph, import_onnx(model), q.module, "llvm", rounds=3)
+        found = benchmark(q.graph, build_float(import_onnx(model), "llvm"), q.build("llvm"), rounds=3)
         layers = {row.name: row for row in found.layers}
         assert list(layers) == ["big", "small", "last"]
         assert layers["last"].kind == ("float32" if skip else "int8") and layers["last"].ms > 0
@@ -128,8 +128,8 @@ def test_doctor_shows_the_saturation_in_a_number(capsys):
 def test_slower_layers_stay_float_only_if_the_network_gains(gain):
     graph, seen = load_onnx(networks.small_onnx()), []
 
-    def measure(graph, floats, module, target, bits, feed, progress):
-        seen.append(str(module["main"]).count("qnn.conv2d") + str(module["main"]).count("qnn.dense"))
+    def measure(graph, floats, integers, bits, feed, progress):
+        seen.append(len({layer.name for layer in integers.layers} & {n.name for n in graph.compute_nodes}))
         ms = 3.0 if seen[1:] else 4.0
         layers = [LayerTime("conv2", "int7", "k", 2.0, 1.0), LayerTime("conv1", "int7", "k", 1.0, 2.0)]
         return Benchmark(ms, 5.0, 5 / ms if gain else 1 / len(seen), (ms, ms), layers, 0.0, 1, 3, "llvm")
@@ -170,16 +170,19 @@ def test_every_call_is_counted_once():
     graph = load_onnx(networks.small_onnx())
     layers = [n.name for n in graph.compute_nodes]
     order = [layers[0], "pool", *layers[1:]]
-    calls = [_Call("fused_easyquant_conv2d", 1, 1, 2.0**i) for i in range(4)] + [
-        _Call("fused_softmax", 0, 1, 0.5)
+    calls = [Call("fused_easyquant_conv2d", None, 1, 1, 2.0**i) for i in range(4)] + [
+        Call("fused_softmax", None, 0, 1, 0.5)
     ]
     floats = [
-        _Call("fused_nn_conv2d", n.weight.size, int(np.prod(n.shape)), 1.0) for n in graph.compute_nodes
+        Call("fused_nn_conv2d", None, n.weight.size, int(np.prod(n.shape)), 1.0)
+        for n in graph.compute_nodes
     ]
-    rows, other = _rows(graph, {}, order, {}, calls, floats[::-1])
+    rows, other = _rows(graph, {}, {}, named(calls, order), floats[::-1])
     assert [row.ms for row in rows] == [1.0, 4.0, 8.0] and other == 2.5
     assert [row.ms_fp32 for row in rows] == [1.0] * 3
-    rows, other = _rows(graph, {}, order, {}, calls[1:], floats[1:])  # one call too few: nothing is guessed
+    rows, other = _rows(
+        graph, {}, {}, named(calls[1:], order), floats[1:]
+    )  # one call too few: nothing is guessed
     assert [row.ms for row in rows] == [None] * 3 and other == 14.5 and rows[0].ms_fp32 is None
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
     from .pipeline import Quantized as Quantized
     from .pipeline import import_quantized as import_quantized
     from .pipeline import quantize as quantize
+    from .relay.build import BUILD_CONFIG as BUILD_CONFIG
+    from .relay.build import Built as Built
     from .relay.build import Executor as Executor
     from .relay.build import build as build
     from .relay.passes import EasyQuant as EasyQuant
@@ -40,6 +42,8 @@ _PUBLIC = {
     "EasyQuant": "relay.passes",
     "rewrite": "relay.rewrite",
     "build": "relay.build",
+    "Built": "relay.build",
+    "BUILD_CONFIG": "relay.build",
     "Executor": "relay.build",
 }
 __all__ = sorted(_PUBLIC)

@@ -35,17 +35,17 @@ def images() -> dict[str, np.ndarray]:
     }
 
 
-def _classify(executor, pictures) -> np.ndarray:
-    return np.array([executor({"image": x[None]})[0].argmax() for x in pictures])
+def _classify(network, pictures) -> np.ndarray:
+    return np.array([network({"image": x[None]})[0].argmax() for x in pictures])
 
 
-def _median_microseconds(executors, rounds=15) -> list[float]:
+def _median_microseconds(networks, rounds=15) -> list[float]:
     """Times of one thread, interleaved, so that a noisy machine disturbs all alike."""
     from .relay.framework import tvm
 
     tvm.get_global_func("runtime.config_threadpool")(1, 1)  # big cores, one thread
-    times = [[e.milliseconds(repeat=3, number=10) for e in executors] for _ in range(rounds)]
-    return [1e3 * float(np.median([min(row[i]) for row in times])) for i in range(len(executors))]
+    times = [[e.milliseconds(repeat=3, number=10) for e in networks] for _ in range(rounds)]
+    return [1e3 * float(np.median([min(row[i]) for row in times])) for i in range(len(networks))]
 
 
 def main(out: str = "easyquant_demo") -> int:
@@ -53,7 +53,7 @@ def main(out: str = "easyquant_demo") -> int:
     from . import pipeline
     from .files import replacing
     from .progress import Bar, peak_memory_gib
-    from .relay.build import Executor, build, host_target
+    from .relay.build import build_float, host_target
     from .relay.framework import tvm
 
     suffix = ".so" if tvm.contrib.cc.get_cc() else ".tar"  # object files, if nothing can link them
@@ -62,25 +62,21 @@ def main(out: str = "easyquant_demo") -> int:
     data = images()
     labels, target = data["test_labels"], host_target()
     graph = pipeline.as_graph(network_path())
-    rows, executors = [], []
-
-    library = build(_float_module(network_path()), target, lower=False)
-    executors.append(Executor(library))
-    right = _classify(executors[0], data["test_images"]) == labels
-    rows.append(("fp32", right, None))
+    networks = [build_float(_float_module(network_path()), target)]
+    right = _classify(networks[0], data["test_images"]) == labels
+    rows = [("fp32", right, None)]
     for bits in (8, 7):
         bar = Bar()
         result = pipeline.quantize(graph, data["calibration_images"], bits=bits, progress=bar)
         bar.close()
-        library = result.build(target)
+        networks.append(result.build(target))
         result.table.save(folder / f"int{bits}.json")
         with replacing(folder / f"int{bits}{suffix}") as temporary:
-            library.export_library(str(temporary))
+            networks[-1].export_library(str(temporary))
         with replacing(folder / f"int{bits}.relay.json") as temporary:
             temporary.write_text(tvm.ir.save_json(result.module))
-        executors.append(Executor(library))
-        rows.append((f"INT{bits}", _classify(executors[-1], data["test_images"]) == labels, result))
-    times = _median_microseconds(executors)
+        rows.append((f"INT{bits}", _classify(networks[-1], data["test_images"]) == labels, result))
+    times = _median_microseconds(networks)
 
     print(f"Fashion-MNIST, {len(labels)} test images, target {target!r}")
     print(f"{'':6}{'top-1 %':>9}{'gained':>8}{'lost':>6}{'us/image':>10}{'coverage %':>12}{'search s':>10}")

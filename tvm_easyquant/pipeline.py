@@ -70,10 +70,10 @@ class Quantized:
         return rows
 
     def build(self, target=None, *, lower: bool = True):
-        """Compile for ``target`` (default: this CPU); returns TVM's library. See `relay_build.build`."""
+        """Compile for ``target`` (default: this CPU); returns a `Built`. See `tvm_easyquant.build`."""
         from .relay.build import build
 
-        return build(self.module, target, lower=lower)
+        return build(self.module, target, lower=lower, outputs=self.graph.outputs)
 
     def to_onnx(self, path: str | os.PathLike) -> None:
         """Write the network as standard QDQ ONNX, which ONNX Runtime runs. See `onnx_export`.
@@ -258,10 +258,9 @@ class _Judge:
     def _float(self, module):
         if module is None:
             return lambda feed: run(self.graph, feed)
-        from .relay.build import Executor
-        from .relay.profile import build_float
+        from .relay.build import build_float
 
-        return Executor(build_float(module, self.target))
+        return build_float(module, self.target)
 
     def _scores(self, network, what):
         found = _evaluate.evaluate(
@@ -271,11 +270,11 @@ class _Judge:
         return found["top1"]
 
     def paired(self, table) -> _evaluate.Paired:
-        from .relay.build import Executor, build
+        from .relay.build import build
 
         if self.reference is None:
             self.reference = self._scores(self.fp32, "float32")
-        scores = self._scores(Executor(build(apply(self.graph, table), self.target)), "integers")
+        scores = self._scores(build(apply(self.graph, table), self.target), "integers")
         return _evaluate.compare(scores, self.reference)
 
     def times(self, table) -> dict[str, float]:

@@ -145,10 +145,8 @@ def _options(args) -> dict:
 def _import(args) -> int:
     from dataclasses import replace
 
-    from tvm.driver.tvmc.model import TVMCModel
-
     from .. import pipeline
-    from ..files import replacing, write_text
+    from ..files import write_text
     from ..relay.build import cpu_target
     from ..relay.framework import tvm
     from .kernels import history
@@ -160,10 +158,7 @@ def _import(args) -> int:
     taken = pipeline.import_quantized(args.FILE, **_options(args))
     if args.output:
         with history(args.tuning_records, target):
-            library = taken.build(target)
-        with replacing(args.output) as temporary:
-            package = TVMCModel(taken.module, {})
-            package.export_package(library, str(temporary), cross=args.cross_compiler)
+            taken.build(target).export(args.output, args.cross_compiler)
     if args.table_out:
         replace(taken.table, data={"imported from": Path(args.FILE).name}).save(args.table_out)
     if args.module_out:

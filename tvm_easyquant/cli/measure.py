@@ -53,14 +53,19 @@ def add(subparsers) -> None:
     add("--tuning-records", metavar="LOG", help="records of tune-kernels to choose kernels by")
 
 
-def evaluation(args, graph, table, bar, target=None):
-    """{metric: `evaluate.Paired`} of the table's integers against float32 on ``args.data``; the options
-    are those of ``evaluate``."""
+def built(args, graph, table, target):
+    """(the float network of ``args.FILE``, the table's integers), both built for ``target``."""
     from .. import pipeline
-    from ..measure import accuracy as evaluate
-    from ..relay.build import Executor
-    from ..relay.profile import build_float, build_integer
+    from ..relay.build import build, build_float
     from ..relay.read import import_model
+
+    integers = build(pipeline.apply(graph, table), target)
+    return build_float(import_model(args.FILE, **model_options(args)), target), integers
+
+
+def labelled_data(args, table):
+    """(the labelled samples of ``args.data``, {metric: function}); the options are ``evaluate``'s."""
+    from ..measure import accuracy as evaluate
     from ..samples import labelled, sources
 
     metrics = (
@@ -73,13 +78,16 @@ def evaluation(args, graph, table, bar, target=None):
         if args.limit < 1:
             raise UserError(f"--limit is {args.limit}; use 1 or more")
         data = data.first(args.limit)
-    integer, *_ = build_integer(pipeline.apply(graph, table), target)
-    floats = build_float(import_model(args.FILE, **model_options(args)), target)
+    return data, metrics
+
+
+def evaluation(data, metrics, floats, integers, batch, bar):
+    """{metric: `evaluate.Paired`} of the built integers against the built float network."""
+    from ..measure import accuracy as evaluate
+
     scores = [
-        evaluate.evaluate(
-            Executor(library), data, metrics=metrics, batch=args.batch, progress=bar, what=what
-        )
-        for library, what in ((floats, "float32"), (integer, "integers"))
+        evaluate.evaluate(network, data, metrics=metrics, batch=batch, progress=bar, what=what)
+        for network, what in ((floats, "float32"), (integers, "integers"))
     ]
     return {name: evaluate.compare(scores[1][name], scores[0][name]) for name in metrics}
 
@@ -91,8 +99,10 @@ def _evaluate(args) -> int:
 
     target = cpu_target(args.target)
     graph, table, _ = load_table(args)
+    judged = labelled_data(args, table)
+    networks = built(args, graph, table, target)
     with progress_bar() as bar:
-        found = evaluation(args, graph, table, bar, target)
+        found = evaluation(*judged, *networks, args.batch, bar)
     if args.json:
         print_json(
             {"data": args.data, "metrics": {n: {**asdict(p), "drop": p.drop} for n, p in found.items()}}
@@ -116,7 +126,8 @@ def _benchmark(args) -> int:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
     graph = table.prepared(load_graph(args))
     with history(args.tuning_records, target), progress_bar() as bar:
-        found = timing(args, graph, table, bar, target, threads=args.threads, rounds=args.rounds)
+        networks = built(args, graph, table, target)
+        found = timing(graph, table, *networks, bar, threads=args.threads, rounds=args.rounds)
     if args.json:
         print_json({**asdict(found), "notes": found.notes})
         return 0
@@ -143,13 +154,9 @@ def _benchmark(args) -> int:
     return 0
 
 
-def timing(args, graph, table, bar, target=None, **options):
-    """The `relay_benchmark.Benchmark` of a table's integers."""
-    from .. import pipeline
+def timing(graph, table, floats, integers, bar, **options):
+    """The `relay.profile.Benchmark` of the built integers against the built float network."""
     from ..relay.profile import benchmark
-    from ..relay.read import import_model
 
-    module = pipeline.apply(graph, table)
     bits = {node.name: table.config.bits_of(node.name) for node in graph.compute_nodes}
-    float_module = import_model(args.FILE, **model_options(args))
-    return benchmark(graph, float_module, module, target, bits=bits, progress=bar, **options)
+    return benchmark(graph, floats, integers, bits=bits, progress=bar, **options)

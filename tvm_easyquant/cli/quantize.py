@@ -189,21 +189,20 @@ def _faster(args, graph, config):
     """The settings with the layers that are faster in float kept so, and what to say about it."""
     from dataclasses import replace
 
-    from ..relay.build import cpu_target
+    from ..relay.build import build_float, cpu_target
     from ..relay.profile import keep_if_faster
     from ..relay.read import import_model
 
     target = cpu_target(args.target)
     with progress_bar() as bar:
-        module = import_model(args.FILE, **model_options(args))
-        found = keep_if_faster(graph, module, config, target, progress=bar)
+        floats = build_float(import_model(args.FILE, **model_options(args)), target)
+        found = keep_if_faster(graph, floats, config, target, progress=bar)
     return replace(config, skip=(*config.skip, *found.skip)), found.notes
 
 
 def _judged(args, preprocess, auto) -> dict:
     """What `pipeline.quantize` needs to meet ``--max-drop``."""
-    from ..relay.build import Executor
-    from ..relay.profile import build_float
+    from ..relay.build import build_float
     from ..relay.read import import_model
     from ..samples import labelled, sources
 
@@ -212,7 +211,7 @@ def _judged(args, preprocess, auto) -> dict:
         "max_drop": args.max_drop,
         "evaluation": sources.labelled(args.eval, preprocess),
         "metric": labelled.named(args.metric) if args.metric else None,
-        "fp32": Executor(floats),
+        "fp32": floats,
         "target": args.target,
         **({"bits": "auto"} if auto else {}),
     }

@@ -49,16 +49,18 @@ def add(subparsers) -> None:
 def _report(args) -> int:
     from itertools import islice
 
+    from .. import pipeline
     from ..files import write_text
     from ..measure import report
     from ..relay.build import cpu_target
     from ..relay.collect import collect
+    from ..relay.tune import layer_plans
     from ..samples import sources
     from ..scales import calibrate
     from ..scales.table import ScaleTable
     from ..search.curves import Curves
     from .kernels import history
-    from .measure import evaluation, timing
+    from .measure import built, evaluation, labelled_data, timing
 
     inputs = [path for path in (args.FILE, args.table, args.calibration, args.record) if path]
     writable(args.output, inputs)
@@ -75,14 +77,21 @@ def _report(args) -> int:
     if source is not None:
         samples = list(islice(calibrate.samples(source(graph.inputs), graph), args.samples))
     with history(args.tuning_records, target), progress_bar() as bar:
-        accuracy = evaluation(args, graph, table, bar, target) if args.data else None
-        benchmark = None
+        judged = labelled_data(args, table) if args.data else None
+        accuracy = benchmark = None
+        if judged is None and args.no_benchmark:  # nothing is to be run
+            layers = layer_plans(pipeline.apply(graph, table), target)
+        else:
+            floats, integers = built(args, graph, table, target)
+            layers = list(integers.layers)
+        if judged is not None:
+            accuracy = evaluation(*judged, floats, integers, args.batch, bar)
         if not args.no_benchmark:
             options = {"threads": args.threads, "rounds": args.rounds}
-            benchmark = timing(args, graph, table, bar, target, **options)
+            benchmark = timing(graph, table, floats, integers, bar, **options)
         facts = collect(
-            graph, table, target, samples=samples, curves=curves, benchmark=benchmark, accuracy=accuracy,
-            progress=bar,
+            graph, table, layers, target, samples=samples, curves=curves, benchmark=benchmark,
+            accuracy=accuracy, progress=bar,
         )  # fmt: skip
     write_text(args.output, report.render(facts))
     if args.json:

@@ -73,6 +73,7 @@ def _plugged_in(records: str | None = None) -> Iterator[None]:
         for module in (compiler, autotuner):
             watched = pipeline.watching(module.target_from_cli)
             enter(mock.patch.object(module, "target_from_cli", watched))
+        enter(mock.patch.object(compiler, "parse_configs", pipeline.configured(compiler.parse_configs)))
         enter(mock.patch.dict(os.environ, {"TOPHUB_LOCATION": os.environ.get("TOPHUB_LOCATION", "NONE")}))
         enter(cli_checks.patches())
         # "One or more operators have not been tuned": ours need not be

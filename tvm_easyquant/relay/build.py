@@ -1,4 +1,4 @@
-"""Build an integer module for a CPU and run it.
+"""Build a network for a CPU and run it: `build` and `Built`, for everything that we compile.
 
 ``lower=True`` hands every integer operator to our kernels (`topi_ext.lower`): integers equal to the
 norm on every CPU. ``lower=False`` leaves TVM's stock lowering: it rounds ties differently, and its
@@ -7,14 +7,27 @@ int8 kernels are slower.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import TargetError
+from ..files import replacing
 from ..network.graph import GraphError
-from .framework import BUILD_CONFIG, no_tophub, tvm
+from . import artefact
+from .framework import NO_CSE, no_tophub, relay, tvm
+
+if TYPE_CHECKING:  # topi_ext.lower imports TVM, whose absence `framework` explains
+    from topi_ext.lower import LayerPlan
 
 
 def host_target() -> str:
@@ -66,40 +79,70 @@ def _check_arch(target) -> None:
         raise TargetError(f"-mtriple={triple} has its floats in registers; write -mfloat-abi=hard, too")
 
 
-def build(module, target=None, *, lower: bool = True, opt_level: int = 3):
-    """Compile an integer Relay module; returns TVM's library (``export_library`` works on it).
+#: settings of a PassContext that make `build` of ``relay.build``: weights linked into the code, not stored
+#: beside it (the operating system maps them from the file, so they are in memory once, and processes share
+#: them); no checks of the kernels' arguments, which the executor has made already (a fifth of a small
+#: network's code); and what LLVM 22 needs. They change no integer.
+BUILD_CONFIG = {"relay.FuseOps.link_params": True, "tir.disable_assert": True, **NO_CSE}
 
-    The weights are linked into the code, not stored beside it: the operating system maps them from the
-    file, so they are in memory once, and processes share them.
+
+def build(
+    module, target=None, *, lower: bool = True, opt_level: int = 3, outputs: Sequence[str] = ()
+) -> Built:
+    """Compile an integer Relay module for a CPU (default: this one), as everything of ours is compiled.
+
+    It is what ``relay.build`` makes of the module lowered by `LowerInteger`, under a ``PassContext`` with
+    ``config=BUILD_CONFIG``. outputs: their names, if the caller knows them.
 
     Raises TargetError if the target is not a CPU that LLVM knows, or if the stock lowering is asked for
     where TVM's int8 dense kernel aborts the process (targets with AVX-512 VNNI).
     """
-    from tvm import relay
-
+    from topi_ext.lower import LowerInteger
     from topi_ext.relay.op import target_isa
 
-    target = cpu_target(target)
+    target, layers = cpu_target(target), []
     if not lower and target_isa(target) == "avx512vnni" and "qnn.dense" in _operators(module):
         raise TargetError(
             f"TVM's stock int8 dense kernel aborts the process on target '{target}'; leave lower=True, or "
             "name a -mcpu without AVX-512 VNNI, such as skylake-avx512"
         )
-    # the kernels' own checks of their arguments, which the executor has made already, are a fifth of a
-    # small network's code
-    config = {**BUILD_CONFIG, "tir.disable_assert": True}
-    with no_tophub(), tvm.transform.PassContext(opt_level=opt_level, config=config):
+    with no_tophub(), tvm.transform.PassContext(opt_level=opt_level, config=BUILD_CONFIG):
         if lower:
-            from topi_ext.lower import LowerInteger
+            lowering = LowerInteger(target)
+            module = lowering(module)
+            layers = _in_call_order(module, lowering.layers)
+        return Built(relay.build(module, target), target, layers, outputs)
 
-            module = LowerInteger(target)(module)
-        return relay.build(module, target, executor=relay.backend.Executor("graph", {"link-params": True}))
+
+def build_float(module, target=None) -> Built:
+    """Compile a float Relay module as TVM's user would by default (opt_level 3), to compare ours with."""
+    target = cpu_target(target)
+    with no_tophub(), tvm.transform.PassContext(opt_level=3, config=NO_CSE):
+        return Built(relay.build(module, target), target)
+
+
+def _in_call_order(lowered, layers: Sequence[LayerPlan]) -> list[LayerPlan]:
+    """The layers in the order in which the compiled network calls them: a residual branch is moved before
+    the layer that its add was fused into."""
+    from topi_ext.relay.op import CONV2D
+
+    waiting: dict[tuple, list[LayerPlan]] = {}
+    for layer in layers:
+        key = (layer.name, layer.spec.to_json(), layer.plan.kernel.name)
+        waiting.setdefault(key, []).append(layer)
+    order = []
+
+    def visit(expr):
+        if isinstance(expr, relay.Call) and str(getattr(expr.op, "name", "")).startswith(CONV2D):
+            name = expr.span.source_name.name if expr.span else ""
+            order.append(waiting[name, str(expr.attrs["spec"]), str(expr.attrs["kernel"])].pop(0))
+
+    relay.analysis.post_order_visit(lowered["main"], visit)
+    return order
 
 
 def _operators(module) -> set[str]:
     """Names of the operators that a Relay module calls."""
-    from tvm import relay
-
     names = set()
 
     def visit(expr):
@@ -110,6 +153,194 @@ def _operators(module) -> set[str]:
     return names
 
 
+class Built:
+    """A compiled network: it runs, is timed, layer by layer, too, and is written to files.
+
+    ``built(feed)`` takes {input: float32 NCHW array} and returns the outputs as a list; it works in
+    `Executor`, too. What TVM's own library has (``export_library``, ``["default"]``, ``get_lib``, ...) this
+    has as well.
+
+    library: what ``relay.build`` returned. target: tvm.target.Target. layers: the `LayerPlan` of each
+    lowered convolution or dense layer, in the order of the calls (none in a float network). inputs: {name:
+    (shape, element type)}. outputs: their names, () where the builder was not told.
+    """
+
+    def __init__(self, library, target, layers: Sequence[LayerPlan] = (), outputs: Sequence[str] = ()):
+        self.library, self.target = library, target
+        self.layers, self.outputs = tuple(layers), tuple(outputs)
+        nodes, constants = json.loads(library.get_graph_json()), library.get_params()
+        shapes, types = nodes["attrs"]["shape"][1], nodes["attrs"]["dltype"][1]
+        self.inputs = {
+            nodes["nodes"][i]["name"]: (tuple(shapes[i]), types[i])
+            for i in nodes["arg_nodes"]  # before any node of several outputs: entry i is node i
+            if nodes["nodes"][i]["name"] not in constants
+        }
+
+    def __getattr__(self, name: str):
+        if "library" not in self.__dict__:  # not made yet, as in a copy
+            raise AttributeError(name)
+        return getattr(self.library, name)
+
+    def __getitem__(self, name: str):
+        return self.library[name]
+
+    @functools.cached_property
+    def executor(self) -> Executor:
+        """This CPU's executor of it."""
+        return Executor(self)
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return self.executor(feed)
+
+    def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
+        """Times of ``repeat`` runs (each the mean of ``number``), after the inputs were set."""
+        return self.executor.milliseconds(repeat, number)
+
+    def profile(self, feed: Mapping[str, np.ndarray]) -> Profile:
+        """A `Profile` of it on these inputs, to be run as often as wanted."""
+        return Profile(self, feed)
+
+    def layer_times(self, feed: Mapping[str, np.ndarray], repeat: int = 10) -> dict[str, float]:
+        """{lowered layer: milliseconds}, medians of ``repeat`` runs under TVM's debug executor; {} where
+        the calls cannot be told apart. A layer's time is with what was fused into it."""
+        profile = self.profile(feed)
+        for _ in range(repeat):
+            profile.run()
+        return {call.layer: call.ms for call in profile.calls if call.layer is not None}
+
+    def export_library(self, file_name, **options):
+        """TVM's ``export_library``; the archive of object files (``.tar``) is the same bytes every time, as
+        the shared library is."""
+        path = os.fspath(file_name)
+        made = self.library.export_library(path, **options)
+        if path.endswith(".tar"):
+            artefact.make_repeatable(path)
+        return made
+
+    def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:
+        """Write the archive that ``tvmc-easyquant run`` and `deploy.Program` take, whole or not at all.
+
+        compiler: what links for another machine, such as ``aarch64-linux-gnu-g++``. Raises WriteError.
+        """
+        options = {"fcompile": tvm.contrib.cc.cross_compiler(compiler)} if compiler else {}
+        folder = tvm.contrib.utils.tempdir()
+        code = Path(folder.relpath("mod.so"))
+        self.library.get_lib().export_library(str(code), **options)
+        members = {
+            "mod.so": code.read_bytes(),
+            "mod.json": self.library.get_graph_json().encode(),
+            "mod.params": artefact.parameters(self.library.get_params()),
+        }
+        with replacing(path) as temporary:
+            temporary.write_bytes(artefact.archive(members))
+
+    @functools.cached_property
+    def _content(self) -> tuple[int, str]:
+        """(size, digest)."""
+        folder = tvm.contrib.utils.tempdir()
+        code = Path(folder.relpath("code.o"))
+        self.library.get_lib().save(str(code))
+        parts = code.read_bytes(), artefact.parameters(self.library.get_params())
+        digest = hashlib.sha256(self.library.get_graph_json().encode())
+        for part in parts:
+            digest.update(hashlib.sha256(part).digest())
+        stored = sum(array.numpy().nbytes for array in self.library.get_params().values())
+        return len(parts[0]) + stored, digest.hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of its machine code (an object file, linked weights included) and its parameters."""
+        return self._content[0]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its code, graph and parameters: the same module, target, table and records give the
+        same digest in every process."""
+        return self._content[1]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a compiled network: its function, the lowered layer that it is (None: it is none, or
+    cannot be told), the sizes of its largest constant and of its output, its milliseconds."""
+
+    function: str
+    layer: str | None
+    weight: int
+    output: int
+    ms: float
+
+    @property
+    def ours(self) -> bool:
+        return "easyquant_conv2d" in self.function
+
+    @property
+    def holds_layer(self) -> bool:
+        """Whether it holds a convolution or dense layer, ours or TVM's."""
+        return self.ours or any(word in self.function for word in ("conv2d", "dense", "batch_matmul"))
+
+
+def named(calls: Sequence[Call], layers: Sequence[str]) -> list[Call]:
+    """The calls with the names of ``layers``, which are in call order; without, if the counts differ."""
+    ours = [i for i, call in enumerate(calls) if call.ours]
+    names = dict(zip(ours, layers, strict=True)) if len(ours) == len(layers) else {}
+    return [replace(call, layer=names.get(i)) for i, call in enumerate(calls)]
+
+
+class Profile:
+    """A `Built` under TVM's debug executor: ``run`` it as often as wanted; ``calls`` are medians."""
+
+    def __init__(self, built: Built, feed: Mapping[str, np.ndarray]):
+        from tvm.contrib.debugger import debug_executor
+
+        self._layers, library = [layer.name for layer in built.layers], built.library
+        text, params = library.get_graph_json(), library.get_params()
+        self._sizes = _sizes(json.loads(text), params, library.function_metadata)
+        self._folder = tvm.contrib.utils.tempdir()  # the debug executor wants one; it goes with this
+        self._executor = debug_executor.create(
+            text, library.get_lib(), tvm.cpu(), dump_root=self._folder.temp_dir
+        )
+        self._executor.set_input(**params)
+        self._executor.set_input(**feed)
+        self._times: list[list[float]] = []
+        self._names: list[str] = []
+
+    def run(self) -> None:
+        """Time every call once more."""
+        rows = self._executor.profile().calls
+        self._names = [str(row["Name"]) for row in rows]
+        self._times.append([float(row["Duration (us)"].microseconds) / 1e3 for row in rows])
+
+    @property
+    def calls(self) -> list[Call]:
+        """The network's calls in order, their times the medians over the runs."""
+        medians = np.median(self._times, axis=0)
+        sizes = self._sizes if len(self._sizes) == len(medians) else [(0, 0)] * len(medians)
+        rows = zip(self._names, sizes, medians, strict=True)
+        return named([Call(name, None, *size, float(ms)) for name, size, ms in rows], self._layers)
+
+
+def _sizes(graph: dict, params, functions) -> list[tuple[int, int]]:
+    """(size of its largest constant, linked or a parameter, size of its output) of each call of a graph."""
+    shapes, row = graph["attrs"]["shape"][1], graph["node_row_ptr"]
+    sizes = []
+
+    def visit(expr):
+        if isinstance(expr, relay.Constant):
+            constants.append(prod(expr.data.shape))
+
+    for i, node in enumerate(graph["nodes"]):
+        if node["op"] == "null":
+            continue
+        inputs = [graph["nodes"][entry[0]]["name"] for entry in node["inputs"]]
+        constants = [prod(params[name].shape) for name in inputs if name in params]
+        found = functions.get(node["attrs"]["func_name"])  # none of a call that does nothing
+        for function in found.relay_primfuncs.values() if found is not None else ():
+            relay.analysis.post_order_visit(function, visit)
+        sizes.append((max(constants, default=0), prod(shapes[row[i]])))
+    return sizes
+
+
 class Executor:
     """A built library with its inputs and outputs by name.
 
@@ -117,9 +348,10 @@ class Executor:
     """
 
     def __init__(self, library, device=None):
+        """library: a `Built`, or what ``relay.build`` or ``tvm.runtime.load_module`` returned."""
         from tvm.contrib import graph_executor
 
-        self.library = library
+        self.library = library = library.library if isinstance(library, Built) else library
         self.device = device or tvm.cpu()
         self.module = graph_executor.GraphModule(library["default"](self.device))
         shapes, dtypes = self.module.get_input_info()

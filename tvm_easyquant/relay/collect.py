@@ -7,22 +7,23 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
-from .. import __version__, pipeline
+from topi_ext.lower import LayerPlan
+
+from .. import __version__
 from ..measure import report
 from ..measure.accuracy import Paired
 from ..network.graph import Graph
 from ..scales.table import ScaleTable
 from ..search.curves import Curves, CurvesError
 from ..search.driver import layer_figures
-from .build import cpu_target
 from .profile import Benchmark, describe_host
-from .tune import layer_plans
 
 
 def collect(
     graph: Graph,
     table: ScaleTable,
-    target=None,
+    layers: Sequence[LayerPlan],
+    target,
     *,
     samples: Sequence[Mapping] = (),
     curves: Curves | None = None,
@@ -32,6 +33,7 @@ def collect(
 ) -> dict:
     """The facts of `report.render`, as plain values.
 
+    layers: the plans of the lowered layers, of `build.Built` or `tune.layer_plans`, for ``target``.
     samples: calibration inputs, for histograms and, where the table has none, the error of each layer.
     curves, benchmark, accuracy: what was recorded and measured, each may be left out.
     Raises TableError if the table does not fit the graph, CurvesError if the curves are another model's.
@@ -41,11 +43,10 @@ def collect(
         raise CurvesError("the search record belongs to another model; record this one's search")
     if samples and not table.figures:
         table = replace(table, figures=layer_figures(graph, plan, table, list(samples)))
-    target = cpu_target(target)
-    plans = {p.name: p for p in layer_plans(pipeline.apply(graph, table), target)}
+    plans = {layer.name: layer for layer in layers}
     times = {row.name: row for row in benchmark.layers} if benchmark else {}
     histograms = report.histograms(graph, plan, table, samples, progress)
-    layers = []
+    rows = []
     for number, node in enumerate(graph.compute_nodes, 1):
         row = {
             "number": number,
@@ -77,7 +78,7 @@ def collect(
                 refused=dict(chosen.refused),
                 saturation=report.saturation(lowered.weight, lowered.spec.data_max),
             )  # fmt: skip
-        layers.append(row)
+        rows.append(row)
     worst = report.worst_layers(table)
     before, after = report.weight_bytes(graph, plan)
     return {
@@ -96,7 +97,7 @@ def collect(
         "objective": curves.objective if curves is not None else None,
         "floats": dict(plan.floats),
         "skip_line": shlex.join(["--skip", *table.config.skip, *worst]) if worst else "",
-        "layers": layers,
+        "layers": rows,
     }
 
 

@@ -13,9 +13,9 @@ from topi_ext import isa, manifest, reference
 from topi_ext.relay import op as relay_op
 
 from .. import __version__
-from .build import Executor, host_target
+from .build import Executor, build, host_target
 from .framework import no_tophub, relay, tvm
-from .profile import build_integer, describe_host
+from .profile import describe_host
 
 #: package -> what it is for
 OPTIONAL = {
@@ -98,7 +98,7 @@ def saturation(channels: int = 64, size: int = 8) -> dict:
         x, relay.const(weight), zero, zero, one, one, data_layout="NHWC", kernel_layout="HWIO", **settings
     )
     ours = tvm.IRModule.from_expr(relay.Function([x], relay.qnn.op.dequantize(y, one, zero)))
-    mine = Executor(build_integer(ours, target)[0])({"x": data})[0]
+    mine = build(ours, target)({"x": data})[0]
     error = np.abs(theirs.astype(np.int64) - exact)
     return {
         "layer": f"3x3, {channels} to {channels} channels, {size}x{size}, uint8 x int8, full range",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..network.layout import to_nchw, to_nhwc
-from .framework import BUILD_CONFIG, no_tophub, relay, tvm
+from .framework import NO_CSE, no_tophub, relay, tvm
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -84,7 +84,7 @@ class RelayOp:
                 relay.var(f"x{i}", shape=to_nchw(a).shape, dtype=str(a.dtype)) for i, a in enumerate(arrays)
             ]
             module = tvm.IRModule.from_expr(relay.Function(arguments, self.rebuild(arguments)))
-            with no_tophub(), tvm.transform.PassContext(opt_level=2, config=BUILD_CONFIG):
+            with no_tophub(), tvm.transform.PassContext(opt_level=2, config=NO_CSE):
                 library = relay.build(module, "llvm")
             from tvm.contrib import graph_executor
 

@@ -36,7 +36,7 @@ def no_tophub() -> Iterator[None]:
             os.environ["TOPHUB_LOCATION"] = before
 
 
-#: settings of a PassContext: on LLVM 22, TVM 0.19 fails on vectors bound to a name, which this pass makes
-BUILD_CONFIG = {"tir.disable_cse_tir": True}
+#: setting of a PassContext: on LLVM 22, TVM 0.19 fails on vectors bound to a name, which this pass makes
+NO_CSE = {"tir.disable_cse_tir": True}
 
-__all__ = ["BUILD_CONFIG", "no_tophub", "relay", "tvm"]
+__all__ = ["NO_CSE", "no_tophub", "relay", "tvm"]

@@ -67,6 +67,8 @@ def patches() -> Iterator[None]:
     from tvm.driver.tvmc import TVMCException, runner
     from tvm.driver.tvmc.model import TVMCModel, TVMCPackage, TVMCResult
 
+    from .artefact import make_repeatable
+
     def tvmc_s(check, *arguments):
         try:
             check(*arguments)
@@ -89,6 +91,7 @@ def patches() -> Iterator[None]:
             return export_package(self, executor_factory, package_path, *rest, **options)
         with replacing(package_path) as temporary:
             export_package(self, executor_factory, str(temporary), *rest, **options)
+            make_repeatable(temporary)
         return package_path
 
     def whole_save(self, output_path):

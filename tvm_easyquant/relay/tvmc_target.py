@@ -30,7 +30,7 @@ class Pipeline:
 
     def __init__(self, records: str | None = None):
         """records: the file of ``--tuning-records``, which must be of the target's CPU."""
-        self.target, self.records = None, records
+        self.target, self.records, self.asked_for = None, records, False
 
     def watching(self, target_from_cli):
         """tvmc's ``target_from_cli``, taking note of the target; an unknown one is tvmc's own error."""
@@ -44,9 +44,21 @@ class Pipeline:
             except IndexError:  # tvmc's own parser of options
                 raise TVMCException(f"target {target!r}: an option has no value after its =") from None
             self.target = found[0]
+            self.asked_for = any(extra["name"] == "easyquant" for extra in found[1])
             return found
 
         return watched
+
+    def configured(self, parse_configs):
+        """tvmc's ``parse_configs``, with the settings of `build.build` for what its user does not set."""
+
+        def parsed(texts):
+            from .build import BUILD_CONFIG
+
+            theirs = parse_configs(texts)
+            return {**BUILD_CONFIG, **theirs} if self.asked_for else theirs
+
+        return parsed
 
     def __call__(self, mod, params=None, mod_name="default", **options):
         from tvm.driver.tvmc import TVMCException
