@@ -1,0 +1,155 @@
+"""The record of each layer and join, against what `LowerInteger` matches in the rewritten module."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+
+import networks
+import numpy as np
+import pytest
+
+tvm = pytest.importorskip("tvm")
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import relay
+
+import tvm_easyquant as eq
+from topi_ext import manifest, reference
+from topi_ext.lower import LowerInteger
+from topi_ext.relay.op import CONV2D
+from tvm_easyquant.scales.layers import records
+
+TARGET = "llvm -mcpu=core-avx2"  # kernels of several packings
+
+
+def calls_of(module, prefix):
+    found = []
+
+    def visit(expr):
+        if isinstance(expr, relay.Call) and str(getattr(expr.op, "name", "")).startswith(prefix):
+            found.append(expr)
+
+    relay.analysis.post_order_visit(module["main"], visit)
+    return found
+
+
+def compare(graph, table):
+    """Every layer and every join of the lowered module, field by field; returns the records."""
+    lower = LowerInteger(TARGET)
+    lowered = lower(eq.rewrite(graph, table))
+    mine = records(graph, table)
+    matched = {layer.name: layer for layer in lower.layers}
+    calls = {call.span.source_name.name: call for call in calls_of(lowered, CONV2D)}
+    assert set(mine.layers) == set(matched) == set(calls) and len(lower.layers) == len(matched)
+    for name, layer in mine.layers.items():
+        assert asdict(layer.spec) == asdict(matched[name].spec), name
+        np.testing.assert_array_equal(layer.weight, matched[name].weight)
+        assert str(calls[name].attrs["spec"]) == layer.spec.to_json()
+        row = manifest.kernel(str(calls[name].attrs["kernel"]))
+        constants = row.pack(layer.spec, layer.weight, layer.bias, layer.multiplier)
+        arguments = calls[name].args[1 : 1 + len(constants)]  # what the kernel is given
+        for array, argument in zip(constants, arguments, strict=True):
+            np.testing.assert_array_equal(array, argument.data.numpy())
+        assert (layer.residual is None) == (len(calls[name].args) == 1 + len(constants))
+    wanted = Counter(json.dumps(numbers(join), sort_keys=True) for join in mine.joins.values())
+    joins = calls_of(lowered, "easyquant.add") + calls_of(lowered, "easyquant.mul")
+    assert Counter(str(call.attrs["numbers"]) for call in joins) == wanted
+    return mine
+
+
+def numbers(join):
+    a, b = join.scales
+    out = {"a_zero_point": a.zero_point, "b_zero_point": b.zero_point, "lo": join.lo, "hi": join.hi,
+           "zero_point": join.scale.zero_point}  # fmt: skip
+    if join.op == "mul":
+        return {**out, "multiplier": float(reference.multiplier(a.scale, b.scale, join.scale.scale))}
+    return {**out, "a_scale": a.scale, "b_scale": b.scale, "scale": join.scale.scale}
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+@pytest.mark.parametrize("skip", [(), ("dw",), ("join",), ("down",), ("pw", "left")])
+def test_the_residual_network(bits, skip):
+    graph, images = networks.residual()
+    found = compare(graph, eq.quantize(graph, images, method="minmax", bits=bits, skip=skip).table)
+    if not skip:
+        assert found.layers["pw"].residual == "stem.relu" and found.layers["pw"].output == "join.relu"
+        assert found.layers["avg"].spec.depthwise and found.layers["down"].data == "pool"
+        assert found.layers["logits"].spec.epilogue == "dequantize" and not found.joins
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_the_chain(relu):
+    graph, images = networks.chain(relu=relu)
+    compare(graph, eq.quantize(graph, images, method="minmax", equalize=relu).table)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": 2}, {"island": True}, {"norm": False}])
+def test_the_onnx_network(options):
+    graph = eq.load_onnx(networks.small_onnx(**options), batch=options.get("batch", 1))
+    x = np.random.default_rng(0).standard_normal((4, options.get("batch", 1), 3, 8, 8)).astype(np.float32)
+    compare(graph, eq.quantize(graph, list(x), method="minmax").table)
+
+
+KINDS = ("conv", "conv", "dw", "relu", "branch", "branch", "add", "mul", "concat", "max", "avg", "f")
+
+
+def random_graph(seed):
+    """Layers, joins of branches that others may read too, clips, pools and moves, in any order."""
+    rng = np.random.default_rng(seed)
+    b = networks.Builder(seed, batch=int(rng.integers(1, 3)))
+    tensors = [b.conv("conv0", "image", 8)]
+    outputs = []
+    for i in range(1, int(rng.integers(5, 14))):
+        x = tensors[int(rng.integers(max(0, len(tensors) - 3), len(tensors)))]
+        same = [t for t in tensors if b.nodes[t].shape == b.nodes[x].shape]
+        c = b.nodes[x].shape[3]
+        kind = str(rng.choice(KINDS))
+        if kind == "conv":
+            kernel, channels = int(rng.choice([1, 3])), int(rng.choice([c, c, 8, 12]))
+            y = b.conv(f"conv{i}", x, channels, kernel, groups=int(rng.choice([1, 1, 2])))
+        elif kind == "dw":
+            y = b.conv(f"dw{i}", x, c, groups=c)
+        elif kind == "relu":
+            y = b.relu(f"relu{i}", x, hi=float(rng.choice([np.inf, 2.0])))
+        elif kind in ("add", "mul"):
+            y = b.add(f"{kind}{i}", kind, [x, str(rng.choice(same))], b.nodes[x].shape, {})
+        elif kind == "branch":  # a residual add: the layer on either side, its ReLU between them or none
+            own = b.conv(f"branch{i}", x, c, int(rng.choice([1, 3])))
+            own = b.relu(f"branch{i}.relu", own) if rng.random() < 0.3 else own
+            pair = [own, str(rng.choice(same))]
+            y = b.join(f"join{i}", *pair[:: int(rng.choice([1, -1]))])
+        elif kind == "concat" and c <= 24:
+            y = b.concat(f"cat{i}", x, str(rng.choice(same)))
+        elif kind in ("max", "avg") and b.nodes[x].shape[1] > 3:
+            y = b.pool(f"pool{i}", x, {"max": "max_pool2d", "avg": "avg_pool2d"}[kind], 2, 1)
+        else:
+            y = b.add(f"f{i}", "elementwise", [x], b.nodes[x].shape, {"expression": ("tanh", "x")})
+        tensors.append(y)
+        if rng.random() < 0.15:
+            outputs.append(y)
+    last = b.dense("logits", b.flatten("flat", b.global_pool("gap", tensors[-1])), 5)
+    read = {t for node in b.nodes.values() for t in node.inputs}
+    unread = [t for t in tensors if t not in read]  # what nobody reads, a reader would leave out
+    return b.graph(last, *dict.fromkeys([*outputs, *unread])), b.images(2)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1))
+def test_random_networks(seed):
+    graph, images = random_graph(seed)
+    compare(graph, eq.quantize(graph, images, method="minmax", bits=7 + seed % 2).table)
+
+
+def test_random_networks_have_everything():
+    """The generator: fused and unfused joins, both sides of a residual, float and integer readers."""
+    seen = Counter()
+    for seed in range(60):
+        graph, images = random_graph(seed)
+        found = records(graph, eq.quantize(graph, images, method="minmax").table)
+        for layer in found.layers.values():
+            residual = layer.spec.residual
+            seen[layer.spec.epilogue if residual is None else f"first {residual.own_first}"] += 1
+            seen["narrow data"] += layer.spec.data_max < 255
+        seen.update(join.op for join in found.joins.values())
+    wanted = ("requantize", "dequantize", "first True", "first False", "add", "mul", "narrow data")
+    assert min(seen[key] for key in wanted) > 3, seen
