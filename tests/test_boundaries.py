@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TVM_FREE = [
     "tvm_easyquant", "tvm_easyquant.network.graph", "tvm_easyquant.network.equalize", "tvm_easyquant.network.expression", "tvm_easyquant.scales.partition", "tvm_easyquant.scales.numerics",
-    "tvm_easyquant.scales.calibrate", "tvm_easyquant.scales.histogram", "tvm_easyquant.search.objectives", "tvm_easyquant.search.reconstruct", "tvm_easyquant.scales.integer", "tvm_easyquant.search.driver",
+    "tvm_easyquant.scales.calibrate", "tvm_easyquant.scales.histogram", "tvm_easyquant.search.objectives", "tvm_easyquant.search.reconstruct", "tvm_easyquant.scales.integer", "tvm_easyquant.scales.layers", "tvm_easyquant.search.driver",
     "tvm_easyquant.scales.table", "tvm_easyquant.files", "tvm_easyquant.pipeline", "tvm_easyquant.demo",
     "tvm_easyquant.images", "tvm_easyquant.samples.sources", "tvm_easyquant.search.curves", "tvm_easyquant.measure.report", "tvm_easyquant.evaluate", "tvm_easyquant.search.bits",
     "tvm_easyquant.writers.qdq", "tvm_easyquant.writers.verify", "tvm_easyquant.readers.onnx_quantized", "tvm_easyquant.readers.take_over", "tvm_easyquant.writers.ncnn", "tvm_easyquant.deploy",

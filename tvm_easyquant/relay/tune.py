@@ -7,11 +7,12 @@ of a layer were measured for the same ``-mcpu``, which kernel it gets (`topi_ext
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -204,10 +205,36 @@ def tune(
     was lost, so an interrupted run goes on where it stopped. Raises TuneError, also when the tracker or the
     device is lost on the way.
     """
-    from tvm import autotvm
-    from tvm.autotvm.measure import MeasureErrorNo
-    from tvm.contrib import cc
+    target = _checked(target, tuner, trials, runner, cross_compiler)
+    done = _done(log)
+    _check_device(runner)
+    relay_op.register()
+    work = tasks(layer_plans(module, target), target, alternatives)
+    result = Tuned(kernels=len(work))
+    with _measuring(runner, cross_compiler) as options:
+        for i, task in enumerate(work, 1):
+            known = done.get((str(target), task.workload), set())
+            wanted = min(trials, len(task.config_space)) - len(known)
+            if wanted <= 0:
+                result.resumed += 1
+                continue
 
+            def seen(count, i=i, name=task.name):
+                result.trials += count
+                if progress is not None:
+                    progress(i, len(work), name)
+
+            _check_device(runner)  # AutoTVM would wait for a lost one without a word
+            settings = {"n_trial": wanted, "early_stopping": early_stopping, "measure_option": options}
+            valid = _measure(_tuner(tuner, task, known), settings, log, runner, seen)
+            result.measured += 1
+            if not (valid or known):
+                result.failed.append(task.name)
+    return result
+
+
+def _checked(target, tuner, trials, runner, cross_compiler):
+    """The tvm.target.Target to tune for; TuneError if something is set that cannot work."""
     if tuner not in TUNERS:
         raise TuneError(f"tuner is {tuner!r}; use one of {', '.join(TUNERS)}")
     if trials < 1:
@@ -221,57 +248,67 @@ def tune(
         )
     if cross_compiler is not None:
         check_compiler(cross_compiler)
-    lost = {getattr(MeasureErrorNo, name) for name in ("RUNTIME_DEVICE", "RUN_TIMEOUT", "UNKNOWN_ERROR")}
-    have: dict = {}
+    return target
+
+
+def _lost(outcome) -> bool:
+    """Whether a trial says nothing about its configuration, since the device was lost."""
+    from tvm.autotvm.measure import MeasureErrorNo as Number
+
+    return outcome.error_no in (Number.RUNTIME_DEVICE, Number.RUN_TIMEOUT, Number.UNKNOWN_ERROR)
+
+
+def _done(log) -> dict[tuple, set[int]]:
+    """{(target, AutoTVM workload): indices of the configurations that the log has}."""
+    done: dict[tuple, set[int]] = {}
     for found, outcome in read_log(log):
-        if outcome.error_no not in lost:
-            have.setdefault((str(found.target), found.task.workload), set()).add(found.config.index)
+        if not _lost(outcome):
+            done.setdefault((str(found.target), found.task.workload), set()).add(found.config.index)
+    return done
+
+
+def _check_device(runner) -> None:
+    """TuneError if the device of an ``autotvm.RPCRunner`` is not there; None and others have none."""
     device = (getattr(runner, "host", None), getattr(runner, "port", None), getattr(runner, "key", None))
+    if all(device):
+        check_tracker(*device)
 
-    def check_device():
-        if all(device):
-            check_tracker(*device)
 
-    check_device()
-    relay_op.register()
-    work = tasks(layer_plans(module, target), target, alternatives)
-    result = Tuned(kernels=len(work))
+@contextlib.contextmanager
+def _measuring(runner, cross_compiler) -> Iterator[dict]:
+    """AutoTVM's measure option; its threads end with it, whatever happens."""
+    from tvm import autotvm
+    from tvm.contrib import cc
+
     link = cc.cross_compiler(cross_compiler) if cross_compiler else "default"
     builder = autotvm.LocalBuilder(n_parallel=1, build_func=link, timeout=BUILD_SECONDS)
     runner = runner or autotvm.LocalRunner(number=4, repeat=3, min_repeat_ms=20)
     try:
-        for i, task in enumerate(work, 1):
-            done = have.get((str(target), task.workload), set())
-            wanted = min(trials, len(task.config_space)) - len(done)
-            if wanted <= 0:
-                result.resumed += 1
-                continue
-            valid = []
-
-            def seen(_, inputs, results, valid=valid, name=task.name, i=i):
-                result.trials += len(inputs)
-                valid.extend(r for r in results if r.error_no == 0)
-                if progress is not None:
-                    progress(i, len(work), name)
-                if any(r.error_no in lost for r in results):
-                    check_device()
-
-            check_device()  # AutoTVM would wait for a lost one without a word
-            with no_tophub():
-                _tuner(tuner, task, done).tune(
-                    n_trial=wanted,
-                    early_stopping=early_stopping,
-                    measure_option=autotvm.measure_option(builder, runner),
-                    callbacks=[autotvm.callback.log_to_file(os.fspath(log)), seen],
-                )
-            result.measured += 1
-            if not (valid or done):
-                result.failed.append(task.name)
+        yield autotvm.measure_option(builder, runner)
     finally:
         autotvm.env.GLOBAL_SCOPE.in_tuning = False  # an exception leaves it set
         for part in (builder, runner):
             part.executor._threadpool.shutdown()  # by the last trial's own thread it would be an error
-    return result
+
+
+def _measure(tuner, settings, log, runner, seen) -> bool:
+    """Measure one kernel and append the records to the log; whether a trial gave a valid time.
+
+    seen(count) is called after each batch of trials. TuneError where one lost the device.
+    """
+    from tvm import autotvm
+
+    valid = []
+
+    def batch(_, inputs, results):
+        valid.extend(r for r in results if r.error_no == 0)
+        seen(len(inputs))
+        if any(map(_lost, results)):
+            _check_device(runner)
+
+    with no_tophub():
+        tuner.tune(callbacks=[autotvm.callback.log_to_file(os.fspath(log)), batch], **settings)
+    return bool(valid)
 
 
 def _tuner(name, task, done):
