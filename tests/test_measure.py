@@ -80,6 +80,26 @@ def test_benchmark_names_every_layer_the_machine_and_the_ratio(work, capsys):
     assert "times as fast" in out and "everything else" in out and "medians of 3 rounds" in out
 
 
+@pytest.mark.parametrize("rest", [["--data", "set.npz", "--rounds", "3"], ["--no-benchmark"]])
+def test_a_report_lowers_its_network_once(work, capsys, monkeypatch, rest):
+    """It was lowered for the plan, for the times and for the accuracy, and each was another build."""
+    pytest.importorskip("plotly")
+    pytest.importorskip("jinja2")
+    from topi_ext.relay import lower
+
+    runs, matching = [], lower._Lowering
+    monkeypatch.setattr(lower, "_Lowering", lambda *found: runs.append(1) or matching(*found))
+    monkeypatch.chdir(work[0])
+    facts = answer(capsys, "report", "net.onnx", "--table", "net.json", "-o", "page.html", "--json", *rest)
+    assert runs == [1]
+    assert all(row["kernel"] != "TVM float32" and row["proof"] for row in facts["layers"])
+    assert (
+        ("top1" in facts["accuracy"])
+        == all(row["ms"] is not None for row in facts["layers"])
+        == (len(rest) > 1)
+    )
+
+
 def test_layers_kept_float_and_residual_branches_get_their_own_times():
     """A branch's layer is moved before the layer that its add was fused into; names must follow."""
     nodes = [
