@@ -17,7 +17,8 @@ import numpy as np
 from topi_ext import reference
 from topi_ext.conv2d import ConvSpec, Residual, fold_zero_point
 
-from ..network.graph import COMPUTE, MOVES, Graph, Node
+from ..network.graph import Graph
+from ..network.node import Node
 from .integer import Scales, function_values, node_limits
 from .numerics import Scale, integer_limits
 from .table import ScaleTable
@@ -140,7 +141,7 @@ class _Deriver:
     def _convolves(self, node: Node) -> bool:
         """Whether an integer node runs as a convolution; the sum over a whole map does not."""
         if node.op != "avg_pool2d":
-            return node.op in COMPUTE
+            return node.operator.layer
         whole = tuple(self.graph[node.inputs[0]].shape[1:3]) == tuple(node.attrs["pool_size"])
         return not whole or any(node.attrs["padding"])
 
@@ -149,7 +150,7 @@ class _Deriver:
         source, (data,) = self._scale(node.inputs[0]), node.inputs
         shape = self.graph[data].shape
         n, h, w, c = shape if len(shape) == 4 else (shape[0], 1, 1, shape[1])
-        names = () if node.op == "dense" else ("strides", "padding", "dilation", "groups")
+        names = ("strides", "padding", "dilation", "groups")  # a dense layer has none of them
         window = {name: node.attrs[name] for name in names if name in node.attrs}
         if node.op == "avg_pool2d":
             window["groups"] = c
@@ -174,9 +175,7 @@ class _Deriver:
         channels = node.shape[-1]
         if node.op == "avg_pool2d":
             return np.ones((*node.attrs["pool_size"], 1, channels), np.int8), np.zeros(channels, np.int32)
-        weight = self.scales.integer_weight(node)
-        if node.op == "dense":
-            weight = np.ascontiguousarray(weight.T)[None, None]
+        weight = np.ascontiguousarray(self.scales.integer_weight(node))
         return weight, self.scales.integer_bias(node)
 
     def _epilogue(self, node: Node, join: Join | None):
@@ -207,7 +206,7 @@ class _Deriver:
         node, scale = self.graph[self.plan.fused.get(tensor, tensor)], self._scale(tensor)
         if node.name not in self.plan.integer or node.op == "input":
             return scale.hi
-        if node.op in MOVES:
+        if node.operator.moves:
             fill = scale.zero_point if node.op == "pad" else 0
             return max(fill, *(self._bound(t) for t in node.inputs))
         if node.op == "elementwise":
