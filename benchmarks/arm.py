@@ -6,8 +6,8 @@ Each kernel is compiled with ``-mcpu`` of each core; llvm-mca (of the LLVM in xt
 cycles a steady iteration of its loops takes. The first table gives cycles per 128 multiply-accumulates.
 Winograd's loops are four, the matrix product and the three transforms; its last rows take all four, for
 64 and 256 channels in and out and weights transformed for 16 tiles. ``--fit`` writes the counts to
-``topi_ext/cycles.json``, from which the planner estimates (`topi_ext.cost`) until a tuning record of the
-device outranks it.
+``topi_ext/costs/cycles.json``, from which the planner estimates (`topi_ext.cost`) until a tuning record of
+the device outranks it.
 
 Nothing is measured: no board is here, and the figures do not depend on the machine. What the model leaves
 out: caches and memory (every load hits L1), the loops around the counted ones, the padded copy, the
@@ -289,7 +289,7 @@ def ratios(columns: dict[str, dict[str, float]]) -> list[dict]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--fit", action="store_true", help="write topi_ext/cycles.json")
+    parser.add_argument("--fit", action="store_true", help="write topi_ext/costs/cycles.json")
     parser.add_argument("--core", choices=CORES, nargs="+", default=CORES, help="only these cores")
     args = parser.parse_args()
     mca()

@@ -8,7 +8,8 @@ each call (cold), which is how a network finds its weights that is larger than t
 One pinned thread, default knobs, weights that the kernel can prove. The time is the least of several
 bursts: the machine may be shared, and nothing makes a kernel faster than it is. ``--fit`` fits
 microseconds per million of each kind of work (`topi_ext.cost`) by non-negative least squares of relative
-errors and writes ``topi_ext/costs.json``; with ``--fit`` and a FILE that exists, nothing is measured again.
+errors and writes ``topi_ext/costs/costs.json``; with ``--fit`` and a FILE that exists, nothing is measured
+again.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def measure(row, spec, mcpu):
     """Microseconds of one call of a kernel, with weights in the cache and with weights in memory; None
     where the layer is nothing for it."""
     slow = row.isa == "generic" and not spec.depthwise and spec.macs > 2e8
-    if slow or row.shares or row.fits(spec) is not None:
+    if slow or row.shares or row.refuses(spec) is not None:
         return None
     weight_max = next((w for w in (63, 31, 15, 7, 3) if proven(row, spec, w)), None)
     if weight_max is None:
@@ -119,7 +120,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--isa", nargs="+", default=[n for n in isa.ISAS if isa.host_has(n)])
-    parser.add_argument("--fit", action="store_true", help="write topi_ext/costs.json")
+    parser.add_argument("--fit", action="store_true", help="write topi_ext/costs/costs.json")
     args = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if args.fit and args.json.exists():

@@ -35,8 +35,8 @@ import tvm
 from peers import ISAS, Runner, capped, check_isas, target_of, urgent
 from tvm import relay
 
-from topi_ext import manifest, reference
-from topi_ext.conv2d import ConvSpec, fold_zero_point
+from topi_ext import manifest, planner, reference
+from topi_ext.conv2d import ConvSpec, Refusal, fold_zero_point
 from topi_ext.relay import op as relay_op
 from tvm_easyquant.files import write_text
 from tvm_easyquant.relay.build import Executor
@@ -101,11 +101,11 @@ def our_kernel(row, spec, data, weight, target, rng):
 def our_kernels(spec, weight, isa_name):
     """{runner: row}: what the planner takes, and the best direct kernel if that is another."""
     row_isa = relay_op.target_isa(tvm.target.Target(target_of(isa_name)))
-    plan = manifest.plan(spec, weight, np.zeros(spec.out_channels, np.int32), row_isa)
+    plan = planner.choose(spec, weight, np.zeros(spec.out_channels, np.int32), row_isa)
     found = {"tvm_easyquant-int7": plan.kernel}
     if plan.kernel.name.startswith("winograd"):
         rows = (manifest.kernel(name) for name, _ in plan.slower if name.startswith("direct"))
-        legal = (row for row in rows if not isinstance(row.proves(spec, weight), manifest.Refusal))
+        legal = (row for row in rows if not isinstance(row.proves(spec, weight), Refusal))
         found["tvm_easyquant-int7-direct"] = next(legal)
     return found
 

@@ -26,7 +26,7 @@ from tvm.contrib.graph_executor import GraphModule
 from tvm.rpc.tracker import Tracker
 
 import tvm_easyquant as eq
-from topi_ext import cost, isa, manifest
+from topi_ext import cost, isa, manifest, planner, proofs
 from topi_ext.conv2d import Bound, ConvSpec, Refusal, fold_zero_point, pack
 from topi_ext.emit import DefaultKnobs
 from topi_ext.relay import op as relay_op
@@ -179,7 +179,7 @@ def tails():
 
 @pytest.mark.parametrize("row, spec", tails())
 def test_kernel_equals_the_norm(board, row, spec):
-    refused = row.fits(spec)
+    refused = row.refuses(spec)
     if refused is not None:  # a shape the row does not take: the reason must be the shape
         assert spec.groups > 1 and "multiple" in refused.why
         return
@@ -218,7 +218,7 @@ def test_random_layers_take_the_planned_kernel_and_are_exact(board, isa_name, se
         zero_point=int(rng.integers(0, 64)),
     )  # fmt: skip
     data, weight, bias, factor, _ = kernels.operands(spec, int(rng.choice([63, 127])), seed)
-    chosen = manifest.plan(spec, weight, bias, isa_name).kernel
+    chosen = planner.choose(spec, weight, bias, isa_name).kernel
     out = run(board, chosen, spec, data, weight, bias, factor)
     np.testing.assert_array_equal(out, kernels.expected(spec, data, weight, bias, factor, None))
 
@@ -303,7 +303,7 @@ def test_the_chain_bound_is_attained_and_never_passed(depth, data_max):
                     up = np.maximum(products * hi, products * lo).sum()
                     down = np.minimum(products * hi, products * lo).sum()
                     worst = max(worst, up, -down)
-    answer = arm.chain_proof(spec, dot, weight)
+    answer = proofs.chain_proof(spec, dot, weight)
     assert (answer.value == worst) if isinstance(answer, Bound) else (f"reach {worst}," in answer.why)
     assert isinstance(answer, Bound) == (worst < 2**15)
 
@@ -311,9 +311,9 @@ def test_the_chain_bound_is_attained_and_never_passed(depth, data_max):
 def test_a_partial_sum_beyond_int32_is_refused():
     spec = ConvSpec(1, 1, 1, 4, 4, (1, 1), data_max=255)
     dot = arm.sdot_dot(spec)
-    assert arm.sum_proof(spec, dot, np.full(spec.weight_shape, -128, np.int8)).value == 128 * 128 * 4
+    assert proofs.sum_proof(spec, dot, np.full(spec.weight_shape, -128, np.int8)).value == 128 * 128 * 4
     huge = ConvSpec(1, 400, 400, 1, 1, (400, 400), data_max=255)
-    refused = arm.sum_proof(huge, dot, np.full(huge.weight_shape, 127, np.int8))
+    refused = proofs.sum_proof(huge, dot, np.full(huge.weight_shape, 127, np.int8))
     assert isinstance(refused, Refusal) and "beyond int32" in refused.why
 
 
@@ -323,7 +323,7 @@ def test_the_folded_offset_fits_wherever_the_accumulator_does(sign):
     weight = np.full(spec.weight_shape, sign * 127, np.int8)
     largest = 2**31 - 1 - 255 * 127 * 64
     bias = np.full(4, sign * largest, np.int32)
-    manifest.plan(spec, weight, bias, "neon")  # the accumulator fits
+    planner.choose(spec, weight, bias, "neon")  # the accumulator fits
     folded = fold_zero_point(bias, weight, -arm.sdot_dot(spec).offset)
     assert (folded == sign * (largest + 128 * 127 * 64)).all()
 
@@ -335,7 +335,7 @@ def planned(isa_name, size=16, data_max=63, weight_max=63, channels=64, core="",
     spec = ConvSpec(1, size, size, channels, 64, **{"kernel": (3, 3), "padding": PAD, **changes},
                     data_max=data_max)  # fmt: skip
     weight = np.full(spec.weight_shape, weight_max, np.int8)
-    return manifest.plan(spec, weight, np.zeros(64, np.int32), isa_name, core=core)
+    return planner.choose(spec, weight, np.zeros(64, np.int32), isa_name, core=core)
 
 
 def test_the_planner_picks_by_layer():

@@ -8,7 +8,7 @@ import pytest
 tvm = pytest.importorskip("tvm")
 from kernel_host import run
 
-from topi_ext import cost, isa, manifest, reference
+from topi_ext import cost, isa, manifest, planner, reference
 from topi_ext.conv2d import Bound, ConvSpec, Refusal, Residual, accumulator_bound
 from topi_ext.kernels import direct
 
@@ -127,7 +127,7 @@ def cases():
 
 
 def check(row, spec):
-    refused = row.fits(spec)
+    refused = row.refuses(spec)
     if refused is not None:  # a shape the row does not take: the reason must be the shape
         assert spec.groups > 1 and "multiple" in refused.why
         return
@@ -202,7 +202,7 @@ def test_random_layers_take_the_planned_kernel_and_are_exact(seed):
         zero_point=int(rng.integers(0, 64)),
     )  # fmt: skip
     data, weight, bias, factor, _ = operands(spec, int(rng.choice([63, 127])), seed)
-    chosen = manifest.plan(spec, weight, bias, "avx2")
+    chosen = planner.choose(spec, weight, bias, "avx2")
     out, _ = run(chosen.kernel, spec, data, weight, bias, factor, mcpu="core-avx2")
     np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factor, None))
 
@@ -210,7 +210,7 @@ def test_random_layers_take_the_planned_kernel_and_are_exact(seed):
 def planned(data_max, weight_max, row_isa="avx2", **changes):
     spec = ConvSpec(1, 8, 8, 64, 64, (3, 3), padding=PAD, data_max=data_max, **changes)
     weight = np.full(spec.weight_shape, weight_max, np.int8)
-    return manifest.plan(spec, weight, np.zeros(64, np.int32), row_isa)
+    return planner.choose(spec, weight, np.zeros(64, np.int32), row_isa)
 
 
 def test_the_large_shapes_do_use_threads():
@@ -233,11 +233,11 @@ def test_the_planner_takes_the_fastest_proven_kernel_and_says_why_not_the_others
     for (data_max, weight_max, name), kernel in table.items():
         layer = replace(spec, data_max=data_max)
         weight = np.full(spec.weight_shape, weight_max, np.int8)
-        chosen = manifest.plan(layer, weight, np.zeros(64, np.int32), name)
+        chosen = planner.choose(layer, weight, np.zeros(64, np.int32), name)
         assert chosen.kernel.name == kernel and chosen.reason.startswith("estimated")
-    chosen = manifest.plan(spec, weight, np.zeros(64, np.int32), "avx2")
+    chosen = planner.choose(spec, weight, np.zeros(64, np.int32), "avx2")
     assert "direct_generic" in dict(chosen.slower)
-    chosen = manifest.plan(spec, np.full(spec.weight_shape, 127, np.int8), np.zeros(64, np.int32), "avx2")
+    chosen = planner.choose(spec, np.full(spec.weight_shape, 127, np.int8), np.zeros(64, np.int32), "avx2")
     assert set(dict(chosen.refused)) == {f"direct_avx2_d{depth}" for depth in (4, 42, 2, 21, 1)}
     assert "64770" in dict(chosen.refused)["direct_avx2_d1"]  # 255 * (127 + 127), beyond int16
     assert "only for depthwise" in dict(chosen.unfit)["depthwise_int16"]
@@ -247,7 +247,7 @@ def test_a_tuning_record_outranks_the_estimate_and_never_the_proof():
     spec = ConvSpec(1, 14, 14, 64, 64, (1, 1), data_max=127)
     weight, bias = np.full(spec.weight_shape, 63, np.int8), np.zeros(64, np.int32)
     measured = {"wide_avx2": 7.0, "direct_generic": 9.0, "direct_avx2_d4": 1.0}
-    chosen = manifest.plan(spec, weight, bias, "avx2", measured)
+    chosen = planner.choose(spec, weight, bias, "avx2", measured)
     assert chosen.kernel.name == "wide_avx2" and chosen.reason == "tuned: 7 us"
     assert [name for name, _ in chosen.refused] == ["direct_avx2_d4"]  # measured with other weights
     assert chosen.slower[0] == ("direct_generic", "tuned: 9 us")
@@ -258,7 +258,7 @@ def test_without_measured_costs_the_order_of_the_manifest_decides(monkeypatch):
     assert planned(63, 63).kernel.name == "direct_avx2_d4"  # 8x8: four tiles are too few for Winograd
     assert "4 tiles are too few" in dict(planned(63, 63).refused)["winograd_f43_avx2"]
     spec = ConvSpec(1, 16, 16, 16, 16, (3, 3), padding=PAD, data_max=63)
-    chosen = manifest.plan(spec, np.ones(spec.weight_shape, np.int8), np.zeros(16, np.int32), "avx2")
+    chosen = planner.choose(spec, np.ones(spec.weight_shape, np.int8), np.zeros(16, np.int32), "avx2")
     assert "too few channels" in dict(chosen.refused)["winograd_f43_avx2"]
     assert planned(63, 63, "avx512bw").kernel.name == "winograd_f43_avx512bw"
 
@@ -267,7 +267,7 @@ def test_every_kernel_has_measured_costs_that_grow_with_the_layer():
     small, large = (ConvSpec(1, n, n, 64, 64, (3, 3), padding=PAD) for n in (8, 32))
     many = [replace(spec, groups=64) for spec in (small, large)]
     for row in [row for row in ROWS if row.shares is None]:
-        little, much = many if row.fits(small) else (small, large)
+        little, much = many if row.refuses(small) else (small, large)
         times = [cost.estimate(row.name, row.work(spec)) for spec in (little, much)]
         assert 0 < times[0] < times[1], row.name
 
@@ -276,7 +276,8 @@ def test_without_winograd_vnni_takes_any_operands():
     spec = ConvSpec(1, 8, 8, 64, 64, (1, 1), data_max=255)
     weight = np.full(spec.weight_shape, 127, np.int8)
     assert (
-        manifest.plan(spec, weight, np.zeros(64, np.int32), "avx512vnni").kernel.name == "direct_avx512vnni"
+        planner.choose(spec, weight, np.zeros(64, np.int32), "avx512vnni").kernel.name
+        == "direct_avx512vnni"
     )
 
 
@@ -284,7 +285,7 @@ def test_winograd_is_taken_where_it_pays_and_is_proven():
     def plan(size, data_max, weight_max, channels=64):
         spec = ConvSpec(1, size, size, channels, 64, (3, 3), padding=PAD, data_max=data_max)
         weight = np.full(spec.weight_shape, weight_max, np.int8)
-        return manifest.plan(spec, weight, np.zeros(64, np.int32), "avx2")
+        return planner.choose(spec, weight, np.zeros(64, np.int32), "avx2")
 
     assert plan(16, 127, 63).kernel.name == "winograd_f43_avx2"
     assert "winograd_f43_avx2" in dict(plan(16, 127, 63, 8).slower)
@@ -312,9 +313,9 @@ def test_depthwise_falls_back_to_int32_where_int16_is_not_proven():
     spec = ConvSpec(1, 8, 8, 16, 16, (3, 3), groups=16, data_max=127)
     bias = np.zeros(16, np.int32)
     small, big = (np.full(spec.weight_shape, w, np.int8) for w in (28, 63))
-    assert manifest.plan(spec, small, bias, "generic").kernel.name == "depthwise_int16"
-    assert manifest.plan(spec, small, bias, "avx2").kernel.name == "depthwise_avx2"
-    assert manifest.plan(spec, big, bias, "avx2").kernel.name == "depthwise_int32"
+    assert planner.choose(spec, small, bias, "generic").kernel.name == "depthwise_int16"
+    assert planner.choose(spec, small, bias, "avx2").kernel.name == "depthwise_avx2"
+    assert planner.choose(spec, big, bias, "avx2").kernel.name == "depthwise_int32"
 
 
 def test_a_depthwise_sum_wraps_int16_on_its_way_and_is_still_exact():
@@ -337,7 +338,7 @@ def test_a_layer_beyond_int32_is_refused_by_every_kernel():
     weight, bias = np.ones(spec.weight_shape, np.int8), np.full(8, 2**31 - 1, np.int64)
     assert isinstance(accumulator_bound(spec, weight, bias), Refusal)
     with pytest.raises(OverflowError, match="may reach"):
-        manifest.plan(spec, weight, bias, "avx2")
+        planner.choose(spec, weight, bias, "avx2")
 
 
 @pytest.mark.isa("avx2")

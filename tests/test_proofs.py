@@ -13,7 +13,6 @@ from topi_ext.conv2d import (
     ConvSpec,
     Refusal,
     Residual,
-    _fused,
     accumulator_bound,
     fold_zero_point,
     lane_bound,
@@ -21,6 +20,7 @@ from topi_ext.conv2d import (
     pack,
     tap_bound,
 )
+from topi_ext.proofs import _fused
 
 
 def lanes(values):

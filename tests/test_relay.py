@@ -435,7 +435,7 @@ def test_a_stock_add_is_at_most_one_step_off():
 @pytest.mark.isa("avx2")
 def test_tvm_s_stock_int8_kernel_is_wrong_on_avx2_and_ours_is_right():
     """TVM's own NCHW int8 convolution lets vpmaddubsw saturate on full-range 8-bit weights."""
-    from topi_ext import manifest
+    from topi_ext import planner
     from topi_ext.conv2d import ConvSpec, fold_zero_point
     from topi_ext.relay import op as relay_op
 
@@ -456,7 +456,7 @@ def test_tvm_s_stock_int8_kernel_is_wrong_on_avx2_and_ours_is_right():
     relay_op.register()
     spec = ConvSpec(1, 14, 14, 64, 64, (3, 3), padding=(1, 1, 1, 1), epilogue="dequantize")
     bias = fold_zero_point(np.zeros(64, np.int32), weight, 0)
-    row = manifest.plan(spec, weight, bias, "avx2").kernel
+    row = planner.choose(spec, weight, bias, "avx2").kernel
     d = relay.var("x", shape=data.shape, dtype="uint8")
     constants = [relay.const(c) for c in row.pack(spec, weight, bias, np.ones(64, np.float32))]
     call = relay_op.conv2d(d, spec, row, constants)

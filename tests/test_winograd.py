@@ -84,4 +84,4 @@ def test_other_shapes_are_refused():
     t = winograd.transform(4, 3)
     for changes in (dict(strides=(2, 2)), dict(dilation=(2, 2))):
         spec = ConvSpec(1, 16, 16, 8, 8, (3, 3), **changes)
-        assert "only for 3x3" in str(winograd.fits(t, spec))
+        assert "only for 3x3" in str(winograd.refuses(t, spec))

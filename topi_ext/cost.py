@@ -1,16 +1,17 @@
 """How long a kernel takes for a layer: a linear model of its work, fitted from measurements. No TVM here.
 
 A kernel's ``work(spec)`` counts what it does in millions: multiply-accumulates with all padding, tiles,
-outputs, elements copied, weights read. ``costs.json`` holds microseconds per million of each, fitted by
-``benchmarks/kernels.py`` to its own stored measurements; the CPU they were made on is named in it. Only the
-order of a layer's kernels matters here, and that carries over to CPUs of the same kind; a tuning record of
-the CPU at hand outranks it (`manifest.plan`).
+outputs, elements copied, weights read. ``costs/costs.json`` holds microseconds per million of each, fitted
+by ``benchmarks/kernels.py`` to its own stored measurements; the CPU they were made on is named in it. Only
+the order of a layer's kernels matters here, and that carries over to CPUs of the same kind; a tuning record
+of the CPU at hand outranks it (`planner.choose`).
 
 There are two sets: ``warm`` with the weights in the cache, and ``cold`` with the weights in memory, which
 is where a network finds them that has more of them than `CACHE_BYTES`.
 
-For 64-bit ARM nothing is measured. ``cycles.json`` holds static cycle counts instead, by LLVM's models of
-some cores: of the inner loops, so without memory and without the loops around them (``benchmarks/arm.py``).
+For 64-bit ARM nothing is measured. ``costs/cycles.json`` holds static cycle counts instead, by LLVM's
+models of some cores: of the inner loops, so without memory and without the loops around them
+(``benchmarks/arm.py``).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-COSTS = Path(__file__).with_name("costs.json")
-CYCLES = Path(__file__).with_name("cycles.json")
+COSTS = Path(__file__).parent / "costs" / "costs.json"
+CYCLES = Path(__file__).parent / "costs" / "cycles.json"
 CACHE_BYTES = 16_000_000  # of a last-level cache, what one network can count on
 
 

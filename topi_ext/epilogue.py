@@ -1,7 +1,7 @@
 """From int32 accumulators to the stored output, as TIR vector expressions; the same for every kernel.
 
 Every operation is one IEEE float32 operation of the norm (`reference`), but for the residual add, which has
-`conv2d.merged_scales` where they are proved the same. Three things would break that:
+`proofs.merged_scales` where they are proved the same. Three things would break that:
 
 * TVM rewrites ``x / constant`` to a multiplication; `divide` keeps the division.
 * LLVM contracts ``a * b + c`` to a fused multiply-add under TVM's options. Only adds have that shape; their
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .conv2d import ConvSpec, merged_scales
 from .emit import const, dtype_of, lanes_of, pure, tir, with_lanes
+from .problem import ConvSpec
+from .proofs import merged_scales
 
 MAGIC = 12582912.0  # 1.5 * 2**23
 MAGIC_BITS = 0x4B400000

@@ -27,7 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .conv2d import INT16_MAX, Bound, ConvSpec, Refusal
+from .problem import Bound, ConvSpec, Refusal
+from .proofs import INT16_MAX
 from .reference import INT32_MAX
 
 #: interpolation points, in the order in which they are used
@@ -117,8 +118,8 @@ def transform_weight(t: Transform, weight: np.ndarray) -> np.ndarray:
     return np.einsum("ia,abck,jb->ijck", t.g, weight.astype(np.int64), t.g)
 
 
-def fits(t: Transform, spec: ConvSpec) -> Refusal | None:
-    """Whether F(m, r) takes the shape of a layer: None if it does."""
+def refuses(t: Transform, spec: ConvSpec) -> Refusal | None:
+    """Why F(m, r) does not take the shape of a layer; None if it does."""
     plain = spec.strides == (1, 1) and spec.dilation == (1, 1) and spec.groups == 1
     if spec.kernel == (t.r, t.r) and plain:
         return None
@@ -126,7 +127,7 @@ def fits(t: Transform, spec: ConvSpec) -> Refusal | None:
 
 
 def proves(t: Transform, spec: ConvSpec, weight: np.ndarray) -> Bound | Refusal:
-    """Whether F(m, r) is exact for a layer whose shape `fits`, from its real weights (int8 HWIO)."""
+    """Whether F(m, r) is exact for a layer that it takes, from its real weights (int8 HWIO)."""
     v = spec.data_max * data_growth(t)
     if v > INT16_MAX:
         return Refusal(f"transformed data may reach {v}, beyond int16")

@@ -15,9 +15,10 @@ import numpy as np
 import tvm
 from tvm import te
 
-from topi_ext import isa, manifest, reference
+from topi_ext import isa, manifest, planner, proofs, reference
 from topi_ext.conv2d import Bound, ConvSpec
 from topi_ext.emit import DefaultKnobs
+from topi_ext.kernels.rows import direct_row
 from topi_ext.targets import x86
 
 if platform.machine() not in ("x86_64", "AMD64"):
@@ -52,7 +53,7 @@ print(dot)
 # products, and ``depth`` of them are added before they are widened. ``lane_proof`` shows from the real
 # weights that this cannot overflow.
 
-row = manifest._direct("direct_ssse3_d2", "ssse3", dot, x86.lane_proof)
+row = direct_row("direct_ssse3_d2", "ssse3", dot, proofs.lane_proof)
 KERNELS = (*manifest.KERNELS[:-1], row, manifest.KERNELS[-1])  # best first; the portable kernel is last
 
 # %%
@@ -99,10 +100,10 @@ assert "pmaddubsw" in assembly
 # For a CPU with SSSE3 the row now comes before the portable kernel. Full 8-bit weights are refused.
 
 with mock.patch.dict(isa.ISAS, ssse3=ssse3), mock.patch.object(manifest, "KERNELS", KERNELS):
-    plan = manifest.plan(spec, weight, zero, "ssse3")
+    plan = planner.choose(spec, weight, zero, "ssse3")
     print(plan)
     assert plan.kernel is row
-    plan = manifest.plan(spec, np.full(spec.weight_shape, 127, np.int8), zero, "ssse3")
+    plan = planner.choose(spec, np.full(spec.weight_shape, 127, np.int8), zero, "ssse3")
     print(plan, *(f"not {name}: {why}" for name, why in plan.refused), sep="\n")
     assert plan.kernel.name == "direct_generic"
 
@@ -112,6 +113,6 @@ with mock.patch.dict(isa.ISAS, ssse3=ssse3), mock.patch.object(manifest, "KERNEL
 # Costs of the new rows, measured by ``benchmarks/kernels.py`` on a machine that has the instruction set;
 # until then the order of the manifest decides. A line in the changelog. That is all.
 #
-# A kernel of another kind, such as Winograd on the new width, is a row too: see ``_winograd`` there.
+# A kernel of another kind, such as Winograd on the new width, is a row too: see ``winograd_row`` there.
 
 del x86.MULTIPLY[128], x86.REGISTERS[128]  # leave this process as it was

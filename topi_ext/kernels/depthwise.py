@@ -4,7 +4,7 @@
 kernel row in pairs: the bytes of two neighbouring pixels are interleaved, and one byte-pair multiply
 (vpmaddubsw) makes both products of a channel and adds them.
 
-``int16`` accumulators where `conv2d.tap_bound` proves that a channel's sums are no further apart than int16
+``int16`` accumulators where `proofs.tap_bound` proves that a channel's sums are no further apart than int16
 is wide: each sum starts at a constant that puts the middle of its range at zero, and the bias takes it
 back. Else int32.
 """
@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import epilogue
-from ..conv2d import INT16_MAX, Bound, ConvSpec, Refusal
 from ..emit import Builder, extern, pick, tir, with_lanes
+from ..problem import Bound, ConvSpec, Refusal
+from ..proofs import INT16_MAX
 from .direct import Dot, Writer, copied, outer_loop, padded_map
 
 LANES = 16

@@ -1,7 +1,7 @@
 """Direct NHWC convolution with a register tile: the loops, for any multiply instruction.
 
 The output is made in tiles of ``pixels x lanes`` accumulators that live in registers. For each run of
-the kernel window (a stretch contiguous in memory, `conv2d.pack`) the tile walks the input channels in
+the kernel window (a stretch contiguous in memory, `packing.pack`) the tile walks the input channels in
 groups of one 32-bit lane: the group is broadcast from the feature map itself (no im2col) and
 multiplied with ``lanes`` output channels at once. Tails are smaller tiles of the same code.
 """
@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import epilogue
-from ..conv2d import ConvSpec, blocks_of, runs_of, tight
 from ..emit import Builder, const, dtype_of, extern, lanes_of, prefetch, tir, with_lanes
+from ..packing import blocks_of, runs_of, tight
+from ..problem import ConvSpec
 
 PARALLEL_MACS = 1_000_000  # a layer of less takes some 10 us on one core, a thread's wake-up some 5
 LINE = 64  # bytes of a cache line
@@ -219,7 +220,7 @@ def copied(spec: ConvSpec) -> int:
 
 
 def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, residual=None, shallow=None):
-    """TE tensor of the convolution; weight as `conv2d.pack` makes it, bias and multiplier padded.
+    """TE tensor of the convolution; weight as `packing.pack` makes it, bias and multiplier padded.
 
     shallow: the `Dot` of blocks of output channels whose depth, which follows the bias, is not ``dot``'s.
 

@@ -16,8 +16,8 @@ from math import ceil
 
 import numpy as np
 
-from ..conv2d import ConvSpec
 from ..emit import Builder, const, dtype_of, extern, prefetch, tir, with_lanes
+from ..problem import ConvSpec
 from ..winograd import Transform
 from .direct import LINE, Dot, Lanes, Writer, copied, outer_loop, padded_map
 

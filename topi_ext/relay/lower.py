@@ -3,7 +3,7 @@
 Takes a Relay module of standard qnn ops in NHWC (what `tvm_easyquant.rewrite` makes) and replaces
 
 * convolution or dense + bias + requantize + clip, and the residual add behind it, by one call of our
-  own operator, with the kernel that `manifest.plan` proves legal from the real weights;
+  own operator, with the kernel that `planner.choose` proves legal from the real weights;
 * every other quantize, requantize, dequantize, add and mul by an elementwise operator that computes the
   norm of `topi_ext.reference` (no stock qnn op rounds half to even).
 
@@ -21,14 +21,12 @@ import numpy as np
 import tvm
 from tvm import relay
 
-from .. import cost, manifest
-from ..conv2d import ConvSpec, Residual, fold_zero_point
+from .. import cost, planner
+from ..errors import LoweringError
+from ..packing import fold_zero_point
+from ..problem import ConvSpec, Residual
 from ..reference import multiplier
 from . import op as relay_op
-
-
-class LoweringError(ValueError):
-    """A qnn operator cannot be lowered exactly; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class LayerPlan:
     name: str
     spec: ConvSpec
     weight: np.ndarray = field(repr=False)
-    plan: manifest.KernelPlan
+    plan: planner.Choice
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerInteger")
@@ -146,7 +144,7 @@ class _Lowering:
         while True:
             for i, layer in enumerate(self.found):
                 measured = self.measured.get(layer.spec.to_json())
-                chosen = manifest.plan(
+                chosen = planner.choose(
                     layer.spec, layer.weight, layer.bias, self.isa, measured, cold, self.core
                 )
                 if plans[i] is None or chosen.kernel != plans[i].kernel:

@@ -5,7 +5,7 @@ again; nothing of TVM's own is changed). The AutoTVM templates are registered wh
 imported, because AutoTVM's worker processes import it to find them.
 
 ==========================  ==================================================================
-easyquant.conv2d            data, packed weight, bias, multiplier -> `conv2d.ConvSpec`'s output
+easyquant.conv2d            data, packed weight, bias, multiplier -> `problem.ConvSpec`'s output
 easyquant.conv2d_add        the same and a residual tensor
 easyquant.quantize          float32 -> uint8                      (`reference.quantize`)
 easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.requantize`)
@@ -28,7 +28,7 @@ from tvm.topi import tag
 from tvm.topi.x86.injective import schedule_injective
 
 from .. import epilogue, isa, manifest
-from ..conv2d import ConvSpec
+from ..problem import ConvSpec
 from ..reference import multiplier
 
 CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"

@@ -8,7 +8,7 @@ inputs' weights of four output channels; each channel keeps four partial sums, a
 layout of x86, one group of inputs broadcast to lanes of output channels, needs twice the cycles here.)
 
 NEON multiplies signed bytes only. Data up to 127 is read as it is; data up to 255 has its top bit
-flipped, which makes it ``q - 128``, and the bias takes ``128 * sum(w)`` (`conv2d.fold_zero_point`).
+flipped, which makes it ``q - 128``, and the bias takes ``128 * sum(w)`` (`packing.fold_zero_point`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..conv2d import Bound, ConvSpec, Refusal, lane_bound, pack
 from ..emit import const, dtype_of, lanes_of, part, pick, pure, tir
 from ..kernels.direct import Dot
-from ..reference import INT32_MAX
+from ..problem import ConvSpec
 
 LANES = 4  # output channels of a block
 GROUP = 16  # inputs of a vector
@@ -33,35 +32,6 @@ OFFSET = 128  # subtracted from data that does not fit int8
 def data_offset(spec: ConvSpec) -> int:
     """What the kernels of signed bytes subtract from the data to make it int8: 0 or 128."""
     return OFFSET if spec.data_max > 127 else 0
-
-
-def sum_proof(spec: ConvSpec, dot: Dot, weight: np.ndarray) -> Bound | Refusal:
-    """Every int32 partial sum of the (perhaps offset) data fits: weight int8 (R, S, C / groups, K).
-
-    So does the bias with the offset folded in, ``bias + offset * sum(w)``: it is no larger than
-    ``|bias| + 255 * max(sum w+, sum w-)``, which `conv2d.accumulator_bound` has proven.
-    """
-    most = max(dot.offset, spec.data_max - dot.offset)
-    magnitude = np.abs(weight.astype(np.int64)).reshape(-1, spec.out_channels).sum(axis=0)
-    worst = int(most * magnitude.max(initial=0))
-    if worst > INT32_MAX:
-        return Refusal(f"a partial sum may reach {worst}, beyond int32")
-    return Bound("partial sum", worst, INT32_MAX)
-
-
-def chain_proof(spec: ConvSpec, dot: Dot, weight: np.ndarray) -> Bound | Refusal:
-    """int16 lanes of `widening_dot` hold their products, and int32 lanes their sums.
-
-    A lane sums inputs j and j + 8 of each of ``dot.depth`` vectors of 16.
-    """
-    total = sum_proof(spec, dot, weight)
-    if isinstance(total, Refusal):
-        return total
-    packed = pack(spec, weight, dot.lanes, dot.group)
-    *outer, length, lanes, group = packed.shape
-    halves = packed.reshape(*outer, length, lanes, 2, group // 2)
-    pairs = np.ascontiguousarray(np.moveaxis(halves, -2, -1)).reshape(*outer, length, -1, 4)
-    return lane_bound(pairs, dot.depth, spec.data_max - dot.offset, -dot.offset)
 
 
 def join(parts):
@@ -103,7 +73,7 @@ def _dot(depth, load, multiply, pixels, offset) -> Dot:
 def widening_dot(depth: int) -> Callable:
     """dot(spec): s8 x s8 by smull and smlal into int16, ``2 * depth`` products a lane, then one sadalp.
 
-    The int16 sums wrap: legal only where `chain_proof` proves that they do not.
+    The int16 sums wrap: legal only where `proofs.chain_proof` proves that they do not.
     """
 
     def multiply(acc, xs, ws):

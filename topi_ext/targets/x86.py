@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
-
-from ..conv2d import Bound, ConvSpec, Refusal, lane_bound, pack
 from ..emit import const, dtype_of, lanes_of, pick, pure, tir
 from ..epilogue import fence
 from ..kernels.depthwise import PairOps
@@ -90,7 +87,7 @@ def _sum(parts):
 def int16_dot(bits: int, depth: int) -> Dot:
     """u8 x s8 by vpmaddubsw; ``depth`` results are summed in int16 before one vpmaddwd by ones.
 
-    vpmaddubsw saturates and the int16 sums wrap: legal only where `lane_proof` proves that
+    vpmaddubsw saturates and the int16 sums wrap: legal only where `proofs.lane_proof` proves that
     neither happens. 9 instructions per 128 multiply-accumulates at depth 4 (256 bit).
     """
     lanes = bits // 32
@@ -106,11 +103,6 @@ def int16_dot(bits: int, depth: int) -> Dot:
 
     return Dot(lanes, 4, "uint8", "int8", depth, broadcast_word(lanes), combine, REGISTERS[bits],
                narrow=narrow if bits == 256 else None)  # fmt: skip
-
-
-def lane_proof(spec: ConvSpec, dot: Dot, weight: np.ndarray) -> Bound | Refusal:
-    """int16 lanes of `int16_dot` hold their products: weight int8 (R, S, C / groups, K)."""
-    return lane_bound(pack(spec, weight, dot.lanes, dot.group), dot.depth, spec.data_max)
 
 
 def int32_dot(bits: int) -> Dot:

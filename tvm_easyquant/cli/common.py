@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from unittest import mock
 
+from topi_ext.errors import KernelError
+
 from ..errors import EasyQuantError, UserError
 from ..files import plain
 from ..files import writable as writable  # for the verbs
@@ -178,8 +180,7 @@ def is_users(error: BaseException) -> bool:
 
     Anything else is a bug and keeps its traceback.
     """
-    kernels = type(error).__module__.split(".")[0] == "topi_ext"
-    return kernels or isinstance(error, (EasyQuantError, OSError, OverflowError))
+    return isinstance(error, (EasyQuantError, KernelError, OSError, OverflowError))
 
 
 def one_line(error: BaseException) -> str:

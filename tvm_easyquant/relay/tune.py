@@ -2,7 +2,7 @@
 
 The spaces are small (a few dozen points, every one of them legal and exact). The records are AutoTVM's own
 and are applied with ``autotvm.apply_history_best``: they set each kernel's knobs and, where several kernels
-of a layer were measured for the same ``-mcpu``, which kernel it gets (`topi_ext.manifest.plan`).
+of a layer were measured for the same ``-mcpu``, which kernel it gets (`topi_ext.planner.choose`).
 """
 
 from __future__ import annotations

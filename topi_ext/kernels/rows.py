@@ -1,0 +1,207 @@
+"""How a row of the manifest is made: a compute, the multiply it is made with, the proof of legality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import winograd
+from ..packing import fold_zero_point, pack, pad_vector
+from ..problem import EXACT, Bound, Refusal
+from ..proofs import INT16_MAX, lane_reach, tap_bound
+from ..targets import x86
+from . import depthwise, direct, winograd_conv
+
+
+class Kernel(NamedTuple):
+    """One kernel.
+
+    refuses(spec) -> a Refusal for a shape that it does not take, else None.
+    proves(spec, weight) -> Bound | Refusal: whether it is legal for these weights (bias aside).
+    pack(spec, weight, bias, multiplier) -> the constant arrays it takes.
+    compute(cfg, spec, data, *constants[, residual]) -> te.Tensor, its loops already made.
+    work(spec) -> what it does, in millions of operations of each kind, for `cost.estimate`.
+    slow(spec) -> a Refusal where others are faster by a rule of thumb, else None; asked where no costs are
+        measured.
+    shares(spec, weight) -> {row: share} for a kernel that does a share of the layer as another row does.
+    """
+
+    name: str
+    isa: str
+    refuses: Callable
+    proves: Callable
+    pack: Callable
+    compute: Callable
+    work: Callable
+    slow: Callable = lambda spec: None
+    shares: Callable | None = None
+
+
+def direct_row(
+    name: str, isa_name: str, dot: direct.Dot | Callable, proof: Callable | None = None
+) -> Kernel:
+    """A row of the direct kernel with the multiply ``dot``, or dot(spec) if it depends on the layer.
+
+    proof(spec, dot, weight) -> Bound | Refusal; None: exact for any weights.
+    """
+    dot_of = dot if callable(dot) else lambda spec: dot
+
+    def refuses(spec):
+        per_group, group = spec.in_channels // spec.groups, dot_of(spec).group
+        if spec.groups > 1 and per_group % group:
+            return Refusal(f"{per_group} input channels a group are not a multiple of {group}")
+        return None
+
+    def proves(spec, weight):
+        return proof(spec, dot_of(spec), weight) if proof else EXACT
+
+    def constants(spec, weight, bias, multiplier):
+        dot = dot_of(spec)
+        packed = pack(spec, weight.astype(dot.weight), dot.lanes, dot.group)
+        vectors = fold_zero_point(bias, weight, -dot.offset), multiplier
+        return (packed, *(pad_vector(spec, v, dot.lanes) for v in vectors))
+
+    def compute(cfg, spec, data, *rest):
+        return direct.compute(cfg, spec, dot_of(spec), data, *rest)
+
+    def work(spec):
+        return direct.work(spec, dot_of(spec))
+
+    return Kernel(name, isa_name, refuses, proves, constants, compute, work)
+
+
+def mixed_row(isa_name: str, bits: int, deep: int, shallow: int) -> Kernel:
+    """Direct rows ``deep`` and ``shallow`` in one: each block of output channels at the depth that its own
+    weights allow. The depths follow the bias."""
+    dot, less = (x86.int16_dot(bits, depth) for depth in (deep, shallow))
+    plain = direct_row(f"direct_{isa_name}_d{deep}{shallow}", isa_name, dot)
+    names = [f"direct_{isa_name}_d{depth}" for depth in (deep, shallow)]
+
+    def depths(spec, packed):
+        """The depth of every block, and how far an int16 lane gets."""
+        reach = {d: lane_reach(packed, d, spec.data_max) for d in (deep, shallow)}
+        together = direct.vectors_of(spec, dot)
+        fits = (reach[deep] <= INT16_MAX).reshape(-1, together).all(axis=1).repeat(together)
+        return np.where(fits, deep, shallow), np.where(fits, reach[deep], reach[shallow])
+
+    def packed(spec, weight):
+        return pack(spec, weight, dot.lanes, dot.group)
+
+    def proves(spec, weight):
+        found, reach = depths(spec, packed(spec, weight))
+        worst, share = int(reach.max(initial=0)), float((found == deep).mean())
+        if worst > INT16_MAX:
+            return Refusal(f"an int16 lane of {2 * shallow} products may reach {worst}, beyond {INT16_MAX}")
+        if share in (0, 1):
+            return Refusal(f"every block is of depth {deep if share else shallow}")
+        what = f"int16 lane of {2 * deep} products in {share:.0%} of the blocks, {2 * shallow} in the rest"
+        return Bound(what, worst, INT16_MAX)
+
+    def constants(spec, weight, bias, multiplier):
+        arrays = plain.pack(spec, weight, bias, multiplier)
+        found, _ = depths(spec, arrays[0])
+        return (arrays[0], np.concatenate([arrays[1], found.astype(np.int32)]), arrays[2])
+
+    def compute(cfg, spec, data, *rest):
+        return direct.compute(cfg, spec, dot, data, *rest, shallow=less)
+
+    def shares(spec, weight):
+        found, _ = depths(spec, packed(spec, weight))
+        share = float((found == deep).mean())
+        return {names[0]: share, names[1]: 1 - share}
+
+    return plain._replace(proves=proves, pack=constants, compute=compute, shares=shares)
+
+
+def depthwise_row(name: str, accumulator: str) -> Kernel:
+    def refuses(spec):
+        return None if spec.depthwise else Refusal("only for depthwise convolutions")
+
+    def proves(spec, weight):
+        if accumulator == "int16":
+            return tap_bound(spec, weight)
+        return EXACT
+
+    def constants(spec, weight, bias, multiplier):
+        def padded(values):
+            width = [(0, 0)] * (values.ndim - 1) + [(0, -spec.out_channels % depthwise.LANES)]
+            return np.ascontiguousarray(np.pad(values, width))
+
+        center = depthwise.center(spec, weight) if accumulator == "int16" else 0 * bias
+        taps = np.concatenate([weight.reshape(-1, spec.out_channels), -center[None]])
+        return (padded(taps.astype(accumulator)), padded(bias + center), padded(multiplier))
+
+    def compute(cfg, spec, data, *rest):
+        return depthwise.compute(cfg, spec, accumulator, data, *rest)
+
+    return Kernel(name, "generic", refuses, proves, constants, compute, depthwise.work)
+
+
+def depthwise_pairs_row(isa_name: str, bits: int) -> Kernel:
+    """Depthwise with the byte-pair multiply: two taps of a channel at once."""
+    ops = x86.pair_ops(bits)
+
+    def refuses(spec):
+        if not spec.depthwise:
+            return Refusal("only for depthwise convolutions")
+        if spec.epilogue == "add" and spec.out_channels % depthwise.LANES:
+            return Refusal(f"a residual add of channels that are not a multiple of {depthwise.LANES}")
+        return Refusal("no two taps in a kernel row") if spec.kernel[1] < 2 else None
+
+    def proves(spec, weight):
+        pairs = depthwise.pair_bound(spec, weight)
+        return tap_bound(spec, weight) if isinstance(pairs, Bound) else pairs
+
+    def constants(spec, weight, bias, multiplier):
+        return depthwise.pack_pairs(spec, weight, bias, multiplier, ops.width)
+
+    def compute(cfg, spec, data, *rest):
+        return depthwise.compute_pairs(cfg, spec, ops, data, *rest)
+
+    name = f"depthwise_{isa_name}"
+    return Kernel(name, isa_name, refuses, proves, constants, compute, depthwise.work)
+
+
+def winograd_row(
+    m: int,
+    isa_name: str,
+    bits: int,
+    tiles: int,
+    word_pairs: Callable,
+    narrow: Callable | None = None,
+    order: Callable = lambda u: u,
+) -> Kernel:
+    """F(m, 3) on vectors of ``bits``; it pays from ``tiles`` tiles on (below, making U dominates).
+
+    word_pairs, narrow: of `winograd_conv.compute`, which takes the weights after ``order``.
+    """
+    t = winograd.transform(m, 3)
+
+    def refuses(spec):
+        if spec.out_channels % (bits // 32):
+            return Refusal(f"{spec.out_channels} output channels are not a multiple of {bits // 32}")
+        return winograd.refuses(t, spec)
+
+    def proves(spec, weight):
+        return winograd.proves(t, spec, weight)
+
+    def slow(spec):
+        down, across = winograd_conv.tiles_of(spec, t)
+        if spec.batch * down * across < tiles:
+            return Refusal(f"{spec.batch * down * across} tiles are too few to pay for the transforms")
+        return Refusal("too few channels to pay for the transforms") if spec.in_channels < 32 else None
+
+    def constants(spec, weight, bias, multiplier):
+        block, pairs = winograd_conv.block_of(spec, bits), winograd_conv.pairs_of(spec)
+        return (order(winograd.pack(spec, t, weight, block, pairs)), bias, multiplier)
+
+    def compute(cfg, spec, data, *rest):
+        return winograd_conv.compute(cfg, spec, t, bits, word_pairs, narrow, data, *rest)
+
+    def work(spec):
+        return winograd_conv.work(spec, t, bits)
+
+    name = f"winograd_f{m}3_{isa_name}"
+    return Kernel(name, isa_name, refuses, proves, constants, compute, work, slow)

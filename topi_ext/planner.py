@@ -1,0 +1,112 @@
+"""Which kernel a layer gets on an instruction set: the fastest that is proven legal, and why."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from . import cost, isa, manifest
+from .errors import AccumulatorOverflow
+from .problem import EXACT, Bound, ConvSpec, Refusal
+from .proofs import accumulator_bound
+
+
+class Choice(NamedTuple):
+    """The kernel chosen for a layer, the proof that it is legal, why it was preferred, the faster ones
+    that were refused and why, those that do not take the shape, and those not asked because they are
+    slower, with their times."""
+
+    kernel: manifest.Kernel
+    proof: Bound
+    reason: str = ""
+    refused: tuple[tuple[str, str], ...] = ()
+    unfit: tuple[tuple[str, str], ...] = ()
+    slower: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self):
+        return f"{self.kernel.name} ({self.proof})"
+
+
+def choose(
+    spec: ConvSpec,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    isa_name: str,
+    measured: Mapping[str, float] | None = None,
+    cold: bool = False,
+    core: str = "",
+) -> Choice:
+    """The fastest legal kernel for a layer on an instruction set, and why others are not taken.
+
+    weight: int8 (R, S, C / groups, K); bias: int32 (K,) with the zero point folded in. measured:
+    {kernel: microseconds} of this layer from tuning records; a kernel that has one comes before all that
+    have none. Those are ordered by `cost.estimate`; where one of them was never measured, by `cost.cycles`
+    on ``core`` (LLVM's name of a CPU) or on the plainest CPU of the instruction set; else by the order of
+    `manifest.KERNELS`. cold: the network's weights are larger than the cache. Raises AccumulatorOverflow if
+    the layer's accumulator does not fit int32 in any kernel.
+    """
+    total = accumulator_bound(spec, weight, bias)
+    if isinstance(total, Refusal):
+        raise AccumulatorOverflow(total.why)
+    usable, refused, unfits, measured = isa.usable(isa_name), [], [], measured or {}
+    rows = []
+    for row in manifest.KERNELS:
+        if row.isa in usable:
+            unfit = row.refuses(spec)
+            if unfit is None:
+                rows.append(row)
+            else:
+                unfits.append((row.name, unfit.why))
+    for row in list(rows):
+        unfit = row.slow(spec)
+        if unfit is not None and _cost(row, spec, weight, _measured(cold)) is None:
+            rows.remove(row)
+            refused.append((row.name, unfit.why))
+    estimates, wording = _estimates(rows, spec, weight, cold, (core, isa.ISAS[isa_name].mcpu))
+    order = {row.name: i for i, row in enumerate(rows)}
+    rows.sort(key=lambda row: (0, measured[row.name]) if row.name in measured
+              else (1, estimates.get(row.name, order[row.name])))  # fmt: skip
+
+    def reason(row):
+        if row.name in measured:
+            return f"tuned: {measured[row.name]:.0f} us"
+        return wording.format(estimates[row.name]) if estimates else "first of the manifest"
+
+    for i, row in enumerate(rows):
+        answer = row.proves(spec, weight)
+        if isinstance(answer, Bound):
+            slower = tuple((other.name, reason(other)) for other in rows[i + 1 :])
+            proof = total if answer is EXACT else answer
+            return Choice(row, proof, reason(row), tuple(refused), tuple(unfits), slower)
+        refused.append((row.name, answer.why))
+    raise AssertionError("direct_generic takes every layer")
+
+
+def _measured(cold: bool) -> Callable:
+    """The measured cost model as a ``measure`` of `_cost`."""
+    return functools.partial(cost.estimate, cold=cold)
+
+
+def _estimates(rows, spec, weight, cold, cores) -> tuple[dict[str, float], str]:
+    """The cost of each row, and the words for one; nothing where a row has no cost of the same kind."""
+    found = {row.name: _cost(row, spec, weight, _measured(cold)) for row in rows}
+    if None not in found.values():
+        return found, "estimated: {:.0f} us"
+    for core in cores:
+        cycles = functools.partial(cost.cycles, core=core)
+        found = {row.name: _cost(row, spec, weight, cycles) for row in rows}
+        if None not in found.values():
+            return found, f"estimated: {{:,.0f}} cycles of a {core}"
+    return {}, ""
+
+
+def _cost(row: manifest.Kernel, spec: ConvSpec, weight: np.ndarray, measure: Callable) -> float | None:
+    """measure(row's name, its work), or that of the rows whose shares it does; None if one has none."""
+    if row.shares is None:
+        return measure(row.name, row.work(spec))
+    shares = row.shares(spec, weight)
+    found = {name: _cost(manifest.kernel(name), spec, weight, measure) for name in shares}
+    return None if None in found.values() else sum(share * found[n] for n, share in shares.items())
