@@ -187,7 +187,7 @@ def counts(core: str, name: str) -> list[float] | None:
         loop = hot_loop(text, CONVERTED)
         found.append(cycles(loop, core) / (amount(loop, CONVERTED) * t.n**2 / t.m**2))
         # outputs and copies are not counted; one turn makes a pair of inputs by a block of outputs
-        made = t.n**2 * 2 * winograd_conv.block_of(DIRECT, 128)
+        made = t.n**2 * 2 * winograd_conv.block_of(DIRECT, isa.ISAS["neon"].lanes)
         found += [0, 0, cycles(hot_loop(text, SIGNED), core) / made]
     return [round(value, 4) for value in found]
 

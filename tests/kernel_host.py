@@ -19,6 +19,21 @@ def run(row, spec, data, weight, bias, factor, residual=None, mcpu=None):
     return (_relay if RELAY else _prim_func)(row, spec, data, constants, residual, mcpu)
 
 
+def compiled(row, spec, arrays, mcpu):
+    """The assembly of a kernel for a CPU that need not be this one; arrays: data and constants."""
+    from tvm import te
+
+    from topi_ext.emit import DefaultKnobs
+
+    inputs = [te.placeholder(a.shape, str(a.dtype), name=f"in{i}") for i, a in enumerate(arrays)]
+    out = row.compute(DefaultKnobs(), spec, *inputs)
+    target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu})
+    if RELAY:
+        return tvm.build(te.create_schedule(out.op), [*inputs, out], target).get_source("asm")
+    module = tvm.IRModule({"main": te.create_prim_func([*inputs, out])})
+    return tvm.compile(module, target).mod.inspect_source("asm")
+
+
 def _relay(row, spec, data, constants, residual, mcpu):
     """Through our Relay operator, `relay.build` and the graph executor."""
     from tvm import relay

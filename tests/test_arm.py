@@ -289,7 +289,7 @@ def test_32_bit_arm_runs_the_portable_kernels(row, spec, tmp_path):
 def test_the_chain_bound_is_attained_and_never_passed(depth, data_max):
     """Against the sums themselves: for each lane the data that drives it furthest, by brute force."""
     spec = ConvSpec(1, 1, 1, 80, 8, (1, 1), data_max=data_max)
-    dot = arm.widening_dot(depth)(spec)
+    dot = arm.widening_dot(isa.ISAS["neon"], depth)(spec)
     weight = np.random.default_rng(depth).integers(-20, 21, spec.weight_shape).astype(np.int8)
     packed = pack(spec, weight, arm.LANES, arm.GROUP)
     lo, hi = -dot.offset, data_max - dot.offset
@@ -310,7 +310,7 @@ def test_the_chain_bound_is_attained_and_never_passed(depth, data_max):
 
 def test_a_partial_sum_beyond_int32_is_refused():
     spec = ConvSpec(1, 1, 1, 4, 4, (1, 1), data_max=255)
-    dot = arm.sdot_dot(spec)
+    dot = arm.sdot_dot(isa.ISAS["neon_dotprod"])(spec)
     assert proofs.sum_proof(spec, dot, np.full(spec.weight_shape, -128, np.int8)).value == 128 * 128 * 4
     huge = ConvSpec(1, 400, 400, 1, 1, (400, 400), data_max=255)
     refused = proofs.sum_proof(huge, dot, np.full(huge.weight_shape, 127, np.int8))
@@ -324,7 +324,7 @@ def test_the_folded_offset_fits_wherever_the_accumulator_does(sign):
     largest = 2**31 - 1 - 255 * 127 * 64
     bias = np.full(4, sign * largest, np.int32)
     planner.choose(spec, weight, bias, "neon")  # the accumulator fits
-    folded = fold_zero_point(bias, weight, -arm.sdot_dot(spec).offset)
+    folded = fold_zero_point(bias, weight, -arm.sdot_dot(isa.ISAS["neon_dotprod"])(spec).offset)
     assert (folded == sign * (largest + 128 * 127 * 64)).all()
 
 

@@ -1,10 +1,12 @@
 """What this machine can run, as `topi_ext.isa` tells it."""
 
 import importlib.util
+import itertools
 
 import pytest
 
 from topi_ext import isa
+from topi_ext.errors import KernelError
 
 ZEN4 = ["avx2", "avx512bw", "avx512f", "avx512vnni", "fast-lzcnt", "gfni", "lzcnt", "sse4.2"]
 
@@ -46,3 +48,69 @@ def test_the_target_of_this_cpu_has_no_instruction_that_this_cpu_lacks():
         has = tvm.get_global_func("target.target_has_feature")
         features = [f for f in map(str, codegen.llvm_get_cpu_features(target)) if has(f, target)]
         assert isa.lacking(features) == []
+
+
+# -- which row a CPU gets
+
+SAPPHIRE_RAPIDS = {"avx2", "avx512bw", "avx512vl", "avx512vnni", "avxvnni", "amx-tile", "amx-int8"}
+NEW = (
+    isa.Isa("avxvnni", ("avx2", "avxvnni"), ("avx2", "avx_vnni"), "alderlake", "avx2", registers=16, bits=256,
+            tiles={"direct": 7}, vectors=(isa.AVX2, isa.SSSE3)),
+    isa.Isa("amx", ("amx-tile", "amx-int8"), ("amx_tile", "amx_int8"), "sapphirerapids", "avx512vnni"),
+)  # fmt: skip
+
+
+def with_rows(monkeypatch, rows):
+    monkeypatch.setattr(isa, "ISAS", {row.name: row for row in rows})
+
+
+def test_every_row_falls_back_on_generic_in_the_end():
+    for name in isa.ISAS:
+        assert isa.usable(name)[0] == name and isa.usable(name)[-1] == "generic"
+
+
+def test_a_row_that_falls_back_on_itself_is_named(monkeypatch):
+    with_rows(monkeypatch, [isa.Isa("a", (), (), "", "b"), isa.Isa("b", (), (), "", "a")])
+    with pytest.raises(KernelError, match="a falls back on itself: a -> b -> a"):
+        isa.usable("a")
+
+
+@pytest.mark.parametrize("features, arch, best", [
+    ((), "x86_64", "generic"),
+    (("avx2",), "x86_64", "avx2"),
+    (("avx2", "avx512bw", "avx512vl"), "x86_64", "avx512bw"),
+    (("avx2", "avx512bw", "avx512vl", "avx512vnni"), "x86_64", "avx512vnni"),
+    (("neon",), "armv7", "armv7_neon"),
+    (("neon",), "aarch64", "neon"),
+    (("neon", "dotprod"), "aarch64", "neon_dotprod"),
+    (("neon", "dotprod", "i8mm"), "aarch64", "neon_i8mm"),
+    (("neon", "i8mm"), "aarch64", "neon"),  # its row wants dotprod as well
+    (("v",), "riscv64", "generic"),
+])  # fmt: skip
+def test_the_best_row_has_the_longest_chain_in_any_order_of_the_table(monkeypatch, features, arch, best):
+    """The last match was taken once, so the order of the rows decided."""
+    rows = list(isa.ISAS.values())
+    for order in (rows, rows[::-1], sorted(rows, key=str)):
+        with_rows(monkeypatch, order)
+        assert isa.best(set(features).__contains__, arch) == best
+
+
+def test_256_bit_vnni_and_amx_are_rows_like_any_other(monkeypatch):
+    """A narrower row beside a wider one, and one without a vector width: the longest chain wins."""
+    rows = [row for row in (*isa.ISAS.values(), *NEW) if not row.arch]
+    for order in itertools.permutations(rows):
+        with_rows(monkeypatch, order)
+        assert isa.best(SAPPHIRE_RAPIDS.__contains__, "x86_64") == "amx"
+        assert isa.best((SAPPHIRE_RAPIDS - {"amx-int8"}).__contains__, "x86_64") == "avx512vnni"
+        assert isa.best({"avx2", "avxvnni"}.__contains__, "x86_64") == "avxvnni"
+    assert isa.usable("amx") == ["amx", "avx512vnni", "avx512bw", "avx2", "generic"]
+    with pytest.raises(KernelError, match="amx has no vectors"):
+        _ = isa.ISAS["amx"].lanes
+    with pytest.raises(KernelError, match="avxvnni has no instructions for vectors of 512 bits"):
+        isa.ISAS["avxvnni"].vectors_of(512)
+
+
+def test_two_rows_that_are_equally_good_are_an_error_not_an_order(monkeypatch):
+    with_rows(monkeypatch, [*isa.ISAS.values(), *NEW])
+    with pytest.raises(KernelError, match="avx512bw and avxvnni are equally good: one must fall back on"):
+        isa.best({"avx2", "avx512bw", "avx512vl", "avxvnni"}.__contains__, "x86_64")

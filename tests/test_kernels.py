@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 tvm = pytest.importorskip("tvm")
-from kernel_host import run
+from kernel_host import compiled, run
 
 from topi_ext import cost, isa, manifest, planner, reference
-from topi_ext.conv2d import Bound, ConvSpec, Refusal, Residual, accumulator_bound
+from topi_ext.conv2d import EXACT, Bound, ConvSpec, Refusal, Residual, accumulator_bound
 from topi_ext.kernels import direct
+from topi_ext.kernels.rows import direct_row
+from topi_ext.targets import x86
 
 RESIDUAL = Residual(0.013, 64, 1, 127, 0.0217, 3, True, 0.0301)
 PAD = (1, 1, 1, 1)
@@ -354,3 +356,24 @@ def test_the_inner_loop_is_what_the_design_says():
     assert loop.count("vpmaddubsw") == 28  # 7 pixels
     assert "(%rsp)" not in loop  # no spill
     assert "call" not in loop
+
+
+@pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")
+@pytest.mark.parametrize("name, mcpu, features, registers, pixels", [
+    ("avxvnni", "alderlake", ("avxvnni",), 16, 7),
+    ("avx512vl_vnni", "cascadelake", ("avx512vl", "avx512vnni"), 32, 14),
+])  # fmt: skip
+def test_256_bit_vnni_is_a_row_and_no_new_kernel(name, mcpu, features, registers, pixels):
+    """The same width with 16 and with 32 registers. Compiled only: to run it needs the CPU."""
+    avx2 = isa.ISAS["avx2"]
+    new = isa.Isa(name, features, (), mcpu, "avx2", registers=registers, bits=256, tiles={"direct": pixels},
+                  vectors=avx2.vectors, narrows=True)  # fmt: skip
+    row = direct_row(f"direct_{name}", new, x86.vnni_dot(new))
+    spec = ConvSpec(1, 14, 14, 64, 64, (3, 3), padding=PAD, data_max=255)
+    data, weight, bias, factor, _ = operands(spec, 127)
+    assert row.proves(spec, weight) is EXACT
+    text = compiled(row, spec, [data, *row.pack(spec, weight, bias, factor)], mcpu)
+    loop = max(text.split("\n.LBB"), key=lambda block: block.count("vpdpbusd"))
+    loop = loop[: loop.index("\tjne")]
+    assert loop.count("vpdpbusd") in (pixels, 2 * pixels)  # LLVM may unroll it
+    assert "%zmm" not in loop and "(%rsp)" not in loop

@@ -1,30 +1,76 @@
-"""Instruction sets: one row each. No TVM here.
+"""Instruction sets: one row each, with all that a kernel must know of it. No TVM here.
 
-To add one: a row in `ISAS`, its intrinsic in `x86.py` (or a file of its own family), its rows in
-`manifest.KERNELS`. Tests and benchmarks find it there.
+To add one: a row in `ISAS`, its multiply in `targets` (a file of its own for a new family), its rows in
+`manifest.KERNELS`. No kernel looks a number up by the width of a vector. Tests and benchmarks find it.
 """
 
 from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from .errors import KernelError
 
-class Isa(NamedTuple):
-    """features: LLVM features a target must have; flags: of /proc/cpuinfo; bits: vector width;
-    mcpu: the plainest CPU that has them, to cap every compiler alike; prefers: fallback row;
-    arch: the first part of a target's triple, where a feature's name does not settle it."""
+
+class Vectors(NamedTuple):
+    """LLVM's names of the multiplies and packs of x86 on vectors of ``bits``.
+
+    byte_pairs: pmaddubsw, u8 x s8 added in pairs, saturating; word_pairs: pmaddwd, s16 x s16 added in
+    pairs; to_int32: float32 to int32, half to even; to_words, to_bytes: int32 to int16 to uint8,
+    saturating.
+    """
+
+    bits: int
+    byte_pairs: str
+    word_pairs: str
+    to_int32: str
+    to_words: str
+    to_bytes: str
+
+
+SSSE3 = Vectors(
+    128, "llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd",
+    "llvm.x86.sse2.cvtps2dq", "llvm.x86.sse2.packssdw.128", "llvm.x86.sse2.packuswb.128",
+)  # fmt: skip
+AVX2 = Vectors(
+    256, "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd",
+    "llvm.x86.avx.cvt.ps2dq.256", "llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb",
+)  # fmt: skip
+AVX512 = Vectors(
+    512, "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512",
+    "llvm.x86.avx512.mask.cvtps2dq.512", "llvm.x86.avx512.packssdw.512", "llvm.x86.avx512.packuswb.512",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One instruction set.
+
+    features: LLVM features a target must have; flags: of /proc/cpuinfo; mcpu: the plainest CPU that has
+    them, to cap every compiler alike; falls_back_to: the row whose kernels run here as well; arch: the
+    first part of a target's triple, where a feature's name does not settle it.
+
+    registers: vector registers; bits: of one; None: the multiply has no vectors (AMX). tiles: what a kernel
+    keeps in registers without a spill, by multiply: accumulators of a direct kernel, tiles of Winograd's.
+    vectors: x86's instructions, widest first. narrows: the direct kernels pack four vectors of outputs to
+    bytes at once (`targets.x86.narrow`).
+    """
 
     name: str
     features: tuple[str, ...]
     flags: tuple[str, ...]
-    bits: int
     mcpu: str
-    prefers: str | None
+    falls_back_to: str | None
     arch: str = ""
+    registers: int = 0
+    bits: int | None = None
+    tiles: Mapping[str, int] = field(default_factory=dict)
+    vectors: tuple[Vectors, ...] = ()
+    narrows: bool = False
 
     @property
     def target(self) -> str:
@@ -33,44 +79,60 @@ class Isa(NamedTuple):
         triple = triples.get(self.arch, f" -mtriple={self.arch}-linux-gnu")
         return f"llvm{triple} -mcpu={self.mcpu}" if self.mcpu else f"llvm{triple}"
 
+    @property
+    def lanes(self) -> int:
+        """32-bit lanes of a vector. Raises KernelError where there are no vectors."""
+        if self.bits is None:
+            raise KernelError(f"{self.name} has no vectors to count lanes of")
+        return self.bits // 32
+
+    def vectors_of(self, bits: int) -> Vectors:
+        """The instructions for vectors of ``bits``: the row's own width, or less at the end of a map.
+
+        Raises KernelError where the row has none.
+        """
+        for vectors in self.vectors:
+            if vectors.bits == bits:
+                return vectors
+        raise KernelError(f"{self.name} has no instructions for vectors of {bits} bits")
+
 
 ISAS = {
     row.name: row
     for row in (
-        Isa("generic", (), (), 128, "", None),
-        Isa("avx2", ("avx2",), ("avx2",), 256, "core-avx2", "generic"),
+        Isa("generic", (), (), "", None, bits=128, tiles={"plain": 6}),
         Isa(
-            "avx512bw",
-            ("avx512bw", "avx512vl"),
-            ("avx512bw", "avx512vl"),
-            512,
-            "skylake-avx512",
-            "avx2",
+            "avx2", ("avx2",), ("avx2",), "core-avx2", "generic",
+            registers=16, bits=256, tiles={"direct": 7, "winograd": 4}, vectors=(AVX2, SSSE3), narrows=True,
         ),
         Isa(
-            "avx512vnni",
-            ("avx512bw", "avx512vl", "avx512vnni"),
-            ("avx512bw", "avx512vl", "avx512_vnni"),
-            512,
-            "cascadelake",
-            "avx512bw",
-        ),
-        Isa("armv7_neon", ("neon",), ("neon",), 128, "cortex-a7", "generic", "armv7"),
-        Isa("neon", ("neon",), ("asimd",), 128, "cortex-a53", "generic", "aarch64"),
-        Isa(
-            "neon_dotprod", ("neon", "dotprod"), ("asimd", "asimddp"), 128, "cortex-a55", "neon", "aarch64"
+            "avx512bw", ("avx512bw", "avx512vl"), ("avx512bw", "avx512vl"), "skylake-avx512", "avx2",
+            registers=32, bits=512, tiles={"direct": 14, "winograd": 6}, vectors=(AVX512, AVX2, SSSE3),
         ),
         Isa(
-            "neon_i8mm",
-            ("neon", "dotprod", "i8mm"),
-            ("asimd", "asimddp", "i8mm"),
-            128,
-            "neoverse-n2",
-            "neon_dotprod",
-            "aarch64",
+            "avx512vnni", ("avx512bw", "avx512vl", "avx512vnni"), ("avx512bw", "avx512vl", "avx512_vnni"),
+            "cascadelake", "avx512bw",
+            registers=32, bits=512, tiles={"direct": 14}, vectors=(AVX512, AVX2, SSSE3),
+        ),
+        Isa(
+            "armv7_neon", ("neon",), ("neon",), "cortex-a7", "generic", "armv7",
+            registers=16, bits=128, tiles={"words": 6},
+        ),
+        Isa(
+            "neon", ("neon",), ("asimd",), "cortex-a53", "generic", "aarch64",
+            registers=32, bits=128, tiles={"chain of 1": 3, "chain of 2": 2, "chain of 4": 2, "words": 6,
+                                           "winograd": 8},
+        ),
+        Isa(
+            "neon_dotprod", ("neon", "dotprod"), ("asimd", "asimddp"), "cortex-a55", "neon", "aarch64",
+            registers=32, bits=128, tiles={"quads": 6},
+        ),
+        Isa(
+            "neon_i8mm", ("neon", "dotprod", "i8mm"), ("asimd", "asimddp", "i8mm"), "neoverse-n2",
+            "neon_dotprod", "aarch64", registers=32, bits=128, tiles={"quads": 6},
         ),
     )
-}
+}  # fmt: skip
 
 
 def arch_of(triple: str) -> str:
@@ -83,12 +145,27 @@ def arch_of(triple: str) -> str:
 
 def usable(name: str) -> list[str]:
     """The rows whose kernels run where ``name`` runs, best first."""
-    rows: list[str] = []
-    row: Isa | None = ISAS[name]
-    while row is not None:
+    rows, row = [name], ISAS[name]
+    while row.falls_back_to is not None:
+        row = ISAS[row.falls_back_to]
+        if row.name in rows:
+            raise KernelError(f"{row.name} falls back on itself: {' -> '.join([*rows, row.name])}")
         rows.append(row.name)
-        row = ISAS.get(row.prefers or "")
     return rows
+
+
+def best(has_feature: Callable[[str], bool], arch: str) -> str:
+    """The row for a CPU of ``arch`` (as `arch_of` spells it) that has these LLVM features: of the rows that
+    run on it the one with the longest chain of fall-backs, whatever their order.
+
+    Raises KernelError where two are equally far: one of them must fall back on the other.
+    """
+    here = [row for row in ISAS.values() if row.arch in ("", arch) and all(map(has_feature, row.features))]
+    length = {row.name: len(usable(row.name)) for row in here}
+    longest = [name for name, n in length.items() if n == max(length.values())]
+    if len(longest) > 1:
+        raise KernelError(f"{' and '.join(longest)} are equally good: one must fall back on the other")
+    return longest[0]
 
 
 @functools.cache

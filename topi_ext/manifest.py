@@ -8,44 +8,48 @@ from __future__ import annotations
 
 import functools
 
+from .isa import ISAS
 from .kernels import direct
 from .kernels.rows import Kernel, depthwise_pairs_row, depthwise_row, direct_row, mixed_row, winograd_row
 from .proofs import chain_proof, lane_proof, sum_proof
 from .targets import arm, x86
 
+GENERIC, AVX2, AVX512BW, AVX512VNNI = (ISAS[n] for n in ("generic", "avx2", "avx512bw", "avx512vnni"))
+ARMV7, NEON, DOTPROD, I8MM = (ISAS[n] for n in ("armv7_neon", "neon", "neon_dotprod", "neon_i8mm"))
+
 KERNELS = (
-    depthwise_pairs_row("avx512bw", 512),
-    depthwise_pairs_row("avx2", 256),
+    depthwise_pairs_row(AVX512BW),
+    depthwise_pairs_row(AVX2),
     depthwise_row("depthwise_int16", "int16"),
     depthwise_row("depthwise_int32", "int32"),
-    winograd_row(4, "avx512bw", 512, 4, x86.word_pairs(512)),
-    winograd_row(2, "avx512bw", 512, 2**30, x86.word_pairs(512)),  # by measurement only
-    direct_row("direct_avx512vnni", "avx512vnni", x86.vnni_dot(512)),
-    direct_row("direct_avx512bw_d4", "avx512bw", x86.int16_dot(512, 4), lane_proof),
-    mixed_row("avx512bw", 512, 4, 2),
-    direct_row("direct_avx512bw_d2", "avx512bw", x86.int16_dot(512, 2), lane_proof),
-    mixed_row("avx512bw", 512, 2, 1),
-    direct_row("direct_avx512bw_d1", "avx512bw", x86.int16_dot(512, 1), lane_proof),
-    direct_row("wide_avx512bw", "avx512bw", x86.int32_dot(512)),
-    winograd_row(4, "avx2", 256, 16, x86.word_pairs(256), x86.narrow),
-    winograd_row(2, "avx2", 256, 2**30, x86.word_pairs(256), x86.narrow),
-    direct_row("direct_avx2_d4", "avx2", x86.int16_dot(256, 4), lane_proof),
-    mixed_row("avx2", 256, 4, 2),
-    direct_row("direct_avx2_d2", "avx2", x86.int16_dot(256, 2), lane_proof),
-    mixed_row("avx2", 256, 2, 1),
-    direct_row("direct_avx2_d1", "avx2", x86.int16_dot(256, 1), lane_proof),
-    direct_row("wide_avx2", "avx2", x86.int32_dot(256)),
+    winograd_row(4, AVX512BW, x86.word_pairs(AVX512BW), 4),
+    winograd_row(2, AVX512BW, x86.word_pairs(AVX512BW), 2**30),  # by measurement only
+    direct_row("direct_avx512vnni", AVX512VNNI, x86.vnni_dot(AVX512VNNI)),
+    direct_row("direct_avx512bw_d4", AVX512BW, x86.int16_dot(AVX512BW, 4), lane_proof),
+    mixed_row(AVX512BW, 4, 2),
+    direct_row("direct_avx512bw_d2", AVX512BW, x86.int16_dot(AVX512BW, 2), lane_proof),
+    mixed_row(AVX512BW, 2, 1),
+    direct_row("direct_avx512bw_d1", AVX512BW, x86.int16_dot(AVX512BW, 1), lane_proof),
+    direct_row("wide_avx512bw", AVX512BW, x86.int32_dot(AVX512BW)),
+    winograd_row(4, AVX2, x86.word_pairs(AVX2), 16),
+    winograd_row(2, AVX2, x86.word_pairs(AVX2), 2**30),
+    direct_row("direct_avx2_d4", AVX2, x86.int16_dot(AVX2, 4), lane_proof),
+    mixed_row(AVX2, 4, 2),
+    direct_row("direct_avx2_d2", AVX2, x86.int16_dot(AVX2, 2), lane_proof),
+    mixed_row(AVX2, 2, 1),
+    direct_row("direct_avx2_d1", AVX2, x86.int16_dot(AVX2, 1), lane_proof),
+    direct_row("wide_avx2", AVX2, x86.int32_dot(AVX2)),
     # ARM: nothing is measured; the static cycle counts are in benchmarks/results/arm_mca.json
-    direct_row("direct_neon_i8mm", "neon_i8mm", arm.usdot_dot(), sum_proof),
-    direct_row("direct_neon_dotprod", "neon_dotprod", arm.sdot_dot, sum_proof),
-    winograd_row(4, "neon", 128, 16, arm.word_pairs, order=arm.split_pairs),
-    winograd_row(2, "neon", 128, 2**30, arm.word_pairs, order=arm.split_pairs),
-    direct_row("direct_neon_d4", "neon", arm.widening_dot(4), chain_proof),
-    direct_row("direct_neon_d2", "neon", arm.widening_dot(2), chain_proof),
-    direct_row("direct_neon_d1", "neon", arm.widening_dot(1), chain_proof),
-    direct_row("wide_neon", "neon", arm.word_dot()),
-    direct_row("wide_armv7_neon", "armv7_neon", arm.word_dot()),
-    direct_row("direct_generic", "generic", direct.plain_dot(8)),
+    direct_row("direct_neon_i8mm", I8MM, arm.usdot_dot(I8MM), sum_proof),
+    direct_row("direct_neon_dotprod", DOTPROD, arm.sdot_dot(DOTPROD), sum_proof),
+    winograd_row(4, NEON, arm.word_pairs(NEON), 16),
+    winograd_row(2, NEON, arm.word_pairs(NEON), 2**30),
+    direct_row("direct_neon_d4", NEON, arm.widening_dot(NEON, 4), chain_proof),
+    direct_row("direct_neon_d2", NEON, arm.widening_dot(NEON, 2), chain_proof),
+    direct_row("direct_neon_d1", NEON, arm.widening_dot(NEON, 1), chain_proof),
+    direct_row("wide_neon", NEON, arm.word_dot(NEON)),
+    direct_row("wide_armv7_neon", ARMV7, arm.word_dot(ARMV7)),
+    direct_row("direct_generic", GENERIC, direct.plain_dot(8, GENERIC.tiles["plain"])),
 )
 
 

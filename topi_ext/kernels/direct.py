@@ -29,10 +29,10 @@ class Dot(NamedTuple):
     """A multiply instruction: ``lanes`` int32 sums of ``group`` products each.
 
     data: element type of the padded map; weight: of the packed weights; depth: how many groups
-    ``combine`` takes at once. broadcast(x) makes int32 lanes of one group of inputs;
-    combine(acc, [x...], [w...]) -> acc adds their products. registers: accumulators of a tile.
+    ``combine`` takes at once. load(x) makes of one group of inputs what ``combine`` multiplies;
+    combine(acc, [x...], [w...]) -> acc adds their products. accumulators: of a tile, kept in registers.
     An accumulator holds ``partials`` int32 sums for each lane, which reduce(acc) adds up at the end.
-    broadcast subtracts ``offset`` from the data, which the bias has to make up for. narrow: see `Writer`.
+    load subtracts ``offset`` from the data, which the bias has to make up for. narrow: see `Writer`.
     """
 
     lanes: int
@@ -40,9 +40,9 @@ class Dot(NamedTuple):
     data: str
     weight: str
     depth: int
-    broadcast: Callable
+    load: Callable
     combine: Callable
-    registers: int
+    accumulators: int
     partials: int = 1
     reduce: Callable | None = None
     offset: int = 0
@@ -54,7 +54,7 @@ def broadcast_word(lanes: int) -> Callable:
     return lambda x: tir.reinterpret("int32", x).astype(f"int32x{lanes}")
 
 
-def plain_dot(lanes: int) -> Dot:
+def plain_dot(lanes: int, accumulators: int) -> Dot:
     """Multiply and add in int32 lanes, no intrinsic: exact on every CPU."""
 
     def combine(acc, xs, ws):
@@ -62,10 +62,10 @@ def plain_dot(lanes: int) -> Dot:
             acc = acc + x * w.astype(dtype_of(acc))
         return acc
 
-    def broadcast(x):
+    def load(x):
         return x.astype("int32").astype(f"int32x{lanes}")
 
-    return Dot(lanes, 1, "uint8", "int8", 1, broadcast, combine, 6)
+    return Dot(lanes, 1, "uint8", "int8", 1, load, combine, accumulators)
 
 
 def needs_copy(spec: ConvSpec, dot: Dot) -> bool:
@@ -178,10 +178,10 @@ def rows_of(spec: ConvSpec, dot: Dot) -> tuple[int, int]:
     if not flattens(spec):
         return spec.batch * spec.out_height, spec.out_width
     pixels = spec.batch * spec.out_height * spec.out_width
-    limit = max(ROW_BYTES // (spec.in_channels + 2 * LINE), 2 * dot.registers)
+    limit = max(ROW_BYTES // (spec.in_channels + 2 * LINE), 2 * dot.accumulators)
 
     def overhead(width):
-        return _row_cost(width, tile_pixels(width, dot.registers)) / width
+        return _row_cost(width, tile_pixels(width, dot.accumulators)) / width
 
     widths = [w for w in range(1, pixels + 1) if pixels % w == 0 and (w <= limit or w == pixels)]
     width = min(reversed(widths), key=lambda w: (round(overhead(w), 2), w == pixels))
@@ -202,7 +202,7 @@ def work(spec: ConvSpec, dot: Dot) -> tuple[float, ...]:
     row = spec.in_channels // spec.groups * (spec.kernel[1] if tight(spec, dot.group) else 1)
     taps = spec.kernel[0] if tight(spec, dot.group) else int(np.prod(spec.kernel))
     depth = -(-row // dot.group) * dot.group * taps
-    tiles = rows * -(-width // tile_pixels(width, min(dot.registers, width))) * columns
+    tiles = rows * -(-width // tile_pixels(width, min(dot.accumulators, width))) * columns
     counts = (
         rows * width * columns * dot.lanes * depth,
         tiles,
@@ -229,7 +229,7 @@ def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, resid
     rows, width = rows_of(spec, dot)
     blocks = blocks_of(spec, dot.lanes)
     vectors = vectors_of(spec, dot)
-    most = min(dot.registers, width)
+    most = min(dot.accumulators, width)
     default = tile_pixels(width, most)
     candidates = [default] + [p for p in (1, 2, 3, 4, 5, 6, 7, 8, 14) if p <= most and p != default]
     cfg.define_knob("tile", candidates)
@@ -435,7 +435,7 @@ class _Body:
                     (x + p) * spec.strides[1] + rx * spec.dilation[1],
                     base + first * dot.group,
                 ]
-            return dot.broadcast(self.data.vload(index, with_lanes(dot.data, dot.group)))
+            return dot.load(self.data.vload(index, with_lanes(dot.data, dot.group)))
 
         def groups(ry, rx, run, first, count):
             """``count`` groups from group ``first`` of a run, for every pixel and vector."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import winograd
+from ..isa import Isa
 from ..packing import fold_zero_point, pack, pad_vector
 from ..problem import EXACT, Bound, Refusal
 from ..proofs import INT16_MAX, lane_reach, tap_bound
@@ -39,9 +40,7 @@ class Kernel(NamedTuple):
     shares: Callable | None = None
 
 
-def direct_row(
-    name: str, isa_name: str, dot: direct.Dot | Callable, proof: Callable | None = None
-) -> Kernel:
+def direct_row(name: str, row: Isa, dot: direct.Dot | Callable, proof: Callable | None = None) -> Kernel:
     """A row of the direct kernel with the multiply ``dot``, or dot(spec) if it depends on the layer.
 
     proof(spec, dot, weight) -> Bound | Refusal; None: exact for any weights.
@@ -69,15 +68,15 @@ def direct_row(
     def work(spec):
         return direct.work(spec, dot_of(spec))
 
-    return Kernel(name, isa_name, refuses, proves, constants, compute, work)
+    return Kernel(name, row.name, refuses, proves, constants, compute, work)
 
 
-def mixed_row(isa_name: str, bits: int, deep: int, shallow: int) -> Kernel:
+def mixed_row(row: Isa, deep: int, shallow: int) -> Kernel:
     """Direct rows ``deep`` and ``shallow`` in one: each block of output channels at the depth that its own
     weights allow. The depths follow the bias."""
-    dot, less = (x86.int16_dot(bits, depth) for depth in (deep, shallow))
-    plain = direct_row(f"direct_{isa_name}_d{deep}{shallow}", isa_name, dot)
-    names = [f"direct_{isa_name}_d{depth}" for depth in (deep, shallow)]
+    dot, less = (x86.int16_dot(row, depth) for depth in (deep, shallow))
+    plain = direct_row(f"direct_{row.name}_d{deep}{shallow}", row, dot)
+    names = [f"direct_{row.name}_d{depth}" for depth in (deep, shallow)]
 
     def depths(spec, packed):
         """The depth of every block, and how far an int16 lane gets."""
@@ -139,9 +138,9 @@ def depthwise_row(name: str, accumulator: str) -> Kernel:
     return Kernel(name, "generic", refuses, proves, constants, compute, depthwise.work)
 
 
-def depthwise_pairs_row(isa_name: str, bits: int) -> Kernel:
+def depthwise_pairs_row(row: Isa) -> Kernel:
     """Depthwise with the byte-pair multiply: two taps of a channel at once."""
-    ops = x86.pair_ops(bits)
+    ops = x86.pair_ops(row)
 
     def refuses(spec):
         if not spec.depthwise:
@@ -160,28 +159,16 @@ def depthwise_pairs_row(isa_name: str, bits: int) -> Kernel:
     def compute(cfg, spec, data, *rest):
         return depthwise.compute_pairs(cfg, spec, ops, data, *rest)
 
-    name = f"depthwise_{isa_name}"
-    return Kernel(name, isa_name, refuses, proves, constants, compute, depthwise.work)
+    return Kernel(f"depthwise_{row.name}", row.name, refuses, proves, constants, compute, depthwise.work)
 
 
-def winograd_row(
-    m: int,
-    isa_name: str,
-    bits: int,
-    tiles: int,
-    word_pairs: Callable,
-    narrow: Callable | None = None,
-    order: Callable = lambda u: u,
-) -> Kernel:
-    """F(m, 3) on vectors of ``bits``; it pays from ``tiles`` tiles on (below, making U dominates).
-
-    word_pairs, narrow: of `winograd_conv.compute`, which takes the weights after ``order``.
-    """
+def winograd_row(m: int, row: Isa, pairs: winograd_conv.WordPairs, tiles: int) -> Kernel:
+    """F(m, 3) with the multiply ``pairs``; it pays from ``tiles`` tiles on (below, making U dominates)."""
     t = winograd.transform(m, 3)
 
     def refuses(spec):
-        if spec.out_channels % (bits // 32):
-            return Refusal(f"{spec.out_channels} output channels are not a multiple of {bits // 32}")
+        if spec.out_channels % pairs.lanes:
+            return Refusal(f"{spec.out_channels} output channels are not a multiple of {pairs.lanes}")
         return winograd.refuses(t, spec)
 
     def proves(spec, weight):
@@ -194,14 +181,14 @@ def winograd_row(
         return Refusal("too few channels to pay for the transforms") if spec.in_channels < 32 else None
 
     def constants(spec, weight, bias, multiplier):
-        block, pairs = winograd_conv.block_of(spec, bits), winograd_conv.pairs_of(spec)
-        return (order(winograd.pack(spec, t, weight, block, pairs)), bias, multiplier)
+        block, channels = winograd_conv.block_of(spec, pairs.lanes), winograd_conv.pairs_of(spec)
+        return (pairs.order(winograd.pack(spec, t, weight, block, channels)), bias, multiplier)
 
     def compute(cfg, spec, data, *rest):
-        return winograd_conv.compute(cfg, spec, t, bits, word_pairs, narrow, data, *rest)
+        return winograd_conv.compute(cfg, spec, t, pairs, data, *rest)
 
     def work(spec):
-        return winograd_conv.work(spec, t, bits)
+        return winograd_conv.work(spec, t, pairs.rows)
 
-    name = f"winograd_f{m}3_{isa_name}"
-    return Kernel(name, isa_name, refuses, proves, constants, compute, work, slow)
+    name = f"winograd_f{m}3_{row.name}"
+    return Kernel(name, row.name, refuses, proves, constants, compute, work, slow)

@@ -11,8 +11,10 @@ on overflow, so add, subtract and multiply come from imported LLVM IR, inlined.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +24,22 @@ from ..winograd import Transform
 from .direct import LINE, Dot, Lanes, Writer, copied, outer_loop, padded_map
 
 CHANNELS = 16  # input channels transformed at once
-ROWS = {128: 8, 256: 4, 512: 6}  # tiles of a matrix product's register block
 V_BYTES = 400_000  # transformed data of a block of tiles, to stay in a core's own cache
+
+
+class WordPairs(NamedTuple):
+    """A multiply of pairs of int16: multiply(wrap, acc, x, w) -> acc plus the products, in ``lanes`` lanes
+    of int32, where x holds the same pair in every lane.
+
+    rows: tiles of a matrix product's register block. narrow: see `direct.Writer`. order(weights): as
+    ``multiply`` wants `winograd.pack`'s.
+    """
+
+    lanes: int
+    rows: int
+    multiply: Callable
+    narrow: Callable | None = None
+    order: Callable = lambda weights: weights
 
 
 class Wrapping:
@@ -139,9 +155,8 @@ def tiles_of(spec: ConvSpec, t: Transform) -> tuple[int, int]:
     return -(-spec.out_height // t.m), -(-spec.out_width // t.m)
 
 
-def block_of(spec: ConvSpec, bits: int) -> int:
+def block_of(spec: ConvSpec, lanes: int) -> int:
     """Output channels computed together."""
-    lanes = bits // 32
     return 2 * lanes if spec.out_channels % (2 * lanes) == 0 else lanes
 
 
@@ -150,11 +165,11 @@ def pairs_of(spec: ConvSpec) -> int:
     return -(-spec.in_channels // CHANNELS) * CHANNELS // 2
 
 
-def block_sizes(spec: ConvSpec, t: Transform, bits: int) -> list[int]:
+def block_sizes(spec: ConvSpec, t: Transform, most_rows: int) -> list[int]:
     """Tiles of a block, the default first; the weights are transformed for every block."""
     down, across = tiles_of(spec, t)
     total = spec.batch * down * across
-    rows = min(ROWS[bits], total)
+    rows = min(most_rows, total)
     budget = V_BYTES // (t.n * t.n * 4 * pairs_of(spec))
 
     def even(limit):
@@ -167,14 +182,14 @@ def block_sizes(spec: ConvSpec, t: Transform, bits: int) -> list[int]:
     return list(dict.fromkeys(map(even, sizes)))
 
 
-def work(spec: ConvSpec, t: Transform, bits: int) -> tuple[float, ...]:
+def work(spec: ConvSpec, t: Transform, most_rows: int) -> tuple[float, ...]:
     """Millions of: products, data transformed, products transformed back, outputs, copied, weights
     transformed."""
     down, across = tiles_of(spec, t)
     tiles, positions, channels = spec.batch * down * across, t.n * t.n, 2 * pairs_of(spec)
-    rows = min(ROWS[bits], tiles)
+    rows = min(most_rows, tiles)
     whole = -(-tiles // rows) * rows
-    blocks = ceil(tiles / block_sizes(spec, t, bits)[0])
+    blocks = ceil(tiles / block_sizes(spec, t, most_rows)[0])
     counts = (
         whole * positions * channels * spec.out_channels,
         whole * positions * channels,
@@ -186,17 +201,16 @@ def work(spec: ConvSpec, t: Transform, bits: int) -> tuple[float, ...]:
     return tuple(float(n) * 1e-6 for n in counts)
 
 
-def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, narrow, data, weight, bias,
-            multiplier, residual=None):  # fmt: skip
-    """TE tensor; weight: as `winograd.pack` makes it; word_pairs(wrap, acc, x, w): acc plus the products of
-    pairs of int16 lanes, of vectors of ``bits``; narrow: see `direct.Writer`.
+def compute(cfg, spec: ConvSpec, t: Transform, pairs: WordPairs, data, weight, bias, multiplier,
+            residual=None):  # fmt: skip
+    """TE tensor; weight: as `winograd.pack` makes it, in the order of ``pairs``.
 
     AutoTVM knobs: ``tiles`` (of a block), ``unroll`` (pairs of channels in the innermost loop).
     """
     down, across = tiles_of(spec, t)
     total = spec.batch * down * across
-    rows = min(ROWS[bits], total)
-    cfg.define_knob("tiles", block_sizes(spec, t, bits))
+    rows = min(pairs.rows, total)
+    cfg.define_knob("tiles", block_sizes(spec, t, pairs.rows))
     cfg.define_knob("unroll", [1, 2])
     cfg.add_flop(2 * spec.macs)
     top, left, _, _ = spec.padding
@@ -214,7 +228,7 @@ def compute(cfg, spec: ConvSpec, t: Transform, bits: int, word_pairs, narrow, da
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
     def body(ins, out):
-        emitter = _Body(spec, t, bits, word_pairs, narrow, ins, out)
+        emitter = _Body(spec, t, pairs, ins, out)
         return emitter.loops(total, cfg["tiles"].val, rows, cfg["unroll"].val)
 
     return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
@@ -237,14 +251,14 @@ class _Positions:
 class _Body:
     """Emits the loops as TIR; one instance per kernel."""
 
-    def __init__(self, spec, t, bits, word_pairs, narrow, ins, out):
-        self.spec, self.t, self.word_pairs = spec, t, word_pairs
-        self.lanes = bits // 32
-        self.block = block_of(spec, bits)
+    def __init__(self, spec, t, pairs, ins, out):
+        self.spec, self.t, self.word_pairs = spec, t, pairs.multiply
+        self.lanes = pairs.lanes
+        self.block = block_of(spec, pairs.lanes)
         self.vectors = self.block // self.lanes
         self.data, self.weight, self.bias, multiplier = ins[:4]
         self.ib = Builder()
-        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, narrow)
+        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, pairs.narrow)
         self.wrap = Wrapping(self.lanes)
         self.vector = self.wrap.type
 

@@ -35,15 +35,12 @@ CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
 
 
 def target_isa(target) -> str:
-    """The best row of `isa.ISAS` that a target has the features of."""
-    has = tvm.get_global_func("target.target_has_feature", allow_missing=True)
-    best, arch = "generic", isa.arch_of(str(target.attrs.get("mtriple", "")))
-    if target.kind.name == "llvm":
-        for row in isa.ISAS.values():
-            here = row.features and row.arch in ("", arch)
-            if here and all(has(feature, target) for feature in row.features):
-                best = row.name
-    return best
+    """The best row of `isa.ISAS` that a target has the features of: `isa.best`."""
+    if target.kind.name != "llvm":
+        return "generic"
+    has = tvm.get_global_func("target.target_has_feature")
+    arch = isa.arch_of(str(target.attrs.get("mtriple", "")))
+    return isa.best(lambda feature: bool(has(feature, target)), arch)
 
 
 # -- AutoTVM templates: one topi compute and schedule for each row of the manifest

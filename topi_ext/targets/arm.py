@@ -19,13 +19,13 @@ from collections.abc import Callable
 import numpy as np
 
 from ..emit import const, dtype_of, lanes_of, part, pick, pure, tir
+from ..isa import Isa
 from ..kernels.direct import Dot
+from ..kernels.winograd_conv import WordPairs
 from ..problem import ConvSpec
 
 LANES = 4  # output channels of a block
 GROUP = 16  # inputs of a vector
-#: pixels of a register tile without spills (tests/test_arm.py): by the depth of the int16 sums, and sdot's
-PIXELS, PIXELS_SDOT = {1: 3, 2: 2, 4: 2}, 6
 OFFSET = 128  # subtracted from data that does not fit int8
 
 
@@ -70,7 +70,7 @@ def _dot(depth, load, multiply, pixels, offset) -> Dot:
     return Dot(LANES, GROUP, "uint8", "int8", depth, load, combine, pixels, 4, _add_up, offset)
 
 
-def widening_dot(depth: int) -> Callable:
+def widening_dot(row: Isa, depth: int) -> Callable:
     """dot(spec): s8 x s8 by smull and smlal into int16, ``2 * depth`` products a lane, then one sadalp.
 
     The int16 sums wrap: legal only where `proofs.chain_proof` proves that they do not.
@@ -85,7 +85,9 @@ def widening_dot(depth: int) -> Callable:
         chain = functools.reduce(lambda a, b: a + b, products)
         return acc + pure("int32x4", "llvm.aarch64.neon.saddlp", chain)
 
-    return lambda spec: _dot(depth, _signed(spec), multiply, PIXELS[depth], data_offset(spec))
+    return lambda spec: _dot(
+        depth, _signed(spec), multiply, row.tiles[f"chain of {depth}"], data_offset(spec)
+    )
 
 
 def _quads(name: str) -> Callable:
@@ -99,18 +101,18 @@ def _quads(name: str) -> Callable:
     return multiply
 
 
-def sdot_dot(spec: ConvSpec) -> Dot:
-    """s8 x s8 by sdot: four products straight into int32, exact for any operands."""
-    return _dot(1, _signed(spec), _quads("sdot"), PIXELS_SDOT, data_offset(spec))
+def sdot_dot(row: Isa) -> Callable:
+    """dot(spec): s8 x s8 by sdot, four products straight into int32, exact for any operands."""
+    return lambda spec: _dot(1, _signed(spec), _quads("sdot"), row.tiles["quads"], data_offset(spec))
 
 
-def usdot_dot() -> Dot:
+def usdot_dot(row: Isa) -> Dot:
     """u8 x s8 by usdot, exact for any operands. The int8 matrix multiply extension brings it: data up to
     255 needs no offset. The extension's smmla, which multiplies two pixels at once, is not used."""
-    return _dot(1, lambda x: x, _quads("usdot"), PIXELS_SDOT, 0)
+    return _dot(1, lambda x: x, _quads("usdot"), row.tiles["quads"], 0)
 
 
-def word_dot() -> Dot:
+def word_dot(row: Isa) -> Dot:
     """int16 x int16 by smlal into int32, exact for any uint8 data and int8 weights, any channels."""
     lanes = 8
 
@@ -119,15 +121,20 @@ def word_dot() -> Dot:
             acc = acc + x.astype(dtype_of(acc)) * w.astype(dtype_of(acc))
         return acc
 
-    return Dot(lanes, 1, "int16", "int16", 1, lambda x: x.astype(f"int16x{lanes}"), combine, 6)
+    return Dot(lanes, 1, "int16", "int16", 1, lambda x: x.astype(f"int16x{lanes}"), combine,
+               row.tiles["words"])  # fmt: skip
 
 
-def word_pairs(wrap, acc, x, w):
+def word_pairs(row: Isa) -> WordPairs:
     """acc + two products a lane by smlal: x holds the pair in every 32-bit lane, w as `split_pairs`."""
-    for i in (0, 1):
-        value = pick([x], [i] * 4).astype("int32x4")
-        acc = wrap.add(acc, part(w, 4 * i, 4).astype("int32x4") * value)
-    return acc
+
+    def multiply(wrap, acc, x, w):
+        for i in (0, 1):
+            value = pick([x], [i] * 4).astype("int32x4")
+            acc = wrap.add(acc, part(w, 4 * i, 4).astype("int32x4") * value)
+        return acc
+
+    return WordPairs(row.lanes, row.tiles["winograd"], multiply, order=split_pairs)
 
 
 def split_pairs(packed: np.ndarray) -> np.ndarray:
