@@ -60,16 +60,22 @@ def test_only_the_front_end_knows_relay(path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="no TVM here")
-def test_importing_registers_no_relay_operator():
+def test_importing_registers_no_operator_and_no_autotvm_task():
+    """The AutoTVM templates once were registered by the import, against what the documents say."""
     code = (
-        "import tvm; from tvm import relay\n"
-        "before = set(tvm.ir.Op.list_op_names())\n"
+        "import tvm; from tvm import autotvm, relay\n"
+        "from tvm.autotvm.task.task import TASK_TABLE\n"
+        "before, tasks = set(tvm.ir.Op.list_op_names()), set(TASK_TABLE)\n"
         "import tvm_easyquant, tvm_easyquant.relay.passes, topi_ext.lower, tvm_easyquant.cli\n"
         "assert set(tvm.ir.Op.list_op_names()) == before\n"
         "from tvm.driver.tvmc import main, composite_target\n"
         "assert not any('easyquant' in f.__module__ for f in main.REGISTERED_PARSER)\n"
         "assert 'easyquant' not in composite_target.REGISTERED_CODEGEN\n"
-        "from topi_ext.relay import op; op.register(); op.register()\n"
+        "from topi_ext.relay import op\n"
+        "assert set(TASK_TABLE) == tasks\n"
+        "op.register(); op.register()\n"
+        "from topi_ext import manifest\n"
+        "assert set(TASK_TABLE) - tasks == {op.template_name(row) for row in manifest.KERNELS}\n"
         "new = set(tvm.ir.Op.list_op_names()) - before\n"
         "assert new and all(n.startswith('easyquant.') for n in new), new\n"
     )

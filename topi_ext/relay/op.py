@@ -1,8 +1,8 @@
 """Our Relay operators, their strategy and their AutoTVM templates, in an unpatched TVM 0.19.
 
-`register` adds them to TVM's operator registry, once a process (TVM has no way to take an operator out
-again; nothing of TVM's own is changed). The AutoTVM templates are registered when this module is
-imported, because AutoTVM's worker processes import it to find them.
+`register` adds them to TVM's operator registry and the templates to AutoTVM's, once a process (TVM has no
+way to take an operator out again; nothing of TVM's own is changed). Importing registers nothing: AutoTVM's
+worker processes get a task with its functions inside.
 
 ==========================  ==================================================================
 easyquant.conv2d            data, packed weight, bias, multiplier -> `problem.ConvSpec`'s output
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 
 import numpy as np
 import tvm
@@ -83,13 +84,16 @@ def recorded(target) -> dict[tuple[str, str], float]:
     return found
 
 
-_TEMPLATES = {row.name: _declare(row) for row in manifest.KERNELS}
+@functools.cache
+def _templates() -> dict[str, tuple[Callable, Callable]]:
+    """{row's name: (compute, schedule)}, in AutoTVM's registry from the first call on."""
+    return {row.name: _declare(row) for row in manifest.KERNELS}
 
 
 def _conv_strategy(attrs, inputs, out_type, target):
     """The one implementation the call names; the planner has chosen already."""
     name, spec = str(attrs["kernel"]), str(attrs["spec"])
-    compute, schedule = _TEMPLATES[name]
+    compute, schedule = _templates()[name]
 
     def run_schedule(attrs, outs, target):
         with target:
@@ -241,7 +245,8 @@ def _register_op(name, arguments, type_relation, pattern, strategy):
 
 @functools.cache
 def register() -> None:
-    """Add the operators to TVM's registry; calling it again does nothing."""
+    """Add the operators and the AutoTVM templates to TVM's registries; calling it again does nothing."""
+    _templates()
     known = set(tvm.ir.Op.list_op_names())
     pattern = _op.OpPattern
     for name, inputs in ((CONV2D, _INPUTS), (CONV2D_ADD, (*_INPUTS, "residual"))):
