@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topi_ext.conv2d import (
+    EXACT,
     INT16_MAX,
     Bound,
     ConvSpec,
@@ -20,7 +21,9 @@ from topi_ext.conv2d import (
     pack,
     tap_bound,
 )
+from topi_ext.errors import AccumulatorOverflow, KernelError, LoweringError
 from topi_ext.proofs import _fused
+from tvm_easyquant.cli.common import is_users
 
 
 def lanes(values):
@@ -75,7 +78,7 @@ def test_accumulator_bound_counts_the_bias():
 def test_fold_zero_point_is_exact_and_checked():
     weight = np.array([3, -5], np.int8).reshape(1, 1, 1, 2)
     assert fold_zero_point(np.array([10, 20]), weight, 7).tolist() == [10 - 21, 20 + 35]
-    with pytest.raises(OverflowError):
+    with pytest.raises(AccumulatorOverflow, match="does not fit int32"):
         fold_zero_point(np.array([2**31 - 1, 0]), -weight, 7)
 
 
@@ -125,3 +128,24 @@ def test_a_fused_multiply_add_is_rounded_once(steps, factor, rest, sign):
         assert errors[0] == min(errors) and (np.isclose(float(exact), got) or not exact)
     else:
         assert not 2.0**-20 < factor / rest < 2.0**20
+
+
+def test_a_kernels_error_is_the_users_by_its_class_not_by_the_name_of_its_module():
+    """A line and no traceback; any error that was raised in a module called topi_ext counted once."""
+    assert issubclass(AccumulatorOverflow, OverflowError) and issubclass(KernelError, ValueError)
+    assert is_users(LoweringError("qnn.conv2d: weights with a zero point")) and is_users(
+        AccumulatorOverflow("x")
+    )
+
+    class Bug(Exception):
+        __module__ = "topi_ext.kernels.direct"
+
+    assert not is_users(Bug())
+
+
+def test_a_kernel_that_is_exact_for_any_weights_says_so():
+    assert (
+        isinstance(EXACT, Bound)
+        and EXACT is not Bound(*EXACT)
+        and str(EXACT) == "any int8 weights <= 0 of 0"
+    )
