@@ -17,6 +17,7 @@ import pytest
 tvm = pytest.importorskip("tvm")
 import onnx
 import test_kernels as kernels
+import test_meaning as meanings
 import test_operators as operators
 from test_cli import tvmc
 from tvm import autotvm, relay, rpc, te
@@ -93,6 +94,17 @@ class Board:
         module.run()
         return module.get_output(0).numpy()
 
+    def call(self, library, arrays, shape, dtype):
+        """The output of a library of one function, called "instruction"."""
+        self.count += 1
+        path = self.folder / f"net{self.count}.so"
+        library.export_library(str(path), fcompile=cc.cross_compiler(device.COMPILER))
+        self.remote.upload(str(path))
+        out = tvm.nd.empty(shape, dtype, self.remote.cpu())
+        there = [tvm.nd.array(array, self.remote.cpu()) for array in arrays]
+        self.remote.load_module(path.name)["instruction"](*there, out)
+        return out.numpy()
+
 
 @pytest.fixture(scope="module")
 def program(request):
@@ -111,7 +123,21 @@ def board(program, tmp_path_factory):
         yield Board(rpc.connect("127.0.0.1", server.port), tmp_path_factory.mktemp("board"))
 
 
-# -- executed: extremes, then tails, then random
+# -- executed: the instructions, then the kernels: extremes, tails, random
+
+
+@pytest.mark.parametrize("row", [
+    pytest.param(row, id=row.name, marks=pytest.mark.isa(row.isa))
+    for row in meanings.INSTRUCTIONS.values() if isa.ISAS[row.isa].arch == "aarch64"
+])  # fmt: skip
+def test_an_instruction_computes_its_meaning(board, row):
+    """Under qemu, on the corners of its operands; see tests/test_meaning.py."""
+    inputs, out = meanings.function(row)
+    target = isa.ISAS[row.isa].target
+    library = tvm.build(te.create_schedule(out.op), [*inputs, out], target, name="instruction")
+    arrays = meanings.operands(row)
+    got = board.call(library, arrays, tuple(map(int, out.shape)), out.dtype)
+    np.testing.assert_array_equal(got, meanings.meaning(row.name)(*arrays))
 
 
 def run(board, row, spec, data, weight, bias, factor, residual=None):

@@ -1,0 +1,115 @@
+"""Every instruction that the kernels name computes what its numpy meaning says, on the corners of its operands."""
+
+import numpy as np
+import pytest
+
+tvm = pytest.importorskip("tvm")
+from kernel_host import RELAY
+from test_kernels import DEPTHWISE, TAILS, WINOGRAD
+from tvm import te
+
+from topi_ext import isa, manifest
+from topi_ext.emit import Builder, DefaultKnobs, const, extern, lanes_of, pure
+from topi_ext.targets import arm, x86
+from topi_ext.targets.meaning import INSTRUCTIONS, meaning
+
+VECTORS = 2000
+#: float32 corners of a conversion to int32: ties, the last values that fit, the first that do not
+FLOATS = (
+    0.5,
+    1.5,
+    2.5,
+    -0.5,
+    -1.5,
+    2.0**31 - 128,
+    2.0**31,
+    -(2.0**31),
+    -(2.0**31) - 256,
+    np.inf,
+    -np.inf,
+    np.nan,
+)
+
+
+def lattice(dtype):
+    if dtype == "float32":
+        return np.array(FLOATS, np.float32)
+    limits = np.iinfo(dtype)
+    return np.array([limits.min, limits.min + 1, -1, 0, 1, limits.max - 1, limits.max], dtype)
+
+
+def operands(row):
+    """Corner values in every lane, drawn anew for each of many vectors."""
+    rng = np.random.default_rng(0)
+    types = map(lanes_of, row.operands)
+    return [rng.choice(lattice(base), (VECTORS, lanes)) for base, lanes in types]
+
+
+def immediates(name):
+    """The operands of a masked instruction that are no data: what is not computed, all lanes, the rounding."""
+    return (const(0, "int32x16"), const(-1, "int16"), const(4, "int32")) if ".mask." in name else ()
+
+
+def function(row):
+    """(TE inputs, TE output) of the instruction on each of `VECTORS` vectors."""
+    inputs = [
+        te.placeholder((VECTORS, n), base, name=f"in{i}")
+        for i, (base, n) in enumerate(map(lanes_of, row.operands))
+    ]
+    base, lanes = lanes_of(row.result)
+
+    def body(ins, out):
+        ib = Builder()
+        with ib.for_range(0, VECTORS, "i") as i:
+            xs = [buffer.vload([i, 0], dtype) for buffer, dtype in zip(ins, row.operands, strict=True)]
+            ib.emit(out.vstore([i, 0], pure(row.result, row.name, *xs, *immediates(row.name))))
+        return ib.get()
+
+    return inputs, extern((VECTORS, lanes), inputs, body, base, "out", "instruction")
+
+
+@pytest.mark.skipif(not RELAY, reason="built by TVM 0.19")
+@pytest.mark.parametrize("row", [
+    pytest.param(row, id=row.name, marks=pytest.mark.isa(row.isa))
+    for row in INSTRUCTIONS.values() if isa.ISAS[row.isa].arch in ("", isa.arch_of(""))
+])  # fmt: skip
+def test_an_instruction_computes_its_meaning(row):
+    inputs, out = function(row)
+    library = tvm.build(te.create_schedule(out.op), [*inputs, out], isa.ISAS[row.isa].target)
+    arrays = operands(row)
+    got = tvm.nd.empty((VECTORS, lanes_of(row.result)[1]), lanes_of(row.result)[0])
+    library(*map(tvm.nd.array, arrays), got)
+    np.testing.assert_array_equal(got.numpy(), meaning(row.name)(*arrays))
+
+
+def test_the_corners_reach_what_saturates_and_what_wraps():
+    """The comparison above would miss a meaning that does not saturate if no operand did."""
+    bytes_ = operands(INSTRUCTIONS[isa.AVX2.byte_pairs])
+    assert set(np.unique(meaning(isa.AVX2.byte_pairs)(*bytes_))) >= {-(2**15), 2**15 - 1}
+    words = operands(INSTRUCTIONS[isa.AVX2.word_pairs])
+    assert meaning(isa.AVX2.word_pairs)(*words).min() == -(2**31)
+    exact = (words[0].astype(np.int64) * words[1]).reshape(VECTORS, -1, 2).sum(axis=2)
+    assert exact.max() == 2**31
+
+
+def test_every_instruction_of_a_kernel_has_a_meaning(monkeypatch):
+    used = set()
+
+    def recorded(dtype, name, *args):
+        used.add(name)
+        return pure(dtype, name, *args)
+
+    for module in (x86, arm):
+        monkeypatch.setattr(module, "pure", recorded)
+    spec = {"depthwise": DEPTHWISE["plain"], "winograd": WINOGRAD["whole tiles"]}
+    for row in manifest.KERNELS:
+        layer = spec.get(row.name.split("_")[0], TAILS["first layer, stride, odd sizes"])
+        weight = np.ones(layer.weight_shape, np.int8)
+        arrays = row.pack(
+            layer, weight, np.zeros(layer.out_channels, np.int32), np.ones(layer.out_channels, np.float32)
+        )
+        data = te.placeholder((layer.batch, layer.height, layer.width, layer.in_channels), "uint8")
+        row.compute(DefaultKnobs(), layer, data, *(te.placeholder(a.shape, str(a.dtype)) for a in arrays))
+    assert used and used <= set(INSTRUCTIONS), used - set(INSTRUCTIONS)
+    vectors = {name for row in isa.ISAS.values() for v in row.vectors for name in v[1:]}
+    assert vectors <= set(INSTRUCTIONS)
