@@ -204,7 +204,7 @@ COLD = {"resnet18", "resnet50", "vgg16"}
 @pytest.mark.parametrize("cold", [False, True], ids=["weights in the cache", "weights in memory"])
 def test_kernels_of_the_benchmark_networks(cold, golden):
     pytest.importorskip("tvm")
-    from topi_ext.manifest import plan
+    from topi_ext.planner import choose
 
     chosen = {}
     for networks, spec in specs():
@@ -212,7 +212,7 @@ def test_kernels_of_the_benchmark_networks(cold, golden):
             weight, bias = random_weights(spec), np.zeros(spec.out_channels, np.int32)
             how = f"{spec.shape_text} {spec.epilogue}, 0..{spec.data_max} -> {spec.lo}..{spec.hi}"
             rows = {
-                row.name: plan(spec, weight, bias, row.name, cold=cold, core=row.mcpu).kernel.name
+                row.name: choose(spec, weight, bias, row.name, cold=cold, core=row.mcpu).kernel.name
                 for row in isa.ISAS.values()
             }
             if spec.residual:
