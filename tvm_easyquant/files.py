@@ -1,17 +1,19 @@
-"""Writing files so that an interrupted run leaves the old file or the new one, never half of one."""
+"""Files: written so that an interrupted run leaves the old one or the new one, read as JSON strictly."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import re
+import reprlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from math import isfinite
 from pathlib import Path
 
-from .errors import WriteError
+from .errors import EasyQuantError, WriteError
 
 
 def writable(path: str | os.PathLike, inputs: Sequence[str | os.PathLike] = ()) -> Path:
@@ -81,6 +83,102 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write ``text`` (UTF-8) to ``path`` atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+# -- JSON that a hand may have edited, or a stranger made
+
+LARGEST = 2**28  # bytes of a file
+DEEPEST = 32  # objects and lists in each other; ours have five
+LONGEST = 64  # characters of a number; the shortest text of a float64 has at most 24
+
+
+def read_json(
+    path: str | os.PathLike, error: type[EasyQuantError], what: str, *, constants: bool = False
+) -> object:
+    """The value of a JSON file of ours; ``error`` in one line if it is missing or none: see `parse_json`.
+
+    what: the kind of file, in words.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST} bytes")
+        text = data.decode("utf-8")
+    except (OSError, ValueError) as problem:
+        raise error(f"cannot read {what} {path}: {problem}") from None
+    return parse_json(text, error, str(path), constants=constants)
+
+
+def parse_json(text: str, error: type[EasyQuantError], source: str, *, constants: bool = False) -> object:
+    """The value of a JSON text; ``error`` says in one line that ``source`` is none, and why.
+
+    Stricter than `json.loads`: no key twice in an object, no endless number, no endless nesting, and NaN
+    and Infinity only with ``constants``, for those who check every number themselves.
+    """
+
+    def once(pairs):
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise _Refused(f"the key {shown(twice)} is there twice in one object")
+        return found
+
+    def number(kind):
+        def read(digits):
+            if len(digits) > LONGEST:
+                raise _Refused(f"a number has {len(digits)} characters ({digits[:12]}...)")
+            value = kind(digits)
+            if not isfinite(value):
+                raise _Refused(f"the number {digits} is too large")
+            return value
+
+        return read
+
+    def constant(name):
+        if not constants:
+            raise _Refused(f"{name} is no number")
+        return float(name)
+
+    try:
+        value = json.loads(
+            text, object_pairs_hook=once, parse_int=number(int), parse_float=number(float),
+            parse_constant=constant,
+        )  # fmt: skip
+        if _deeper(value, DEEPEST):
+            raise RecursionError
+    except _Refused as problem:
+        raise error(f"{source} is damaged: {problem}") from None
+    except RecursionError:
+        raise error(f"{source} is not JSON of ours: it is nested more than {DEEPEST} deep") from None
+    except json.JSONDecodeError as problem:
+        raise error(f"{source} is not JSON: {problem}") from None
+    return value
+
+
+class _Refused(ValueError):
+    """JSON that we do not take."""
+
+
+def _deeper(value, depth: int) -> bool:
+    """Whether lists and objects are nested deeper than ``depth``; no recursion."""
+    level = [value]
+    for _ in range(depth + 1):
+        level = [item for node in level for item in _items(node) if isinstance(item, (list, dict))]
+    return bool(level)
+
+
+def _items(node):
+    return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+
+
+def shown(value) -> str:
+    """``repr``, of what may be large: long ones are cut."""
+    shorten = reprlib.Repr()
+    shorten.maxstring = shorten.maxother = 60
+    text = shorten.repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def plain(value):

@@ -210,7 +210,7 @@ def _judged(args, preprocess, auto) -> dict:
     return {
         "max_drop": args.max_drop,
         "evaluation": sources.labelled(args.eval, preprocess),
-        "metric": labelled.named(args.metric) if args.metric else None,
+        "metric": labelled.named(args.metric, "outputs", "label") if args.metric else None,
         "fp32": floats,
         "target": args.target,
         **({"bits": "auto"} if auto else {}),

@@ -6,14 +6,15 @@ A picture is uint8 (H, W, 3), RGB. Pillow decodes and resizes; it is imported on
 from __future__ import annotations
 
 import io
-import json
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import ImageError
+from ..files import read_json, shown
 
 
 @dataclass(frozen=True)
@@ -39,26 +40,31 @@ class Preprocess:
             raise ImageError(f"color is {self.color!r}; use RGB, BGR or GRAY")
         if self.layout not in ("NCHW", "NHWC"):
             raise ImageError(f"layout is {self.layout!r}; use NCHW or NHWC")
-        if not np.isfinite(self.scale):
-            raise ImageError(f"scale is {self.scale}; give a finite number")
+        if not _finite(self.scale):
+            raise ImageError(f"scale is {shown(self.scale)}; give a finite number")
         for name in ("mean", "std"):
-            values = np.asarray(getattr(self, name), np.float64)
-            if values.shape in ((), (1,)):
-                values = np.full(3, float(values.reshape(())))
-            if values.shape != (3,) or not np.isfinite(values).all() or (name == "std" and 0 in values):
-                raise ImageError(f"{name} is {getattr(self, name)}; give three numbers or one, a std not 0")
-            object.__setattr__(self, name, tuple(values.tolist()))
+            given = getattr(self, name)
+            each = given.ravel().tolist() if isinstance(given, np.ndarray) else given
+            each = [each] if _finite(each) else each
+            good = isinstance(each, (list, tuple)) and len(each) in (1, 3) and all(map(_finite, each))
+            if not good or (name == "std" and 0 in each):
+                raise ImageError(f"{name} is {shown(given)}; give three numbers or one, a std not 0")
+            values = [float(value) for value in each] * (3 // len(each))
+            object.__setattr__(self, name, tuple(values))
         for name in ("crop", "size"):
             value = getattr(self, name)
             if value is not None:
-                if len(value) != 2 or min(value) < 1:
-                    raise ImageError(f"{name} is {value}; give width and height")
+                pair = isinstance(value, (list, tuple)) and len(value) == 2
+                if not pair or not all(_finite(v) and v == int(v) >= 1 for v in value):
+                    raise ImageError(f"{name} is {shown(value)}; give width and height")
                 object.__setattr__(self, name, (int(value[0]), int(value[1])))
 
     @classmethod
-    def of(cls, facts) -> Preprocess:
+    def of(cls, facts: object) -> Preprocess:
         """From a dict with this class's fields, or one that holds such a dict as ``preprocess``."""
-        facts = facts.get("preprocess", facts)
+        facts = facts.get("preprocess", facts) if isinstance(facts, Mapping) else facts
+        if not isinstance(facts, Mapping):
+            raise ImageError(f"preprocess is {shown(facts)}; give an object with its settings")
         known = {field.name for field in fields(cls)}
         if set(facts) - known:
             raise ImageError(f"preprocess has {sorted(set(facts) - known)}; it may have {sorted(known)}")
@@ -67,9 +73,10 @@ class Preprocess:
     @classmethod
     def load(cls, path: str | os.PathLike) -> Preprocess:
         """From a JSON file of what `of` takes; ImageError names the file."""
+        facts = read_json(path, ImageError, "the preprocess file")
         try:
-            return cls.of(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            return cls.of(facts)
+        except ImageError as error:
             raise ImageError(f"preprocess file {path}: {error}") from None
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
@@ -97,6 +104,12 @@ class Preprocess:
             mean, std = mean[:1], std[:1]
         x = (x * np.float32(self.scale) - mean) / std
         return np.ascontiguousarray(x.transpose(2, 0, 1) if self.layout == "NCHW" else x)[None]
+
+
+def _finite(value) -> bool:
+    """Whether it is a number, and finite."""
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def _pillow():

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import ConfigError
+from ..files import shown
 
 
 class Method(NamedTuple):
@@ -81,6 +82,31 @@ BITS = (7, 8)
 DEFAULT_METHOD = "easyquant_layerwise"
 
 
+def _whole(value) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _names(setting: str, given) -> tuple[str, ...]:
+    """The names of layers in a list, a tuple, a set; ConfigError names the ``setting``."""
+    listed = isinstance(given, Iterable) and not isinstance(given, (str, Mapping))
+    names = tuple(given) if listed else ()
+    if not (listed and all(isinstance(name, str) for name in names)):
+        raise ConfigError(f"{setting} is {shown(given)}; give a list of names")
+    return names
+
+
+def _pairs(given) -> list[tuple[str, object]]:
+    """{layer: bits}, or pairs of them."""
+    pairs = list(given.items() if isinstance(given, Mapping) else given if _listed(given) else [None])
+    if not all(_listed(pair) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        raise ConfigError(f"bits by layer are {shown(given)}; give {{layer: bits}}")
+    return [(name, bits) for name, bits in pairs]
+
+
+def _listed(value) -> bool:
+    return isinstance(value, (list, tuple))
+
+
 @dataclass(frozen=True)
 class QuantConfig:
     """Settings of one quantization; immutable, comparable, stored in the scale table.
@@ -127,29 +153,36 @@ class QuantConfig:
     integer: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        each = dict(self.layer_bits)
-        skip = (self.skip,) if isinstance(self.skip, str) else tuple(self.skip)
+        each = dict(_pairs(self.layer_bits))
+        skip = (self.skip,) if isinstance(self.skip, str) else _names("skip", self.skip)
         if isinstance(self.bits, Mapping):
-            chosen = dict(self.bits)
+            chosen = dict(_pairs(self.bits))
             object.__setattr__(self, "bits", chosen.pop("*", 7))
             skip += tuple(n for n in sorted(chosen) if chosen[n] == "float" and n not in skip)
             each |= {name: bits for name, bits in chosen.items() if bits != "float"}
         object.__setattr__(self, "skip", skip)
         for name, bits in [("", self.bits), *each.items()]:
-            if isinstance(bits, bool) or bits not in BITS:
-                raise ConfigError(f"bits{name and ' of layer '}{name} is {bits!r}; use 7 or 8")
+            if not _whole(bits) or bits not in BITS:
+                raise ConfigError(f"bits{name and ' of layer '}{name} is {shown(bits)}; use 7 or 8")
         each = sorted((name, int(bits)) for name, bits in each.items() if bits != self.bits)
         object.__setattr__(self, "layer_bits", tuple(each))
         if self.integer is not None:
-            object.__setattr__(self, "integer", tuple(self.integer))
+            object.__setattr__(self, "integer", _names("integer", self.integer))
+        if not isinstance(self.method, str):
+            raise ConfigError(f"method is {shown(self.method)}; use one of {', '.join(METHODS)}")
         if (self.method == IMPORTED) != (self.integer is not None):
             raise ConfigError("the method imported and the setting integer belong together")
         if self.method not in METHODS and self.method != IMPORTED:
-            raise ConfigError(f"method is {self.method!r}; use one of {', '.join(METHODS)}")
+            raise ConfigError(f"method is {shown(self.method)}; use one of {', '.join(METHODS)}")
         for name in ("search_images", "grid", "rounds"):
             value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; use a whole number, 1 or more")
+            if not _whole(value) or value < 1:
+                raise ConfigError(f"{name} is {shown(value)}; use a whole number, 1 or more")
+        for name in ("alpha", "beta", "percentile"):
+            value = getattr(self, name)
+            real = _whole(value) or isinstance(value, (float, np.floating))
+            if not (real and abs(value) < np.inf):
+                raise ConfigError(f"{name} is {shown(value)}; use a number")
         if not 0 < self.alpha <= 1 <= self.beta:
             raise ConfigError(f"alpha {self.alpha} and beta {self.beta} must enclose 1")
         if not 0 < self.percentile <= 100:
@@ -158,8 +191,8 @@ class QuantConfig:
             value = getattr(self, name)
             if value is None:
                 continue
-            if value not in values:
-                raise ConfigError(f"{name} is {value!r}; use one of {', '.join(map(str, values))}")
+            if type(value) is not type(values[0]) or value not in values:
+                raise ConfigError(f"{name} is {shown(value)}; use one of {', '.join(map(str, values))}")
             if self.method == "easyquant" and value != getattr(METHODS["easyquant"], name):
                 raise ConfigError(
                     f"{name}={value!r} is no part of the paper's method easyquant; use it with "
@@ -168,8 +201,8 @@ class QuantConfig:
             if not self.searches and name not in ("start", "unsigned"):
                 raise ConfigError(f"method {self.method} does not search: {name} says nothing there")
 
-        if self.equalize not in (True, False):
-            raise ConfigError(f"equalize is {self.equalize!r}; use one of True, False")
+        if not isinstance(self.equalize, bool):
+            raise ConfigError(f"equalize is {shown(self.equalize)}; use one of True, False")
         if self.equalize and self.method in ("easyquant", IMPORTED):
             raise ConfigError(f"equalize=True is no part of the method {self.method}; use it with another")
 
@@ -218,7 +251,8 @@ class Scale:
     hi: int
 
     def __post_init__(self):
-        object.__setattr__(self, "scale", float(np.float32(self.scale)))
+        with np.errstate(over="ignore"):  # infinity is named below
+            object.__setattr__(self, "scale", float(np.float32(self.scale)))
         if not (self.scale > 0 and np.isfinite(self.scale)):
             raise ConfigError(f"a scale is {self.scale}; it must be positive and finite")
         if not 0 <= self.lo <= self.zero_point <= self.hi <= 255:

@@ -7,25 +7,32 @@ edited by hand.
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
-from ..errors import TableError
-from ..files import write_text
+from ..errors import ImageError, TableError
+from ..files import parse_json, read_json, shown, write_text
 from ..network.equalize import equalized
 from ..network.graph import Graph
+from ..samples.images import Preprocess
 from .numerics import ConfigError, QuantConfig, Scale, ungained
 from .partition import Plan, plan
 
 FORMAT = "tvm_easyquant scale table"
 VERSION = 1
+UNIT = "real units per step: real = scale * (q - zero_point)"
+#: what every table has, and what it may have
+KEYS = ("format", "version", "model", "config", "unit", "activations", "weights", "figures")
+MORE = ("data", "rounding", "biases", "gains")
+#: the settings that the first tables had; those that came later may be absent
+SETTINGS = ("bits", "method", "search_images", "grid", "alpha", "beta", "rounds", "skip")
 
 
 def pack(steps: np.ndarray) -> str:
@@ -40,8 +47,12 @@ def unpack(name: str, text: str, channels: int) -> np.ndarray:
     """int8 (any, K) of `pack`'s text; ConfigError naming the layer."""
     unpacker = zlib.decompressobj()
     try:
-        steps = unpacker.decompress(b64decode(text, validate=True), LARGEST)
-        if unpacker.eof:
+        packed = b64decode(text, validate=True)
+        steps = unpacker.decompress(packed, LARGEST)
+        canonical = (
+            b64encode(packed).decode("ascii") == text
+        )  # else the last letter has bits that say nothing
+        if canonical and unpacker.eof and not unpacker.unused_data:
             return np.frombuffer(steps, np.int8).reshape(-1, channels)
     except (ValueError, TypeError, zlib.error):
         pass
@@ -145,7 +156,7 @@ class ScaleTable:
                 "model": self.model,
                 "config": {**asdict(self.config), "layer_bits": dict(self.config.layer_bits)},
                 "data": dict(self.data),
-                "unit": "real units per step: real = scale * (q - zero_point)",
+                "unit": UNIT,
                 "activations": {name: asdict(scale) for name, scale in self.activations.items()},
                 "weights": {name: [float(s) for s in w] for name, w in self.weights.items()},
                 "figures": {name: dict(figures) for name, figures in self.figures.items()},
@@ -157,34 +168,43 @@ class ScaleTable:
     @classmethod
     def from_json(cls, text: str, source: str = "the scale table") -> ScaleTable:
         """Parse `to_json`'s text; TableError names ``source`` and what is wrong."""
-        try:
-            data = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise TableError(f"{source} is not JSON: {error}") from None
+        return cls._of(parse_json(text, TableError, source, constants=True), source)
+
+    @classmethod
+    def _of(cls, data: object, source: str) -> ScaleTable:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise TableError(f"{source} is not a tvm_easyquant scale table")
-        if data.get("version") != VERSION:
+        version = data.get("version")
+        if type(version) is not int or version != VERSION:
             raise TableError(
-                f"{source} has version {data.get('version')!r}; this release reads version {VERSION}: "
+                f"{source} has version {shown(version)}; this release reads version {VERSION}: "
                 "install a newer tvm_easyquant, or quantize again with this one"
             )
         try:
-            packed = data.get("rounding", {})
-            weights = {n: _positive("weight scales", n, w) for n, w in data["weights"].items()}
+            for key in KEYS:
+                if key not in data:
+                    raise ConfigError(f"it has no {key!r}")
+            if unknown := [key for key in data if key not in (*KEYS, *MORE)]:
+                raise ConfigError(f"it has unknown {shown(unknown)}")
+            if data["unit"] != UNIT:
+                raise ConfigError(f"unit is {shown(data['unit'])}; it must be {UNIT!r}")
+            named = {key: _object(key, data.get(key, {})) for key in (*KEYS[5:], *MORE)}
+            weights = {n: _positive("weight scales", n, w) for n, w in named["weights"].items()}
+            for name in named["rounding"]:
+                if name not in weights:
+                    raise ConfigError(f"it has a rounding of {shown(name)}, but no weight scales")
             return cls(
-                model=_text(data, "model"),
-                config=QuantConfig(**_fields("config", data["config"], QuantConfig)),
-                activations={n: _scale(n, s) for n, s in data["activations"].items()},
+                model=_text("model", data["model"]),
+                config=_config(data["config"]),
+                activations={n: _scale(n, s) for n, s in named["activations"].items()},
                 weights=weights,
-                figures={n: dict(f) for n, f in data.get("figures", {}).items()},
-                rounding={n: unpack(n, t, len(weights[n])) for n, t in packed.items()},
-                biases={n: _biases(n, b) for n, b in data.get("biases", {}).items()},
-                gains={n: _positive("gains", n, g) for n, g in data.get("gains", {}).items()},
-                data=dict(data.get("data", {})),
+                figures={n: _figures(n, f) for n, f in named["figures"].items()},
+                rounding={n: unpack(n, t, len(weights[n])) for n, t in named["rounding"].items()},
+                biases={n: _biases(n, b) for n, b in named["biases"].items()},
+                gains={n: _positive("gains", n, g) for n, g in named["gains"].items()},
+                data=_facts(named["data"]),
             )
-        except KeyError as error:
-            raise TableError(f"{source} is damaged: it has no {error}") from None
-        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (ConfigError, ImageError) as error:
             raise TableError(f"{source} is damaged: {error}") from None
 
     def save(self, path: str | os.PathLike) -> None:
@@ -194,11 +214,7 @@ class ScaleTable:
     @classmethod
     def load(cls, path: str | os.PathLike) -> ScaleTable:
         """Read a file written by `save`; TableError if it is missing or not such a file."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TableError(f"cannot read the scale table {path}: {error}") from None
-        return cls.from_json(text, str(path))
+        return cls._of(read_json(path, TableError, "the scale table", constants=True), str(path))
 
     def diff(self, other: ScaleTable) -> list[str]:
         """Lines that say where two tables differ; empty if they hold the same scales."""
@@ -244,41 +260,79 @@ class ScaleTable:
 # -- reading what a hand may have edited
 
 
-def _text(data, key) -> str:
-    if not isinstance(data[key], str):
-        raise ConfigError(f"{key} is {data[key]!r}; it must be a text")
-    return data[key]
+def _text(key, entry) -> str:
+    if not isinstance(entry, str):
+        raise ConfigError(f"{key} is {shown(entry)}; it must be a text")
+    return entry
 
 
-def _fields(what, entry, kind) -> dict:
-    """The entry of a JSON object as fields of the dataclass ``kind``; ConfigError says what is wrong."""
+def _object(key, entry) -> dict:
     if not isinstance(entry, dict):
-        raise ConfigError(f"{what} is {entry!r}; it must be an object")
-    known = {f.name: f for f in fields(kind)}
-    lacking = [n for n, f in known.items() if f.default is MISSING and n not in entry]
+        raise ConfigError(f"{key} is {shown(entry)}; it must be an object")
+    return entry
+
+
+def _fields(what, entry, kind, required) -> dict:
+    """The entry of a JSON object as fields of the dataclass ``kind``; ConfigError says what is wrong."""
+    known = {f.name for f in fields(kind)}
+    lacking = [n for n in required if n not in entry]
     unknown = [n for n in entry if n not in known]
     if lacking or unknown:
-        raise ConfigError(f"{what} lacks {lacking or 'nothing'} and has unknown {unknown or 'nothing'}")
+        more = shown(unknown) if unknown else "nothing"
+        raise ConfigError(f"{what} lacks {lacking or 'nothing'} and has unknown {more}")
     return entry
+
+
+def _config(entry) -> QuantConfig:
+    found = _fields("config", _object("config", entry), QuantConfig, SETTINGS)
+    _object("layer_bits", found.get("layer_bits", {}))
+    if isinstance(found["bits"], dict):  # a call may give them so, a table has layer_bits
+        raise ConfigError(f"bits is {shown(found['bits'])}; use 7 or 8")
+    return QuantConfig(**found)
 
 
 def _scale(name, entry) -> Scale:
     what = f"the scale of activation {name}"
-    for key, value in _fields(what, entry, Scale).items():
+    names = [f.name for f in fields(Scale)]
+    for key, value in _fields(what, _object(what, entry), Scale, names).items():
         wanted, allowed = ("a number", (int, float)) if key == "scale" else ("an integer", int)
         if isinstance(value, bool) or not isinstance(value, allowed):
-            raise ConfigError(f"{what}: {key} is {value!r}; it must be {wanted}")
+            raise ConfigError(f"{what}: {key} is {shown(value)}; it must be {wanted}")
     try:
         return Scale(**entry)
     except ConfigError as error:
         raise ConfigError(f"{what}: {error}") from None
 
 
+def _figures(name, entry) -> dict[str, float]:
+    for key, value in _object(f"figures of {name}", entry).items():
+        # a layer without any noise has an infinite SQNR
+        if type(value) not in (int, float) or not (math.isfinite(value) or value == math.inf):
+            raise ConfigError(f"figures of {name}: {shown(key)} is {shown(value)}; it must be a number")
+    return entry
+
+
+def _facts(entry) -> dict[str, object]:
+    """The facts of the calibration data."""
+    for key, value in entry.items():
+        if key == "samples":
+            if type(value) is not int or value < 0:
+                raise ConfigError(f"data: samples is {shown(value)}; it must be a whole number, 0 or more")
+        elif key in ("digest", "imported from"):
+            _text(f"data: {key}", value)
+        elif key == "preprocess":
+            Preprocess(**_fields("preprocess", _object("data: preprocess", value), Preprocess, ()))
+        else:
+            raise ConfigError(f"data has unknown {shown(key)}")
+    return entry
+
+
 def _numbers(entry) -> np.ndarray | None:
     """A list of finite numbers as float32; None if the entry is anything else."""
     if not (isinstance(entry, list) and all(type(v) in (int, float) for v in entry)):
         return None
-    array = np.asarray(entry, np.float32)
+    with np.errstate(over="ignore"):
+        array = np.asarray(entry, np.float64).astype(np.float32)
     return array if np.isfinite(array).all() else None
 
 
