@@ -65,6 +65,37 @@ def test_evaluate_with_a_metric_and_data_of_the_user_s(work, capsys, monkeypatch
     assert found["mymetric:half"]["value"] == 62.5 and found["mymetric:half"]["drop"] == 0
 
 
+def test_quantize_meets_a_drop_of_the_user_s_metric(work, capsys, monkeypatch, tmp_path):
+    """No function of two arguments was accepted: it was called with none, to see whether it takes them."""
+    folder, images, *_ = work
+    (tmp_path / "margins.py").write_text(
+        "import numpy as np\n"
+        "def nearness(outputs, label):\n"
+        "    distance = float(np.abs(outputs[0].reshape(-1) - label).max())\n"
+        "    return 1 / (1 + distance)\n"
+        "def pairs():\n"
+        f"    for x in np.load({str(folder / 'set.npz')!r})['images']:\n"
+        "        yield x[None], np.zeros(4)\n"
+        "def alone(outputs):\n    return 1.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    np.savez(tmp_path / "images.npz", x=images)
+    command = ["quantize", folder / "net.onnx", "--calibration", tmp_path / "images.npz", "--method", "minmax",
+               "--target", "llvm", "-o", tmp_path / "met.json", "--eval", "margins:pairs", "--json"]  # fmt: skip
+    found = answer(capsys, *command, "--max-drop", "50", "--metric", "margins:nearness")
+    q = quantize(folder / "net.onnx", images, bits=7, method="minmax")
+    (output,) = q.graph.outputs
+    near = [1 / (1 + np.abs(run(q.graph, {"x": x[None]})[output]).max()) for x in images]
+    mine = [1 / (1 + np.abs(run_integer(q.graph, q.table, {"x": x[None]})[output]).max()) for x in images]
+    assert found["drop"] == pytest.approx(100 * (np.mean(near) - np.mean(mine)), abs=1e-4)
+    assert found["drop"] != 0 and any(line.startswith("met: ") for line in found["decisions"])
+    for metric, message in (("margins:alone", r"it is called with the arguments \(outputs, label\); define it so"),
+                            ("margins:none", "names no function")):  # fmt: skip
+        assert cli.run(list(map(str, [*command, "--max-drop", "50", "--metric", metric]))) == 4
+        out, err = capsys.readouterr()
+        assert len(err.splitlines()) == 1 and re.search(message, err)
+
+
 def test_benchmark_names_every_layer_the_machine_and_the_ratio(work, capsys):
     folder, _, _, q = work
     command = ["benchmark", folder / "net.onnx", "--table", folder / "net.json", "--rounds", "3"]
