@@ -517,19 +517,28 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(folder, small_disk
 KILLED = """
 import os, signal, sys
 from tvm_easyquant import files
+from tvm_easyquant.search import state
 
 at, when, *command = sys.argv[1:]
-calls, replace = [], os.replace
+calls = []
 
-def dying(source, target):
-    calls.append(target)
-    if len(calls) == int(at) and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-    if len(calls) == int(at) and when == "after":
-        os.kill(os.getpid(), signal.SIGKILL)
+def dying(write, half=None):
+    # a write during which this process may die
+    def call(target, *rest):
+        calls.append(target)
+        last = len(calls) == int(at)
+        if last and when == "half" and half is not None:
+            half(target, *rest)
+        if last and when in ("before", "half"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(target, *rest)
+        if last and when == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+    return call
 
-files.os.replace = dying
+append = files.append_text
+state.append_text = dying(append, lambda path, text: append(path, text[: len(text) // 2]))
+files.os.replace = dying(os.replace)
 if command:
     from tvm_easyquant import cli
     sys.exit(cli.run(command))
@@ -545,7 +554,9 @@ driver.search(graph, plan, found, config, checkpoint="out.json.search").save("ou
 
 
 def killed_and_resumed(folder, points, *command, others=()):
-    """kill -9 at each (number of the write, before or after its rename), then once more to the end.
+    """kill -9 at each (number of the write, before it, after half of it or after it), then once more to the end.
+
+    A write is a file that is replaced, or a line that is appended to one.
 
     others: names of files that are written beside out.json.
     """
@@ -571,18 +582,31 @@ def killed_and_resumed(folder, points, *command, others=()):
 
 
 def test_a_search_killed_at_any_write_is_resumed_to_the_same_bytes(tmp_path):
-    killed_and_resumed(tmp_path, [(1, "before"), (1, "after"), (5, "before"), (9, "after"), (14, "before")])
+    killed_and_resumed(
+        tmp_path,
+        [
+            (1, "before"),
+            (1, "after"),
+            (2, "half"),
+            (5, "before"),
+            (9, "after"),
+            (13, "half"),
+            (14, "before"),
+        ],
+    )
 
 
 def test_quantize_killed_is_resumed_to_the_same_bytes(folder, tmp_path):
     command = [*quantize(model=folder / "net.onnx", calibration=folder / "images.npz"), "--resume"]
-    killed_and_resumed(tmp_path, [(4, "after"), (7, "before")], *command)
+    killed_and_resumed(tmp_path, [(4, "after"), (6, "half"), (7, "before"), (8, "before")], *command)
 
 
 def test_the_curves_of_layers_found_before_a_kill_are_in_the_record(folder, tmp_path):
     command = [*quantize(model=folder / "net.onnx", calibration=folder / "images.npz"), "--resume"]
     command += ["--record", "record.json", "--set", "grid=10"]
-    killed_and_resumed(tmp_path, [(5, "before"), (8, "after")], *command, others=["record.json"])
+    killed_and_resumed(
+        tmp_path, [(5, "before"), (8, "after"), (9, "half")], *command, others=["record.json"]
+    )
     assert set(json.loads((tmp_path / "record.json").read_text())["weights"]) == {
         "conv1",
         "conv2",

@@ -1,5 +1,7 @@
 """The record of a search: its best candidates are the scales that were found."""
 
+import json
+
 import networks
 import numpy as np
 import pytest
@@ -42,5 +44,22 @@ def test_what_is_no_record_is_refused(tmp_path):
         (tmp_path / "r.json").write_text(text)
         with pytest.raises(CurvesError, match="is not a search record.*--record"):
             Curves.load(tmp_path / "r.json")
+    graph, images = networks.chain()
+    config, plan_ = QuantConfig(grid=4), plan(graph)
+    curves = Curves("mse", graph.fingerprint)
+    search(graph, plan_, calibrate.calibrate(graph, plan_, images, config), config, record=curves)
+    curves.save(tmp_path / "r.json")
+    whole = json.loads((tmp_path / "r.json").read_text())
+    for change in (
+        {"model": 3}, {"weights": []}, {"weights": {"first": 1}}, {"weights": {"first": {"range": [1.0]}}},
+        {"activations": {"image": {"range": [1.0], "score": ["1"], "chosen": 1.0}}}, {"version": True}, {"more": 1},
+    ):  # fmt: skip
+        (tmp_path / "r.json").write_text(json.dumps({**whole, **change}))
+        with pytest.raises(CurvesError, match="is not a search record.*--record"):
+            Curves.load(tmp_path / "r.json")
+    twice = json.dumps(whole).replace('"objective":', '"model": "", "objective":')
+    (tmp_path / "r.json").write_text(twice)
+    with pytest.raises(CurvesError, match="is not a search record"):
+        Curves.load(tmp_path / "r.json")
     with pytest.raises(CurvesError, match="cannot read"):
         Curves.load(tmp_path / "no.json")

@@ -256,9 +256,13 @@ def test_a_drop_is_met_and_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     left[0] = 1
     with pytest.raises(KeyboardInterrupt):
         eq.quantize(graph, pictures, checkpoint=state, **options)
-    assert {p.name for p in tmp_path.iterdir()} == {"state.bits", "state.int7", "state.int8"}
-    with pytest.raises(ValueError, match="state.bits belongs to a run with another model, data or setting"):
+    assert {p.name for p in tmp_path.iterdir()} == {"state"}
+    with pytest.raises(ValueError, match="state belongs to a run with another data; delete it"):
         eq.quantize(graph, pictures[:3], checkpoint=state, **options)
+    with pytest.raises(ValueError, match="state belongs to a run with another evaluation"):
+        eq.quantize(graph, pictures, checkpoint=state, **{**options, "evaluation": data[:3]})
+    with pytest.raises(ValueError, match="state belongs to a run with another evaluation"):
+        eq.quantize(graph, pictures, checkpoint=state, method="minmax")
     left[0] = 1
     again = eq.quantize(graph, pictures, checkpoint=state, **options)
     assert again.table.to_json() == whole.table.to_json() and again.decisions == whole.decisions

@@ -1,6 +1,5 @@
 """The scale search against the paper's pseudo-code, and its properties. No TVM."""
 
-import json
 from dataclasses import replace
 
 import networks
@@ -10,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topi_ext import reference
+from tvm_easyquant.errors import CheckpointError
 from tvm_easyquant.network.graph import Graph
 from tvm_easyquant.network.layout import to_nhwc
 from tvm_easyquant.network.ops import evaluate, linear
@@ -25,7 +25,6 @@ from tvm_easyquant.scales.numerics import (
 from tvm_easyquant.scales.partition import plan
 from tvm_easyquant.search import driver as search_module
 from tvm_easyquant.search.driver import (
-    CheckpointError,
     cosine,
     factors,
     layer_figures,
@@ -565,7 +564,9 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(tmp_path, af
 
     with pytest.raises(Interrupted):
         searched(graph, images, progress=stop, checkpoint=path)
-    assert len(json.loads(path.read_text())["found"]) == after
+    assert len(path.read_text().splitlines()) == 1 + after
+    with path.open("a") as file:
+        file.write('["weights 0", "half a l')  # killed while it wrote
     assert searched(graph, images, checkpoint=path).to_json() == whole
     assert not path.exists()
 
@@ -585,10 +586,23 @@ def test_a_checkpoint_of_another_search_is_refused(tmp_path):
         searched(graph, images[1:], checkpoint=path)
     with pytest.raises(CheckpointError, match="another model"):
         searched(networks.chain(9)[0], images, checkpoint=path)
-    for damaged in ("{", "[1]", "3", '{"found": 3}'):
+    header, first = path.read_text().splitlines()
+    for damaged in ("{", "[1]", "3", '{"found": 3}', "{}\n", "", header.replace(": 1,", ": 2,") + "\n",
+                    f"{header}\n[1]\n{first}\n", f"{header}\n{first[:-1]}\n", f"{header}\n\n{first}\n",
+                    '{"model": "", "config": {}, "data": "", "found": {"0 weights first": {"scales": [1.0]}}}'):  # fmt: skip
         path.write_text(damaged)
         with pytest.raises(CheckpointError, match="not a search checkpoint"):
             searched(graph, images, checkpoint=path)
+
+
+def test_what_an_earlier_release_left_is_refused(tmp_path):
+    """Its tables and curves lay beside the file; they would be left there for ever."""
+    graph, images = networks.chain()
+    (tmp_path / "search.json.int7").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match="search.json.int7 is a state of an earlier release.*delete it"
+    ):
+        searched(graph, images, checkpoint=tmp_path / "search.json")
 
 
 def test_several_rounds_and_skipped_layers():

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tvm_easyquant.errors import CheckpointError
 from tvm_easyquant.evaluate import compare, evaluate
 from tvm_easyquant.network.graph import run
 from tvm_easyquant.scales.calibrate import calibrate, start_table
@@ -19,7 +20,6 @@ from tvm_easyquant.scales.partition import plan
 from tvm_easyquant.search.bits import (
     FLOAT,
     DropError,
-    StateError,
     _smallest,
     compose,
     fastest,
@@ -270,10 +270,14 @@ def test_a_state_of_another_run_is_refused(tmp_path):
     work, path = Work(), tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):
         work.meet(0.0, interrupted(drops(["dw"]), 1), checkpoint=path)
-    with pytest.raises(StateError, match="belongs to a run with another model, data or setting"):
+    with pytest.raises(
+        CheckpointError, match="belongs to a run with another model; delete it to start anew"
+    ):
         Work(seed=1).meet(0.0, checkpoint=path)
+    with pytest.raises(CheckpointError, match="belongs to a run with another config"):
+        Work(skip=["dw"]).meet(0.0, checkpoint=path)
     path.write_text("{}")
-    with pytest.raises(StateError, match="no state of an interrupted run"):
+    with pytest.raises(CheckpointError, match="is not a search checkpoint; delete it"):
         work.meet(0.0, checkpoint=path)
     for wrong in (-1, None, "0.5"):
         with pytest.raises(ConfigError, match="max_drop is"):

@@ -41,11 +41,7 @@ class TableError(EasyQuantError, ValueError):
 
 
 class CheckpointError(EasyQuantError, ValueError):
-    """A checkpoint does not belong to this search; the message names the file and the cure."""
-
-
-class StateError(EasyQuantError, ValueError):
-    """A file of an interrupted run belongs to another one; the message names it and the cure."""
+    """The file of an interrupted run cannot be taken up; the message names it and the cure."""
 
 
 class DropError(EasyQuantError, ValueError):

@@ -85,6 +85,20 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def append_text(path: str | os.PathLike, text: str) -> None:
+    """Add ``text`` at the end of a file; a process killed in between leaves its beginning there."""
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        try:
+            rest = text.encode("utf-8")
+            while rest:
+                rest = rest[os.write(file, rest) :]
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror}") from error
+
+
 # -- JSON that a hand may have edited, or a stranger made
 
 LARGEST = 2**28  # bytes of a file
@@ -99,15 +113,19 @@ def read_json(
 
     what: the kind of file, in words.
     """
+    return parse_json(read_text(path, error, what), error, str(path), constants=constants)
+
+
+def read_text(path: str | os.PathLike, error: type[EasyQuantError], what: str) -> str:
+    """The UTF-8 text of a file that is not too large; ``error`` names it."""
     try:
         with open(path, "rb") as file:
             data = file.read(LARGEST + 1)
         if len(data) > LARGEST:
             raise ValueError(f"it has more than {LARGEST} bytes")
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except (OSError, ValueError) as problem:
         raise error(f"cannot read {what} {path}: {problem}") from None
-    return parse_json(text, error, str(path), constants=constants)
 
 
 def parse_json(text: str, error: type[EasyQuantError], source: str, *, constants: bool = False) -> object:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-
-import numpy as np
+from dataclasses import dataclass, field, replace
 
 from .measure import accuracy as _evaluate
-from .network.equalize import equalized
 from .network.graph import Graph, run
 from .samples import labelled
-from .scales import calibrate as _calibrate
 from .scales.numerics import ConfigError, QuantConfig
-from .scales.partition import Plan, plan
+from .scales.partition import Plan
 from .scales.table import ScaleTable
 from .search import bits as sensitivity
-from .search import driver as _search
+from .search.driver import Record
+from .search.find import find
 
 Progress = Callable[[int, int, str], None]
 
@@ -111,7 +106,7 @@ def quantize(
     input_shapes=None,
     batch: int = 1,
     preprocess=None,
-    record: _search.Record | None = None,
+    record: Record | None = None,
     max_drop: float | None = None,
     evaluation=None,
     metric=None,
@@ -146,99 +141,22 @@ def quantize(
     if (max_drop is None) != (evaluation is None) or (auto and max_drop is None):
         raise ConfigError('max_drop and bits="auto" need labelled data (evaluation) and a max_drop')
     config = replace(config or QuantConfig(), **settings) if settings else config or QuantConfig()
-    seconds, clock = {}, time.perf_counter()
-
-    def lap(step):
-        nonlocal clock
-        now = time.perf_counter()
-        seconds[step], clock = now - clock, now
-
+    clock = time.perf_counter()
     graph = as_graph(model, params, input_shapes=input_shapes, batch=batch)
-    if config.equalize:
-        graph = equalized(graph)
-    plan_ = plan(graph, config.skip, config.integer)
-    config.check_layers(node.name for node in graph.compute_nodes)
-    lap("load")
-    calibrated = _calibrate.calibrate(graph, plan_, calibration, config, progress=progress)
-    lap("calibrate")
-    facts = _facts(calibrated, preprocess)
-
-    def find(config, checkpoint, record=None):
-        if config.searches:
-            table = _search.search(
-                graph, plan_, calibrated, config, progress=progress, checkpoint=checkpoint, record=record
-            )
-        else:
-            table = _calibrate.start_table(graph, plan_, calibrated, config)
-        return replace(table, data=facts)
-
-    decisions: tuple[str, ...] = ()
-    drop = None
-    if max_drop is None:
-        table = find(config, checkpoint, record)
-        lap("search")
-    else:
-        tables = _Tables(find, config, facts, graph.fingerprint, checkpoint, record)
+    loaded = time.perf_counter() - clock
+    judge = None
+    if max_drop is not None:
         module = None if isinstance(model, Graph) else _float_module(model, params, input_shapes, batch)
         judge = _Judge(graph, module, fp32, evaluation, metric, target, progress)
-        timing: dict = (
-            dict(times=lambda bits: judge.times(tables(bits)), float_times=sensitivity.float_times(graph))
-            if auto
-            else {}
-        )
-        met = sensitivity.meet(
-            graph, plan_, config, tables, calibrated.samples, judge.paired, max_drop, progress=progress,
-            checkpoint=checkpoint and f"{checkpoint}.bits", identity=f"{facts['digest']} {judge.name}",
-            **timing,
-        )  # fmt: skip
-        table, decisions, drop = met.table, met.lines, met.paired
-        tables.remove()
-        plan_ = plan(graph, table.config.skip)
-        lap("search")
-    module = apply(graph, table)
-    lap("rewrite")
-    warnings = (*_dead_channels(graph, plan_), *calibrated.warnings)
-    return Quantized(module, table, graph, plan_, seconds, warnings, decisions, drop)
-
-
-class _Tables:
-    """The scale table found at each bit width for all layers; with a checkpoint kept in files."""
-
-    def __init__(self, find, config, facts, model, checkpoint, record):
-        self.find, self.config, self.facts, self.model, self.record = find, config, facts, model, record
-        self.checkpoint, self.found = checkpoint, {}
-
-    def _path(self, bits):
-        return Path(f"{self.checkpoint}.int{bits}")
-
-    def __call__(self, bits: int) -> ScaleTable:
-        if bits not in self.found:
-            config = replace(self.config, layer_bits=(), bits=bits)
-            self.found[bits] = self._kept(bits, config)
-            if self.found[bits] is None:
-                search = self.checkpoint and f"{self.checkpoint}.search{bits}"
-                self.found[bits] = self.find(
-                    config, search, self.record if bits == self.config.bits else None
-                )
-                if self.checkpoint:
-                    self.found[bits].save(self._path(bits))
-        return self.found[bits]
-
-    def _kept(self, bits, config):
-        if not (self.checkpoint and self._path(bits).exists()):
-            return None
-        table = ScaleTable.load(self._path(bits))
-        same = (table.model, table.config, dict(table.data)) == (self.model, config, self.facts)
-        if not same:
-            raise _search.CheckpointError(
-                f"{self._path(bits)} belongs to another model, data or setting; delete it to start anew"
-            )
-        return table
-
-    def remove(self):
-        if self.checkpoint:
-            for bits in self.found:
-                self._path(bits).unlink(missing_ok=True)
+    found = find(
+        graph, calibration, config, checkpoint, progress, record, preprocess,
+        max_drop=max_drop, judge=judge, fastest=auto,
+    )  # fmt: skip
+    clock = time.perf_counter()
+    module = apply(found.graph, found.table)
+    seconds = {"load": loaded, **found.seconds, "rewrite": time.perf_counter() - clock}
+    decisions, drop = (found.met.lines, found.met.paired) if found.met else ((), None)
+    return Quantized(module, found.table, found.graph, found.plan, seconds, found.warnings, decisions, drop)
 
 
 class _Judge:
@@ -252,7 +170,8 @@ class _Judge:
         self.metrics = {"top1": _evaluate.top(1) if metric is None else metric}
         self.batch = next(iter(graph)).shape[0]
         self.fp32 = fp32 or self._float(module)
-        self.name = f"{self.data.name} {len(self.data)} {metric and metric.__name__} {self.target}"
+        names = [getattr(metric, name, None) for name in ("__module__", "__qualname__")]
+        self.identity = [self.data.name, len(self.data), *names, str(self.target)]
         self.reference = None
 
     def _float(self, module):
@@ -274,13 +193,13 @@ class _Judge:
 
         if self.reference is None:
             self.reference = self._scores(self.fp32, "float32")
-        scores = self._scores(build(apply(self.graph, table), self.target), "integers")
+        scores = self._scores(build(apply(table.prepared(self.graph), table), self.target), "integers")
         return _evaluate.compare(scores, self.reference)
 
     def times(self, table) -> dict[str, float]:
         from .relay.tune import layer_times
 
-        return layer_times(apply(self.graph, table), self.target)
+        return layer_times(apply(table.prepared(self.graph), table), self.target)
 
 
 def _float_module(model, params, input_shapes, batch):
@@ -346,23 +265,6 @@ def import_quantized(model, input_shapes=None, batch: int = 1) -> Imported:
         module, taken.table, taken.graph, replace(plan_, floats=floats), seconds, origin=origin,
         model=normal.source, inputs=normal.inputs, outputs=normal.outputs,
     )  # fmt: skip
-
-
-def _facts(calibrated, preprocess) -> dict:
-    """What a table keeps of its calibration data."""
-    facts = calibrated.facts
-    if preprocess is not None:
-        facts["preprocess"] = json.loads(json.dumps(asdict(preprocess)))  # as a table reads it back
-    return facts
-
-
-def _dead_channels(graph, plan_):
-    for node in graph.compute_nodes:
-        if node.name in plan_.integer:
-            dead = np.flatnonzero(~node.weight.any(axis=(0, 1, 2)))
-            if len(dead):
-                shown = ", ".join(map(str, dead[:8])) + (", ..." if len(dead) > 8 else "")
-                yield f"{node.name}: {len(dead)} channels have no weight but zero ({shown}); scale 1"
 
 
 def apply(graph: Graph, table: ScaleTable):

@@ -152,10 +152,7 @@ def _quantize(args) -> int:
     if args.keep_if_faster:
         config, notes = _faster(args, graph, config)
     checkpoint = Path(f"{args.output}.search") if args.resume else None
-    curves = None
-    if args.record:
-        kept, recorded = f"{args.output}.search.curves", (config.how.objective or "", graph.fingerprint)
-        curves = Curves.resumed(*recorded, kept) if args.resume else Curves(*recorded)
+    curves = Curves(config.how.objective or "", graph.fingerprint) if args.record else None
     judged = {} if args.eval is None else _judged(args, preprocess, auto)
     with progress_bar() as bar:
         result = pipeline.quantize(
@@ -175,8 +172,6 @@ def _quantize(args) -> int:
         qdq.save(args.qdq_out, exported)
     if curves is not None:
         curves.save(args.record)
-        if curves.path is not None:
-            Path(curves.path).unlink(missing_ok=True)
     warn(result.warnings)
     if args.json:
         print_json({**_facts(result, args.output), "notes": list(notes)})

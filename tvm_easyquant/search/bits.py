@@ -11,13 +11,11 @@ Layers that read one tensor change their bits together: a tensor has the fewest 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, astuple, dataclass, replace
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -25,8 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from topi_ext.reference import quantize as quantize_tensor
 
-from ..errors import DropError, StateError
-from ..files import write_text
+from ..errors import DropError
 from ..measure.accuracy import Paired
 from ..network.graph import Graph, run
 from ..network.ops import evaluate, linear
@@ -34,6 +31,7 @@ from ..scales.integer import Scales
 from ..scales.numerics import ConfigError, QuantConfig, scale_for
 from ..scales.partition import Plan, plan
 from ..scales.table import ScaleTable
+from .state import State, opened
 
 Progress = Callable[[int, int, str], None]
 Kind = object  # 7, 8 or "float"
@@ -231,47 +229,27 @@ class Met:
 
 
 class _Trials:
-    """Choices of bits measured so far, kept in a file if there is a ``path``."""
+    """Choices of bits measured so far, kept in a `State`."""
 
-    def __init__(self, graph, config, table, samples, measure, max_drop, path, identity):
+    def __init__(self, graph, config, table, samples, measure, max_drop, state: State):
         self.graph, self.config, self.table, self.max_drop = graph, config, table, max_drop
         self.samples = samples
-        self._measure, self.path = measure, None if path is None else Path(path)
-        self.identity = {"model": graph.fingerprint, "identity": identity}
-        self.saved: dict = {"errors": None, "trials": {}}
+        self._measure, self.state = measure, state
         self.lines: list[str] = []
         self.said: set[str] = set()
-        if self.path is not None and self.path.exists():
-            try:
-                saved = json.loads(self.path.read_text(encoding="utf-8"))
-                found = {key: saved[key] for key in self.saved}
-            except (OSError, ValueError, KeyError, TypeError):
-                raise StateError(f"{self.path} is no state of an interrupted run; delete it") from None
-            if {key: saved.get(key) for key in self.identity} != self.identity:
-                raise StateError(
-                    f"{self.path} belongs to a run with another model, data or setting; delete it to "
-                    "start anew"
-                )
-            self.saved = found
-
-    def save(self):
-        if self.path is not None:
-            write_text(self.path, json.dumps({**self.identity, **self.saved}))
 
     def errors(self, make):
-        if self.saved["errors"] is None:
-            self.saved["errors"] = {n: {str(b): e for b, e in each.items()} for n, each in make().items()}
-            self.save()
-        return {n: {int(b): e for b, e in each.items()} for n, each in self.saved["errors"].items()}
+        if (found := self.state.get("errors")) is None:
+            found = {n: {str(b): e for b, e in each.items()} for n, each in make().items()}
+            self.state.append("errors", "", found)
+        return {n: {int(b): e for b, e in each.items()} for n, each in found.items()}
 
     def paired(self, kinds) -> Paired:
-        text = json.dumps(sorted(kinds.items()))
-        key = hashlib.sha256(text.encode()).hexdigest()
-        if key not in self.saved["trials"]:
-            found = self._measure(self.compose(kinds))
-            self.saved["trials"][key] = astuple(found)
-            self.save()
-        *rest, interval, p = self.saved["trials"][key]
+        key = json.dumps(sorted(kinds.items()))
+        if (found := self.state.get("trial", key)) is None:
+            found = astuple(self._measure(self.compose(kinds)))
+            self.state.append("trial", key, found)
+        *rest, interval, p = found
         paired = Paired(*rest, tuple(interval), p)
         if key not in self.said:
             self.said.add(key)
@@ -318,8 +296,7 @@ def meet(
     times: Callable[[int], Mapping[str, float]] | None = None,
     float_times: Mapping[str, float] | None = None,
     progress: Progress | None = None,
-    checkpoint: str | os.PathLike | None = None,
-    identity: str = "",
+    checkpoint: str | os.PathLike | State | None = None,
 ) -> Met:
     """Choose the bits of each layer so that the measured drop against fp32 is at most ``max_drop`` points.
 
@@ -328,14 +305,15 @@ def meet(
     ``times`` the worst layers of ``config.bits`` are reverted, 7 -> 8 -> float, as few as it takes. With
     ``times(bits)``, {layer: microseconds}, and ``float_times`` the fastest choice is taken that meets it.
     checkpoint: a file that lets an interrupted run go on; it may have been written with another
-    ``max_drop``. identity: what data the run belongs to.
+    ``max_drop``; or the `State` of a larger run.
 
-    Raises DropError if nothing meets it, StateError for a file of another run, ConfigError.
+    Raises DropError if nothing meets it, CheckpointError for a file of another run, ConfigError.
     """
     if not (isinstance(max_drop, (int, float)) and max_drop >= 0):
         raise ConfigError(f"max_drop is {max_drop!r}; give points of accuracy, 0 or more")
-    identity = f"{identity} {replace(config, layer_bits=())} {'fastest' if times else 'safer'}"
-    trials = _Trials(graph, config, table, samples, measure, max_drop, checkpoint, identity)
+    way = "safer" if times is None else "fastest"
+    state = opened(checkpoint, {"model": graph.fingerprint, "config": asdict(config), "choice": way})
+    trials = _Trials(graph, config, table, samples, measure, max_drop, state)
     together = groups(plan_)
 
     def errors_of(ladder):
@@ -368,8 +346,7 @@ def meet(
         if errors
     }
     found = Met(replace(table, figures=figures or table.figures), paired, kinds, errors, tuple(lines))
-    if trials.path is not None:
-        trials.path.unlink(missing_ok=True)
+    trials.state.remove()
     return found
 
 

@@ -6,17 +6,19 @@ holds, relative to that of the start (below 1 it clips more than the start).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import CurvesError
-from ..files import write_text
+from ..files import parse_json, read_text, write_text
+from .state import State
 
 FORMAT, VERSION = "tvm_easyquant search record", 1
+KEYS = ("format", "version", "objective", "model", "weights", "activations")
 
 
 @dataclass
@@ -26,24 +28,20 @@ class Curves:
     Of weights, ``score`` is the mean over the channels, ``low`` and ``high`` their 10th and 90th percentile
     and ``chosen`` the range of every channel; of activations ``chosen`` is one number. objective: "cosine",
     or "mse", whose score is minus the squared error relative to the output. model: the graph's fingerprint.
-    path: where each curve is saved as it comes, for a search that is resumed; see `resumed`.
+    state: where each curve is kept as it comes, for a search that is resumed; see `resume`.
     """
 
     objective: str = ""
     model: str = ""
     weights: dict[str, dict] = field(default_factory=dict)
     activations: dict[str, dict] = field(default_factory=dict)
-    path: str | os.PathLike | None = field(default=None, compare=False)
+    state: State | None = field(default=None, compare=False)
 
-    @classmethod
-    def resumed(cls, objective: str, model: str, path: str | os.PathLike) -> Curves:
-        """The curves that an interrupted search of the same kind left in ``path``, or none yet."""
-        if os.path.exists(path):
-            found = cls.load(path)
-            if (found.objective, found.model) == (objective, model):
-                found.path = path
-                return found
-        return cls(objective, model, path=path)
+    def resume(self, state: State) -> None:
+        """Take up the curves that an interrupted run left in its state, and keep those to come there."""
+        self.state = state
+        self.weights.update(state.all("weights curve"))
+        self.activations.update(state.all("activations curve"))
 
     def __call__(self, kind: str, name: str, factors, scores, chosen) -> None:
         """Keep the curve of one layer or site; a later round replaces an earlier one."""
@@ -59,27 +57,47 @@ class Curves:
         else:
             curve.update(score=_short(scores[order]), chosen=float(f"{ranges[int(chosen)]:.6g}"))
             self.activations[name] = curve
-        if self.path is not None:
-            self.save(self.path)
+        if self.state is not None:
+            self.state.append(f"{kind} curve", name, curve)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the JSON file atomically."""
-        facts = {name: value for name, value in vars(self).items() if name != "path"}
+        facts = {name: value for name, value in vars(self).items() if name != "state"}
         write_text(path, json.dumps({"format": FORMAT, "version": VERSION, **facts}) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Curves:
         """Read what `save` wrote; CurvesError otherwise."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data.pop("format") != FORMAT or data.pop("version") != VERSION:
-                raise KeyError("format")
-            return cls(**data)
-        except OSError as error:
-            raise CurvesError(f"cannot read the search record {path}: {error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CurvesError(f"{path} is not a search record of this release; make one with quantize "
-                              "--record FILE") from None  # fmt: skip
+        text = read_text(path, CurvesError, "the search record")
+        with contextlib.suppress(CurvesError):
+            data = parse_json(text, CurvesError, str(path))
+            if isinstance(data, dict) and _is_record(data):
+                return cls(**{name: data[name] for name in KEYS[2:]})
+        raise CurvesError(
+            f"{path} is not a search record of this release; make one with quantize --record FILE"
+        )
+
+
+def _is_record(data: dict) -> bool:
+    """Whether it has the form of what `Curves.save` writes."""
+    if sorted(data) != sorted(KEYS) or (data["format"], repr(data["version"])) != (FORMAT, repr(VERSION)):
+        return False
+    texts = isinstance(data["objective"], str) and isinstance(data["model"], str)
+    lists = {"weights": ("range", "score", "low", "high", "chosen"), "activations": ("range", "score")}
+    return texts and all(
+        isinstance(data[kind], dict)
+        and all(isinstance(curve, dict) and _is_curve(curve, names) for curve in data[kind].values())
+        for kind, names in lists.items()
+    )
+
+
+def _is_curve(curve: dict, lists: tuple[str, ...]) -> bool:
+    numbers = [value for name, value in curve.items() if name not in lists]
+    for name in lists:
+        if not isinstance(curve.get(name), list):
+            return False
+        numbers += curve[name]
+    return all(type(value) in (int, float) for value in numbers)
 
 
 def _short(values) -> list[float]:

@@ -33,13 +33,11 @@ workers, and BLAS runs on one thread in each, so the result does not depend on t
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -48,8 +46,6 @@ from threadpoolctl import threadpool_limits
 
 from topi_ext.reference import dequantize
 
-from ..errors import CheckpointError
-from ..files import write_text
 from ..network.graph import Graph
 from ..network.node import Node
 from ..network.ops import evaluate, input_axes, is_depthwise
@@ -60,6 +56,7 @@ from ..scales.partition import Plan
 from ..scales.table import ScaleTable, pack, unpack
 from . import objectives, reconstruct
 from .objectives import choose, cosine
+from .state import State, opened
 
 Progress = Callable[[int, int, str], None]
 Record = Callable[[str, str, np.ndarray, np.ndarray, np.ndarray], None]
@@ -263,7 +260,7 @@ class _Search:
         searched = [site for site in plan.sites.values() if site.readers]
         self.total = config.rounds * (len(self.layers) + len(searched))
         self.done = 0
-        self.checkpoint = _Checkpoint(checkpoint, graph, config, calibration)
+        self.state = opened(checkpoint, identity_of(graph, config, calibration) if checkpoint else {})
 
     def run(self) -> ScaleTable:
         best = None
@@ -279,7 +276,7 @@ class _Search:
                 self._tick(f"round {round_ + 1} undone")
                 break
             best, figures = (score, self.scales.copy()), found.result()
-        self.checkpoint.remove()
+        self.state.remove()
         s = self.scales
         return ScaleTable(
             self.graph.fingerprint, self.config, s.activations, s.weights, figures,
@@ -324,11 +321,11 @@ class _Search:
         self._walk(before, [Sample(feed) for feed in self.calibration.samples])
 
     def _fit(self, node, samples, round_):
-        key = f"{round_} weights {node.name}"
-        found = self.checkpoint.get(key)
+        kind = f"weights {round_}"
+        found = self.state.get(kind, node.name)
         if found is None:
             found = self._fitted(node, samples)
-            self.checkpoint.put(key, found)
+            self.state.append(kind, node.name, found)
         name, channels = node.name, node.channels
         self.scales.weights[name] = np.asarray(found["scales"], np.float32)
         self.scales.rounding.pop(name, None)
@@ -394,11 +391,11 @@ class _Search:
         return figures
 
     def _decide(self, site, start, samples, round_, layerwise):
-        key = f"{round_} activations {site.name}"
-        found = self.checkpoint.get(key)
+        kind = f"activations {round_}"
+        found = self.state.get(kind, site.name)
         if found is None:
             found = self._search_site(site, start, samples, layerwise and round_ == 0)
-            self.checkpoint.put(key, found)
+            self.state.append(kind, site.name, found)
         self.scales.activations[site.name] = start.with_scale(float(found))
         for sample in samples:
             sample.settle(site.tensors, self.scales)
@@ -539,44 +536,6 @@ class _Search:
         return values
 
 
-class _Checkpoint:
-    """Decisions made so far, in a file written after each of them; a no-op without a path."""
-
-    def __init__(self, path, graph, config, calibration):
-        self.path = None if path is None else Path(path)
-        self.found: dict = {}
-        self.identity = {
-            "model": graph.fingerprint,
-            "config": json.loads(json.dumps(asdict(config))),
-            "data": calibration.digest if path is not None else "",
-        }
-        if self.path is not None and self.path.exists():
-            try:
-                saved = json.loads(self.path.read_text(encoding="utf-8"))
-                self.found = dict(saved.pop("found"))
-            except (OSError, ValueError, KeyError, AttributeError, TypeError):
-                raise CheckpointError(
-                    f"{self.path} is not a search checkpoint; delete it or name another file"
-                ) from None
-            for key, mine in self.identity.items():
-                if saved.get(key) != mine:
-                    raise CheckpointError(
-                        f"{self.path} belongs to a search with another {key}; delete it to start anew"
-                    )
-
-    def get(self, key):
-        return self.found.get(key)
-
-    def put(self, key, value):
-        if self.path is not None:
-            self.found[key] = value
-            write_text(self.path, json.dumps({**self.identity, "found": self.found}))
-
-    def remove(self):
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-
 class _Figures:
     """How well each layer's output, before its activation, survives: sums of every sample."""
 
@@ -620,6 +579,11 @@ def layer_figures(graph: Graph, plan: Plan, table: ScaleTable, samples) -> dict[
     return figures.result()
 
 
+def identity_of(graph: Graph, config: QuantConfig, calibration: Calibration) -> dict[str, object]:
+    """What decides the result of a search, for its `State`."""
+    return {"model": graph.fingerprint, "config": asdict(config), "data": calibration.digest}
+
+
 def search(
     graph: Graph,
     plan: Plan,
@@ -627,17 +591,18 @@ def search(
     config: QuantConfig,
     *,
     progress: Progress | None = None,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike | State | None = None,
     jobs: int | None = None,
     record: Record | None = None,
 ) -> ScaleTable:
     """Search every scale of a graph; the same bytes whatever the number of ``jobs`` and the joblib backend.
 
     jobs: tasks at once; None is what ``joblib.parallel_config`` says, without one the number of CPUs.
-    checkpoint: a file that is written after each layer and taken up again by a later call; it is
-    removed at the end. progress(done, total, text) is called after each layer. record("weights" or
-    "activations", name, factors of S (F,), scores (F, channels) or (F,), chosen indices) is called for each
-    layer and site that is searched here (`curves.Curves` is one); what a checkpoint decided has no scores.
+    checkpoint: a file that each decision is appended to, taken up again by a later call and removed at the
+    end; or the `State` of a larger run. progress(done, total, text) is called after each layer.
+    record("weights" or "activations", name, factors of S (F,), scores (F, channels) or (F,), chosen
+    indices) is called for each layer and site that is searched here (`curves.Curves` is one); what a
+    checkpoint decided has no scores.
     Raises CheckpointError if the file belongs to another model, data or config.
     """
     with threadpool_limits(1):  # the threads are ours: one BLAS order, one result

@@ -1,0 +1,178 @@
+"""From a float network and calibration data to its scale table: partition, calibrate, start or search.
+
+The command line, the Relay pass, the benchmark and `tvm_easyquant.quantize` find their scales here: each
+has the warnings, the facts about the data, the bits that a drop allows and the resumption. No TVM here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from ..measure.accuracy import Paired
+from ..network.equalize import equalized
+from ..network.graph import Graph
+from ..samples.images import Preprocess
+from ..scales.calibrate import Calibration, calibrate, start_table
+from ..scales.numerics import ConfigError, QuantConfig
+from ..scales.partition import Plan, plan
+from ..scales.table import ScaleTable
+from .bits import Met, float_times, meet
+from .curves import Curves
+from .driver import Record, identity_of, search
+from .state import State
+
+Progress = Callable[[int, int, str], None]
+
+
+class Judge(Protocol):
+    """Measures tables on labelled data, as a drop is asked for.
+
+    identity: what its figures depend on beside the network, as JSON takes it.
+    """
+
+    @property
+    def identity(self) -> object: ...
+
+    def paired(self, table: ScaleTable) -> Paired:
+        """The accuracy of the table's integers against fp32."""
+
+    def times(self, table: ScaleTable) -> Mapping[str, float]:
+        """{layer: microseconds} of the table's kernels."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """table: the scales, with the facts of their data; graph: the network they are of, equalized if that is
+    a setting; plan: what runs in integers; warnings: what is suspicious, in lines; seconds: of each step;
+    met: what a drop that was asked for led to."""
+
+    table: ScaleTable
+    graph: Graph
+    plan: Plan
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    met: Met | None = None
+
+
+def find(
+    graph: Graph,
+    data,
+    config: QuantConfig | None = None,
+    resume: str | os.PathLike | None = None,
+    progress: Progress | None = None,
+    record: Record | None = None,
+    preprocess: Preprocess | None = None,
+    *,
+    max_drop: float | None = None,
+    judge: Judge | None = None,
+    fastest: bool = False,
+) -> Found:
+    """Find the scales of a float network.
+
+    data: any iterable of inputs (see `calibrate.samples`). resume: a file that lets an interrupted run go
+    on; it is removed at the end. progress(done, total, text) is called as the work proceeds. record: of
+    `driver.search`; a `Curves` is resumed, too. preprocess: what made the samples, to be kept in the table.
+    max_drop: points that ``judge`` may find lost; layers are then reverted until it is met, or, with
+    ``fastest``, get the kind that makes the network fastest within it (see `bits.meet`).
+
+    Raises CalibrationError, ConfigError, GraphError, CheckpointError, and DropError if no choice meets it.
+    """
+    config, clock = config or QuantConfig(), time.perf_counter()
+    if (max_drop is None) != (judge is None) or (fastest and judge is None):
+        raise ConfigError("a drop needs a judge that measures it, and max_drop")
+    graph = equalized(graph) if config.equalize else graph
+    plan_ = plan(graph, config.skip, config.integer)
+    config.check_layers(node.name for node in graph.compute_nodes)
+    calibration = calibrate(graph, plan_, data, config, progress=progress)
+    seconds = {"calibrate": time.perf_counter() - clock}
+    identity = identity_of(graph, config, calibration) if resume is not None else {}
+    if judge is not None:
+        identity |= {"evaluation": judge.identity, "choice": "fastest" if fastest else "safer"}
+    state, clock = State(resume, identity), time.perf_counter()
+    work = _Work(graph, plan_, calibration, config, _facts(calibration, preprocess), progress, state)
+    met = None
+    if max_drop is None or judge is None:
+        table = work.table(config, state, record)
+    else:
+        tables = _Tables(work, record)
+        times = (lambda bits: judge.times(tables(bits))) if fastest else None
+        met = meet(
+            graph, plan_, config, tables, calibration.samples, judge.paired, max_drop, times=times,
+            float_times=float_times(graph) if fastest else None, progress=progress, checkpoint=state,
+        )  # fmt: skip
+        table, plan_ = met.table, plan(graph, met.table.config.skip)
+    state.remove()
+    seconds["search"] = time.perf_counter() - clock
+    warnings = (*_dead_channels(graph, plan_), *calibration.warnings)
+    return Found(table, graph, plan_, warnings, seconds, met)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What tables are found from."""
+
+    graph: Graph
+    plan: Plan
+    calibration: Calibration
+    config: QuantConfig
+    facts: dict[str, object]
+    progress: Progress | None
+    state: State
+
+    def table(self, config: QuantConfig, state: State, record: Record | None) -> ScaleTable:
+        if isinstance(record, Curves):
+            record.resume(state)
+        if config.searches:
+            table = search(
+                self.graph, self.plan, self.calibration, config, progress=self.progress, checkpoint=state,
+                record=record,
+            )  # fmt: skip
+        else:
+            table = start_table(self.graph, self.plan, self.calibration, config)
+        return replace(table, data=self.facts)
+
+
+class _Tables:
+    """The scale table found at each bit width for all layers, kept in the state."""
+
+    def __init__(self, work: _Work, record: Record | None):
+        self.work, self.record = work, record
+        self.found: dict[int, ScaleTable] = {}
+
+    def __call__(self, bits: int) -> ScaleTable:
+        if bits not in self.found:
+            state = self.work.state
+            kept = state.get("table", str(bits))
+            if kept is None:
+                config = replace(self.work.config, layer_bits=(), bits=bits)
+                record = self.record if bits == self.work.config.bits else None
+                table = self.work.table(config, state.part(f"int{bits}"), record)
+                state.append("table", str(bits), json.loads(table.to_json()))
+            else:
+                table = ScaleTable.from_json(json.dumps(kept), f"the table at {bits} bits in {state.path}")
+            self.found[bits] = table
+        return self.found[bits]
+
+
+def _facts(calibration: Calibration, preprocess: Preprocess | None) -> dict[str, object]:
+    """What a table keeps of its calibration data."""
+    facts = calibration.facts
+    if preprocess is not None:
+        facts["preprocess"] = json.loads(json.dumps(asdict(preprocess)))  # as a table reads it back
+    return facts
+
+
+def _dead_channels(graph: Graph, plan_: Plan) -> Iterator[str]:
+    for node in graph.compute_nodes:
+        if node.name in plan_.integer:
+            dead = np.flatnonzero(~node.weight.any(axis=(0, 1, 2)))
+            if len(dead):
+                shown = ", ".join(map(str, dead[:8])) + (", ..." if len(dead) > 8 else "")
+                yield f"{node.name}: {len(dead)} channels have no weight but zero ({shown}); scale 1"
