@@ -15,7 +15,9 @@ from tvm_easyquant.relay.build import Executor, host_target
 from tvm_easyquant.relay.framework import no_tophub
 from tvm_easyquant.relay.read import load_onnx
 from tvm_easyquant.relay.reference import execute
+from tvm_easyquant.samples.images import Preprocess
 from tvm_easyquant.scales.integer import run_integer
+from tvm_easyquant.search.find import find
 
 
 def onnx_relay(model):
@@ -47,6 +49,31 @@ def test_the_pass_takes_a_table_found_before_and_gives_the_same_module():
     first = eq.EasyQuant(calibration=pictures(), config=eq.QuantConfig(grid=8), params=params)
     again = eq.EasyQuant(first(module) and first.table, params=params)
     tvm.ir.assert_structural_equal(first(module), again(module))
+
+
+def test_the_pass_warns_keeps_the_preprocessing_and_is_resumed(tmp_path):
+    """It searched by itself, and had none of what the command line had."""
+    module, params = onnx_relay(networks.small_onnx())
+    settings = Preprocess(scale=1 / 255)
+    options = dict(
+        calibration=pictures(), config=eq.QuantConfig(grid=8), params=params, preprocess=settings
+    )
+    whole = eq.EasyQuant(**options)
+    whole(module)
+    assert any("4 calibration samples, where the search asks for 50" in line for line in whole.warnings)
+    assert Preprocess.of(whole.table.data["preprocess"]) == settings
+
+    def stop(done, total, text):
+        if text == "weights conv2":
+            raise KeyboardInterrupt
+
+    graph, state = eq.from_relay(module, params), tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        find(graph, pictures(), options["config"], state, stop, preprocess=settings)
+    assert state.exists()
+    again = eq.EasyQuant(**options, checkpoint=state)
+    again(module)
+    assert again.table.to_json() == whole.table.to_json() and not state.exists()
 
 
 def test_the_pass_wants_one_source_of_scales():

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..network.equalize import equalized
-from ..scales.calibrate import calibrate, start_table
 from ..scales.numerics import QuantConfig
-from ..scales.partition import plan
 from ..scales.table import ScaleTable
-from ..search.driver import search
+from ..search.find import find
 from .framework import tvm
 from .read import from_relay
 from .rewrite import rewrite
@@ -22,7 +18,8 @@ class EasyQuant:
 
     Compose it in ``tvm.transform.Sequential`` before ``topi_ext.lower.LowerInteger``. Give it either
     a ``table`` found before, or ``calibration`` data and a ``config`` to search one; the table it
-    used is then its attribute ``table``. params are bound to the module first.
+    used is then its attribute ``table``, and what is suspicious is in ``warnings``, in lines. params are
+    bound to the module first. checkpoint, preprocess: as `tvm_easyquant.quantize` takes them.
 
     Raises what `tvm_easyquant.quantize` raises.
     """
@@ -40,19 +37,22 @@ class EasyQuant:
         config: QuantConfig | None = None,
         params=None,
         progress=None,
+        checkpoint=None,
+        preprocess=None,
     ):
         if (table is None) == (calibration is None):
             raise ValueError("EasyQuant takes either a scale table or calibration data")
         self.table, self.calibration, self.params = table, calibration, params
         self.config, self.progress = config or QuantConfig(), progress
+        self.checkpoint, self.preprocess = checkpoint, preprocess
+        self.warnings: tuple[str, ...] = ()
 
     def transform_module(self, mod, ctx):
         graph = from_relay(mod, self.params)
         if self.table is None:
-            if self.config.equalize:
-                graph = equalized(graph)
-            plan_ = plan(graph, self.config.skip)
-            found = calibrate(graph, plan_, self.calibration, self.config, progress=self.progress)
-            make = search if self.config.searches else start_table
-            self.table = replace(make(graph, plan_, found, self.config), data=found.facts)
+            found = find(
+                graph, self.calibration, self.config, self.checkpoint, self.progress,
+                preprocess=self.preprocess,
+            )  # fmt: skip
+            graph, self.table, self.warnings = found.graph, found.table, found.warnings
         return rewrite(graph, self.table)

@@ -21,9 +21,8 @@ from topi_ext import isa
 
 from ..network.graph import Graph, GraphError
 from ..network.node import model_shape
-from ..scales.calibrate import calibrate, start_table
 from ..scales.numerics import SWITCHES, QuantConfig
-from ..scales.partition import plan
+from ..search.find import find
 from .build import Built, build
 from .framework import tvm
 from .rewrite import rewrite
@@ -231,9 +230,9 @@ def keep_if_faster(
 
     def measured(skip):
         plain = {name: None for name in SWITCHES}
-        settings = replace(config, **plain, method="minmax", skip=(*config.skip, *skip))
-        plan_ = plan(graph, settings.skip)
-        table = start_table(graph, plan_, calibrate(graph, plan_, [feed], settings), settings)
+        skip = (*config.skip, *skip)
+        settings = replace(config, **plain, method="minmax", equalize=False, skip=skip)
+        table = find(graph, [feed], settings).table
         bits = {node.name: settings.bits_of(node.name) for node in graph.compute_nodes}
         integers = build(rewrite(graph, table), target)
         return measure(graph, floats, integers, bits=bits, feed=feed, progress=progress, **options)
