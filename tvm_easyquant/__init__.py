@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
+    from .measure.accuracy import Evaluation as Evaluation
     from .network.graph import Graph as Graph
     from .pipeline import Quantized as Quantized
     from .pipeline import import_quantized as import_quantized
@@ -33,6 +34,7 @@ _PUBLIC = {
     "quantize": "pipeline",
     "Quantized": "pipeline",
     "import_quantized": "pipeline",
+    "Evaluation": "measure.accuracy",
     "QuantConfig": "scales.numerics",
     "Scale": "scales.numerics",
     "ScaleTable": "scales.table",

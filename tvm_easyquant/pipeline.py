@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from .measure import accuracy as _evaluate
+from .measure.accuracy import Evaluation, Metric
 from .network.graph import Graph, run
 from .samples import labelled
-from .scales.numerics import ConfigError, QuantConfig
+from .samples.images import Preprocess
+from .scales.numerics import ConfigError, QuantConfig, Settings
 from .scales.partition import Plan
 from .scales.table import ScaleTable
 from .search import bits as sensitivity
 from .search.driver import Record
 from .search.find import find
+
+if TYPE_CHECKING:  # type checkers know it; Python 3.10 has no Unpack of its own
+    from typing_extensions import Unpack
 
 Progress = Callable[[int, int, str], None]
 
@@ -99,58 +109,61 @@ def quantize(
     model,
     calibration,
     *,
-    params=None,
+    bits: int | Literal["auto"] | Mapping[str, int | Literal["float"]] | None = None,
+    method: str | None = None,
+    skip: str | Iterable[str] | None = None,
+    evaluation: Evaluation | object = None,
     config: QuantConfig | None = None,
+    params: Mapping[str, object] | None = None,
     checkpoint: str | os.PathLike | None = None,
     progress: Progress | None = None,
-    input_shapes=None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
     batch: int = 1,
-    preprocess=None,
+    preprocess: Preprocess | None = None,
     record: Record | None = None,
     max_drop: float | None = None,
-    evaluation=None,
-    metric=None,
-    fp32: Callable | None = None,
-    target=None,
-    **settings,
+    metric: Metric | None = None,
+    fp32: Callable[[dict], list | Mapping] | None = None,
+    target: object = None,
+    **settings: Unpack[Settings],
 ) -> Quantized:
     """Quantize a float CNN to an integer Relay module.
 
     model: the path of a model (ONNX, or what tvmc loads), an ``onnx.ModelProto``, or a Relay module with
-    ``params``. calibration: any iterable of inputs (see `calibrate.samples`). settings: fields of
-    `QuantConfig` such as ``bits``, ``method`` or ``skip``; or a whole ``config``. checkpoint: a file that
+    ``params``. calibration: any iterable of inputs (see `calibrate.samples`). bits, method, skip and
+    settings: fields of `QuantConfig`; or a whole ``config``, which they change. checkpoint: a file that
     lets an interrupted search go on. progress(done, total, text) is called as the work proceeds.
     preprocess: the `images.Preprocess` that made the samples, to be kept in the table. record: of
-    `search.search`, for curves.
+    `driver.search`, for curves.
 
-    max_drop: points of accuracy that the integers, compiled for ``target`` (this CPU), may lose to fp32 on
-    ``evaluation``, labelled data as `labelled.load` takes it; layers are then reverted, the worst first,
-    7 -> 8 -> float, as few as it takes (see `sensitivity`). With ``bits="auto"`` each layer gets the kind
-    that makes the network fastest within ``max_drop``, by the stored costs of the kernels. metric: instead
-    of top-1, function(outputs, label) -> 0.0 to 1.0. fp32: the float network as a function of
-    {input: array}, where ``model`` is a Graph that is faster run otherwise than in numpy. With a checkpoint
-    all of this goes on after an interruption, too.
+    evaluation: an `Evaluation`, labelled data and the points of accuracy that the compiled integers may
+    lose on it to fp32; layers are then reverted, the worst first, 7 -> 8 -> float, as few as it takes (see
+    `bits.meet`). With ``bits="auto"`` each layer gets the kind that makes the network fastest within that
+    drop, by the stored costs of the kernels. Or the labelled data alone, beside ``max_drop``, ``metric``
+    and ``target``. fp32: the float network as a function of {input: array}, where ``model`` is a Graph that
+    is faster run otherwise than in numpy. With a checkpoint all of this goes on after an interruption, too.
 
     Raises LoadError, CalibrationError, ConfigError, GraphError, EvaluationError, DropError or
     CheckpointError, all ValueErrors whose message names the cause and the cure.
     """
-    auto = settings.get("bits") == "auto"
+    auto = bits == "auto"
     if auto:
-        settings["bits"] = 7
+        bits = 7
         sensitivity.solver()
-    if (max_drop is None) != (evaluation is None) or (auto and max_drop is None):
-        raise ConfigError('max_drop and bits="auto" need labelled data (evaluation) and a max_drop')
-    config = replace(config or QuantConfig(), **settings) if settings else config or QuantConfig()
+    judged = _evaluation(evaluation, max_drop, metric, target)
+    if auto and judged is None:
+        raise ConfigError(NEEDS)
+    config = _config(config or QuantConfig(), {"bits": bits, "method": method, "skip": skip}, settings)
     clock = time.perf_counter()
     graph = as_graph(model, params, input_shapes=input_shapes, batch=batch)
     loaded = time.perf_counter() - clock
     judge = None
-    if max_drop is not None:
+    if judged is not None:
         module = None if isinstance(model, Graph) else _float_module(model, params, input_shapes, batch)
-        judge = _Judge(graph, module, fp32, evaluation, metric, target, progress)
+        judge = _Judge(graph, module, fp32, judged, progress)
     found = find(
         graph, calibration, config, checkpoint, progress, record, preprocess,
-        max_drop=max_drop, judge=judge, fastest=auto,
+        max_drop=None if judged is None else judged.max_drop, judge=judge, fastest=auto,
     )  # fmt: skip
     clock = time.perf_counter()
     module = apply(found.graph, found.table)
@@ -159,20 +172,51 @@ def quantize(
     return Quantized(module, found.table, found.graph, found.plan, seconds, found.warnings, decisions, drop)
 
 
+NEEDS = 'max_drop and bits="auto" need labelled data (evaluation) and a max_drop'
+
+
+def _evaluation(evaluation, max_drop, metric, target) -> Evaluation | None:
+    """The `Evaluation` of `quantize`'s keywords, given whole or one by one."""
+    if isinstance(evaluation, Evaluation):
+        given = dict(max_drop=max_drop, metric=metric, target=target)
+        if more := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(f"the Evaluation says {', '.join(more)}; give it there only")
+        return evaluation
+    if (max_drop is None) != (evaluation is None):
+        raise ConfigError(NEEDS)
+    if max_drop is None:
+        return None
+    return Evaluation(data=evaluation, max_drop=max_drop, metric=metric, target=target)
+
+
+def _config(
+    config: QuantConfig, common: Mapping[str, object], settings: Mapping[str, object]
+) -> QuantConfig:
+    """``config`` with what `quantize` was called with; None of ``common`` is not given."""
+    known = [field_.name for field_ in fields(QuantConfig)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *inspect.signature(quantize).parameters], 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; the settings are {', '.join(known)}"
+            raise TypeError(f"quantize() takes no {name}{hint}")
+    given = {name: value for name, value in common.items() if value is not None} | dict(settings)
+    return replace(config, **given) if given else config  # type: ignore[arg-type]
+
+
 class _Judge:
     """Measures tables against fp32 on labelled data, compiled for a target."""
 
-    def __init__(self, graph, module, fp32, evaluation, metric, target, progress):
+    def __init__(self, graph, module, fp32, evaluation: Evaluation, progress):
         from .relay.build import cpu_target
 
-        self.graph, self.target, self.progress = graph, cpu_target(target), progress
-        self.data = labelled.load(evaluation)
+        self.graph, self.target, self.progress = graph, cpu_target(evaluation.target), progress
+        self.data, metric = labelled.load(evaluation.data), evaluation.metric
         self.metrics = {"top1": _evaluate.top(1) if metric is None else metric}
         self.batch = next(iter(graph)).shape[0]
         self.fp32 = fp32 or self._float(module)
         names = [getattr(metric, name, None) for name in ("__module__", "__qualname__")]
         self.identity = [self.data.name, len(self.data), *names, str(self.target)]
-        self.reference = None
+        self._reference: np.ndarray | None = None
 
     def _float(self, module):
         if module is None:
@@ -191,10 +235,10 @@ class _Judge:
     def paired(self, table) -> _evaluate.Paired:
         from .relay.build import build
 
-        if self.reference is None:
-            self.reference = self._scores(self.fp32, "float32")
+        if self._reference is None:
+            self._reference = self._scores(self.fp32, "float32")
         scores = self._scores(build(apply(table.prepared(self.graph), table), self.target), "integers")
-        return _evaluate.compare(scores, self.reference)
+        return _evaluate.compare(scores, self._reference)
 
     def times(self, table) -> dict[str, float]:
         from .relay.tune import layer_times

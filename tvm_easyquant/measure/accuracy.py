@@ -110,6 +110,21 @@ def _feed(x, names, source, number):
     return {names[0]: array[None] if array.ndim in (1, 3) else array}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a quantization may lose, and how that is measured.
+
+    data: labelled, what `load` takes. max_drop: points that the integers, compiled for ``target`` (a CPU
+    target as TVM writes it; None: this CPU), may lose to fp32. metric: instead of top-1,
+    function(outputs of a sample, label) -> 0.0 to 1.0.
+    """
+
+    data: object
+    max_drop: float
+    metric: Metric | None = None
+    target: object = None
+
+
 # -- two networks on the same samples
 
 

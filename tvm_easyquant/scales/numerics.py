@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -80,6 +80,28 @@ SWITCHES = {
 IMPORTED = "imported"
 BITS = (7, 8)
 DEFAULT_METHOD = "easyquant_layerwise"
+
+
+class Settings(TypedDict, total=False):
+    """The fields of `QuantConfig` that `tvm_easyquant.quantize` takes beside bits, method and skip."""
+
+    search_images: int
+    grid: int
+    alpha: float
+    beta: float
+    rounds: int
+    percentile: float
+    objective: Literal["cosine", "mse", "hessian"] | None
+    unsigned: bool | None
+    start: Literal["max", "percentile", "kl", "mse"] | None
+    order: Literal["passes", "layerwise"] | None
+    gain_correction: bool | None
+    bias_correction: bool | None
+    rounding: Literal["nearest", "descent"] | None
+    exhaustive: bool | None
+    equalize: bool
+    layer_bits: Mapping[str, int] | Iterable[tuple[str, int]]
+    integer: Iterable[str] | None
 
 
 def _whole(value) -> bool:

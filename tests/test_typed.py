@@ -1,0 +1,114 @@
+"""`quantize` is typed: an editor shows its settings, and a misspelt one is found before it runs."""
+
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import networks
+import numpy as np
+import pytest
+
+import tvm_easyquant as eq
+from tvm_easyquant import pipeline
+from tvm_easyquant.scales.numerics import ConfigError, QuantConfig, Settings
+
+RIGHT = """
+import numpy as np
+import tvm_easyquant as eq
+
+images = np.zeros((1, 3, 8, 8), np.float32)
+eq.quantize("net.onnx", images, bits=7, method="minmax", skip=["conv"], rounds=2, rounding="descent")
+eq.quantize("net.onnx", images, bits={"*": 7, "conv": 8, "last": "float"}, skip="conv", start="kl")
+eq.quantize("net.onnx", images, max_drop=0.5, evaluation="set.npz", metric=lambda outputs, label: 1.0)
+eq.quantize("net.onnx", images, bits="auto", evaluation=eq.Evaluation(data="set.npz", max_drop=0.5))
+eq.quantize("net.onnx", images, config=eq.QuantConfig(bits=8), checkpoint="state", target="llvm", batch=1)
+"""
+WRONG = {
+    "bitz=7": 'Unexpected keyword argument "bitz"',
+    'bits="many"': "incompatible type",
+    "rounds=0.5": "incompatible type",
+    'rounding="up"': "incompatible type",
+    "skip=3": "incompatible type",
+    "max_drop='1'": "incompatible type",
+    'evaluation=eq.Evaluation(data="set.npz")': 'Missing named argument "max_drop"',
+}
+
+
+def test_mypy_finds_what_is_misspelt_and_nothing_else(tmp_path):
+    pytest.importorskip("mypy")
+    calls = [f'eq.quantize("net.onnx", images, {argument})' for argument in WRONG]
+    (tmp_path / "user.py").write_text("\n".join([*RIGHT.splitlines(), *calls]) + "\n")
+    (tmp_path / "mypy.ini").write_text("[mypy]\nfollow_imports = silent\nignore_missing_imports = true\n")
+    where = Path(eq.__file__).parent.parent
+    command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--no-error-summary", "user.py"]
+    environment = {"MYPYPATH": str(where), "PATH": "", "MYPY_CACHE_DIR": str(tmp_path / "cache")}
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert result.returncode == 1, result.stderr
+    errors = [line for line in result.stdout.splitlines() if ": error: " in line]
+    first = len(RIGHT.splitlines())
+    assert [int(line.split(":")[1]) for line in errors] == [first + 1 + i for i in range(len(WRONG))], (
+        errors
+    )
+    for line, message in zip(errors, WRONG.values(), strict=True):
+        assert message in line
+
+
+def test_the_settings_are_those_of_the_config():
+    assert {field.name for field in fields(QuantConfig)} == {
+        "bits",
+        "method",
+        "skip",
+        *Settings.__annotations__,
+    }
+
+
+def test_a_misspelt_setting_is_named_at_run_time():
+    graph, images = networks.chain()
+    with pytest.raises(TypeError, match=r"quantize\(\) takes no bitz; did you mean bits\?"):
+        eq.quantize(graph, images, bitz=7)
+    with pytest.raises(TypeError, match=r"quantize\(\) takes no colour; the settings are bits, method"):
+        eq.quantize(graph, images, colour=7)
+
+
+def test_an_evaluation_is_the_keywords_of_before(monkeypatch):
+    pytest.importorskip("tvm")
+    graph, images = networks.chain()
+    pairs = [(image, 0) for image in images]
+    seen = []
+
+    class Judge:
+        def __init__(self, graph, module, fp32, evaluation, progress):
+            seen.append(evaluation)
+            raise KeyboardInterrupt
+
+    def metric(outputs, label):
+        return 1.0
+
+    monkeypatch.setattr(pipeline, "_Judge", Judge)
+    whole = eq.Evaluation(data=pairs, max_drop=0.5, metric=metric, target="llvm")
+    for keywords in (
+        dict(evaluation=whole),
+        dict(evaluation=pairs, max_drop=0.5, metric=metric, target="llvm"),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            eq.quantize(graph, images, method="minmax", **keywords)
+    assert seen == [whole, whole]
+    with pytest.raises(ConfigError, match="the Evaluation says max_drop, target; give it there only"):
+        eq.quantize(graph, images, evaluation=whole, max_drop=1, target="llvm")
+    with pytest.raises(ConfigError, match="need labelled data"):
+        eq.quantize(graph, images, bits="auto")
+    with pytest.raises(FrozenInstanceError):
+        whole.max_drop = 1
+
+
+def test_keywords_change_a_config():
+    pytest.importorskip("tvm")
+    graph, images = networks.chain()
+    config = QuantConfig(bits=8, method="minmax", skip=("second",))
+    assert eq.quantize(graph, images, config=config).table.config == config
+    assert eq.quantize(graph, images, config=config, skip=()).table.config.skip == ()
+    assert eq.quantize(graph, images, config=config, bits=7, start="kl").table.config == QuantConfig(
+        bits=7, method="minmax", skip=("second",), start="kl"
+    )
+    assert eq.quantize(graph, np.concatenate(images), method="minmax").table.config.bits == 7
