@@ -50,7 +50,8 @@ ROOT = Path(__file__).resolve().parent.parent
 #: what the integers of a quantized network depend on: the quantizer and the norm, not the kernels
 SOURCES = (
     *(f"tvm_easyquant/{name}.py" for name in (
-        "scales/numerics", "scales/calibrate", "search/driver", "scales/partition", "network/graph",
+        "scales/numerics", "scales/calibrate", "search/find", "search/driver", "search/grid",
+        "search/weights", "search/workers", "scales/partition", "network/graph",
         "network/expression", "scales/integer", "scales/table", "pipeline", "relay/read", "relay/rewrite")),
     "topi_ext/reference.py",
 )  # fmt: skip

@@ -14,6 +14,7 @@ TVM_FREE = [
     "tvm_easyquant.scales.calibrate", "tvm_easyquant.scales.histogram", "tvm_easyquant.search.objectives", "tvm_easyquant.search.reconstruct", "tvm_easyquant.scales.integer", "tvm_easyquant.scales.layers", "tvm_easyquant.search.driver",
     "tvm_easyquant.scales.table", "tvm_easyquant.files", "tvm_easyquant.pipeline", "tvm_easyquant.demo",
     "tvm_easyquant.images", "tvm_easyquant.samples.sources", "tvm_easyquant.search.curves", "tvm_easyquant.measure.report", "tvm_easyquant.evaluate", "tvm_easyquant.search.bits",
+    "tvm_easyquant.search.find", "tvm_easyquant.search.grid", "tvm_easyquant.search.state", "tvm_easyquant.search.weights", "tvm_easyquant.search.workers",
     "tvm_easyquant.writers.qdq", "tvm_easyquant.writers.verify", "tvm_easyquant.readers.onnx_quantized", "tvm_easyquant.readers.take_over", "tvm_easyquant.writers.ncnn", "tvm_easyquant.deploy",
     "tvm_easyquant.cli", "tvm_easyquant.cli.common", "topi_ext", "topi_ext.reference", "topi_ext.conv2d", "topi_ext.isa",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from topi_ext import reference
 from tvm_easyquant.network.layout import to_nhwc
 from tvm_easyquant.network.ops import evaluate, linear
 from tvm_easyquant.scales.numerics import METHODS, QuantConfig, scale_for, steps, weight_scales
-from tvm_easyquant.search.driver import CHANNELS, fit_weights, reconstruct
+from tvm_easyquant.search.weights import CHANNELS, fit_weights, reconstruct
 
 
 def layer(groups=1, kernel=3, seed=0, size=7, channels=8, images=3, bits=7):

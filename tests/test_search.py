@@ -23,15 +23,11 @@ from tvm_easyquant.scales.numerics import (
     weight_scales,
 )
 from tvm_easyquant.scales.partition import plan
-from tvm_easyquant.search import driver as search_module
-from tvm_easyquant.search.driver import (
-    cosine,
-    factors,
-    layer_figures,
-    objectives,
-    search,
-    search_weights,
-)
+from tvm_easyquant.search import weights as weight_search
+from tvm_easyquant.search.driver import cosine, layer_figures, objectives, search
+from tvm_easyquant.search.grid import factors
+from tvm_easyquant.search.objectives import SiteTask
+from tvm_easyquant.search.weights import search_weights
 
 
 def searched(graph, images, progress=None, checkpoint=None, jobs=None, **settings):
@@ -240,7 +236,7 @@ def test_every_channel_gets_its_best_candidate(groups, kernel, seed, size, bits)
 def test_pieces_of_channels_and_threads_change_nothing(groups, monkeypatch):
     node, arguments = one_layer(groups)
     whole = search_weights(node, *arguments)
-    monkeypatch.setattr(search_module, "CHUNK", 1)  # one channel at a time
+    monkeypatch.setattr(weight_search, "CHUNK", 1)  # one channel at a time
     np.testing.assert_array_equal(search_weights(node, *arguments, jobs=3), whole)
 
 
@@ -467,9 +463,9 @@ def test_successive_halving_finds_what_the_exhaustive_search_finds(seed, order, 
     stages = []
     original = objectives.site_errors
 
-    def spy(*arguments):
-        stages.append((arguments[7], len(arguments[6])))
-        return original(*arguments)
+    def spy(task):
+        stages.append((task.part, len(task.chosen)))
+        return original(task)
 
     monkeypatch.setattr(objectives, "site_errors", spy)
     quick = searched(graph, images, order=order, jobs=1)
@@ -491,9 +487,11 @@ def test_the_deviation_of_a_sample_is_what_other_samples_differ_by():
     grid = [scale_for(m, 7, True) for m in (2.0, 3.0, 6.0)]
     flat = objectives.projected(node, node.weight)
     found = [
-        objectives.site_errors(node, values, targets, *flat, grid, np.arange(3), (k / 50, (k + 1) / 50), 0,
-                               None, True) for k in range(1, 50)
-    ]  # fmt: skip
+        objectives.site_errors(
+            SiteTask(node, values, targets, *flat, grid, np.arange(3), (k / 50, (k + 1) / 50), sample=True)
+        )
+        for k in range(1, 50)
+    ]
     leads = np.array([errors.sums - errors.sums[1] for errors in found])
     claimed = np.sqrt(np.mean([errors.deviation(1) ** 2 for errors in found], axis=0))
     np.testing.assert_allclose(leads.std(axis=0, ddof=1), claimed, rtol=0.3)
@@ -531,11 +529,11 @@ def test_site_errors_is_the_squared_error_of_the_layer(groups, kernel, stride):
         grid = [scale_for(m, 7, True) for m in (1.0, 2.0, 4.0)]
         for weights in (None, h):
             flat = objectives.projected(node, node.weight, weights is not None)
-            parts = [objectives.site_errors(node, values, targets, *flat, grid, np.array([0, 2]), part,
-                                            0, weights) for part in ((0.0, 0.3), (0.3, 1.0))]  # fmt: skip
-            whole = objectives.site_errors(
-                node, values, targets, *flat, grid, np.array([0, 2]), (0.0, 1.0), 0, weights
+            task = SiteTask(
+                node, values, targets, *flat, grid, np.array([0, 2]), (0.0, 1.0), sensitivity=weights
             )
+            whole = objectives.site_errors(task)
+            parts = [objectives.site_errors(task._replace(part=p)) for p in ((0.0, 0.3), (0.3, 1.0))]
             for i, s in enumerate((grid[0], grid[2])):
                 y = [linear((reference.quantize(x, s.scale, s.zero_point, s.lo, s.hi).astype(np.float32)
                              - s.zero_point) * np.float32(s.scale), node, node.weight) for x in values]  # fmt: skip

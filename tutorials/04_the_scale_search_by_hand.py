@@ -120,7 +120,7 @@ assert max(scores) >= whole_cosine(activation_scale)
 
 from tvm_easyquant.network.node import Node
 from tvm_easyquant.scales.numerics import QuantConfig, Scale
-from tvm_easyquant.search.driver import search_weights
+from tvm_easyquant.search.weights import search_weights
 
 attrs = dict(strides=(1, 1), padding=(1, 1, 1, 1), dilation=(1, 1), groups=1)
 node = Node("stem", "conv2d", ("image",), (1, 28, 28, len(bias)), attrs, weight.transpose(2, 3, 1, 0), bias)

@@ -35,217 +35,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 
 import numpy as np
-from joblib import Parallel, delayed
-from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
 
 from topi_ext.reference import dequantize
 
 from ..network.graph import Graph
-from ..network.node import Node
-from ..network.ops import evaluate, input_axes, is_depthwise
+from ..network.ops import evaluate, input_axes
 from ..scales.calibrate import Calibration, start_table
 from ..scales.integer import Sample, Scales, last_uses, node_limits
-from ..scales.numerics import QuantConfig, quantize_weight, steps, ungained
+from ..scales.numerics import QuantConfig, quantize_weight, ungained
 from ..scales.partition import Plan
 from ..scales.table import ScaleTable, pack, unpack
 from . import objectives, reconstruct
-from .objectives import choose, cosine
+from .grid import SAFETY, factors, stages
+from .objectives import SiteTask, choose, cosine
 from .state import State, opened
+from .weights import fit_weights, search_weights, singly
+from .workers import PARTS, Workers, cut
 
 Progress = Callable[[int, int, str], None]
 Record = Callable[[str, str, np.ndarray, np.ndarray, np.ndarray], None]
-CHUNK = 2**26  # bytes of candidate weights held at once
-PARTS = 8  # tasks that the images of one layer are cut into
-CHANNELS = 128  # output channels fitted in one task
-#: a candidate that is behind the best by so many standard deviations of the difference is dropped
-SAFETY = 4.0
-ENOUGH = 512, 8  # output positions in the first stage: of all images, of each
-
-
-def factors(config: QuantConfig) -> np.ndarray:
-    """Candidate factors of S, nearest to 1 first: on a tie the smaller change wins."""
-    grid = np.linspace(config.alpha, config.beta, config.grid)
-    grid = np.unique(np.append(grid, 1.0))
-    return grid[np.argsort(np.abs(np.log(grid)), kind="stable")]
-
-
-# -- tasks
-
-
-class Workers:
-    """Runs tasks: by joblib where ``joblib.parallel_config`` says, else in threads of this process.
-
-    jobs: how many at once; None is what ``parallel_config`` says, without one the number of CPUs.
-    """
-
-    def __init__(self, jobs: int | None = None):
-        backend, configured = get_active_backend(prefer="threads")
-        self.threaded = getattr(backend, "uses_threads", False)
-        if jobs is None and self.threaded and configured in (None, 1):
-            jobs = os.cpu_count() or 1
-        self.jobs = jobs
-        self.threads = ThreadPoolExecutor(min(jobs, 64) if jobs and jobs > 0 else os.cpu_count() or 1)
-
-    def run(self, function, arguments) -> list:
-        """function(*a) for each of ``arguments``, in their order."""
-        call = delayed(_unpacked if self.threaded else _alone)
-        # one tuple: dask would keep large arguments on one worker only, and lose them with it
-        return Parallel(self.jobs, prefer="threads")(call((function, *a)) for a in arguments)
-
-    def local(self, function, items) -> None:
-        """function(item) for each item, in threads of this process: for what changes the items."""
-        list(self.threads.map(function, items))
-
-
-def _unpacked(call):
-    return call[0](*call[1:])
-
-
-def _alone(call):
-    with threadpool_limits(1):
-        return call[0](*call[1:])
-
-
-def _cut(count: int, parts: int) -> list[slice]:
-    """Consecutive slices of nearly the same length, no more than ``parts``."""
-    edges = [round(i * count / parts) for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
-
-
-def _stages(positions: int, images: int) -> list[float]:
-    """The fractions of the output positions that are seen: enough, then four times as many, to all."""
-    edges = [1.0]
-    while positions * edges[0] >= 4 * max(ENOUGH[0] / images, ENOUGH[1]):
-        edges.insert(0, edges[0] / 4)
-    return edges
-
-
-def _singly(batches) -> list:
-    """The images of batches, each (1, ...)."""
-    return [x[i : i + 1] for x in batches for i in range(len(x))]
-
-
-def _cosine_of_piece(node, weight, part, inputs, outputs, scale, grid_scales, bits):
-    """Best scales of the channels ``part``: float32 (C,). See `search_weights`."""
-    top = steps(bits, signed=True)
-    scales = grid_scales[:, part]
-    candidates = np.stack([np.clip(np.rint(weight[:, part] / s), -top, top) for s in scales])
-    candidates = candidates.astype(np.float64)
-    farthest = max(scale.hi - scale.zero_point, scale.zero_point - scale.lo)
-    reach = farthest * np.abs(candidates).sum(axis=1).max()
-    exact = np.float32 if reach < reconstruct.EXACT else np.float64  # holds every partial sum
-    cosines = objectives.depthwise_cosines if is_depthwise(node) else objectives.channel_cosines
-    bias, units = node.bias[part].astype(np.float64), np.float64(scale.scale) * scales
-    found = np.zeros(scales.shape)
-    for q, o in zip(inputs, outputs, strict=True):
-        x = reconstruct.columns(q.astype(exact) - exact(scale.zero_point), node, part)
-        found += cosines(x, o.reshape(-1, node.channels)[:, part], bias, units, candidates, farthest)
-    return found
-
-
-def search_weights(
-    node: Node, inputs, outputs, start, scale, config: QuantConfig, jobs=1, run=None, record=None
-):
-    """The weight scales with the best cosine: float32 (K,).
-
-    inputs: the quantized input, uint8 NHWC or (N, C), stored with ``scale`` (`Scale`), as a list of
-    batches; outputs: the float output O in the same batches; both are taken image by image. start:
-    float32 (K,) scales. Every channel takes its own best candidate (paper, 3.2: "all filters of a
-    layer are searched in one sweep").
-    """
-    run = run or Workers(jobs).run
-    inputs, outputs = _singly(inputs), _singly(outputs)
-    if node.shape[1:-1] in ((), (1, 1)):  # one position: the cosine runs over the images
-        inputs, outputs = [np.concatenate(inputs)], [np.concatenate(outputs)]
-    grid = factors(config)
-    scales = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)  # S * f = 1 / scale
-    weight = reconstruct.weight_2d(node)
-    # pieces of channels whose candidates fit in memory, none across two groups
-    width = max(1, CHUNK // (8 * len(grid) * weight.shape[0]))
-    pieces = [
-        slice(first, min(first + width, group.stop))
-        for group in reconstruct.groups(node)
-        for first in range(group.start, group.stop, width)
-    ]
-    images = _cut(len(inputs), PARTS)
-    tasks = [
-        (node, weight, part, inputs[i], outputs[i], scale, scales, config.bits_of(node.name))
-        for part in pieces
-        for i in images
-    ]
-    found = run(_cosine_of_piece, tasks)
-    scores = np.concatenate(
-        [sum(found[n * len(images) : (n + 1) * len(images)]) / len(inputs) for n in range(len(pieces))],
-        axis=1,
-    )
-    best = choose(scores)
-    if record is not None:
-        record("weights", node.name, grid, scores, best)
-    return scales[best, np.arange(node.channels)]
-
-
-def fit_weights(
-    node: Node, inputs, outputs, start, scale, config: QuantConfig, run, bias=None, record=None
-):
-    """Weights with the least squared error: (scales (K,), gains (K,), integers (depth, K), bias (K,)).
-
-    Arguments as `search_weights`; bias: what is added in the place of the node's own. All float32, but the
-    integers. The scales have their gains (None without gain correction) in them, as in a `ScaleTable`.
-    """
-    how, bias = config.how, node.bias if bias is None else bias
-    grid = factors(config)
-    candidates = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)
-    weight = reconstruct.weight_2d(node)
-    images = _cut(len(inputs), PARTS)
-    parts = reconstruct.groups(node)
-    rows = sum(o.size for o in outputs) // node.channels
-    keep = not is_depthwise(node) and rows < len(weight)
-    sums = run(
-        reconstruct.moments,
-        [(node, g, inputs[i], outputs[i], scale, keep) for g in parts for i in images],
-    )
-    total = [
-        reconstruct.Moments.total(sums[n * len(images) : (n + 1) * len(images)]) for n in range(len(parts))
-    ]
-    del sums
-    tasks, places = [], []
-    for group, m in zip(parts, total, strict=True):
-        quadratic = reconstruct.problem(m, bias[group], scale.scale, how.bias_correction)
-        for first in range(group.start, group.stop, CHANNELS):
-            part = slice(first, min(first + CHANNELS, group.stop))
-            inner = quadratic.channels(slice(part.start - group.start, part.stop - group.start))
-            tasks.append((inner, weight[:, part], candidates[:, part], config.bits_of(node.name), how))
-            places.append((part, m, part.start - group.start))
-    fitted = run(reconstruct.fit, tasks)
-    scales, integers, errors, best, gains = (
-        np.concatenate(parts, axis=-1) for parts in zip(*fitted, strict=True)
-    )
-    correction = None
-    if how.gain_correction:
-        correction = reconstruct.shrunk(*gains, len(inputs)).astype(np.float32)
-        scales = scales * correction
-    if record is not None:
-        record("weights", node.name, grid, -errors, best)
-    if how.bias_correction:
-        bias = np.concatenate([
-            (m.outputs - scale.scale * scales[g] * _means(m, integers[:, g])) / m.rows
-            for g, m in zip(parts, total, strict=True)
-        ]).astype(np.float32)  # fmt: skip
-    return scales, correction, integers, bias
-
-
-def _means(m, q):
-    """The sum over the rows of X q, for every channel."""
-    return m.inputs @ q if m.inputs.ndim == 1 else (m.inputs * q).sum(axis=0)
-
-
-# -- the search
 
 
 class _Search:
@@ -413,8 +226,8 @@ class _Search:
         grid = [start.with_scale(start.scale / f) for f in factors(self.config)]
         layers = []
         for node in ready:
-            values = _singly(v[node.inputs[0]] for v in known)
-            outputs = _singly(evaluate(node, self._float_value(node.inputs[0], s)) for s in samples)
+            values = singly(v[node.inputs[0]] for v in known)
+            outputs = singly(evaluate(node, self._float_value(node.inputs[0], s)) for s in samples)
             scales = np.ones(node.channels, np.float32)
             weight = node.weight
             if not by_float_weights:
@@ -445,7 +258,7 @@ class _Search:
         best of that stage.
         """
         chosen = np.arange(len(grid))
-        images = _cut(len(layers[0][1]), PARTS)
+        images = cut(len(layers[0][1]), PARTS)
         work = []
         for node, values, outputs, weight, scales in layers:
             real = weight * scales
@@ -460,7 +273,11 @@ class _Search:
 
         def errors_of(part, sample):
             tasks = [
-                (node, values[i], targets[i], *flat, grid, chosen, part, i.start, h and h[i], sample)
+                (
+                    SiteTask(
+                        node, values[i], targets[i], *flat, grid, chosen, part, i.start, h and h[i], sample
+                    ),
+                )
                 for node, values, targets, flat, h in work
                 for i in images
             ]
@@ -470,7 +287,7 @@ class _Search:
                 totals[n // len(images)] = errors.plus(totals[n // len(images)])
             return totals
 
-        edges = _stages(1 if self.how.exhaustive else size, len(work[0][1]))
+        edges = stages(1 if self.how.exhaustive else size, len(work[0][1]))
         tail = objectives.TAIL if len(edges) > 1 else 0.0
         known = errors_of((0.0, tail), False) if tail else [None] * len(work)
         seen: list = [None] * len(work)

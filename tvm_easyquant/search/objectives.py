@@ -5,6 +5,7 @@ Cosine: the mean over images (the paper). Squared error: the sum over images, re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, prod
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from topi_ext.reference import quantize, windows
 
 from ..network.node import Node
 from ..network.ops import is_depthwise, linear
+from ..scales.numerics import Scale
 from .reconstruct import EXACT
 
 TIE = 1e-12  # mean cosines nearer than this are equal: the rest is float64 rounding
@@ -183,25 +185,44 @@ def projected(node: Node, weight, weighted=False) -> tuple[np.ndarray, np.ndarra
     return np.ascontiguousarray(triangle.T, np.float32), basis.astype(np.float32)
 
 
-def site_errors(
-    node: Node, values, targets, flat, basis, candidates, chosen, part, number=0, sensitivity=None,
-    sample=False,
-) -> Errors:  # fmt: skip
-    """`Errors` of some candidates on some images and positions.
+class SiteTask(NamedTuple):
+    """Some candidates for the scale of a layer's input, on some images and positions.
 
     values: float32 inputs before they are rounded, one image each, counted from ``number``; targets: the
     float outputs without the bias; flat, basis: of `projected`; candidates: all `Scale`s, of which those
     numbered ``chosen`` are tried; part: fractions of the positions; sensitivity: float32, like the targets,
     weights of the errors; sample: whether the noise is wanted.
     """
+
+    node: Node
+    values: list[np.ndarray]
+    targets: list[np.ndarray]
+    flat: np.ndarray
+    basis: np.ndarray | None
+    candidates: Sequence[Scale]
+    chosen: np.ndarray
+    part: tuple[float, float]
+    number: int = 0
+    sensitivity: list[np.ndarray] | None = None
+    sample: bool = False
+
+
+def site_errors(task: SiteTask) -> Errors:
+    """`Errors` of the candidates that a task tries."""
     total = None
+    values, first, last = task.values, *task.part
     together = max(1, TOGETHER // values[0].size)
-    for first in range(0, len(values), together):
-        some = slice(first, first + together)
-        where = [positions(node, value, *part, number + first + i) for i, value in enumerate(values[some])]
-        h = None if sensitivity is None else _at(where, sensitivity[some])
-        value, t = np.concatenate(values[some]), _at(where, targets[some])
-        total = _errors(node, value, t, where, flat, basis, candidates, chosen, h, sample).plus(total)
+    for start in range(0, len(values), together):
+        some = slice(start, start + together)
+        where = [
+            positions(task.node, value, first, last, task.number + start + i)
+            for i, value in enumerate(values[some])
+        ]
+        h = None if task.sensitivity is None else _at(where, task.sensitivity[some])
+        total = _errors(task, np.concatenate(values[some]), _at(where, task.targets[some]), where, h).plus(
+            total
+        )
+    assert total is not None  # there is an image
     return total
 
 
@@ -211,99 +232,113 @@ def _at(where, maps):
     return np.concatenate([a if w is None else a[w] for a, w in zip(flat, where, strict=True)])
 
 
-def _errors(node, value, t, where, flat, basis, candidates, chosen, h, sample) -> Errors:
+def _errors(task: SiteTask, value, t, where, h) -> Errors:
     """`site_errors` of images that are computed on together; t, h: the targets and weights at ``where``."""
-    norm = _rows(t).sum(dtype=np.float64)
+    norm = _squares(t).sum(dtype=np.float64)
     outside = 0.0
-    if basis is not None:
-        inside = t @ basis
-        outside, t = max(norm - _rows(inside).sum(dtype=np.float64), 0.0), inside
-    source, view, multiply = _source(value, node, None if where[0] is None else np.stack(where))
-    buffer = np.empty_like(source)
-    rows = view(buffer)
-    errors = np.zeros((len(chosen), len(t)), np.float32)
-    for row, f in zip(errors, chosen, strict=True):
-        s = candidates[f]
-        np.divide(source, np.float32(s.scale), out=buffer)
+    if task.basis is not None:
+        inside = t @ task.basis
+        outside, t = max(norm - _squares(inside).sum(dtype=np.float64), 0.0), inside
+    source = _source(value, task.node, None if where[0] is None else np.stack(where))
+    buffer = np.empty_like(source.values)
+    errors = np.zeros((len(task.chosen), len(t)), np.float32)
+    for row, f in zip(errors, task.chosen, strict=True):
+        s = task.candidates[f]
+        np.divide(source.values, np.float32(s.scale), out=buffer)
         np.rint(buffer, out=buffer)
         np.clip(buffer, np.float32(s.lo - s.zero_point), np.float32(s.hi - s.zero_point), out=buffer)
-        step = np.float32(s.scale)
-        for y, part_of in multiply(rows(), flat, step):
-            y -= t[:, part_of]
+        for y, channels in _products(task.node, source.rows(buffer), task.flat, np.float32(s.scale)):
+            y -= t[:, channels]
             if h is not None:
-                y *= h[:, part_of]
-            row += _rows(y)
-    found, noise = errors.sum(axis=1, dtype=np.float64), np.zeros((len(chosen),) * 2)
-    if sample:
+                y *= h[:, channels]
+            row += _squares(y)
+    found, noise = errors.sum(axis=1, dtype=np.float64), np.zeros((len(task.chosen),) * 2)
+    if task.sample:
         size = len(t) // len(where)
-        apart = errors.reshape(len(chosen), len(where), size)
-        apart = (apart - apart.mean(axis=2, keepdims=True, dtype=np.float64)).reshape(len(chosen), -1)
+        apart = errors.reshape(len(errors), len(where), size)
+        apart = (apart - apart.mean(axis=2, keepdims=True, dtype=np.float64)).reshape(len(errors), -1)
         noise = apart @ apart.T * (size / (size - 1))
     return Errors(found + outside, norm, noise)
 
 
-def _rows(y):
+def _squares(y):
     """Sum of squares of each row, float32."""
     return np.einsum("ij,ij->i", y, y)
 
 
-def _source(value, node, where):
-    """(what is quantized; view(buffer), a function that gathers the wanted rows of a buffer of its shape;
-    multiply(rows, flat weights, step) -> [(output rows, their channels)]).
+class _Source(NamedTuple):
+    """What is quantized of a layer's input, and how the rows of its product are taken from that.
 
-    value: float32, some images; where: the positions in each, (images, M), or None for all.
+    values: float32, quantized whole. pixels: integers (M, R, S), which of its pixels make the rows;
+    windows: all windows do, in order; neither: the values are the rows. room: (M, R, S, C), where rows are
+    put.
     """
-    if value.ndim == 2:
-        return value, _same, lambda rows, flat, step: [(rows @ (flat * step), slice(None))]
-    a, (r, s) = node.attrs, node.weight.shape[:2]
-    depthwise = is_depthwise(node)
-    _, oh, ow, _ = node.shape
-    top, left, bottom, right = a["padding"]
-    if any(a["padding"]):  # once, not for every candidate: a zero stays one
-        value = np.pad(value, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    count = len(value)
-    shape = (count * (oh * ow if where is None else where.shape[1]), r, s, value.shape[-1])
 
-    def of(array):
-        """Its windows: (images, OH, OW, R, S, channels)."""
-        return windows(array, (r, s), a["strides"], (0, 0, 0, 0), a["dilation"], 0)
+    node: Node
+    values: np.ndarray
+    pixels: np.ndarray | None = None
+    room: np.ndarray | None = None
+    windows: bool = False
 
-    def view(buffer):
-        """() -> (rows, R, S, channels) windows of the buffer at the wanted positions."""
-        if where is None:
-            seen = of(buffer)
-            return lambda: seen.reshape(shape)
-        pixels = np.arange(buffer[..., 0].size).reshape(*buffer.shape[:3], 1)
-        wanted = of(pixels)[np.arange(count)[:, None], where // ow, where % ow, ..., 0].reshape(shape[:3])
-        flat, rows = buffer.reshape(-1, shape[-1]), np.empty(shape, buffer.dtype)
-        return lambda: flat.take(wanted, axis=0, out=rows, mode="clip")
-
-    def multiply(rows, flat, step):
-        """rows (M, R, S, C) times the weights."""
-        if depthwise:
-            y = np.zeros((len(rows), node.channels), np.float32)
-            taps = (flat * step).reshape(r, s, -1)
-            for i in range(r):
-                for j in range(s):
-                    y += rows[:, i, j] * taps[i, j]
-            return [(y, slice(None))]
-        if a["groups"] == 1:
-            return [(rows.reshape(len(rows), -1) @ (flat * step), slice(None))]
-        depth, per = node.weight.shape[2], node.channels // a["groups"]
-        return [
-            (
-                rows[..., g * depth : (g + 1) * depth].reshape(len(rows), -1)
-                @ (flat[:, g * per : (g + 1) * per] * step),
-                slice(g * per, (g + 1) * per),
+    def rows(self, buffer) -> np.ndarray:
+        """(M, ...) of a buffer like the values."""
+        if self.pixels is not None:
+            return buffer.reshape(-1, buffer.shape[-1]).take(
+                self.pixels, axis=0, out=self.room, mode="clip"
             )
-            for g in range(a["groups"])
-        ]
-
-    gathered = where is not None and where.shape[1] * r * s <= value.shape[1] * value.shape[2]
-    if gathered or ((r, s) == (1, 1) and where is not None):
-        return view(value)(), _same, multiply
-    return value, view, multiply
+        if self.windows:
+            seen = _windows(self.node, buffer)
+            return seen.reshape(-1, *seen.shape[3:])
+        return buffer
 
 
-def _same(buffer):
-    return lambda: buffer
+def _windows(node, padded):
+    """(images, OH, OW, R, S, channels) of maps that are padded already."""
+    a = node.attrs
+    return windows(padded, node.weight.shape[:2], a["strides"], (0, 0, 0, 0), a["dilation"], 0)
+
+
+def _source(value, node: Node, where) -> _Source:
+    """value: float32, some images; where: the positions in each, (images, M), or None for all."""
+    if value.ndim == 2:
+        return _Source(node, value)
+    top, left, bottom, right = node.attrs["padding"]
+    if any(node.attrs["padding"]):  # once, not for every candidate: a zero stays one
+        value = np.pad(value, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    if where is None:
+        return _Source(node, value, windows=True)
+    (r, s), width = node.weight.shape[:2], node.shape[2]
+    pixels = np.arange(value[..., 0].size).reshape(*value.shape[:3], 1)
+    image = np.arange(len(value))[:, None]
+    wanted = _windows(node, pixels)[image, where // width, where % width, ..., 0].reshape(-1, r, s)
+    room = np.empty((*wanted.shape, value.shape[-1]), value.dtype)
+    source = _Source(node, value, wanted, room)
+    if (r, s) == (1, 1) or where.shape[1] * r * s <= value.shape[1] * value.shape[2]:
+        return _Source(node, source.rows(value))  # fewer numbers than the maps have: those are quantized
+    return source
+
+
+def _products(node: Node, rows, flat, step):
+    """[(rows times the weights ``flat * step``, their channels)]; rows: (M, K), or (M, R, S, C)."""
+    if rows.ndim == 2:
+        return [(rows @ (flat * step), slice(None))]
+    if is_depthwise(node):
+        r, s = rows.shape[1:3]
+        y = np.zeros((len(rows), node.channels), np.float32)
+        taps = (flat * step).reshape(r, s, -1)
+        for i in range(r):
+            for j in range(s):
+                y += rows[:, i, j] * taps[i, j]
+        return [(y, slice(None))]
+    groups = node.attrs["groups"]
+    if groups == 1:
+        return [(rows.reshape(len(rows), -1) @ (flat * step), slice(None))]
+    depth, per = node.weight.shape[2], node.channels // groups
+    return [
+        (
+            rows[..., g * depth : (g + 1) * depth].reshape(len(rows), -1)
+            @ (flat[:, g * per : (g + 1) * per] * step),
+            slice(g * per, (g + 1) * per),
+        )
+        for g in range(groups)
+    ]

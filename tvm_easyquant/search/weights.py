@@ -1,0 +1,158 @@
+"""The weight scales of one layer: every channel's best candidate, by the cosine or by the squared error.
+
+No TVM here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..network.node import Node
+from ..network.ops import is_depthwise
+from ..scales.numerics import QuantConfig, Scale, steps
+from . import objectives, reconstruct
+from .grid import factors
+from .objectives import choose
+from .workers import PARTS, Workers, cut
+
+CHUNK = 2**26  # bytes of candidate weights held at once
+CHANNELS = 128  # output channels fitted in one task
+
+
+def singly(batches) -> list:
+    """The images of batches, each (1, ...)."""
+    return [x[i : i + 1] for x in batches for i in range(len(x))]
+
+
+class CosineTask(NamedTuple):
+    """Some output channels of a layer, all their candidates, on some images.
+
+    weight: float32 (depth, K), scales: (F, K), of all channels, of which ``part`` are looked at; inputs:
+    stored with ``scale``, one image each; outputs: the float layer's.
+    """
+
+    node: Node
+    weight: np.ndarray
+    part: slice
+    inputs: list[np.ndarray]
+    outputs: list[np.ndarray]
+    scale: Scale
+    scales: np.ndarray
+    bits: int
+
+
+def channel_scores(task: CosineTask) -> np.ndarray:
+    """The cosine of every candidate and channel, summed over the images: (F, C). See `search_weights`."""
+    node, part, scale = task.node, task.part, task.scale
+    top = steps(task.bits, signed=True)
+    scales = task.scales[:, part]
+    candidates = np.stack([np.clip(np.rint(task.weight[:, part] / s), -top, top) for s in scales])
+    candidates = candidates.astype(np.float64)
+    farthest = max(scale.hi - scale.zero_point, scale.zero_point - scale.lo)
+    reach = farthest * np.abs(candidates).sum(axis=1).max()
+    exact = np.float32 if reach < reconstruct.EXACT else np.float64  # holds every partial sum
+    cosines = objectives.depthwise_cosines if is_depthwise(node) else objectives.channel_cosines
+    bias, units = node.bias[part].astype(np.float64), np.float64(scale.scale) * scales
+    found = np.zeros(scales.shape)
+    for q, o in zip(task.inputs, task.outputs, strict=True):
+        x = reconstruct.columns(q.astype(exact) - exact(scale.zero_point), node, part)
+        found += cosines(x, o.reshape(-1, node.channels)[:, part], bias, units, candidates, farthest)
+    return found
+
+
+def search_weights(
+    node: Node, inputs, outputs, start, scale, config: QuantConfig, jobs=1, run=None, record=None
+):
+    """The weight scales with the best cosine: float32 (K,).
+
+    inputs: the quantized input, uint8 NHWC or (N, C), stored with ``scale`` (`Scale`), as a list of
+    batches; outputs: the float output O in the same batches; both are taken image by image. start:
+    float32 (K,) scales. Every channel takes its own best candidate (paper, 3.2: "all filters of a
+    layer are searched in one sweep").
+    """
+    run = run or Workers(jobs).run
+    inputs, outputs = singly(inputs), singly(outputs)
+    if node.shape[1:-1] in ((), (1, 1)):  # one position: the cosine runs over the images
+        inputs, outputs = [np.concatenate(inputs)], [np.concatenate(outputs)]
+    grid = factors(config)
+    scales = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)  # S * f = 1 / scale
+    weight = reconstruct.weight_2d(node)
+    # pieces of channels whose candidates fit in memory, none across two groups
+    width = max(1, CHUNK // (8 * len(grid) * weight.shape[0]))
+    pieces = [
+        slice(first, min(first + width, group.stop))
+        for group in reconstruct.groups(node)
+        for first in range(group.start, group.stop, width)
+    ]
+    images = cut(len(inputs), PARTS)
+    tasks = [
+        (CosineTask(node, weight, part, inputs[i], outputs[i], scale, scales, config.bits_of(node.name)),)
+        for part in pieces
+        for i in images
+    ]
+    found = run(channel_scores, tasks)
+    scores = np.concatenate(
+        [sum(found[n * len(images) : (n + 1) * len(images)]) / len(inputs) for n in range(len(pieces))],
+        axis=1,
+    )
+    best = choose(scores)
+    if record is not None:
+        record("weights", node.name, grid, scores, best)
+    return scales[best, np.arange(node.channels)]
+
+
+def fit_weights(
+    node: Node, inputs, outputs, start, scale, config: QuantConfig, run, bias=None, record=None
+):
+    """Weights with the least squared error: (scales (K,), gains (K,), integers (depth, K), bias (K,)).
+
+    Arguments as `search_weights`; bias: what is added in the place of the node's own. All float32, but the
+    integers. The scales have their gains (None without gain correction) in them, as in a `ScaleTable`.
+    """
+    how, bias = config.how, node.bias if bias is None else bias
+    grid = factors(config)
+    candidates = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)
+    weight = reconstruct.weight_2d(node)
+    images = cut(len(inputs), PARTS)
+    parts = reconstruct.groups(node)
+    rows = sum(o.size for o in outputs) // node.channels
+    keep = not is_depthwise(node) and rows < len(weight)
+    sums = run(
+        reconstruct.moments,
+        [(node, g, inputs[i], outputs[i], scale, keep) for g in parts for i in images],
+    )
+    total = [
+        reconstruct.Moments.total(sums[n * len(images) : (n + 1) * len(images)]) for n in range(len(parts))
+    ]
+    del sums
+    tasks, places = [], []
+    for group, m in zip(parts, total, strict=True):
+        quadratic = reconstruct.problem(m, bias[group], scale.scale, how.bias_correction)
+        for first in range(group.start, group.stop, CHANNELS):
+            part = slice(first, min(first + CHANNELS, group.stop))
+            inner = quadratic.channels(slice(part.start - group.start, part.stop - group.start))
+            tasks.append((inner, weight[:, part], candidates[:, part], config.bits_of(node.name), how))
+            places.append((part, m, part.start - group.start))
+    fitted = run(reconstruct.fit, tasks)
+    scales, integers, errors, best, gains = (
+        np.concatenate(parts, axis=-1) for parts in zip(*fitted, strict=True)
+    )
+    correction = None
+    if how.gain_correction:
+        correction = reconstruct.shrunk(*gains, len(inputs)).astype(np.float32)
+        scales = scales * correction
+    if record is not None:
+        record("weights", node.name, grid, -errors, best)
+    if how.bias_correction:
+        bias = np.concatenate([
+            (m.outputs - scale.scale * scales[g] * _means(m, integers[:, g])) / m.rows
+            for g, m in zip(parts, total, strict=True)
+        ]).astype(np.float32)  # fmt: skip
+    return scales, correction, integers, bias
+
+
+def _means(m, q):
+    """The sum over the rows of X q, for every channel."""
+    return m.inputs @ q if m.inputs.ndim == 1 else (m.inputs * q).sum(axis=0)

@@ -1,0 +1,52 @@
+"""Where the tasks of a search run, and how work is cut into them, whoever runs them. No TVM here."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from joblib import Parallel, delayed
+from joblib.parallel import get_active_backend
+from threadpoolctl import threadpool_limits
+
+PARTS = 8  # tasks that the images of one layer are cut into
+
+
+class Workers:
+    """Runs tasks: by joblib where ``joblib.parallel_config`` says, else in threads of this process.
+
+    jobs: how many at once; None is what ``parallel_config`` says, without one the number of CPUs.
+    """
+
+    def __init__(self, jobs: int | None = None):
+        backend, configured = get_active_backend(prefer="threads")
+        self.threaded = getattr(backend, "uses_threads", False)
+        if jobs is None and self.threaded and configured in (None, 1):
+            jobs = os.cpu_count() or 1
+        self.jobs = jobs
+        self.threads = ThreadPoolExecutor(min(jobs, 64) if jobs and jobs > 0 else os.cpu_count() or 1)
+
+    def run(self, function, arguments) -> list:
+        """function(*a) for each of ``arguments``, in their order."""
+        call = delayed(_unpacked if self.threaded else _alone)
+        # one tuple: dask would keep large arguments on one worker only, and lose them with it
+        return Parallel(self.jobs, prefer="threads")(call((function, *a)) for a in arguments)
+
+    def local(self, function, items) -> None:
+        """function(item) for each item, in threads of this process: for what changes the items."""
+        list(self.threads.map(function, items))
+
+
+def _unpacked(call):
+    return call[0](*call[1:])
+
+
+def _alone(call):
+    with threadpool_limits(1):
+        return call[0](*call[1:])
+
+
+def cut(count: int, parts: int) -> list[slice]:
+    """Consecutive slices of nearly the same length, no more than ``parts``."""
+    edges = [round(i * count / parts) for i in range(parts + 1)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
