@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,12 @@ class State:
             if (header["format"], header["version"]) != (FORMAT, VERSION):
                 raise ValueError
             theirs = dict(header["identity"])
-            records = {(f"{kind}", f"{key}"): value for kind, key, value in lines}
+            records = {}
+            for *record, check in lines:
+                kind, key, value = record
+                if check != _check(record):
+                    raise ValueError
+                records[kind, key] = value
         except (ValueError, TypeError, KeyError):
             raise CheckpointError(
                 f"{self.path} is not a search checkpoint; delete it or name another file"
@@ -93,7 +99,8 @@ class State:
         if self.path is not None:
             if not self.path.exists():
                 write_text(self.path, self._header)
-            append_text(self.path, json.dumps([self._part + kind, key, value]) + "\n")
+            record = [self._part + kind, key, value]
+            append_text(self.path, json.dumps([*record, _check(record)]) + "\n")
 
     def remove(self) -> None:
         """The run is over."""
@@ -104,6 +111,11 @@ class State:
 def opened(checkpoint: str | os.PathLike | State | None, identity: Mapping[str, object]) -> State:
     """The state of a run in a file, or the part of a larger run's that was opened before."""
     return checkpoint if isinstance(checkpoint, State) else State(checkpoint, identity)
+
+
+def _check(record: list) -> int:
+    """What tells a line that was damaged."""
+    return zlib.crc32(json.dumps(record).encode())
 
 
 def _hash(value: object) -> str:
