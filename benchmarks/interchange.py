@@ -30,6 +30,7 @@ from tqdm import tqdm
 import tvm_easyquant as eq
 from tvm_easyquant.cli.common import plain
 from tvm_easyquant.files import write_text
+from tvm_easyquant.host import installed
 from tvm_easyquant.relay.build import host_target
 from tvm_easyquant.writers.verify import compiled_integers, verify
 
@@ -39,7 +40,7 @@ SHOWN = ("layer", "op", "values", "own", "own_largest", "saturated", "unexplaine
 def compare(graph, table, network, args, **verify_options):
     """Rows of one (graph, table): without and with ONNX Runtime's optimizations."""
     (tensor,) = graph.inputs
-    integers = compiled_integers(graph, table)
+    integers = compiled_integers(installed(), graph, table)
     for optimize in (False, True):
         images = tqdm(network.test(args.images), network.name, disable=not sys.stderr.isatty())
         feeds = ({tensor: x} for x, _ in images)

@@ -126,6 +126,56 @@ def test_tvmc_s_own_verbs_and_help_are_there(work):
     assert "examples:" in tvmc("quantize", "--help", cwd=work).stdout
 
 
+def test_a_command_line_of_tvmc_s_is_handed_over_whole():
+    from tvm_easyquant.cli.root import _handed
+
+    for line in (
+        "compile net.onnx",
+        "-v run net.tar",
+        "--config default tune n.onnx",
+        "micro",
+        "-vv compile -h",
+    ):
+        assert _handed(line.split()), line
+    for line in (
+        "quantize net.onnx",
+        "-h compile",
+        "--help",
+        "",
+        "-v plan compile",
+        "--config compile plan",
+    ):
+        assert not _handed(line.split()), line
+
+
+def test_input_shapes_are_read_as_tvmc_reads_them():
+    from tvm.driver.tvmc.shape_parser import parse_shape_string
+
+    from tvm_easyquant.cli.common import _shapes
+    from tvm_easyquant.errors import UserError
+
+    for text in (
+        "data:[1,3,224,224]",
+        "x:[1, 3,8,8] y:[2]",
+        "x:[1],y:[2,3]",
+        "a/b.c:[1,2]",
+        "a:0:[5]",
+        "x: [4]",
+    ):
+        assert _shapes(text) == parse_shape_string(text), text
+    assert _shapes("net/block/x-1:[1,2]") == {"net/block/x-1": [1, 2]}  # what tvmc would cut short
+    assert _shapes(None) is None
+    for text in ("x=1,2", "x:1,2", "x:[]", "x:[1,a]", "x:[1] y", "x:[1]]"):
+        with pytest.raises(UserError, match="--input-shapes .*: give NAME:"):
+            _shapes(text)
+
+
+def test_help_names_the_tuners(work):
+    from tvm_easyquant.relay.tune import TUNERS
+
+    assert f"{', '.join(TUNERS)} (xgb)" in tvmc("tune-kernels", "--help", cwd=work).stdout
+
+
 def test_a_progress_bar_with_an_eta_on_a_terminal_only(work):
     import fcntl
     import pty

@@ -15,9 +15,10 @@ from test_cli import tvmc
 from tvm import relay
 
 import tvm_easyquant as eq
+from tvm_easyquant.errors import LoadError
 from tvm_easyquant.network.graph import run
 from tvm_easyquant.relay import formats
-from tvm_easyquant.relay.read import LoadError, load_model
+from tvm_easyquant.relay.formats import load_model
 from tvm_easyquant.scales.integer import run_integer
 
 #: made by TensorFlow 2.21: conv 3x3, batch norm, ReLU, max pool, depthwise, conv 1x1, global pool, dense

@@ -33,6 +33,64 @@ def test_the_command_line_says_it_in_one_line_and_exits_with_5():
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["--help", "quantize --help", "tune-kernels --help", ""])
+def test_help_needs_no_tvm(command):
+    result = run(f"from tvm_easyquant import cli; sys.exit(cli.run({command.split()}))")
+    assert result.returncode == (0 if command else 1)
+    shown = result.stdout if command else result.stderr
+    assert "examples:" in shown and "Apache TVM" not in shown
+
+
+@pytest.mark.parametrize(
+    "command", ["compile net.onnx --target llvm", "plan n.onnx --table t.json", "--version"]
+)
+def test_a_verb_that_needs_tvm_says_so(command):
+    result = run(f"from tvm_easyquant import cli; sys.exit(cli.run({command.split()}))")
+    assert result.returncode == 5 and result.stderr.startswith("error: tvm_easyquant needs Apache TVM 0.19")
+    assert len(result.stderr.splitlines()) == 1
+
+
+QUANTIZE = """
+sys.path.insert(0, 'tests'); import networks
+import numpy as np, tvm_easyquant as eq
+"""
+
+
+def test_a_graph_is_quantized_without_tvm(tmp_path):
+    """All but the module: the table, the layers, their coverage, and the network as QDQ ONNX."""
+    pytest.importorskip("onnx")
+    code = QUANTIZE + (
+        "g, images = networks.chain()\n"
+        "q = eq.quantize(g, images, method='minmax')\n"
+        "print(len(q.table.weights), [row['kind'] for row in q.layers], q.coverage)\n"
+        f"q.to_onnx({str(tmp_path / 'net.onnx')!r})\n"
+        "for ask in (lambda: q.module, q.build):\n"
+        "    try: ask()\n"
+        "    except ImportError as error: print(error)\n"
+    )
+    result = run(code)
+    lines = result.stdout.splitlines()
+    assert lines[0] == "2 ['int7', 'int7'] 100.0", result.stderr
+    assert len(lines) == 3 and all(
+        line.startswith("tvm_easyquant needs Apache TVM 0.19") for line in lines[1:]
+    )
+    assert (tmp_path / "net.onnx").stat().st_size
+
+
+def test_an_accumulator_beyond_int32_is_refused_by_quantize_itself():
+    """It was found when the module was made, which quantize does no more."""
+    code = QUANTIZE + (
+        "b = networks.Builder(size=4, channels=5000)\n"
+        "b.dense('wide', b.flatten('flat', 'image'), 2)\n"
+        "b.nodes['wide'].weight[:] = 1\n"
+        "try: eq.quantize(b.graph('wide'), b.images(1), method='minmax', bits=8)\n"
+        "except OverflowError as error: print(error)\n"
+    )
+    result = run(code)
+    assert result.stdout.startswith("layer wide: its int32 accumulator may reach "), result.stderr
+    assert "keep the layer float (skip)" in result.stdout
+
+
 def test_the_search_works_without_tvm():
     code = (
         "sys.path.insert(0, 'tests'); import networks\n"

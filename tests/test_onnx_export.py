@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 import tvm_easyquant as eq
 from topi_ext import isa
+from tvm_easyquant.host import installed
 from tvm_easyquant.network import expression
 from tvm_easyquant.network.graph import Graph
 from tvm_easyquant.scales.calibrate import calibrate, start_table
@@ -281,7 +282,7 @@ def test_float_islands_and_the_compiled_module():
     )  # fmt: skip
     assert "gate" in q.plan.floats  # a softmax
     x = np.random.default_rng(1).standard_normal((3, 1, 3, 8, 8)).astype(np.float32)
-    integers = onnx_verify.compiled_integers(q.graph, q.table, "llvm")
+    integers = onnx_verify.compiled_integers(installed(), q.graph, q.table, "llvm")
     for optimize in (True, False):
         found = verify(q.graph, q.table, feeds(q.graph, x), optimize=optimize, integers=integers)
         assert found.unexplained == 0 and found.largest <= 1, str(found)

@@ -10,6 +10,7 @@ from tvm import autotvm, relay
 import tvm_easyquant as eq
 from topi_ext.lower import LowerInteger
 from tvm_easyquant import demo
+from tvm_easyquant.host import installed
 from tvm_easyquant.relay import tune as relay_tune
 from tvm_easyquant.relay.build import Executor, host_target
 from tvm_easyquant.relay.framework import no_tophub
@@ -74,6 +75,21 @@ def test_the_pass_warns_keeps_the_preprocessing_and_is_resumed(tmp_path):
     again = eq.EasyQuant(**options, checkpoint=state)
     again(module)
     assert again.table.to_json() == whole.table.to_json() and not state.exists()
+
+
+def test_a_second_module_gets_a_table_of_its_own():
+    """The pass kept the first module's table: the second was refused, or worse, quantized by it."""
+    first, second = (onnx_relay(networks.small_onnx(seed=seed)) for seed in (0, 1))
+    one = eq.EasyQuant(calibration=pictures(), config=eq.QuantConfig(method="minmax"))
+    bound = [installed().float_module(*pair) for pair in (first, second)]
+    modules = [one(module) for module in bound]
+    assert one.table.model == eq.from_relay(bound[1]).fingerprint
+    for module, float_module in zip(modules, bound, strict=True):
+        alone = eq.EasyQuant(calibration=pictures(), config=eq.QuantConfig(method="minmax"))
+        tvm.ir.assert_structural_equal(module, alone(float_module))
+    given = eq.EasyQuant(one.table)
+    with pytest.raises(ValueError, match="made for another model"):
+        given(bound[0])
 
 
 def test_the_pass_wants_one_source_of_scales():

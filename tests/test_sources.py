@@ -145,8 +145,9 @@ def test_other_formats_go_through_tvmc_and_nhwc_is_converted(tmp_path):
     from tvm import relay
 
     from tvm_easyquant import quantize
+    from tvm_easyquant.errors import LoadError
     from tvm_easyquant.network.graph import run
-    from tvm_easyquant.relay.read import LoadError, load_model
+    from tvm_easyquant.relay.formats import load_model
 
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((3, 3, 4, 8)).astype(np.float32)

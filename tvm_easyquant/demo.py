@@ -10,8 +10,12 @@ import logging
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .host import Host
 
 MEAN, STD = np.float32(0.2860), np.float32(0.3530)
 
@@ -40,42 +44,41 @@ def _classify(network, pictures) -> np.ndarray:
 
 
 def _median_microseconds(networks, rounds=15) -> list[float]:
-    """Times of one thread, interleaved, so that a noisy machine disturbs all alike."""
-    from .relay.framework import tvm
-
-    tvm.get_global_func("runtime.config_threadpool")(1, 1)  # big cores, one thread
+    """Times, interleaved, so that a noisy machine disturbs all alike."""
     times = [[e.milliseconds(repeat=3, number=10) for e in networks] for _ in range(rounds)]
     return [1e3 * float(np.median([min(row[i]) for row in times])) for i in range(len(networks))]
 
 
-def main(out: str = "easyquant_demo") -> int:
-    """Run the demo; artefacts go to the folder ``out``. Returns 0."""
+def main(out: str = "easyquant_demo", host: Host | None = None) -> int:
+    """Run the demo on ``host``, the installed one; artefacts go to the folder ``out``. Returns 0."""
     from . import pipeline
     from .files import replacing
+    from .host import installed
     from .progress import Bar, peak_memory_gib
-    from .relay.build import build_float, host_target
-    from .relay.framework import tvm
 
-    suffix = ".so" if tvm.contrib.cc.get_cc() else ".tar"  # object files, if nothing can link them
+    host = host or installed()
+    suffix = ".so" if host.linker() else ".tar"  # object files, if nothing can link them
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     data = images()
-    labels, target = data["test_labels"], host_target()
-    graph = pipeline.as_graph(network_path())
-    networks = [build_float(_float_module(network_path()), target)]
+    labels, target = data["test_labels"], host.this_cpu()
+    floats = host.float_module(network_path())
+    graph = host.read(floats, name=network_path().stem)
+    networks = [host.build_float(floats, target)]
     right = _classify(networks[0], data["test_images"]) == labels
     rows = [("fp32", right, None)]
     for bits in (8, 7):
         bar = Bar()
-        result = pipeline.quantize(graph, data["calibration_images"], bits=bits, progress=bar)
+        result = pipeline.quantize(graph, data["calibration_images"], bits=bits, progress=bar, host=host)
         bar.close()
         networks.append(result.build(target))
         result.table.save(folder / f"int{bits}.json")
         with replacing(folder / f"int{bits}{suffix}") as temporary:
             networks[-1].export_library(str(temporary))
         with replacing(folder / f"int{bits}.relay.json") as temporary:
-            temporary.write_text(tvm.ir.save_json(result.module))
+            temporary.write_text(host.save_module(result.module))
         rows.append((f"INT{bits}", _classify(networks[-1], data["test_images"]) == labels, result))
+    host.threads(1)
     times = _median_microseconds(networks)
 
     print(f"Fashion-MNIST, {len(labels)} test images, target {target!r}")
@@ -99,17 +102,6 @@ def main(out: str = "easyquant_demo") -> int:
         "module); the same for int8"
     )
     return 0
-
-
-def _float_module(path):
-    """The float network as TVM compiles it by default."""
-    import onnx
-
-    from .relay.framework import relay
-
-    module, params = relay.frontend.from_onnx(onnx.load(path), freeze_params=True)
-    module["main"] = relay.build_module.bind_params_by_name(module["main"], params)
-    return module
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 They are also the built-in kind they were before there was a base class (mostly ValueError).
 """
 
+from topi_ext.errors import KernelError
+
 
 class EasyQuantError(Exception):
     """A mistake that its message explains in a line: what is wrong, where, and the cure."""
@@ -81,8 +83,31 @@ class DeployError(EasyQuantError, RuntimeError):
 
 
 class TVMMissing(EasyQuantError, ImportError):
-    """No usable TVM in this Python."""
+    """No usable TVM in this Python; the message says what to install."""
+
+
+class LinkerMissing(EasyQuantError, RuntimeError):
+    """There is no C++ compiler to link with; the message says what to install."""
 
 
 class UserError(EasyQuantError, ValueError):
     """A mistake of the user's; printed as one line."""
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether the message is meant for the user: an error class of ours, a file, or a number too large.
+
+    Anything else is a bug and keeps its traceback.
+    """
+    return isinstance(error, (EasyQuantError, KernelError, OSError, OverflowError))
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message in one line; its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of the error's message, where TVM and others say what went wrong; see `one_line`."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

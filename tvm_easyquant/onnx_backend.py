@@ -44,8 +44,8 @@ class QuantizedRep(BackendRep):
         import onnx
         from onnx import numpy_helper
 
+        from .host import installed
         from .pipeline import import_quantized
-        from .relay.build import Executor
 
         bound = tuple((name, values[name].dtype, values[name].tobytes()) for name in self.constants)
         if self.compiled is None or bound != self.bound:
@@ -53,8 +53,9 @@ class QuantizedRep(BackendRep):
             model.CopyFrom(self.model)
             for name in self.constants:
                 model.graph.initializer.append(numpy_helper.from_array(values[name], name))
-            taken = import_quantized(model)
-            self.bound, self.compiled = bound, (taken, Executor(taken.build(self.target)))
+            host = installed()
+            taken = import_quantized(model, host=host)
+            self.bound, self.compiled = bound, (taken, taken.build(self.target))
         return self.compiled
 
     def run(self, inputs: Sequence[np.ndarray], **kwargs) -> tuple:

@@ -1,22 +1,26 @@
-"""`quantize`: load -> calibrate -> search -> rewrite, in one call."""
+"""`quantize`: load -> calibrate -> search, in one call; a host compiles what comes of it."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .host import Built, Host, installed
 from .measure import accuracy as _evaluate
 from .measure.accuracy import Evaluation, Metric
 from .network.graph import Graph, run
 from .samples import labelled
 from .samples.images import Preprocess
+from .scales.integer import check_ranges
 from .scales.numerics import ConfigError, QuantConfig, Settings
 from .scales.partition import Plan
 from .scales.table import ScaleTable
@@ -34,13 +38,12 @@ Progress = Callable[[int, int, str], None]
 class Quantized:
     """The result of a quantization.
 
-    module: the integer Relay module (``tvm.IRModule``); table: its scales; graph: the float network
-    it came from, equalized if that is a setting; plan: what runs in integers; seconds: time of each step;
-    warnings: lines about what is suspicious; decisions: what ``max_drop`` tried and did, in lines; drop:
-    the `evaluate.Paired` that it ended at.
+    table: its scales; graph: the float network it came from, equalized if that is a setting; plan: what
+    runs in integers; seconds: time of each step; warnings: lines about what is suspicious; decisions: what
+    ``max_drop`` tried and did, in lines; drop: the `evaluate.Paired` that it ended at; host: what makes
+    ``module`` and builds it (None: the one that is installed).
     """
 
-    module: object
     table: ScaleTable
     graph: Graph
     plan: Plan
@@ -48,6 +51,15 @@ class Quantized:
     warnings: tuple[str, ...] = ()
     decisions: tuple[str, ...] = ()
     drop: object = None
+    host: Host | None = field(default=None, repr=False, compare=False)
+
+    @functools.cached_property
+    def module(self) -> Any:
+        """The integer module of the host (``tvm.IRModule``), made when it is first asked for.
+
+        Raises TVMMissing, which says what to install, where there is no host.
+        """
+        return (self.host or installed()).rewrite(self.graph, self.table)
 
     @property
     def coverage(self) -> float:
@@ -74,14 +86,13 @@ class Quantized:
             )
         return rows
 
-    def build(self, target=None, *, lower: bool = True):
-        """Compile for ``target`` (default: this CPU); returns a `Built`. See `tvm_easyquant.build`."""
-        from .relay.build import build
-
-        return build(self.module, target, lower=lower, outputs=self.graph.outputs)
+    def build(self, target=None, *, lower: bool = True) -> Built:
+        """Compile for ``target`` (default: this CPU); see `Host.build`."""
+        host = self.host or installed()
+        return host.build(self.module, target, lower=lower, outputs=self.graph.outputs)
 
     def to_onnx(self, path: str | os.PathLike) -> None:
-        """Write the network as standard QDQ ONNX, which ONNX Runtime runs. See `onnx_export`.
+        """Write the network as standard QDQ ONNX, which ONNX Runtime runs. See `writers.qdq`.
 
         Raises ExportError for a float operator that has no translation.
         """
@@ -90,19 +101,15 @@ class Quantized:
         save(path, to_qdq(self.graph, self.table))
 
 
-def as_graph(model, params=None, **load_options) -> Graph:
-    """A `Graph` from a Graph, the path of a model, an onnx.ModelProto, or a Relay module (with params).
+def as_graph(model, params=None, host: Host | None = None, **load_options) -> Graph:
+    """A `Graph` from a Graph, the path of a model, an onnx.ModelProto, or the host's module (with params).
 
-    load_options: of `relay_frontend.load_model`; they say nothing to a Relay module, whose shapes are set.
+    load_options: of `Host.load`; they say nothing to a module, whose shapes are set.
     """
     if isinstance(model, Graph):
         return model
-    from .relay.framework import tvm
-    from .relay.read import from_relay, load_model, load_onnx
-
-    if isinstance(model, tvm.IRModule):
-        return from_relay(model, params)
-    return (load_model if isinstance(model, (str, os.PathLike)) else load_onnx)(model, **load_options)
+    host = host or installed()
+    return host.read(model, params) if host.is_module(model) else host.load(model, **load_options)
 
 
 def quantize(
@@ -125,14 +132,15 @@ def quantize(
     metric: Metric | None = None,
     fp32: Callable[[dict], list | Mapping] | None = None,
     target: object = None,
+    host: Host | None = None,
     **settings: Unpack[Settings],
 ) -> Quantized:
-    """Quantize a float CNN to an integer Relay module.
+    """Quantize a float CNN to integers.
 
-    model: the path of a model (ONNX, or what tvmc loads), an ``onnx.ModelProto``, or a Relay module with
-    ``params``. calibration: any iterable of inputs (see `calibrate.samples`). bits, method, skip and
-    settings: fields of `QuantConfig`; or a whole ``config``, which they change. checkpoint: a file that
-    lets an interrupted search go on. progress(done, total, text) is called as the work proceeds.
+    model: the path of a model (ONNX, or what tvmc loads), an ``onnx.ModelProto``, a Relay module with
+    ``params``, or a `Graph`. calibration: any iterable of inputs (see `calibrate.samples`). bits, method,
+    skip and settings: fields of `QuantConfig`; or a whole ``config``, which they change. checkpoint: a file
+    that lets an interrupted search go on. progress(done, total, text) is called as the work proceeds.
     preprocess: the `images.Preprocess` that made the samples, to be kept in the table. record: of
     `driver.search`, for curves.
 
@@ -143,8 +151,12 @@ def quantize(
     and ``target``. fp32: the float network as a function of {input: array}, where ``model`` is a Graph that
     is faster run otherwise than in numpy. With a checkpoint all of this goes on after an interruption, too.
 
+    host: what reads the model and compiles, see `tvm_easyquant.host`; the installed one. A Graph is
+    quantized without any, unless there is a drop to meet.
+
     Raises LoadError, CalibrationError, ConfigError, GraphError, EvaluationError, DropError or
-    CheckpointError, all ValueErrors whose message names the cause and the cure.
+    CheckpointError, all ValueErrors whose message names the cause and the cure; OverflowError if a layer's
+    bias or accumulator does not fit int32; TVMMissing where a host is needed and there is none.
     """
     auto = bits == "auto"
     if auto:
@@ -154,22 +166,35 @@ def quantize(
     if auto and judged is None:
         raise ConfigError(NEEDS)
     config = _config(config or QuantConfig(), {"bits": bits, "method": method, "skip": skip}, settings)
-    clock = time.perf_counter()
-    graph = as_graph(model, params, input_shapes=input_shapes, batch=batch)
+    clock, judge = time.perf_counter(), None
+    shapes: dict = dict(input_shapes=input_shapes, batch=batch)
+    if judged is None:
+        graph = as_graph(model, params, host, **shapes)
+    else:
+        host = host or installed()
+        graph, module = _with_module(host, model, params, shapes)
+        judge = _Judge(host, graph, None if fp32 else module, fp32, judged, progress)
     loaded = time.perf_counter() - clock
-    judge = None
-    if judged is not None:
-        module = None if isinstance(model, Graph) else _float_module(model, params, input_shapes, batch)
-        judge = _Judge(graph, module, fp32, judged, progress)
     found = find(
         graph, calibration, config, checkpoint, progress, record, preprocess,
         max_drop=None if judged is None else judged.max_drop, judge=judge, fastest=auto,
     )  # fmt: skip
     clock = time.perf_counter()
-    module = apply(found.graph, found.table)
-    seconds = {"load": loaded, **found.seconds, "rewrite": time.perf_counter() - clock}
+    check_ranges(found.graph, found.table)
+    seconds = {"load": loaded, **found.seconds, "check": time.perf_counter() - clock}
     decisions, drop = (found.met.lines, found.met.paired) if found.met else ((), None)
-    return Quantized(module, found.table, found.graph, found.plan, seconds, found.warnings, decisions, drop)
+    return Quantized(found.table, found.graph, found.plan, seconds, found.warnings, decisions, drop, host)
+
+
+def _with_module(host: Host, model, params, shapes) -> tuple[Graph, object]:
+    """(`as_graph` of a model, the host's float module of it, None of a Graph), imported once."""
+    if isinstance(model, Graph):
+        return model, None
+    module = host.float_module(model, params, **shapes)
+    if host.is_module(model):
+        return host.read(model, params), module
+    name = Path(model).stem if isinstance(model, (str, os.PathLike)) else "model"
+    return host.read(module, name=name), module
 
 
 NEEDS = 'max_drop and bits="auto" need labelled data (evaluation) and a max_drop'
@@ -206,10 +231,9 @@ def _config(
 class _Judge:
     """Measures tables against fp32 on labelled data, compiled for a target."""
 
-    def __init__(self, graph, module, fp32, evaluation: Evaluation, progress):
-        from .relay.build import cpu_target
-
-        self.graph, self.target, self.progress = graph, cpu_target(evaluation.target), progress
+    def __init__(self, host: Host, graph, module, fp32, evaluation: Evaluation, progress):
+        self.host, self.graph, self.progress = host, graph, progress
+        self.target = host.target(evaluation.target)
         self.data, metric = labelled.load(evaluation.data), evaluation.metric
         self.metrics = {"top1": _evaluate.top(1) if metric is None else metric}
         self.batch = next(iter(graph)).shape[0]
@@ -221,9 +245,7 @@ class _Judge:
     def _float(self, module):
         if module is None:
             return lambda feed: run(self.graph, feed)
-        from .relay.build import build_float
-
-        return build_float(module, self.target)
+        return self.host.build_float(module, self.target)
 
     def _scores(self, network, what):
         found = _evaluate.evaluate(
@@ -233,31 +255,17 @@ class _Judge:
         return found["top1"]
 
     def paired(self, table) -> _evaluate.Paired:
-        from .relay.build import build
-
         if self._reference is None:
             self._reference = self._scores(self.fp32, "float32")
-        scores = self._scores(build(apply(table.prepared(self.graph), table), self.target), "integers")
+        built = self.host.build(self._rewritten(table), self.target)
+        scores = self._scores(built, "integers")
         return _evaluate.compare(scores, self._reference)
 
     def times(self, table) -> dict[str, float]:
-        from .relay.tune import layer_times
+        return self.host.layer_times(self._rewritten(table), self.target)
 
-        return layer_times(apply(table.prepared(self.graph), table), self.target)
-
-
-def _float_module(model, params, input_shapes, batch):
-    """The float Relay module of what `quantize` takes."""
-    from .relay.framework import relay, tvm
-    from .relay.read import import_model, import_onnx
-
-    if isinstance(model, tvm.IRModule):
-        if params:
-            bound = relay.build_module.bind_params_by_name(model["main"], params)
-            return tvm.IRModule.from_expr(bound)
-        return model
-    make = import_model if isinstance(model, (str, os.PathLike)) else import_onnx
-    return make(model, input_shapes=input_shapes, batch=batch)
+    def _rewritten(self, table):
+        return self.host.rewrite(table.prepared(self.graph), table)
 
 
 @dataclass(frozen=True)
@@ -275,22 +283,22 @@ class Imported(Quantized):
     outputs: Mapping[str, object] = field(default_factory=dict)
 
 
-def import_quantized(model, input_shapes=None, batch: int = 1) -> Imported:
+def import_quantized(model, input_shapes=None, batch: int = 1, *, host: Host | None = None) -> Imported:
     """Take over a quantized ONNX model (QDQ or QOperator): its scales, its integers, our kernels.
 
     model: a path or an ``onnx.ModelProto``, as ONNX Runtime, NNCF, Quark or PPQ write it. What it does not
     quantize, or what we do not cover, stays float and is in ``plan.floats`` with the reason.
-    input_shapes, batch: see `load_onnx`. Raises LoadError or QuantizedModelError.
+    input_shapes, batch: see `load_onnx`. host: what reads the model and compiles; the installed one.
+    Raises LoadError or QuantizedModelError, and OverflowError as `quantize` does.
     """
     from .readers.take_over import take_over
-    from .relay.read import load_quantized
 
     clock = time.perf_counter()
-    graph, normal = load_quantized(model, input_shapes, batch)
+    graph, normal = (host or installed()).load_quantized(model, input_shapes, batch)
     scales = {name: w.scale for name, w in normal.weights.items()}
     reach = {name: w.reach for name, w in normal.weights.items()}
     taken = take_over(graph, scales, normal.reasons, reach)
-    module = apply(taken.graph, taken.table)
+    check_ranges(taken.graph, taken.table)
     plan_ = taken.table.check(taken.graph)
     floats = {}
     for name, why in plan_.floats.items():
@@ -306,13 +314,6 @@ def import_quantized(model, input_shapes=None, batch: int = 1) -> Imported:
             origin[tensor] = (made, encoding.offset)
     seconds = {"import": time.perf_counter() - clock}
     return Imported(
-        module, taken.table, taken.graph, replace(plan_, floats=floats), seconds, origin=origin,
+        taken.table, taken.graph, replace(plan_, floats=floats), seconds, host=host, origin=origin,
         model=normal.source, inputs=normal.inputs, outputs=normal.outputs,
     )  # fmt: skip
-
-
-def apply(graph: Graph, table: ScaleTable):
-    """The integer Relay module of ``graph`` under ``table``; TableError if they do not fit."""
-    from .relay.rewrite import rewrite
-
-    return rewrite(graph, table)

@@ -5,23 +5,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from unittest import mock
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from topi_ext.errors import KernelError
-
-from ..errors import EasyQuantError, UserError
+from ..errors import UserError, one_line
 from ..files import plain
 from ..files import writable as writable  # for the verbs
 from ..progress import Bar
+
+if TYPE_CHECKING:
+    from ..host import Host
+    from ..network.graph import Graph
+    from ..scales.partition import Plan
+    from ..scales.table import ScaleTable
 
 USER_ERROR, MISSING_PACKAGE, INTERRUPTED = 4, 5, 130  # the first two are tvmc's own exit codes
 NOBODY_READS = 141  # as a shell reports SIGPIPE
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse's, but a mistake is one line without the whole usage before it."""
 
     def error(self, message):
@@ -29,17 +35,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def add_verb(subparsers, name: str, run: Callable, help: str, examples: str) -> argparse.ArgumentParser:
-    """A verb ``name`` that calls run(arguments) -> exit code; returns its parser for the options."""
-    with mock.patch.object(subparsers, "_parser_class", _Parser):
-        parser = subparsers.add_parser(
-            name,
-            prog=f"tvmc-easyquant {name}",
-            help=help,
-            description=help[0].upper() + help[1:] + ".",
-            epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-    parser.set_defaults(func=guarded(run))
+    """A verb ``name`` that calls run(arguments, host) -> exit code; returns its parser for the options."""
+    parser = subparsers.add_parser(
+        name,
+        prog=f"tvmc-easyquant {name}",
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(func=run, verb=name)
     return parser
 
 
@@ -67,24 +72,28 @@ def add_quantized(parser) -> None:
 
 
 def model_options(args) -> dict:
-    """The options of `add_model` as `relay_frontend.load_model` and `import_model` take them."""
+    """The options of `add_model` as `Host.load` and `Host.float_module` take them."""
     shapes = _shapes(args.input_shapes)
     return {"model_format": args.model_format, "input_shapes": shapes, "batch": args.batch}
 
 
-def load_graph(args):
+def load_graph(args, host: Host) -> Graph:
     """The float network that `add_model`'s options name."""
-    from .. import pipeline
-
-    return pipeline.as_graph(args.FILE, **model_options(args))
+    return host.load(args.FILE, **model_options(args))
 
 
-def load_table(args):
+def load_both(args, host: Host) -> tuple[Graph, object]:
+    """The same network, and the host's float module that it was read from."""
+    module = host.float_module(args.FILE, **model_options(args))
+    return host.read(module, name=Path(args.FILE).stem), module
+
+
+def load_table(args, host: Host) -> tuple[Graph, ScaleTable, Plan]:
     """(graph, table, plan) of `add_table`'s options; TableError if they do not belong together."""
     from ..scales.table import ScaleTable
 
     table = ScaleTable.load(args.table)
-    graph = table.prepared(load_graph(args))
+    graph = table.prepared(load_graph(args, host))
     return graph, table, table.check(graph)
 
 
@@ -160,36 +169,24 @@ def print_json(facts) -> None:
     print(json.dumps(plain(facts), indent=1))
 
 
-def _shapes(text: str | None):
+#: one input of --input-shapes: a name, which may hold dots, slashes and colons, and its sizes
+SHAPE = re.compile(r"([^\s,\[\]]+):\s*\[\s*(-?\d+(?:\s*,\s*-?\d+)*)\s*\]")
+
+
+def _shapes(text: str | None) -> dict[str, list[int]] | None:
+    """{input: shape} of ``--input-shapes``, whose inputs are separated by spaces or commas."""
     if not text:
         return None
-    from tvm.driver.tvmc import TVMCException
-    from tvm.driver.tvmc.shape_parser import parse_shape_string
-
-    try:
-        return parse_shape_string(text)
-    except (argparse.ArgumentTypeError, TVMCException) as error:
-        raise UserError(f"--input-shapes {text!r}: {error}") from None
+    shapes = {name: [int(size) for size in sizes.split(",")] for name, sizes in SHAPE.findall(text)}
+    if not shapes or SHAPE.sub("", text).strip(" ,"):
+        raise UserError(
+            f"--input-shapes {text!r}: give NAME:[SIZE,SIZE,...] of each input, such as "
+            '"data:[1,3,224,224] mask:[1,10]"'
+        )
+    return shapes
 
 
 # -- errors
-
-
-def is_users(error: BaseException) -> bool:
-    """Whether the message is meant for the user: an error class of ours, a file, or a number too large.
-
-    Anything else is a bug and keeps its traceback.
-    """
-    return isinstance(error, (EasyQuantError, KernelError, OSError, OverflowError))
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def fail(code: int, message: str) -> int:
@@ -205,28 +202,12 @@ def missing(error: ImportError) -> int:
     from importlib.util import find_spec
 
     package = (error.name or "").split(".")[0]
-    if package and package not in ("tvm", "tvm_easyquant", "topi_ext") and find_spec(package) is None:
+    if package in ("tvm_easyquant", "topi_ext"):  # ours is whole: a bug
+        raise error
+    if package and package != "tvm" and find_spec(package) is None:
         extra = EXTRAS.get(package, "relay")
         return fail(
             MISSING_PACKAGE,
             f"the package {package} is missing: pip install 'tvm_easyquant[{extra}]' brings it",
         )
     return fail(MISSING_PACKAGE, one_line(error))
-
-
-def guarded(verb):
-    """A verb of ours whose user's errors are one line and an exit code."""
-
-    def run_verb(args):
-        try:
-            return verb(args)
-        except BrokenPipeError:
-            raise
-        except ImportError as error:
-            return missing(error)
-        except Exception as error:
-            if not is_users(error):
-                raise
-            return fail(USER_ERROR, one_line(error))
-
-    return run_verb

@@ -11,7 +11,7 @@ def add(subparsers) -> None:
     parser.add_argument("-o", "--out", default="easyquant_demo", help="folder for the artefacts")
 
 
-def _demo(args) -> int:
+def _demo(args, host) -> int:
     from ..demo import main
 
-    return main(args.out)
+    return main(args.out, host)

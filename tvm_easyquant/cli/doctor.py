@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import logging
+import platform
+import sys
+
+from .. import __version__
 from .common import add_verb, print_json
+
+#: package -> what it is for
+OPTIONAL = {
+    "onnx": "ONNX models",
+    "onnxruntime": "comparison with ONNX Runtime",
+    "PIL": "pictures as data",
+    "jinja2": "the HTML report",
+    "plotly": "the HTML report",
+    "xgboost": "tune-kernels --tuner xgb",
+}
 
 EXAMPLES = """\
 examples:
@@ -17,21 +34,38 @@ def add(subparsers) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def _doctor(args) -> int:
-    import logging
+def _version(package: str) -> str | None:
+    if importlib.util.find_spec(package) is None:
+        return None
+    names = importlib.metadata.packages_distributions().get(package, [package])
+    try:
+        return importlib.metadata.version(names[0])
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
-    from ..relay.doctor import OPTIONAL, examine
 
+def _doctor(args, host) -> int:
     logging.getLogger("te_compiler").setLevel(logging.ERROR)
-    facts = examine()
+    found = host.examine()
+    saturation = found.pop("saturation")
+    facts = {
+        "tvm_easyquant": __version__,
+        "python": platform.python_version(),
+        "platform": sys.platform,
+        **found,
+        "packages": {name: _version(name) for name in OPTIONAL},
+        "saturation": saturation,
+    }
     if args.json:
         print_json(facts)
         return 0
-    host = facts["host"]
-    ids = [f"{key.replace('cpu_', '')} {host[key]}" for key in ("cpu_family", "model") if key in host]
-    print(f"CPU       {host['cpu']} {', '.join(ids)}; {host['cores']} cores; target '{facts['target']}'")
+    machine = facts["host"]
+    ids = [f"{key.replace('cpu_', '')} {machine[key]}" for key in ("cpu_family", "model") if key in machine]
     print(
-        f"versions  tvm_easyquant {facts['tvm_easyquant']}, TVM {host['tvm']}, LLVM {host['llvm']}, "
+        f"CPU       {machine['cpu']} {', '.join(ids)}; {machine['cores']} cores; target '{facts['target']}'"
+    )
+    print(
+        f"versions  tvm_easyquant {facts['tvm_easyquant']}, TVM {machine['tvm']}, LLVM {machine['llvm']}, "
         f"Python {facts['python']}"
     )
     print(f"linker    {facts['linker'] or 'none: tvmc compile needs one; install g++, or set CXX'}")

@@ -99,31 +99,31 @@ Runtime's kernels for a CPU without VNNI saturate (8 bits only); 1 different
 """
 
 
-def _export(args) -> int:
+def _export(args, host) -> int:
     from ..writers.qdq import save, to_qdq
 
     writable(args.output, inputs=(args.FILE, args.table))
-    graph, table, plan = load_table(args)
+    graph, table, plan = load_table(args, host)
     save(args.output, to_qdq(graph, table))
     print(f"{args.output}: {_coverage(graph, plan)}")
     return 0
 
 
-def _export_ncnn(args) -> int:
+def _export_ncnn(args, host) -> int:
     from ..writers import ncnn
 
     writable(args.output, inputs=(args.FILE, args.table))
-    graph, table, _ = load_table(args)
+    graph, table, _ = load_table(args, host)
     ncnn.save(args.output, graph, table)
     print(f"{args.output}: {len(table.weights)} layers")
     return 0
 
 
-def _import_ncnn(args) -> int:
+def _import_ncnn(args, host) -> int:
     from ..writers import ncnn
 
     writable(args.output, inputs=(args.FILE, args.ncnn))
-    graph = load_graph(args)
+    graph = load_graph(args, host)
     table = ncnn.load(args.ncnn, graph)
     table.save(args.output)
     print(f"{args.output}: {_coverage(graph, table.check(graph))}")
@@ -142,27 +142,25 @@ def _options(args) -> dict:
     return options
 
 
-def _import(args) -> int:
+def _import(args, host) -> int:
     from dataclasses import replace
 
     from .. import pipeline
     from ..files import write_text
-    from ..relay.build import cpu_target
-    from ..relay.framework import tvm
-    from .kernels import history
 
+    host.linker(args.cross_compiler)
     paths = [path for path in (args.output, args.table_out, args.module_out) if path]
     if len({writable(path) for path in paths}) < len(paths):
         raise UserError("--output, --table-out and --module-out must name different files")
-    target = cpu_target(args.target) if args.output else None
-    taken = pipeline.import_quantized(args.FILE, **_options(args))
+    target = host.target(args.target) if args.output else None
+    taken = pipeline.import_quantized(args.FILE, **_options(args), host=host)
     if args.output:
-        with history(args.tuning_records, target):
+        with host.history(args.tuning_records, target):
             taken.build(target).export(args.output, args.cross_compiler)
     if args.table_out:
         replace(taken.table, data={"imported from": Path(args.FILE).name}).save(args.table_out)
     if args.module_out:
-        write_text(args.module_out, tvm.ir.save_json(taken.module))
+        write_text(args.module_out, host.save_module(taken.module))
     facts = {
         "package": args.output,
         "table": args.table_out,
@@ -187,7 +185,7 @@ def _show(bar, total, text, done):
     bar(done, total, text)
 
 
-def _verify(args) -> int:
+def _verify(args, host) -> int:
     from .. import pipeline
     from ..samples import sources
     from ..scales import calibrate
@@ -200,15 +198,15 @@ def _verify(args) -> int:
     source = sources.calibration(args.inputs, preprocess_of(args, table), "--inputs")
     model, names = None if args.qdq is None else verify.load(args.qdq), None
     if table is None:
-        taken = pipeline.import_quantized(args.FILE, **_options(args))
+        taken = pipeline.import_quantized(args.FILE, **_options(args), host=host)
         if not taken.origin:
             raise UserError(f"{args.FILE}: nothing of it runs in integers, so there is nothing to compare")
         graph, table, model, names = taken.graph, taken.table, taken.model, taken.origin
     else:
-        graph = table.prepared(load_graph(args))
+        graph = table.prepared(load_graph(args, host))
     data = calibrate.samples(source(graph.inputs), graph)
     inputs = list(itertools.islice(data, args.count))
-    integers = verify.compiled_integers(graph, table, args.target) if args.compiled else None
+    integers = verify.compiled_integers(host, graph, table, args.target) if args.compiled else None
     runs = []
     with progress_bar() as bar:
         for optimize in {"on": (True,), "off": (False,), "both": (False, True)}[args.optimizations]:

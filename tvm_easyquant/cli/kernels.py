@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from ..files import writable
 from ..progress import Bar
 from .common import INTERRUPTED, UserError, add_quantized, add_verb, fail, load_graph, print_json
@@ -30,14 +28,12 @@ def _add_plan(subparsers):
 
 
 def _add_tune(subparsers):
-    from ..relay.tune import TUNERS
-
     help = "measure our kernels for a quantized model with AutoTVM"
     parser = add_verb(subparsers, "tune-kernels", _tune, help, EXAMPLES)
     add_quantized(parser)
     add = parser.add_argument
     add("-o", "--output", required=True, metavar="LOG", help="records are appended; kernels in it are done")
-    add("--tuner", default="xgb", help=f"{', '.join(TUNERS)} (xgb)")
+    add("--tuner", default="xgb", help="xgb, ga, random, grid (xgb)")
     add("--trials", type=int, default=64, metavar="N", help="most configurations of one kernel (64)")
     add("--early-stopping", type=int, metavar="N", help="stop a kernel after N trials without a better one")
     add("--alternatives", type=int, default=1, metavar="N", help="slower legal kernels measured, too (1)")
@@ -46,34 +42,22 @@ def _add_tune(subparsers):
     add("--cross-compiler", metavar="NAME", help="what links for the device: aarch64-linux-gnu-g++")
 
 
-def _module(args):
+def _module(args, host):
     """The integer module of the command line, and its target."""
-    from .. import pipeline
-    from ..relay.build import cpu_target
     from ..scales.table import ScaleTable
 
-    target = cpu_target(args.target)
+    target = host.target(args.target)
     table = ScaleTable.load(args.table)
-    return pipeline.apply(load_graph(args), table), target
+    return host.rewrite(load_graph(args, host), table), target
 
 
-def history(path, target):
-    """The records of a log as a context; a damaged log, or one of another CPU, is refused."""
-    from tvm import autotvm
-
-    from ..relay.tune import records_for
-
-    return autotvm.apply_history_best(records_for(path, target)) if path else contextlib.nullcontext()
-
-
-def _plan(args) -> int:
+def _plan(args, host) -> int:
     from ..measure.report import saturation
-    from ..relay.tune import layer_plans, untuned_of
 
-    module, target = _module(args)
-    with history(args.tuning_records, target):
-        layers = layer_plans(module, target)
-        without, count = untuned_of(layers, target)
+    module, target = _module(args, host)
+    with host.history(args.tuning_records, target):
+        layers = host.layer_plans(module, target)
+        without, count = host.untuned(layers, target)
     rows = [
         {
             "layer": layer.name,
@@ -104,24 +88,21 @@ def _plan(args) -> int:
     return 0
 
 
-def _tune(args) -> int:
-    from ..relay.tune import tune
-
+def _tune(args, host) -> int:
+    host.linker(args.cross_compiler)
     writable(args.output, inputs=(args.FILE, args.table))
-    runner = None
+    device = None
     if args.rpc_tracker or args.rpc_key:
-        host, _, port = (args.rpc_tracker or "").rpartition(":")
-        if not (host and port.isdigit() and args.rpc_key):
+        name, _, port = (args.rpc_tracker or "").rpartition(":")
+        if not (name and port.isdigit() and args.rpc_key):
             raise UserError("--rpc-tracker HOST:PORT and --rpc-key KEY belong together")
-        from tvm import autotvm
-
-        runner = autotvm.RPCRunner(args.rpc_key, host, int(port), number=4, repeat=3, min_repeat_ms=20)
-    module, target = _module(args)
+        device = (name, int(port), args.rpc_key)
+    module, target = _module(args, host)
     bar = Bar()
     try:
-        result = tune(
+        result = host.tune(
             module, args.output, target, tuner=args.tuner, trials=args.trials,
-            early_stopping=args.early_stopping, alternatives=args.alternatives, runner=runner,
+            early_stopping=args.early_stopping, alternatives=args.alternatives, device=device,
             cross_compiler=args.cross_compiler, progress=bar,
         )  # fmt: skip
     except KeyboardInterrupt:

@@ -7,9 +7,7 @@ from .common import (
     add_pictures,
     add_quantized,
     add_verb,
-    load_graph,
-    load_table,
-    model_options,
+    load_both,
     preprocess_of,
     print_json,
     progress_bar,
@@ -53,14 +51,9 @@ def add(subparsers) -> None:
     add("--tuning-records", metavar="LOG", help="records of tune-kernels to choose kernels by")
 
 
-def built(args, graph, table, target):
-    """(the float network of ``args.FILE``, the table's integers), both built for ``target``."""
-    from .. import pipeline
-    from ..relay.build import build, build_float
-    from ..relay.read import import_model
-
-    integers = build(pipeline.apply(graph, table), target)
-    return build_float(import_model(args.FILE, **model_options(args)), target), integers
+def built(host, graph, table, floats, target):
+    """(the float module ``floats``, the table's integers), both built for ``target``."""
+    return host.build_float(floats, target), host.build(host.rewrite(graph, table), target)
 
 
 def labelled_data(args, table):
@@ -92,15 +85,15 @@ def evaluation(data, metrics, floats, integers, batch, bar):
     return {name: evaluate.compare(scores[1][name], scores[0][name]) for name in metrics}
 
 
-def _evaluate(args) -> int:
+def _evaluate(args, host) -> int:
     from dataclasses import asdict
 
-    from ..relay.build import cpu_target
+    from ..scales.table import ScaleTable
 
-    target = cpu_target(args.target)
-    graph, table, _ = load_table(args)
+    target, table = host.target(args.target), ScaleTable.load(args.table)
+    graph, floats = load_both(args, host)
     judged = labelled_data(args, table)
-    networks = built(args, graph, table, target)
+    networks = built(host, graph, table, floats, target)
     with progress_bar() as bar:
         found = evaluation(*judged, *networks, args.batch, bar)
     if args.json:
@@ -113,21 +106,20 @@ def _evaluate(args) -> int:
     return 0
 
 
-def _benchmark(args) -> int:
+def _benchmark(args, host) -> int:
     from dataclasses import asdict
 
-    from ..relay.build import cpu_target
     from ..scales.table import ScaleTable
-    from .kernels import history
 
-    target, table = cpu_target(args.target), ScaleTable.load(args.table)
+    target, table = host.target(args.target), ScaleTable.load(args.table)
     for name in ("threads", "rounds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
-    graph = table.prepared(load_graph(args))
-    with history(args.tuning_records, target), progress_bar() as bar:
-        networks = built(args, graph, table, target)
-        found = timing(graph, table, *networks, bar, threads=args.threads, rounds=args.rounds)
+    graph, floats = load_both(args, host)
+    graph = table.prepared(graph)
+    with host.history(args.tuning_records, target), progress_bar() as bar:
+        networks = built(host, graph, table, floats, target)
+        found = timing(args, host, graph, table, *networks, bar)
     if args.json:
         print_json({**asdict(found), "notes": found.notes})
         return 0
@@ -140,12 +132,12 @@ def _benchmark(args) -> int:
             f"{layer.name:{width}}  {layer.kind:8} {layer.kernel:24} {times[0]} {times[1]} {ratio}".rstrip()
         )
     print(f"{'everything else':{width}}  {'':33} {found.other_ms:9.4f}")
-    host = found.host
+    machine = found.host
     print(
         f"integers {found.ms:.3f} ms ({found.spread[0]:.3f} to {found.spread[1]:.3f}), TVM float32 "
         f"{found.ms_fp32:.3f} ms: {found.speedup:.2f} times as fast\n"
-        f"{host['cpu']} ({', '.join(host['isa'])}), target '{found.target}', {found.threads} thread"
-        f"{'s' if found.threads > 1 else ''}, medians of {found.rounds} rounds, TVM {host['tvm']}"
+        f"{machine['cpu']} ({', '.join(machine['isa'])}), target '{found.target}', {found.threads} thread"
+        f"{'s' if found.threads > 1 else ''}, medians of {found.rounds} rounds, TVM {machine['tvm']}"
     )
     for note in found.notes:
         print(f"note: {note}")
@@ -154,9 +146,9 @@ def _benchmark(args) -> int:
     return 0
 
 
-def timing(graph, table, floats, integers, bar, **options):
-    """The `relay.profile.Benchmark` of the built integers against the built float network."""
-    from ..relay.profile import benchmark
-
+def timing(args, host, graph, table, floats, integers, bar):
+    """`Host.benchmark` of the two built networks of a table's graph, with the options of ``benchmark``."""
     bits = {node.name: table.config.bits_of(node.name) for node in graph.compute_nodes}
-    return benchmark(graph, floats, integers, bits=bits, progress=bar, **options)
+    return host.benchmark(
+        graph, floats, integers, bits=bits, threads=args.threads, rounds=args.rounds, progress=bar
+    )

@@ -15,8 +15,7 @@ from .common import (
     add_model,
     add_pictures,
     add_verb,
-    load_graph,
-    model_options,
+    load_both,
     preprocess_of,
     print_json,
     progress_bar,
@@ -113,7 +112,7 @@ def _settings(words: list[str]) -> dict:
     return found
 
 
-def _quantize(args) -> int:
+def _quantize(args, host) -> int:
     from .. import pipeline
     from ..files import write_text
     from ..samples import sources
@@ -145,25 +144,22 @@ def _quantize(args) -> int:
             if other != flag:
                 flags = " and ".join("--" + name.replace("_", "-") for name in (other, flag))
                 raise UserError(f"{flags} both name {path}")
-    graph = load_graph(args)
+    graph, floats = load_both(args, host)
     if args.dry_run:
         return _dry_run(graph, partition.plan(graph, config.skip), args.json)
     notes: tuple[str, ...] = ()
     if args.keep_if_faster:
-        config, notes = _faster(args, graph, config)
+        config, notes = _faster(args, host, graph, floats, config)
     checkpoint = Path(f"{args.output}.search") if args.resume else None
     curves = Curves(config.how.objective or "", graph.fingerprint) if args.record else None
-    judged = {} if args.eval is None else _judged(args, preprocess, auto)
+    judged = {} if args.eval is None else _judged(args, host, floats, preprocess, auto)
+    del floats  # its weights, beside the graph's
     with progress_bar() as bar:
         result = pipeline.quantize(
             graph, data(graph.inputs), config=config, checkpoint=checkpoint, progress=bar,
-            preprocess=preprocess, record=curves, **judged,
+            preprocess=preprocess, record=curves, host=host, **judged,
         )  # fmt: skip
-    module = None
-    if args.module_out:
-        from ..relay.framework import tvm
-
-        module = tvm.ir.save_json(result.module)
+    module = host.save_module(result.module) if args.module_out else None
     exported = qdq.to_qdq(result.graph, result.table) if args.qdq_out else None
     result.table.save(args.output)
     if module is not None:
@@ -180,33 +176,25 @@ def _quantize(args) -> int:
     return 0
 
 
-def _faster(args, graph, config):
+def _faster(args, host, graph, floats, config):
     """The settings with the layers that are faster in float kept so, and what to say about it."""
     from dataclasses import replace
 
-    from ..relay.build import build_float, cpu_target
-    from ..relay.profile import keep_if_faster
-    from ..relay.read import import_model
-
-    target = cpu_target(args.target)
+    target = host.target(args.target)
     with progress_bar() as bar:
-        floats = build_float(import_model(args.FILE, **model_options(args)), target)
-        found = keep_if_faster(graph, floats, config, target, progress=bar)
+        found = host.keep_if_faster(graph, host.build_float(floats, target), config, target, progress=bar)
     return replace(config, skip=(*config.skip, *found.skip)), found.notes
 
 
-def _judged(args, preprocess, auto) -> dict:
+def _judged(args, host, floats, preprocess, auto) -> dict:
     """What `pipeline.quantize` needs to meet ``--max-drop``."""
-    from ..relay.build import build_float
-    from ..relay.read import import_model
     from ..samples import labelled, sources
 
-    floats = build_float(import_model(args.FILE, **model_options(args)), args.target)
     return {
         "max_drop": args.max_drop,
         "evaluation": sources.labelled(args.eval, preprocess),
         "metric": labelled.named(args.metric, "outputs", "label") if args.metric else None,
-        "fp32": floats,
+        "fp32": host.build_float(floats, args.target),
         "target": args.target,
         **({"bits": "auto"} if auto else {}),
     }

@@ -7,7 +7,7 @@ from .common import (
     add_pictures,
     add_table,
     add_verb,
-    load_graph,
+    load_both,
     preprocess_of,
     print_json,
     progress_bar,
@@ -46,20 +46,18 @@ def add(subparsers) -> None:
     add_pictures(parser)
 
 
-def _report(args) -> int:
+def _report(args, host) -> int:
+    from dataclasses import replace
     from itertools import islice
 
-    from .. import pipeline
     from ..files import write_text
     from ..measure import report
-    from ..relay.build import cpu_target
-    from ..relay.collect import collect
-    from ..relay.tune import layer_plans
+    from ..measure.collect import collect
     from ..samples import sources
     from ..scales import calibrate
     from ..scales.table import ScaleTable
     from ..search.curves import Curves
-    from .kernels import history
+    from ..search.driver import layer_figures
     from .measure import built, evaluation, labelled_data, timing
 
     inputs = [path for path in (args.FILE, args.table, args.calibration, args.record) if path]
@@ -68,30 +66,32 @@ def _report(args) -> int:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
     report.check_packages()
-    target, table = cpu_target(args.target), ScaleTable.load(args.table)
+    target, table = host.target(args.target), ScaleTable.load(args.table)
     curves = Curves.load(args.record) if args.record else None
     source = sources.calibration(args.calibration, preprocess_of(args, table)) if args.calibration else None
-    graph = table.prepared(load_graph(args))
-    table.check(graph)
+    graph, floats = load_both(args, host)
+    graph = table.prepared(graph)
+    plan = table.check(graph)
     samples = []
     if source is not None:
         samples = list(islice(calibrate.samples(source(graph.inputs), graph), args.samples))
-    with history(args.tuning_records, target), progress_bar() as bar:
+    if samples and not table.figures:
+        table = replace(table, figures=layer_figures(graph, plan, table, samples))
+    with host.history(args.tuning_records, target), progress_bar() as bar:
         judged = labelled_data(args, table) if args.data else None
         accuracy = benchmark = None
         if judged is None and args.no_benchmark:  # nothing is to be run
-            layers = layer_plans(pipeline.apply(graph, table), target)
+            layers = host.layer_plans(host.rewrite(graph, table), target)
         else:
-            floats, integers = built(args, graph, table, target)
-            layers = list(integers.layers)
-        if judged is not None:
-            accuracy = evaluation(*judged, floats, integers, args.batch, bar)
-        if not args.no_benchmark:
-            options = {"threads": args.threads, "rounds": args.rounds}
-            benchmark = timing(graph, table, floats, integers, bar, **options)
+            networks = built(host, graph, table, floats, target)
+            layers = networks[1].layers
+            if judged is not None:
+                accuracy = evaluation(*judged, *networks, args.batch, bar)
+            if not args.no_benchmark:
+                benchmark = timing(args, host, graph, table, *networks, bar)
         facts = collect(
-            graph, table, layers, target, samples=samples, curves=curves, benchmark=benchmark,
-            accuracy=accuracy, progress=bar,
+            graph, table, layers, target=str(target), machine=host.describe(), samples=samples,
+            curves=curves, benchmark=benchmark, accuracy=accuracy, progress=bar,
         )  # fmt: skip
     write_text(args.output, report.render(facts))
     if args.json:

@@ -1,7 +1,8 @@
-"""``tvmc-easyquant``: TVM's own tvmc with our verbs and the target ``easyquant``.
+"""``tvmc-easyquant``: our verbs, and those of TVM's tvmc where TVM 0.19 is installed.
 
-tvmc's own verbs are untouched. What is added to tvmc is added when `main` runs and taken out when it
-ends. Nothing here imports TVM before that, so that its absence is one sentence and no traceback.
+Ours are parsed here and given the installed host; a command line of tvmc's goes to it whole, with the
+target ``easyquant`` added. Nothing here imports TVM before a verb runs, so that ``--help`` is quick, and
+TVM's absence is one sentence and no traceback.
 
 Each other file here but `common` holds the verbs of one subject and adds them in ``add(subparsers)``;
 `VERBS` lists them.
@@ -9,25 +10,17 @@ Each other file here but `common` holds the verbs of one subject and adds them i
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from unittest import mock
+from collections.abc import Sequence
 
-from ..relay import tvmc_checks as cli_checks
-from .common import (
-    INTERRUPTED,
-    MISSING_PACKAGE,
-    NOBODY_READS,
-    USER_ERROR,
-    fail,
-    is_users,
-    missing,
-    one_line,
-)
+from ..errors import LinkerMissing, UserError, is_users, one_line
+from ..files import writable
+from ..host import installed
+from .common import INTERRUPTED, MISSING_PACKAGE, NOBODY_READS, USER_ERROR, Parser, fail, missing
 
 VERBS = (
     "quantize",
@@ -38,86 +31,106 @@ VERBS = (
     "doctor",
     "demo",
 )
+#: verbs of tvmc's -> what the help says of them; micro is in some builds of TVM only
+TVMC = {"run": "run a compiled module", "tune": "auto-tune a model", "compile": "compile a model."}
+HANDED = (*TVMC, "micro")
 
 
-def _add_verbs(subparsers, main_parser, json_params):
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser of every command line but tvmc's, and the names of our verbs."""
     from .quantize import EXAMPLES
 
-    main_parser.prog, main_parser.epilog = "tvmc-easyquant", EXAMPLES
-    for module in VERBS:  # without tvmc's json_params, whose default sets --target to plain llvm
+    parser = argparse.ArgumentParser(
+        prog="tvmc-easyquant",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="TVM compiler driver",
+        epilog=EXAMPLES,
+        add_help=False,
+    )
+    add = parser.add_argument
+    add("--config", default="default", help="configuration json file")
+    add("-v", "--verbose", action="count", default=0, help="increase verbosity")
+    add("--version", action="store_true", help="print the version and exit")
+    add("-h", "--help", action="help", help="show this help message and exit.")
+    subparsers = parser.add_subparsers(title="commands", parser_class=Parser)
+    parser.set_defaults(verb=None)
+    for verb, help in TVMC.items():
+        subparsers.add_parser(verb, help=help)
+    for module in VERBS:
         importlib.import_module(f".{module}", __package__).add(subparsers)
+    return parser, [verb for verb in subparsers.choices if verb not in TVMC]
 
 
-@contextlib.contextmanager
-def _plugged_in(records: str | None = None) -> Iterator[None]:
-    """tvmc with our verbs, our target and our checks, and without its look-ups of schedules to download."""
-    from tvm.driver.tvmc import autotuner, compiler, composite_target
-    from tvm.driver.tvmc import main as tvmc
-    from tvm.driver.tvmc import target as tvmc_target
+def _handed(argv: Sequence[str]) -> bool:
+    """Whether this command line is tvmc's: its verb is, and no help is asked for before it."""
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            next(words, None)
+        elif word in ("-h", "--help"):
+            return False
+        elif not word.startswith("-"):
+            return word in HANDED
+    return False
 
-    from ..relay.tvmc_target import Pipeline, tokens
 
-    pipeline = Pipeline(records)
-    codegen = {
-        "config_key": None,
-        "pass_default": False,
-        "default_target": None,
-        "pass_pipeline": pipeline,
-    }
-    with contextlib.ExitStack() as stack:
-        enter = stack.enter_context
-        parsers = [*tvmc.REGISTERED_PARSER, _add_verbs]
-        enter(mock.patch.object(tvmc, "REGISTERED_PARSER", parsers))
-        enter(mock.patch.dict(composite_target.REGISTERED_CODEGEN, easyquant=codegen))
-        enter(mock.patch.object(tvmc_target, "tokenize_target", tokens(tvmc_target.tokenize_target)))
-        for module in (compiler, autotuner):
-            watched = pipeline.watching(module.target_from_cli)
-            enter(mock.patch.object(module, "target_from_cli", watched))
-        enter(mock.patch.object(compiler, "parse_configs", pipeline.configured(compiler.parse_configs)))
-        enter(mock.patch.dict(os.environ, {"TOPHUB_LOCATION": os.environ.get("TOPHUB_LOCATION", "NONE")}))
-        enter(cli_checks.patches())
-        # "One or more operators have not been tuned": ours need not be
-        enter(mock.patch.object(logging.getLogger("autotvm"), "level", logging.ERROR))
-        yield
+def _check_output(argv: Sequence[str]) -> None:
+    """WriteError for an --output that cannot be written, or that is a file the command line reads."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-o", "--output", nargs="?")
+    known, others = parser.parse_known_args(argv)
+    if known.output:
+        writable(known.output, inputs=[word for word in others if os.path.isfile(word)])
+
+
+def _ours(argv: Sequence[str]) -> int:
+    parser, _ = _parser()
+    args = parser.parse_args(argv)
+    logging.basicConfig(stream=sys.stdout)
+    logging.getLogger("TVMC").setLevel(40 - min(args.verbose, 3) * 10)  # whose importers we use
+    if args.version:
+        print(installed().version)
+        return 0
+    if args.verb is None:
+        parser.print_help(sys.stderr)
+        return 1
+    if args.config != "default":
+        raise UserError(f"--config is an option of {', '.join(TVMC)}; {args.verb} takes none")
+    if args.verb != "demo":  # whose --out is a folder
+        _check_output(argv)
+    host = installed()
+    with host.quiet():
+        return args.func(args, host)
+
+
+def _explained(argv: Sequence[str], error: Exception):
+    """What the user can do about an error that TVM leaves as a traceback; None if it is a bug."""
+    try:
+        from ..relay import tvmc
+    except ImportError:
+        return None
+    return tvmc.explain(argv, error)
 
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line; returns its exit code."""
     try:
-        from ..relay import framework as host  # noqa: F401  says what to install if there is no TVM
+        if not _handed(argv):
+            return _ours(argv)
+        from ..relay import tvmc
 
-        with _plugged_in(cli_checks.option(argv, "--tuning-records")):
-            from tvm.driver.tvmc import TVMCException
-            from tvm.driver.tvmc import main as tvmc
-
-            try:
-                cli_checks.check_before(argv)
-                return tvmc._main(list(argv))
-            except ValueError as error:
-                if not is_users(error):
-                    raise
-                return fail(USER_ERROR, one_line(error))
-            except TVMCException as error:  # from before tvmc's own handler, such as --config's
-                return fail(USER_ERROR, one_line(error))
-    except ImportError as error:
-        return missing(error)
+        return tvmc.run(argv, _parser()[1])
     except BrokenPipeError:
         raise
-    except OSError as error:  # tvmc leaves these to Python
-        return fail(USER_ERROR, one_line(error))
-    except Exception as error:
-        if isinstance(error, TypeError):  # tvmc's compile calls None if it finds no compiler to link with
-            from tvm.contrib.cc import get_cc
-
-            if get_cc() is None:
-                no_compiler = "no C++ compiler to link the result: install g++, or set CXX to one"
-                return fail(MISSING_PACKAGE, no_compiler)
-        message = cli_checks.explain(argv, error)
-        if message is None:
-            raise
-        return fail(USER_ERROR, message)
+    except ImportError as error:
+        return missing(error)
     except KeyboardInterrupt:
         return fail(INTERRUPTED, "interrupted; a search begun with --resume goes on from there")
+    except Exception as error:
+        found = error if is_users(error) else _explained(argv, error)
+        if found is None:
+            raise
+        return fail(MISSING_PACKAGE if isinstance(found, LinkerMissing) else USER_ERROR, one_line(found))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import LoadError
+from ..errors import LoadError, last_line
 
 OLDEST_OPSET = 7  # before it, broadcasting was an attribute
 
@@ -114,9 +114,3 @@ def stem(model) -> str:
     if not isinstance(model, (str, os.PathLike)):
         return "model"
     return os.path.splitext(os.path.basename(os.fspath(model)))[0]
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of an error's text that says anything, else its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import platform
-import sys
-
 import numpy as np
 
 from topi_ext import isa, manifest, reference
 from topi_ext.relay import op as relay_op
 
-from .. import __version__
 from .build import Executor, build, host_target
 from .framework import no_tophub, relay, tvm
 from .profile import describe_host
 
-#: package -> what it is for
-OPTIONAL = {
-    "onnx": "ONNX models",
-    "onnxruntime": "comparison with ONNX Runtime",
-    "PIL": "pictures as data",
-    "jinja2": "the HTML report",
-    "plotly": "the HTML report",
-    "xgboost": "tune-kernels --tuner xgb",
-}
-
 
 def examine() -> dict:
-    """Facts of this machine, as plain values for JSON; the keys are those of the verb ``doctor``."""
+    """Facts of this machine, as plain values for JSON; see `Host.examine`."""
     return {
-        "tvm_easyquant": __version__,
-        "python": platform.python_version(),
-        "platform": sys.platform,
         "host": describe_host(),
         "target": host_target(),
         "isa_of_target": relay_op.target_isa(tvm.target.Target(host_target())),
@@ -47,23 +28,12 @@ def examine() -> dict:
             }
             for row in isa.ISAS.values()
         ],
-        "packages": {name: _version(name) for name in OPTIONAL},
         "saturation": saturation(),
     }
 
 
 def _of_this_arch(row) -> bool:
     return not row.arch or row.arch == isa.arch_of("")
-
-
-def _version(package: str) -> str | None:
-    if importlib.util.find_spec(package) is None:
-        return None
-    names = importlib.metadata.packages_distributions().get(package, [package])
-    try:
-        return importlib.metadata.version(names[0])
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def saturation(channels: int = 64, size: int = 8) -> dict:

@@ -1,4 +1,4 @@
-"""Models that are not ONNX, through tvmc's own importers: TFLite, TorchScript, Keras, Relay, ...
+"""Model files of any format: ONNX by `read`, others (TFLite, TorchScript, Keras, ...) by tvmc's importers.
 
 tvmc's errors are put into a line with the cure, and what it would do wrong without a word is refused: it
 fills the weights that a Relay text lacks with random numbers, and it loads a TensorFlow whose LLVM and
@@ -12,11 +12,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
-from ..errors import LoadError
+from ..errors import LoadError, last_line
+from ..network.graph import Graph
+from ..readers.onnx_file import stem
+from . import tvmc
 from .framework import relay, tvm
+from .layout import as_nchw
+from .read import from_relay, import_onnx
 
-#: a convolution's layout that ours are in: data, weights
-LAYOUTS = {"nn.conv2d": ["NCHW", "OIHW"], "nn.conv2d_transpose": ["NCHW", "IOHW"]}
 #: (format, what its importer's error says, what to do)
 CURES = (
     ("pytorch", "PytorchStreamReader|constants.pkl",
@@ -28,13 +31,39 @@ CURES = (
 )  # fmt: skip
 
 
+def load_model(
+    path: str | os.PathLike,
+    model_format: str | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int = 1,
+) -> Graph:
+    """Load a model file of any format that tvmc loads as a `Graph`; see `import_model`."""
+    return from_relay(import_model(path, model_format, input_shapes, batch), name=stem(path))
+
+
+def import_model(
+    path: str | os.PathLike,
+    model_format: str | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int = 1,
+):
+    """The float Relay module (NCHW, params bound) of a model file; what is not ONNX goes through tvmc.
+
+    model_format: a name of tvmc's (onnx, tflite, pytorch, keras, pb, paddle, relay); by default the file's
+    ending decides. input_shapes and batch: see `load_onnx`; other formats take input_shapes only.
+    Raises LoadError.
+    """
+    kind = tvmc.frontend(path, model_format)
+    if kind in (None, "onnx"):
+        return import_onnx(path, input_shapes, batch)
+    return load(path, kind, input_shapes)
+
+
 def load(path: str | os.PathLike, kind: str, input_shapes: Mapping[str, Sequence[int]] | None = None):
     """The float Relay module (NCHW, weights bound) of a model file in tvmc's format ``kind``.
 
     Raises LoadError.
     """
-    from tvm.driver.tvmc import TVMCImportError, frontends
-
     name = os.path.basename(os.fspath(path))
     if not os.path.exists(path):
         raise LoadError(f"there is no file {os.fspath(path)}")
@@ -44,42 +73,20 @@ def load(path: str | os.PathLike, kind: str, input_shapes: Mapping[str, Sequence
     if kind == "relay" and shapes is None:
         raise LoadError(f"{name}: a Relay text needs --input-shapes, which tells inputs from weights")
     try:
-        loaded = frontends.load_model(os.fspath(path), kind, shapes)
-    except (ImportError, TVMCImportError) as error:
-        package = (getattr(error, "name", None) or str(error)).split(".")[0]
-        raise LoadError(f"{name}: the format {kind} needs the package {package}; install it") from None
+        module, params = tvmc.load(path, kind, shapes)
+    except LoadError:
+        raise
     except Exception as error:  # every framework's importer raises its own
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        text = lines[-1] if lines else type(error).__name__
         cure = next((c for k, says, c in CURES if k == kind and re.search(says, str(error))), None)
-        raise LoadError(f"tvmc cannot load {name} as {kind}: {cure or text}") from None
-    if kind == "relay" and loaded.params:
-        lacking = ", ".join(sorted(loaded.params)[:3])
+        raise LoadError(f"tvmc cannot load {name} as {kind}: {cure or last_line(error)}") from None
+    if kind == "relay" and params:
+        lacking = ", ".join(sorted(params)[:3])
         raise LoadError(
             f"{name} lacks its weights ({lacking}, ...): bind them with "
             "relay.build_module.bind_params_by_name before astext()"
         )
-    module = relay.build_module.bind_params_by_name(loaded.mod["main"], loaded.params or {})
-    return as_nchw(tvm.IRModule.from_expr(module))
-
-
-def as_nchw(module):
-    """The module with its convolutions in NCHW."""
-    passes = [relay.transform.InferType(), relay.transform.ConvertLayout(LAYOUTS)]
-    with tvm.transform.PassContext(opt_level=3):
-        return tvm.transform.Sequential(passes)(module)
-
-
-def has_nhwc(module) -> bool:
-    """Whether a convolution of the module is in another layout than NCHW."""
-    found = []
-
-    def visit(expr):
-        if isinstance(expr, relay.Call) and str(getattr(expr.op, "name", "")) in LAYOUTS:
-            found.append(str(expr.attrs.data_layout) != "NCHW")
-
-    relay.analysis.post_order_visit(module["main"], visit)
-    return any(found)
+    bound = relay.build_module.bind_params_by_name(module["main"], params)
+    return as_nchw(tvm.IRModule.from_expr(bound))
 
 
 def check_tensorflow(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 
@@ -36,7 +37,21 @@ def no_tophub() -> Iterator[None]:
             os.environ["TOPHUB_LOCATION"] = before
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No look-ups of schedules to download, unless the environment names a place for them, and no word of
+    AutoTVM's that operators have not been tuned: ours need not be."""
+    logger = logging.getLogger("autotvm")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.nullcontext() if "TOPHUB_LOCATION" in os.environ else no_tophub():
+            yield
+    finally:
+        logger.setLevel(before)
+
+
 #: setting of a PassContext: on LLVM 22, TVM 0.19 fails on vectors bound to a name, which this pass makes
 NO_CSE = {"tir.disable_cse_tir": True}
 
-__all__ = ["NO_CSE", "no_tophub", "relay", "tvm"]
+__all__ = ["NO_CSE", "no_tophub", "quiet", "relay", "tvm"]

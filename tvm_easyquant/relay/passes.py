@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..network.equalize import equalized
 from ..scales.numerics import QuantConfig
 from ..scales.table import ScaleTable
 from ..search.find import find
@@ -17,9 +18,11 @@ class EasyQuant:
     """Float Relay module in, integer Relay module of standard qnn ops out.
 
     Compose it in ``tvm.transform.Sequential`` before ``topi_ext.lower.LowerInteger``. Give it either
-    a ``table`` found before, or ``calibration`` data and a ``config`` to search one; the table it
-    used is then its attribute ``table``, and what is suspicious is in ``warnings``, in lines. params are
-    bound to the module first. checkpoint, preprocess: as `tvm_easyquant.quantize` takes them.
+    a ``table`` found before, or ``calibration`` data and a ``config`` to search one; the table of the
+    module that it saw last is then its attribute ``table``, and what is suspicious is in ``warnings``, in
+    lines. A table serves the network it was found for: another module is searched anew, and a table that
+    was given is refused. params are bound to the module first. checkpoint, preprocess: as
+    `tvm_easyquant.quantize` takes them.
 
     Raises what `tvm_easyquant.quantize` raises.
     """
@@ -49,10 +52,14 @@ class EasyQuant:
 
     def transform_module(self, mod, ctx):
         graph = from_relay(mod, self.params)
-        if self.table is None:
+        if self.calibration is None:
+            return rewrite(graph, self.table)
+        prepared = equalized(graph) if self.config.equalize else graph
+        if self.table is None or self.table.model != prepared.fingerprint:
             found = find(
                 graph, self.calibration, self.config, self.checkpoint, self.progress,
                 preprocess=self.preprocess,
             )  # fmt: skip
-            graph, self.table, self.warnings = found.graph, found.table, found.warnings
+            prepared, self.table, self.warnings = found.graph, found.table, found.warnings
+        graph = prepared
         return rewrite(graph, self.table)

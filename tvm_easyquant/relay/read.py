@@ -7,7 +7,6 @@ importer leaves in ``call.span``; they are read here, before any Relay pass can 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from math import inf, prod
@@ -19,7 +18,7 @@ from ..network.builder import Builder, per_channel
 from ..network.expression import BINARY, UNARY
 from ..network.graph import Graph
 from ..network.layout import nhwc, nhwc_axis
-from ..readers.onnx_file import fixed_shapes, last_line, read_onnx, stem, why_not
+from ..readers.onnx_file import fixed_shapes, read_onnx, stem, why_not
 from ..readers.onnx_quantized import QUANTIZED, Normalized, is_quantized, normalize
 from .float_op import RelayOp, multiply_accumulates
 from .framework import relay, tvm
@@ -38,44 +37,6 @@ def load_onnx(
     is used for an open first dimension. Raises LoadError.
     """
     return from_relay(import_onnx(model, input_shapes, batch), name=stem(model))
-
-
-def load_model(
-    path: str | os.PathLike,
-    model_format: str | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    batch: int = 1,
-) -> Graph:
-    """Load a model file of any format that tvmc loads as a `Graph`; see `import_model`."""
-    return from_relay(import_model(path, model_format, input_shapes, batch), name=stem(path))
-
-
-def import_model(
-    path: str | os.PathLike,
-    model_format: str | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    batch: int = 1,
-):
-    """The float Relay module (NCHW, params bound) of a model file; what is not ONNX goes through tvmc.
-
-    model_format: a name of tvmc's (onnx, tflite, pytorch, keras, pb, paddle, relay); by default the file's
-    ending decides. input_shapes and batch: see `load_onnx`; other formats take input_shapes only.
-    Raises LoadError.
-    """
-    from tvm.driver.tvmc import TVMCException, frontends
-
-    from . import formats
-
-    try:
-        known = frontends.get_frontend_by_name(model_format) if model_format else None
-        known = known or frontends.guess_frontend(os.fspath(path))
-    except TVMCException as error:
-        if model_format:
-            raise LoadError(f"model format {model_format!r}: {last_line(error)}") from None
-        known = None
-    if known is None or known.name() == "onnx":
-        return import_onnx(path, input_shapes, batch)
-    return formats.load(path, known.name(), input_shapes)
 
 
 def load_quantized(

@@ -21,7 +21,7 @@ from ..network.graph import Graph
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axis
 from ..network.node import Node, model_shape
 from ..network.ops import is_depthwise
-from ..scales.integer import Scales, function_values
+from ..scales.integer import Scales, check_range, function_values
 from ..scales.numerics import Scale, integer_limits
 from ..scales.partition import Plan, clip_limits
 from ..scales.table import ScaleTable
@@ -133,7 +133,7 @@ class _Rewriter:
         x = self.stored(node.inputs[0])
         scales = np.asarray(self.scales.weights[node.name], np.float32)
         weight, unit = self.scales.integer_weight(node), self.scales.unit(node)
-        self._check_range(node, weight, source)
+        check_range(node, weight, source)
         common = dict(
             input_zero_point=_zero(source.zero_point),
             kernel_zero_point=_zero(0),
@@ -143,16 +143,6 @@ class _Rewriter:
         acc = _named(PRODUCTS[node.op](x, weight, node, common), node.name)
         bias = relay.const(self.scales.integer_bias(node))
         self._finish(node, relay.nn.bias_add(acc, bias, axis=len(node.shape) - 1), relay.const(unit))
-
-    def _check_range(self, node, weight, source: Scale):
-        """Prove from the real weights that the accumulator fits int32."""
-        reach = max(source.hi - source.zero_point, source.zero_point - source.lo, source.zero_point)
-        worst = int(np.abs(weight.astype(np.int64)).sum(axis=(0, 1, 2)).max()) * reach
-        if worst > 2**30:  # the other half of int32 is the bias
-            raise OverflowError(
-                f"layer {node.name}: its int32 accumulator may reach {worst}, beyond 2**30; "
-                "keep the layer float (skip)"
-            )
 
     def _average(self, node):
         s = self.scale(node.inputs[0])

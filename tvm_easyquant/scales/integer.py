@@ -97,6 +97,31 @@ class Scales:
         return np.float32(self.of(node.inputs[0]).scale) * RULES[node.op].factor(node, self)
 
 
+def check_range(node: Node, weight: np.ndarray, source: Scale) -> None:
+    """Prove from a layer's integer weights that its accumulator fits int32 for every input.
+
+    weight: int8, in the node's own layout; source: the scale of its input. Raises OverflowError.
+    """
+    reach = max(source.hi - source.zero_point, source.zero_point - source.lo, source.zero_point)
+    worst = int(np.abs(weight.astype(np.int64)).sum(axis=(0, 1, 2)).max()) * reach
+    if worst > 2**30:  # the other half of int32 is the bias
+        raise OverflowError(
+            f"layer {node.name}: its int32 accumulator may reach {worst}, beyond 2**30; "
+            "keep the layer float (skip)"
+        )
+
+
+def check_ranges(graph: Graph, table) -> None:
+    """OverflowError if a layer's accumulator or bias does not fit int32; TableError if the table is not
+    the graph's."""
+    plan = table.check(graph)
+    scales = Scales.of_table(graph, plan, table)
+    for node in graph.compute_nodes:
+        if node.name in plan.integer:
+            check_range(node, scales.integer_weight(node), scales.of(node.inputs[0]))
+            scales.integer_bias(node)
+
+
 class Sample:
     """One input on its way through the network.
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from ..scales.integer import Sample, Scales, function_values, node_limits
 from ..scales.numerics import integer_limits
 from ..scales.table import ScaleTable
 from .qdq import stored_name, to_qdq
+
+if TYPE_CHECKING:
+    from ..host import Host
 
 UNIT = 2.0**-24  # of float32: the relative error of one rounding
 
@@ -427,16 +431,13 @@ def reference_integers(graph: Graph, table: ScaleTable) -> Callable:
     return run
 
 
-def compiled_integers(graph: Graph, table: ScaleTable, target=None) -> Callable:
-    """The same from the module compiled for ``target`` (this CPU)."""
-    from ..relay.build import Executor, build
-    from ..relay.rewrite import rewrite
-
+def compiled_integers(host: Host, graph: Graph, table: ScaleTable, target=None) -> Callable:
+    """The same from the module that ``host`` compiles for ``target`` (this CPU)."""
     tensors = stored_tensors(graph, table)
-    executor = Executor(build(rewrite(graph, table, tensors), target))
+    built = host.build(host.rewrite(graph, table, tensors), target)
 
     def run(feed):
-        values = executor(feed)
+        values = built(feed)
         outputs = zip((f"output {t}" for t in graph.outputs), values, strict=False)
         return dict(outputs) | dict(zip(tensors, values[len(graph.outputs) :], strict=True))
 

@@ -4,46 +4,47 @@ from __future__ import annotations
 
 import datetime
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-
-from topi_ext.lower import LayerPlan
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..measure import report
-from ..measure.accuracy import Paired
+from ..errors import CurvesError
 from ..network.graph import Graph
 from ..scales.table import ScaleTable
-from ..search.curves import Curves, CurvesError
-from ..search.driver import layer_figures
-from .profile import Benchmark, describe_host
+from . import report
+from .accuracy import Paired
+
+if TYPE_CHECKING:
+    from topi_ext.lower import LayerPlan
+
+    from ..search.curves import Curves
 
 
 def collect(
     graph: Graph,
     table: ScaleTable,
-    layers: Sequence[LayerPlan],
-    target,
+    layers: Iterable[LayerPlan],
     *,
+    target: str,
+    machine: Mapping[str, object],
     samples: Sequence[Mapping] = (),
     curves: Curves | None = None,
-    benchmark: Benchmark | None = None,
+    benchmark: Any = None,
     accuracy: Mapping[str, Paired] | None = None,
     progress=None,
 ) -> dict:
     """The facts of `report.render`, as plain values.
 
-    layers: the plans of the lowered layers, of `build.Built` or `tune.layer_plans`, for ``target``.
-    samples: calibration inputs, for histograms and, where the table has none, the error of each layer.
-    curves, benchmark, accuracy: what was recorded and measured, each may be left out.
-    Raises TableError if the table does not fit the graph, CurvesError if the curves are another model's.
+    layers: the kernel of each for ``target``, of a `Built` or `Host.layer_plans`; machine: `Host.describe`.
+    samples: calibration inputs, for histograms. curves, benchmark (`Host.benchmark`), accuracy: what was
+    recorded and measured, each may be left out. Raises TableError if the table does not fit the graph,
+    CurvesError if the curves are another model's.
     """
     plan = table.check(graph)
     if curves is not None and curves.model != graph.fingerprint:
         raise CurvesError("the search record belongs to another model; record this one's search")
-    if samples and not table.figures:
-        table = replace(table, figures=layer_figures(graph, plan, table, list(samples)))
-    plans = {layer.name: layer for layer in layers}
+    planned = {layer.name: layer for layer in layers}
     times = {row.name: row for row in benchmark.layers} if benchmark else {}
     histograms = report.histograms(graph, plan, table, samples, progress)
     rows = []
@@ -56,7 +57,7 @@ def collect(
             "output": list(node.shape),
             "groups": node.groups,
             "macs": node.macs,
-            "macs_percent": 100 * node.macs / graph.macs,
+            "macs_percent": 100 * (node.macs or 0) / graph.macs,  # a layer's are known
             "bits": table.config.bits_of(node.name) if node.name in plan.integer else None,
             "kernel": "TVM float32",
             "why": plan.floats.get(node.name, ""),
@@ -70,7 +71,7 @@ def collect(
             "histograms": histograms.get(node.name, {}),
             "curves": _curves(curves, node, plan),
         }
-        lowered = plans.get(node.name)
+        lowered = planned.get(node.name)
         if lowered is not None:
             chosen = lowered.plan
             row.update(
@@ -86,8 +87,8 @@ def collect(
         "fingerprint": graph.fingerprint,
         "version": __version__,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "target": str(target),
-        "host": describe_host(),
+        "target": target,
+        "host": dict(machine),
         "config": asdict(table.config),
         "data": dict(table.data),
         **plan.coverage(graph).facts,

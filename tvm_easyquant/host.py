@@ -1,0 +1,259 @@
+"""The seam to a compiler: what a host does for us, and which one is installed.
+
+A host is TVM in one of its forms; `tvm_easyquant.relay.host` is TVM 0.19 with Relay. The quantizer itself
+(calibrate, search, table, numpy run, QDQ export) needs none. Whoever does is given one, or asks
+`installed`; nothing else outside a host's own folder imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .errors import ConfigError, TVMMissing
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    from .network.graph import Graph
+    from .readers.onnx_quantized import Normalized
+    from .scales.numerics import QuantConfig
+    from .scales.table import ScaleTable
+
+#: the hosts there are, the preferred first; each is a folder of this package with a file ``host``
+HOSTS = ("relay",)
+
+Progress = Callable[[int, int, str], None]
+#: what belongs to the host alone: its IR module, and what it calls a target; others pass them on unread
+Module = Any
+Target = Any
+Shapes = Mapping[str, Sequence[int]]
+
+
+class Built(Protocol):
+    """A compiled network: it runs on this machine, is timed, and is written to files.
+
+    inputs: {name: (shape, element type)}. layers: the kernel of each lowered layer
+    (`topi_ext.lower.LayerPlan`), in the order of the calls; none in a float network.
+    """
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[tuple[int, ...], str]]: ...
+
+    @property
+    def layers(self) -> Sequence[Any]: ...
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs for {input: array}; GraphError if they are not the inputs."""
+
+    def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
+        """Times of ``repeat`` runs, each the mean of ``number``, with the inputs of the last call."""
+
+    def layer_times(self, feed: Mapping[str, np.ndarray], repeat: int = 10) -> dict[str, float]:
+        """{lowered layer: milliseconds}, medians of ``repeat`` runs on these inputs."""
+
+    def export_library(self, file_name: Any, **options: Any) -> Any:
+        """Write it as the compiler's own library."""
+
+    def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:
+        """Write the package that the command line and `deploy.Program` run, whole or not at all.
+
+        compiler: what links for another machine. Raises WriteError.
+        """
+
+    @property
+    def size(self) -> int:
+        """Bytes of its machine code and its parameters."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what it is made of: the same for the same module, target and records."""
+
+
+class Host(Protocol):
+    """What a compiler must do for us; every verb means the same on every host.
+
+    A *module* is a network in the host's own IR: float32 NCHW inputs and outputs whichever it is, and
+    inside either float operators (a float module) or the host's standard operators on uint8 NHWC tensors
+    (an integer module). A *target* is a CPU: None is the one this runs on.
+    """
+
+    @property
+    def name(self) -> str:
+        """One of `HOSTS`."""
+
+    @property
+    def version(self) -> str:
+        """The compiler's own version."""
+
+    # -- float networks
+
+    def formats(self) -> Sequence[str]:
+        """Names of the formats of model files that `load` takes as ``model_format``."""
+
+    def load(
+        self,
+        model: str | os.PathLike | onnx.ModelProto,
+        *,
+        model_format: str | None = None,
+        input_shapes: Shapes | None = None,
+        batch: int = 1,
+    ) -> Graph:
+        """A float model (a path, or an ``onnx.ModelProto``) as a `Graph`.
+
+        model_format: of a file, by default what its ending says. input_shapes: {input: NCHW shape} of
+        those that the model leaves open; batch: size of an open first dimension. Raises LoadError.
+        """
+
+    def load_quantized(
+        self, model: str | os.PathLike | onnx.ModelProto, input_shapes: Shapes | None = None, batch: int = 1
+    ) -> tuple[Graph, Normalized]:
+        """A quantized ONNX model as a `Graph` with ``fake_quant`` nodes, and what it says of its integers.
+
+        Raises LoadError and QuantizedModelError.
+        """
+
+    def float_module(
+        self,
+        model: str | os.PathLike | onnx.ModelProto | Module,
+        params: Mapping | None = None,
+        *,
+        model_format: str | None = None,
+        input_shapes: Shapes | None = None,
+        batch: int = 1,
+    ) -> Module:
+        """The float module of what `load` takes, or of a module and its ``params``, which are bound.
+
+        Raises LoadError.
+        """
+
+    def is_module(self, model: object) -> bool:
+        """Whether this is a module of the host's."""
+
+    def read(self, module: Module, params: Mapping | None = None, name: str = "model") -> Graph:
+        """A float module as a `Graph` called ``name``; LoadError for what a graph cannot say."""
+
+    # -- integer networks
+
+    def rewrite(self, graph: Graph, table: ScaleTable, taps: Sequence[str] = ()) -> Module:
+        """The integer module of a graph under its table.
+
+        taps: stored tensors that it returns too, behind the outputs, as uint8 NHWC. Raises TableError if
+        the two do not fit, OverflowError if a bias or accumulator does not fit int32.
+        """
+
+    def lower(self, module: Module, target: Target = None) -> Module:
+        """An integer module with its integer operators as calls of our kernels for ``target``."""
+
+    def save_module(self, module: Module) -> str:
+        """The module as a text that the host loads again."""
+
+    def layer_plans(self, module: Module, target: Target = None) -> list:
+        """The kernel that each layer of an integer module gets (`topi_ext.lower.LayerPlan`), in order."""
+
+    def layer_times(self, module: Module, target: Target = None) -> dict[str, float]:
+        """{layer: microseconds of its kernel by the stored costs}; TuneError where a kernel has none."""
+
+    # -- building and running
+
+    def this_cpu(self) -> str:
+        """The text of the target that None stands for."""
+
+    def target(self, text: str | Target | None = None) -> Target:
+        """A target, checked to be a CPU that the compiler knows; TargetError says what to name instead."""
+
+    def linker(self, name: str | None = None) -> str | None:
+        """The program that links: ``name``, if it is here (else TuneError), or the one found, or None."""
+
+    def build(
+        self, module: Module, target: Target = None, *, lower: bool = True, outputs: Sequence[str] = ()
+    ) -> Built:
+        """Compile an integer module with our kernels, or, without ``lower``, any module without them.
+
+        outputs: their names, if the caller knows them. Raises TargetError.
+        """
+
+    def build_float(self, module: Module, target: Target = None) -> Built:
+        """Compile a float module as the compiler does by itself: what our integers are compared with."""
+
+    def threads(self, count: int) -> None:
+        """Let what runs from now on take so many threads."""
+
+    def quiet(self) -> contextlib.AbstractContextManager:
+        """Without the compiler's own remarks about kernels that are not tuned; nothing is downloaded."""
+
+    # -- measuring and tuning
+
+    def describe(self) -> dict:
+        """The machine and the compiler, for a record: cpu, family, model, isa, cores, versions."""
+
+    def examine(self) -> dict:
+        """What matters to our kernels: target, linker, rows of kernels, and a test of ``pmaddubsw``."""
+
+    def benchmark(
+        self,
+        graph: Graph,
+        floats: Built,
+        integers: Built,
+        *,
+        bits: Mapping[str, int] | None = None,
+        threads: int = 1,
+        rounds: int = 15,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Time both networks of a graph in turn, whole and layer by layer; bits: of the integer layers."""
+
+    def keep_if_faster(
+        self,
+        graph: Graph,
+        floats: Built,
+        config: QuantConfig,
+        target: Target = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Any:
+        """The layers to keep float (``skip``) because the whole network is then faster, and ``notes``."""
+
+    def tune(
+        self,
+        module: Module,
+        log: str | os.PathLike,
+        target: Target = None,
+        *,
+        device: tuple[str, int, str] | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Measure the kernels of an integer module and append the records to ``log``.
+
+        device: (tracker's host, port, key) of another machine. settings: tuner, trials, early_stopping,
+        alternatives, cross_compiler. Raises TuneError.
+        """
+
+    def history(self, log: str | os.PathLike | None, target: Target) -> contextlib.AbstractContextManager:
+        """While it is entered, kernels are chosen by the records of ``log``; TuneError if they are not
+        ``target``'s. None is no log."""
+
+    def untuned(self, layers: Sequence, target: Target = None) -> tuple[int, int]:
+        """(kernels without a record, all kernels) of `layer_plans` under the records applied now."""
+
+
+def installed(name: str | None = None) -> Host:
+    """The host ``name``, or the first of `HOSTS` that is installed.
+
+    Raises TVMMissing, which says what to install, and ConfigError for a name that is none.
+    """
+    if name is not None and name not in HOSTS:
+        raise ConfigError(f"host is {name!r}; use one of {', '.join(HOSTS)}")
+    missing = None
+    for wanted in HOSTS if name is None else (name,):
+        try:
+            return importlib.import_module(f".{wanted}.host", __package__).HOST
+        except TVMMissing as error:
+            missing = missing or error
+    assert missing is not None  # HOSTS is not empty
+    raise missing

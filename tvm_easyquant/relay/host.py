@@ -1,0 +1,172 @@
+"""TVM 0.19 with Relay, AutoTVM and tvmc, as a `tvm_easyquant.host.Host`.
+
+Each verb imports the file that does the work: importing this one says whether there is a TVM, no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from ..host import Host
+from .framework import quiet, relay, tvm
+
+
+class Relay:
+    """The verbs of `tvm_easyquant.host.Host`, which says what each means."""
+
+    name = "relay"
+    version = str(tvm.__version__)
+
+    # -- float networks
+
+    def formats(self):
+        from . import tvmc
+
+        return tvmc.formats()
+
+    def load(self, model, *, model_format=None, input_shapes=None, batch=1):
+        from .formats import load_model
+        from .read import load_onnx
+
+        if isinstance(model, (str, os.PathLike)):
+            return load_model(model, model_format, input_shapes, batch)
+        return load_onnx(model, input_shapes, batch)
+
+    def load_quantized(self, model, input_shapes=None, batch=1):
+        from .read import load_quantized
+
+        return load_quantized(model, input_shapes, batch)
+
+    def float_module(self, model, params=None, *, model_format=None, input_shapes=None, batch=1):
+        from .formats import import_model
+        from .read import import_onnx
+
+        if self.is_module(model):
+            if not params:
+                return model
+            return tvm.IRModule.from_expr(
+                relay.build_module.bind_params_by_name(model["main"], dict(params))
+            )
+        if isinstance(model, (str, os.PathLike)):
+            return import_model(model, model_format, input_shapes, batch)
+        return import_onnx(model, input_shapes, batch)
+
+    def is_module(self, model):
+        return isinstance(model, tvm.IRModule)
+
+    def read(self, module, params=None, name="model"):
+        from .read import from_relay
+
+        return from_relay(module, params, name)
+
+    # -- integer networks
+
+    def rewrite(self, graph, table, taps=()):
+        from .rewrite import rewrite
+
+        return rewrite(graph, table, taps)
+
+    def lower(self, module, target=None):
+        from topi_ext.lower import LowerInteger
+
+        return LowerInteger(self.target(target))(module)
+
+    def save_module(self, module):
+        return tvm.ir.save_json(module)
+
+    def layer_plans(self, module, target=None):
+        from .tune import layer_plans
+
+        return layer_plans(module, target)
+
+    def layer_times(self, module, target=None):
+        from .tune import layer_times
+
+        return layer_times(module, target)
+
+    # -- building and running
+
+    def this_cpu(self):
+        from .build import host_target
+
+        return host_target()
+
+    def target(self, text=None):
+        from .build import cpu_target
+
+        return cpu_target(text)
+
+    def linker(self, name=None):
+        from tvm.contrib.cc import get_cc
+
+        from .tune import check_compiler
+
+        if name is None:
+            return get_cc()
+        check_compiler(name)
+        return name
+
+    def build(self, module, target=None, *, lower=True, outputs=()):
+        from .build import build
+
+        return build(module, target, lower=lower, outputs=outputs)
+
+    def build_float(self, module, target=None):
+        from .build import build_float
+
+        return build_float(module, target)
+
+    def threads(self, count):
+        tvm.get_global_func("runtime.config_threadpool")(1, count)  # 1: the big cores
+
+    def quiet(self):
+        return quiet()
+
+    # -- measuring and tuning
+
+    def describe(self):
+        from .profile import describe_host
+
+        return describe_host()
+
+    def examine(self):
+        from .doctor import examine
+
+        return examine()
+
+    def benchmark(self, graph, floats, integers, **options):
+        from .profile import benchmark
+
+        return benchmark(graph, floats, integers, **options)
+
+    def keep_if_faster(self, graph, floats, config, target=None, *, progress=None):
+        from .profile import keep_if_faster
+
+        return keep_if_faster(graph, floats, config, target, progress=progress)
+
+    def tune(self, module, log, target=None, *, device=None, progress=None, **settings):
+        from tvm import autotvm
+
+        from .tune import tune
+
+        runner = None
+        if device is not None:
+            host, port, key = device
+            runner = autotvm.RPCRunner(key, host, port, number=4, repeat=3, min_repeat_ms=20)
+        return tune(module, log, target, runner=runner, progress=progress, **settings)
+
+    def history(self, log, target):
+        from tvm import autotvm
+
+        from .tune import records_for
+
+        return autotvm.apply_history_best(records_for(log, target)) if log else contextlib.nullcontext()
+
+    def untuned(self, layers, target=None):
+        from .tune import untuned_of
+
+        return untuned_of(layers, target)
+
+
+HOST: Host = Relay()

@@ -1,0 +1,383 @@
+"""tvmc, TVM 0.19's own command line: the one file that touches it.
+
+Our package goes through it for two things: its importers of model files (`frontend`, `load`), and its
+verbs (`run`): compile, tune and run with all
+their options, the composite target ``easyquant`` (``--target "easyquant -table=FILE, llvm"``), and what
+stock tvmc does not check of its user's files or write whole: it unpacks an archive wherever its members
+point, reads arrays and tuning records without a word about their faults, and writes its results in place.
+What is added to tvmc is added for one command line and taken out when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EasyQuantError, LinkerMissing, LoadError, UserError, is_users, last_line, one_line
+from ..files import replacing, writable
+from ..network.layout import layout_hint
+from ..readers.onnx_file import check_onnx
+from ..samples.sources import reason
+from ..scales.table import ScaleTable
+from .artefact import make_repeatable
+from .build import BUILD_CONFIG, cpu_target
+from .framework import quiet, relay, tvm
+from .layout import as_nchw, has_nhwc
+from .passes import EasyQuant
+from .tune import check_compiler, read_log, records_for, untuned_of
+
+# isort: split
+from tvm.contrib.cc import get_cc
+from tvm.driver.tvmc import (
+    TVMCException,
+    TVMCImportError,
+    autotuner,
+    compiler,
+    composite_target,
+    frontends,
+    runner,
+)
+from tvm.driver.tvmc import main as tvmc_main
+from tvm.driver.tvmc import target as tvmc_target
+from tvm.driver.tvmc.model import TVMCModel, TVMCPackage, TVMCResult
+
+# -- its importers and its package
+
+
+def formats() -> tuple[str, ...]:
+    """Names of the formats of model files that tvmc knows; most need a package of their own."""
+    return tuple(frontends.get_frontend_names())
+
+
+def frontend(path: str | os.PathLike, name: str | None = None) -> str | None:
+    """The format of a model file: ``name`` if given, else by its ending; None if that says nothing.
+
+    Raises LoadError for a name that tvmc does not know.
+    """
+    try:
+        if name:
+            return frontends.get_frontend_by_name(name).name()
+        return frontends.guess_frontend(os.fspath(path)).name()
+    except TVMCException as error:
+        if name:
+            raise LoadError(f"model format {name!r}: {last_line(error)}") from None
+        return None
+
+
+def load(path: str | os.PathLike, kind: str, shapes: Mapping[str, Sequence[int]] | None):
+    """(Relay module, its weights) of a model file, by tvmc's importer of the format ``kind``.
+
+    Raises LoadError where the format's package is missing, and whatever the importer raises.
+    """
+    try:
+        loaded = frontends.load_model(os.fspath(path), kind, shapes)
+    except (ImportError, TVMCImportError) as error:
+        package = (getattr(error, "name", None) or str(error)).split(".")[0]
+        name = os.path.basename(os.fspath(path))
+        raise LoadError(f"{name}: the format {kind} needs the package {package}; install it") from None
+    return loaded.mod, loaded.params or {}
+
+
+# -- the composite target
+
+
+def tokens(theirs):
+    """tvmc's ``tokenize_target``, which stops at a slash, made to take any path after ``-table=``."""
+
+    def tokenize(target):
+        found, at = [], 0
+        for table in re.finditer(r"""-table=("[^"]+"|'[^']+'|[^\s,"']+)""", target):
+            found += [*theirs(target[at : table.start()]), table[0]]
+            at = table.end()
+        return [*found, *theirs(target[at:])]
+
+    return tokenize
+
+
+class Pipeline:
+    """What ``--target "easyquant -table=FILE, llvm ..."`` does: quantize by the table, then lower.
+
+    tvmc does not hand its own target to a composite target's pipeline, so it is noted where tvmc
+    reads it (options such as ``--target-llvm-mcpu`` and those of ``--config`` included).
+    """
+
+    def __init__(self, records: str | None = None):
+        """records: the file of ``--tuning-records``, which must be of the target's CPU."""
+        self.target, self.records, self.asked_for = None, records, False
+
+    def watching(self, target_from_cli):
+        """tvmc's ``target_from_cli``, taking note of the target; an unknown one is tvmc's own error."""
+
+        def watched(target, additional_target_options=None):
+            try:
+                found = target_from_cli(target, additional_target_options)
+            except ValueError as error:
+                raise TVMCException(f"target {target!r}: {last_line(error)}") from None
+            except IndexError:  # tvmc's own parser of options
+                raise TVMCException(f"target {target!r}: an option has no value after its =") from None
+            self.target = found[0]
+            self.asked_for = any(extra["name"] == "easyquant" for extra in found[1])
+            return found
+
+        return watched
+
+    def configured(self, parse_configs):
+        """tvmc's ``parse_configs``, with the settings of `build.build` for what its user does not set."""
+
+        def parsed(texts):
+            theirs = parse_configs(texts)
+            return {**BUILD_CONFIG, **theirs} if self.asked_for else theirs
+
+        return parsed
+
+    def __call__(self, mod, params=None, mod_name="default", **options):
+        from topi_ext.lower import LowerInteger  # it imports TVM, whose absence `framework` explains
+
+        try:
+            if "table" not in options:
+                raise UserError('target easyquant needs a scale table: "easyquant -table=FILE, llvm"')
+            unknown = sorted(set(options) - {"table"})
+            if unknown:
+                raise UserError(f"target easyquant has no option {unknown}; it takes -table=FILE")
+            target = cpu_target(self.target)
+            if self.records is not None:
+                records_for(self.records, target)
+            table = ScaleTable.load(options["table"])
+            if has_nhwc(mod):  # TFLite, Keras: as quantize has read the model
+                bound = relay.build_module.bind_params_by_name(mod["main"], params or {})
+                mod, params = as_nchw(tvm.IRModule.from_expr(bound)), None
+            lower = LowerInteger(target)
+            lowered = tvm.transform.Sequential([EasyQuant(table, params=params), lower])(mod)
+            without, count = untuned_of(lower.layers, target)
+            print(
+                f"easyquant: {len(lower.layers)} integer layers, {without} of {count} kernels run untuned",
+                file=sys.stderr,
+            )
+            return lowered
+        except Exception as error:
+            if not is_users(error):
+                raise
+            raise TVMCException(one_line(error)) from None
+
+
+# -- what it does not check of its user's files
+
+
+def load_arrays(path: str | os.PathLike, flag: str):
+    """An array (.npy) or {name: array} (.npz) of a file; pickled objects are never loaded.
+
+    Raises UserError naming ``flag``, the file and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{flag}: cannot read {path}: {reason(error)}") from None
+
+
+def check_archive(path: str | os.PathLike) -> None:
+    """UserError if unpacking a compiled network could write outside its folder."""
+    with tarfile.open(path) as archive:
+        for member in archive:
+            parts = Path(member.name).parts
+            if member.name.startswith("/") or ".." in parts or not (member.isreg() or member.isdir()):
+                raise UserError(
+                    f"{path} is not a network that compile wrote: its member {member.name!r} would leave "
+                    "the folder it is unpacked in; do not use this file"
+                )
+
+
+def check_inputs(shapes, dtypes, inputs) -> None:
+    """UserError if an array does not fit the compiled network's input of that name."""
+    for name, array in (inputs or {}).items():
+        if name not in shapes:  # tvmc's own message names both sides
+            continue
+        want, dtype = tuple(int(d) for d in shapes[name]), np.dtype(dtypes[name])
+        if array.shape != want or array.dtype.kind != dtype.kind:
+            raise UserError(
+                f"--inputs: {name} is {array.dtype} {array.shape}, the network takes {dtype} {want}"
+                f"{layout_hint(array.shape, want)}"
+            )
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, new: object) -> Iterator[None]:
+    """An attribute of tvmc's replaced for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, new)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def patches() -> Iterator[None]:
+    """tvmc's archives checked before they are unpacked, its inputs checked, its results written whole."""
+
+    def tvmc_s(check, *arguments):
+        try:
+            check(*arguments)
+        except UserError as error:
+            raise TVMCException(str(error)) from None
+
+    import_package, export_package = TVMCPackage.import_package, TVMCModel.export_package
+    make_inputs, save = runner.make_inputs_dict, TVMCResult.save
+
+    def checked_import(self, package_path):
+        tvmc_s(check_archive, package_path)
+        return import_package(self, package_path)
+
+    def checked_inputs(shape_dict, dtype_dict, inputs=None, fill_mode="random"):
+        tvmc_s(check_inputs, shape_dict, dtype_dict, inputs)
+        return make_inputs(shape_dict, dtype_dict, inputs, fill_mode)
+
+    def whole_export(self, executor_factory, package_path=None, *rest, **options):
+        if package_path is None:
+            return export_package(self, executor_factory, package_path, *rest, **options)
+        with replacing(package_path) as temporary:
+            export_package(self, executor_factory, str(temporary), *rest, **options)
+            make_repeatable(temporary)
+        return package_path
+
+    def whole_save(self, output_path):
+        path = Path(output_path)  # numpy's own rule for the suffix
+        with replacing(path if path.suffix == ".npz" else f"{path}.npz") as temporary:
+            save(self, str(temporary))
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, new in (
+            (TVMCPackage, "import_package", checked_import),
+            (TVMCModel, "export_package", whole_export),
+            (TVMCResult, "save", whole_save),
+            (runner, "make_inputs_dict", checked_inputs),
+        ):
+            stack.enter_context(replaced(owner, name, new))
+        yield
+
+
+def option(argv: Sequence[str], *names: str) -> str | None:
+    """The value of an option on a command line, or None."""
+    for i, word in enumerate(argv):
+        for name in names:
+            if word == name and i + 1 < len(argv):
+                return argv[i + 1]
+            if name.startswith("--") and word.startswith(f"{name}="):
+                return word[len(name) + 1 :]
+    return None
+
+
+NO_FILE = ("tune", "micro")  # verbs whose --output may be an input as well, or is a folder
+
+
+def check_before(argv: Sequence[str]) -> None:
+    """Refuse what tvmc would only stumble over later, or not at all; UserError or TuneError."""
+    verb = next((word for word in argv if not word.startswith("-")), "")
+    compiler = option(argv, "--cross-compiler")
+    if compiler is not None:
+        check_compiler(compiler)
+    records = option(argv, "--tuning-records")
+    if records is not None and verb == "compile":
+        if not os.path.exists(records):
+            raise UserError(f"--tuning-records: there is no file {records}")
+        read_log(records)
+    if verb not in NO_FILE:
+        output = option(argv, "-o", "--output", "--outputs")
+        if output is not None:
+            others = list(argv)
+            if output in others:  # not so for --output=FILE
+                others.remove(output)
+            writable(output, inputs=[word for word in others if os.path.isfile(word)])
+    if verb == "run":
+        inputs = option(argv, "-i", "--inputs")
+        if inputs is not None and os.path.isfile(inputs):
+            if isinstance(load_arrays(inputs, "--inputs"), np.ndarray):
+                raise UserError(f"--inputs: {inputs} is one array; give an .npz of arrays by input name")
+
+
+# -- its verbs
+
+
+@contextlib.contextmanager
+def _plugged_in(records: str | None, others: Iterable[str]) -> Iterator[None]:
+    """tvmc with our target and our checks; ``others`` are verbs that its usage shows beside its own."""
+    pipeline = Pipeline(records)
+    entry = {"config_key": None, "pass_default": False, "default_target": None, "pass_pipeline": pipeline}
+    codegen = {"easyquant": entry}
+
+    def ours(subparsers, main_parser, json_params):
+        main_parser.prog = "tvmc-easyquant"
+        for verb in others:
+            subparsers.add_parser(verb)
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, new in (
+            (tvmc_main, "REGISTERED_PARSER", [*tvmc_main.REGISTERED_PARSER, ours]),
+            (composite_target, "REGISTERED_CODEGEN", {**composite_target.REGISTERED_CODEGEN, **codegen}),
+            (tvmc_target, "tokenize_target", tokens(tvmc_target.tokenize_target)),
+            (compiler, "target_from_cli", pipeline.watching(compiler.target_from_cli)),
+            (autotuner, "target_from_cli", pipeline.watching(autotuner.target_from_cli)),
+            (compiler, "parse_configs", pipeline.configured(compiler.parse_configs)),
+        ):
+            stack.enter_context(replaced(owner, name, new))
+        stack.enter_context(patches())
+        stack.enter_context(quiet())
+        yield
+
+
+def run(argv: Sequence[str], others: Iterable[str] = ()) -> int:
+    """Run a command line of tvmc's own verbs; returns its exit code. others: names of verbs beside them.
+
+    Raises UserError, TuneError and WriteError for what is checked here, and what tvmc leaves to Python
+    (see `explain`).
+    """
+    with _plugged_in(option(argv, "--tuning-records"), others):
+        check_before(argv)
+        try:
+            return tvmc_main._main(list(argv))
+        except TVMCException as error:  # from before tvmc's own handler, such as --config's
+            raise UserError(one_line(error)) from None
+
+
+def explain(argv: Sequence[str], error: BaseException) -> EasyQuantError | None:
+    """What the user can do about an error of TVM's that is not ours; None if it is a bug."""
+    text = str(error)
+    if isinstance(error, TypeError) and get_cc() is None:  # tvmc calls None if it finds none to link with
+        return LinkerMissing("no C++ compiler to link the result: install g++, or set CXX to one")
+    if "is not enabled" in text and "device api" in text.lower():
+        device = option(argv, "--device") or "that device"
+        return UserError(f"this TVM was built without --device {device}; use cpu")
+    if isinstance(error, RuntimeError) and "Compilation error:" in text:
+        lines = [line.strip() for line in text.split("Compilation error:")[1].splitlines() if line.strip()]
+        why = next((line for line in lines if "file" in line), lines[0]).split(": ", 1)[-1]
+        return UserError(
+            f"the compiler cannot link code for the target ({why}); name one that can, such as "
+            "--cross-compiler aarch64-linux-gnu-g++"
+        )
+    if "Failed to load dynamic shared library" in text:
+        return UserError(
+            "this machine cannot load the compiled network; it was made for another architecture, or is "
+            "damaged: compile it for this machine, or run it on the device it is for"
+        )
+    tracker = option(argv, "--rpc-tracker")
+    if tracker is not None and "connect" in text.lower():
+        return UserError(
+            f"--rpc-tracker {tracker} does not answer: is it running, and are host and port right?"
+        )
+    model = next((word for word in argv if word.endswith(".onnx") and os.path.isfile(word)), None)
+    if model is not None:
+        try:
+            check_onnx(model, fixed=option(argv, "--input-shapes") is not None)
+        except LoadError as found:
+            return found
+    return None
