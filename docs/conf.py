@@ -113,7 +113,7 @@ def command_line() -> str:
     os.environ["COLUMNS"] = "88"
     parser = argparse.ArgumentParser(prog="tvmc-easyquant")
     subparsers = parser.add_subparsers()
-    root._add_verbs(subparsers, parser, [])
+    root.add_verbs(subparsers)
     out = []
     for verb, sub in subparsers.choices.items():
         text = sub.format_help().rstrip()

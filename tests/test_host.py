@@ -3,6 +3,7 @@
 import inspect
 
 import networks
+import numpy as np
 import pytest
 
 import tvm_easyquant as eq
@@ -55,6 +56,27 @@ def test_the_module_is_made_when_it_is_asked_for_and_once(host):
     assert not asked and q.table and q.coverage == 100
     assert host.is_module(q.module) and q.module is q.module
     assert asked == [(q.graph, q.table)]
+
+
+def test_a_model_whose_drop_is_judged_is_imported_once(host, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    onnx.save(networks.small_onnx(), tmp_path / "net.onnx")
+    images = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
+    imported = []
+
+    class Counting(type(host)):
+        def float_module(self, *arguments, **options):
+            imported.append(arguments)
+            return super().float_module(*arguments, **options)
+
+        def load(self, *arguments, **options):
+            raise AssertionError("imported a second time")
+
+    q = eq.quantize(
+        tmp_path / "net.onnx", images, max_drop=100, evaluation=[(x, 0) for x in images], method="minmax",
+        target="llvm", host=Counting(),
+    )  # fmt: skip
+    assert len(imported) == 1 and q.graph.name == "net" and q.drop.n == 3
 
 
 def test_a_model_comes_through_the_host_in_every_form(host, tmp_path):

@@ -36,6 +36,12 @@ TVMC = {"run": "run a compiled module", "tune": "auto-tune a model", "compile": 
 HANDED = (*TVMC, "micro")
 
 
+def add_verbs(subparsers) -> None:
+    """Add the parsers of our verbs."""
+    for module in VERBS:
+        importlib.import_module(f".{module}", __package__).add(subparsers)
+
+
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser of every command line but tvmc's, and the names of our verbs."""
     from .quantize import EXAMPLES
@@ -56,8 +62,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     parser.set_defaults(verb=None)
     for verb, help in TVMC.items():
         subparsers.add_parser(verb, help=help)
-    for module in VERBS:
-        importlib.import_module(f".{module}", __package__).add(subparsers)
+    add_verbs(subparsers)
     return parser, [verb for verb in subparsers.choices if verb not in TVMC]
 
 
