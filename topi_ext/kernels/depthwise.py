@@ -20,7 +20,7 @@ from .. import epilogue
 from ..emit import Builder, extern, pick, tir, with_lanes
 from ..problem import Bound, ConvSpec, Refusal
 from ..proofs import INT16_MAX
-from .direct import Dot, Writer, copied, outer_loop, padded_map
+from .direct import Dot, Writer, copied, outer_loop, over_row, padded_map
 
 LANES = 16
 
@@ -62,7 +62,6 @@ def _emit(spec, accumulator, pixels, ins, out):
     write = Writer(ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None)
     wide = with_lanes(accumulator, LANES)
     r, s = spec.kernel
-    tiles, tail = divmod(spec.out_width, pixels)
     blocks, ragged = divmod(spec.out_channels, LANES)
 
     def tile(n, y, x, count, block, valid):
@@ -92,11 +91,7 @@ def _emit(spec, accumulator, pixels, ins, out):
             )
 
     def row(n, y, block, valid):
-        if tiles:
-            with ib.for_range(0, tiles, "tile") as t:
-                tile(n, y, t * pixels, pixels, block, valid)
-        if tail:
-            tile(n, y, tir.const(tiles * pixels), tail, block, valid)
+        over_row(ib, spec.out_width, pixels, lambda x, count, _: tile(n, y, x, count, block, valid))
 
     with ib.for_range(0, spec.batch * spec.out_height, "row", kind=outer_loop(spec)) as ny:
         n, y = ny // spec.out_height, ny % spec.out_height
@@ -222,16 +217,14 @@ class _Pairs:
 
     def loops(self, pixels):
         ib, spec = self.ib, self.spec
-        tiles, tail = divmod(spec.out_width, pixels)
         blocks = blocks_of(spec, self.ops.width)
         whole = spec.out_channels // self.ops.width
 
         def row(n, y, block, first, size):
-            if tiles:
-                with ib.for_range(0, tiles, "tile") as t:
-                    self.tile(n, y, t * pixels, pixels, block, first, size)
-            if tail:
-                self.tile(n, y, tir.const(tiles * pixels), tail, block, first, size)
+            def tile(x, count, _):
+                self.tile(n, y, x, count, block, first, size)
+
+            over_row(ib, spec.out_width, pixels, tile)
 
         with ib.for_range(0, spec.batch * spec.out_height, "row", kind=outer_loop(spec)) as ny:
             n, y = ny // spec.out_height, ny % spec.out_height

@@ -228,7 +228,6 @@ def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, resid
     """
     rows, width = rows_of(spec, dot)
     blocks = blocks_of(spec, dot.lanes)
-    vectors = vectors_of(spec, dot)
     most = min(dot.accumulators, width)
     default = tile_pixels(width, most)
     candidates = [default] + [p for p in (1, 2, 3, 4, 5, 6, 7, 8, 14) if p <= most and p != default]
@@ -241,8 +240,7 @@ def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, resid
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
     def body(ins, out):
-        emitter = _Body(spec, dot, width, ins, out, shallow)
-        return emitter.loops(rows, width, blocks, vectors, cfg["tile"].val, cfg["order"].val)
+        return _Body(spec, dot, ins, out, cfg["tile"].val, cfg["order"].val, shallow).loops()
 
     return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
 
@@ -315,83 +313,111 @@ class Writer:
             ib.emit(self.out.vstore(index(k + j), value))
 
 
-class _Body:
-    """Emits the loops as TIR; one instance per kernel."""
+def over_row(ib, width, pixels, tile):
+    """Cover a row of ``width`` by tile(first pixel, pixels, number): whole tiles of ``pixels`` in a loop,
+    then a smaller one, whose number is None."""
+    tiles, tail = divmod(width, pixels)
+    if tiles:
+        with ib.for_range(0, tiles, "tile") as t:
+            tile(t * pixels, pixels, t)
+    if tail:
+        tile(tir.const(tiles * pixels), tail, None)
 
-    def __init__(self, spec, dot, width, ins, out, shallow=None):
+
+class _Tile(NamedTuple):
+    """A register tile: ``pixels`` of row ``y`` from ``x`` on, by the output channels of the blocks from
+    ``block`` on of a group, with the multiply ``dot``. valid: lanes of the last block, None: all.
+    fetch(turn, turns): called in every turn of the inner loop."""
+
+    dot: Dot
+    y: object
+    x: object
+    pixels: int
+    group: object
+    block: object
+    valid: int | None
+    fetch: Callable | None
+
+
+class _Body:
+    """Emits the loops as TIR; one instance per kernel.
+
+    A tile is of ``pixels`` by ``vectors`` blocks of output channels. order: which loop is outside; shallow:
+    see `compute`.
+    """
+
+    def __init__(self, spec, dot, ins, out, pixels, order, shallow=None):
         self.spec, self.dot, self.shallow = spec, dot, shallow
-        self.flat, self.width = flattens(spec), width
+        self.pixels, self.order = pixels, order
+        self.rows, self.width = rows_of(spec, dot)
+        self.blocks, self.vectors = blocks_of(spec, dot.lanes), vectors_of(spec, dot)
+        self.flat, self.per_group = flattens(spec), spec.out_channels // spec.groups
         self.data, self.weight, self.bias, multiplier = ins[:4]
         self.ib = Builder()
         self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, dot.narrow)
         self.vector = with_lanes("int32", dot.lanes)
         self.sums = with_lanes("int32", dot.lanes * dot.partials)
 
-    def loops(self, rows, width, blocks, vectors, pixels, order):
+    def loops(self):
+        """All rows by all steps of blocks."""
         ib, spec = self.ib, self.spec
-        tiles, tail = divmod(width, pixels)
-        steps, line = blocks // vectors, LINE // np.dtype(self.dot.weight).itemsize
-        valid = (spec.out_channels // spec.groups) % self.dot.lanes or self.dot.lanes
-
-        block = vectors * int(np.prod([int(d) for d in self.weight.shape[1:]]))  # weights of a step
-        share = -(-block // (rows * max(tiles, 1)))
-
-        def ahead(y, t, step):
-            """During each tile, fetch a part of the weights of the next block of channels, a little in
-            every turn of its inner loop: at once they would make the tile wait."""
-
-            def fetch(turn, turns):
-                stride = -(-share // turns)
-                for first in range(0, stride, line):
-                    offset = (y * tiles + t) * share + turn * stride + first
-                    ib.emit(prefetch(self.weight, [(step + 1) * vectors, 0, 0, 0, offset]))
-
-            return fetch
-
-        def row(y, group, step, last):
-            if self.shallow is None:
-                return row_of(self.dot, y, group, step, last)
-            places = spec.groups * blocks
-            depth = self.bias.vload([places * self.dot.lanes + group * blocks + step * vectors])
-            for dot, mine in ((self.dot, depth == self.dot.depth), (self.shallow, depth != self.dot.depth)):
-                with ib.if_scope(mine):
-                    row_of(dot, y, group, step, last)
-            return None
-
-        def row_of(dot, y, group, step, last):
-            def tile(x, count, fetch=None):
-                lanes = valid if last else None
-                self.tile(dot, y, x, count, group, step * vectors, vectors, blocks, lanes, fetch)
-
-            if tiles:
-                with ib.for_range(0, tiles, "tile") as t:
-                    far = order == "channels" and not last
-                    tile(t * pixels, pixels, ahead(y, t, step) if far else None)
-            if tail:
-                tile(tir.const(tiles * pixels), tail)
-
-        whole = steps if valid == self.dot.lanes else steps - 1
-
-        def ragged(y, group):
-            if whole < steps:
-                row(y, group, tir.const(whole), True)
-
-        if order == "rows" or spec.groups > 1:
-            with ib.for_range(0, rows, "row", kind=outer_loop(spec)) as y:
+        steps = self.blocks // self.vectors
+        whole = steps - (self.per_group % self.dot.lanes > 0)  # the last one may be ragged
+        kind = outer_loop(spec)
+        if self.order == "rows" or spec.groups > 1:
+            with ib.for_range(0, self.rows, "row", kind=kind) as y:
                 with ib.for_range(0, spec.groups, "group") as group:
                     if whole:
                         with ib.for_range(0, whole, "block") as step:
-                            row(y, group, step, False)
-                    ragged(y, group)
+                            self.row(y, group, step, False)
+                    if whole < steps:
+                        self.row(y, group, tir.const(whole), True)
             return ib.get()
         if whole:
-            with ib.for_range(0, whole, "block", kind=outer_loop(spec)) as step:
-                with ib.for_range(0, rows, "row") as y:
-                    row(y, tir.const(0), step, False)
+            with ib.for_range(0, whole, "block", kind=kind) as step:
+                with ib.for_range(0, self.rows, "row") as y:
+                    self.row(y, tir.const(0), step, False)
         if whole < steps:
-            with ib.for_range(0, rows, "row", kind=outer_loop(spec)) as y:
-                ragged(y, tir.const(0))
+            with ib.for_range(0, self.rows, "row", kind=kind) as y:
+                self.row(y, tir.const(0), tir.const(whole), True)
         return ib.get()
+
+    def row(self, y, group, step, last):
+        """A row of pixels by one step of blocks, at the depth that its weights allow. last: the step may be
+        ragged."""
+        if self.shallow is None:
+            self.row_of(self.dot, y, group, step, last)
+            return
+        depths = self.spec.groups * self.blocks * self.dot.lanes  # they follow the bias
+        depth = self.bias.vload([depths + group * self.blocks + step * self.vectors])
+        for dot, mine in ((self.dot, depth == self.dot.depth), (self.shallow, depth != self.dot.depth)):
+            with self.ib.if_scope(mine):
+                self.row_of(dot, y, group, step, last)
+
+    def row_of(self, dot, y, group, step, last):
+        lanes = (self.per_group % dot.lanes or dot.lanes) if last else None
+
+        def tile(x, pixels, number):
+            far = self.order == "channels" and not last and number is not None
+            fetch = self.ahead(y, number, step) if far else None
+            self.tile(_Tile(dot, y, x, pixels, group, step * self.vectors, lanes, fetch))
+
+        over_row(self.ib, self.width, self.pixels, tile)
+
+    def ahead(self, y, number, step):
+        """During each tile, fetch a part of the weights of the next step, a little in every turn of its
+        inner loop: at once they would make the tile wait."""
+        tiles, line = self.width // self.pixels, LINE // np.dtype(self.dot.weight).itemsize
+        block = self.vectors * int(np.prod([int(d) for d in self.weight.shape[1:]]))  # weights of a step
+        share = -(-block // (self.rows * tiles))
+
+        def fetch(turn, turns):
+            stride = -(-share // turns)
+            for first in range(0, stride, line):
+                offset = (y * tiles + number) * share + turn * stride + first
+                self.ib.emit(prefetch(self.weight, [(step + 1) * self.vectors, 0, 0, 0, offset]))
+
+        return fetch
 
     def address(self, y, x, channel):
         """Indices into the output map; ``y`` counts rows of the whole batch."""
@@ -404,72 +430,79 @@ class _Body:
             return [x // size, (x // spec.out_width) % spec.out_height, x % spec.out_width, channel]
         return [y // spec.out_height, y % spec.out_height, x, channel]
 
-    def tile(self, dot, y, x, pixels, group, block, vectors, blocks, valid, fetch=None):
-        ib, spec = self.ib, self.spec
-        lanes, depth = dot.lanes, dot.depth
-        size = lanes * dot.partials
-        acc = ib.allocate("int32", pixels * vectors * size, name="acc")
+    def tile(self, tile):
+        """Start at the bias, or at zero and add it at the end; multiply; store."""
+        size = self.dot.lanes * self.dot.partials
+        acc = self.ib.allocate("int32", tile.pixels * self.vectors * size, name="acc")
 
         def slot(p, v):
-            return [(p * vectors + v) * size]
+            return [(p * self.vectors + v) * size]
 
-        def place(v):
-            return group * blocks + block + v  # block of the packed weights, bias and multiplier
+        for p in range(tile.pixels):
+            for v in range(self.vectors):
+                bias = self.bias.vload([self.place(tile, v) * tile.dot.lanes], self.vector)
+                self.ib.emit(acc.vstore(slot(p, v), const(0, self.sums) if tile.dot.reduce else bias))
+        self.window(tile, acc, slot)
+        for v in range(self.vectors):
+            done = [self.finished(tile, p, v, acc.vload(slot(p, v), self.sums)) for p in range(tile.pixels)]
+            self.write.all(done, tile.valid if v == self.vectors - 1 else None)
 
-        for p in range(pixels):
-            for v in range(vectors):
-                bias = self.bias.vload([place(v) * lanes], self.vector)
-                ib.emit(acc.vstore(slot(p, v), const(0, self.sums) if dot.reduce else bias))
-        length = int(self.weight.shape[2])
-        runs = runs_of(spec)
-        base = group * (spec.in_channels // spec.groups)
+    def place(self, tile, v):
+        """The block of the packed weights, bias and multiplier of a tile's vector."""
+        return tile.group * self.blocks + tile.block + v
 
-        def inputs(p, ry, rx, first):
-            """One group of inputs of pixel ``p`` in every lane."""
-            if self.flat:
-                index = self.address(y, x + p, base + first * dot.group)
-            else:
-                index = [
-                    y // spec.out_height,
-                    (y % spec.out_height) * spec.strides[0] + ry * spec.dilation[0],
-                    (x + p) * spec.strides[1] + rx * spec.dilation[1],
-                    base + first * dot.group,
-                ]
-            return dot.load(self.data.vload(index, with_lanes(dot.data, dot.group)))
+    def finished(self, tile, p, v, total):
+        """`Lanes` of pixel ``p`` and vector ``v``, whose sums are ``total``."""
+        padded = self.place(tile, v) * tile.dot.lanes
+        if tile.dot.reduce:
+            total = tile.dot.reduce(total) + self.bias.vload([padded], self.vector)
+        k = tile.group * self.per_group + (tile.block + v) * tile.dot.lanes
+        return Lanes(total, lambda k: self.address(tile.y, tile.x + p, k), k, padded)
 
-        def groups(ry, rx, run, first, count):
-            """``count`` groups from group ``first`` of a run, for every pixel and vector."""
-            wide = with_lanes(dot.weight, dot.group * lanes)
-            for v in range(vectors):
-                for p in range(pixels):
-                    xs = [inputs(p, ry, rx, first + d) for d in range(count)]
-                    ws = [self.weight.vload([place(v), run, first + d, 0, 0], wide) for d in range(count)]
-                    old = acc.vload(slot(p, v), self.sums)
-                    ib.emit(acc.vstore(slot(p, v), dot.combine(old, xs, ws)))
-
-        def one_run(ry, rx, run):
-            whole, rest = divmod(length, depth)
-            if whole:
-                with ib.for_range(0, whole, "k") as k:
-                    if fetch is not None:
-                        fetch(run * whole + k, runs * whole)
-                    groups(ry, rx, run, k * depth, depth)
-            if rest:
-                groups(ry, rx, run, tir.const(whole * depth), rest)
-
+    def window(self, tile, acc, slot):
+        """Walk the runs of the kernel window."""
+        spec, runs = self.spec, runs_of(self.spec)
         if runs == 1:
-            one_run(0, 0, 0)
+            self.run(tile, acc, slot, 0, 0, 0)
+            return
+        columns = runs // spec.kernel[0]  # runs in a kernel row
+        with self.ib.for_range(0, runs, "run") as run:
+            self.run(tile, acc, slot, run // columns, run % columns if columns > 1 else 0, run)
+
+    def run(self, tile, acc, slot, ry, rx, run):
+        """One run, in turns of ``depth`` groups of inputs and a shorter one."""
+        depth = tile.dot.depth
+        whole, rest = divmod(int(self.weight.shape[2]), depth)
+        if whole:
+            with self.ib.for_range(0, whole, "k") as k:
+                if tile.fetch is not None:
+                    tile.fetch(run * whole + k, runs_of(self.spec) * whole)
+                self.groups(tile, acc, slot, ry, rx, run, k * depth, depth)
+        if rest:
+            self.groups(tile, acc, slot, ry, rx, run, tir.const(whole * depth), rest)
+
+    def groups(self, tile, acc, slot, ry, rx, run, first, count):
+        """``count`` groups of inputs from group ``first`` of a run, for every pixel and vector."""
+        wide = with_lanes(tile.dot.weight, tile.dot.group * tile.dot.lanes)
+        for v in range(self.vectors):
+            for p in range(tile.pixels):
+                xs = [self.inputs(tile, p, ry, rx, first + d) for d in range(count)]
+                at = [[self.place(tile, v), run, first + d, 0, 0] for d in range(count)]
+                ws = [self.weight.vload(index, wide) for index in at]
+                old = acc.vload(slot(p, v), self.sums)
+                self.ib.emit(acc.vstore(slot(p, v), tile.dot.combine(old, xs, ws)))
+
+    def inputs(self, tile, p, ry, rx, first):
+        """Group ``first`` of the inputs of pixel ``p`` under a tap, as the multiply takes it."""
+        spec, dot = self.spec, tile.dot
+        channel = tile.group * (spec.in_channels // spec.groups) + first * dot.group
+        if self.flat:
+            index = self.address(tile.y, tile.x + p, channel)
         else:
-            columns = runs // spec.kernel[0]  # runs in a kernel row
-            with ib.for_range(0, runs, "run") as run:
-                one_run(run // columns, run % columns if columns > 1 else 0, run)
-        per = spec.out_channels // spec.groups
-        for v in range(vectors):
-            done = []
-            for p in range(pixels):
-                total = acc.vload(slot(p, v), self.sums)
-                if dot.reduce:
-                    total = dot.reduce(total) + self.bias.vload([place(v) * lanes], self.vector)
-                k = group * per + (block + v) * lanes
-                done.append(Lanes(total, lambda k, p=p: self.address(y, x + p, k), k, place(v) * lanes))
-            self.write.all(done, valid if v == vectors - 1 else None)
+            index = [
+                tile.y // spec.out_height,
+                (tile.y % spec.out_height) * spec.strides[0] + ry * spec.dilation[0],
+                (tile.x + p) * spec.strides[1] + rx * spec.dilation[1],
+                channel,
+            ]
+        return dot.load(self.data.vload(index, with_lanes(dot.data, dot.group)))
