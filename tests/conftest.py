@@ -1,6 +1,7 @@
 """Shared test machinery: a missing instruction set skips tests by name, and the end counts them.
 
-Without TVM the modules that need it skip themselves; what is left is the TVM-free half.
+Without TVM the modules that need it skip themselves; what is left is the TVM-free half. Under pytest-xdist
+(``make test``) what the workers counted reaches the end's lines with the reports.
 """
 
 from __future__ import annotations
@@ -9,19 +10,29 @@ import json
 import os
 import shutil
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("TOPHUB_LOCATION", "NONE")  # no schedules to download
 os.environ.setdefault("TVM_NUM_THREADS", "2")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several pools of threads, which would be bound to the same cores
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
 
+import topi_ext
+import tvm_easyquant
 from topi_ext import isa
 
 GOLDEN = Path(__file__).with_name("golden")
+#: (row of isa.ISAS, how it ran) -> tests
 RAN: Counter = Counter()
 #: kernel -> outputs that equalled the norm, where a test counts them
 COMPARED: Counter = Counter()
+#: (marker of a later tier, file) -> tests that -m left out
+LEFT_OUT: Counter = Counter()
+#: marker -> what runs its tests
+TIERS = {"ci": "make test-ci", "slow": "make test-slow"}
 COMPILERS = ("g++", "gcc", "clang++", "clang", "c++", "cc")  # what tvm.contrib.cc links with
 
 
@@ -72,6 +83,11 @@ def pytest_addoption(parser):
         "--require-browser", action="store_true", help="fail where a browser's test is skipped"
     )
     parser.addoption(
+        "--require-installed",
+        action="store_true",
+        help="fail unless the packages are those of site-packages",
+    )
+    parser.addoption(
         "--require-isa",
         default="",
         metavar="ROWS",
@@ -79,15 +95,43 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    for name in required(config):
+        if name not in isa.ISAS:
+            raise pytest.UsageError(f"--require-isa={name}: there are {', '.join(isa.ISAS)}")
+    for package in (tvm_easyquant, topi_ext):
+        if config.option.require_installed and "site-packages" not in package.__file__:
+            raise pytest.UsageError(f"--require-installed: {package.__name__} is {package.__file__}")
+
+
 def pytest_report_header(config):
     here = ", ".join(name for name in isa.ISAS if isa.host_has(name))
     return f"ISAs of this CPU: {here}; numpy seeds are in the tests, hypothesis takes --hypothesis-seed"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file with a fixture of scope "module" goes to one worker, which makes it once; of the other files each
+    test goes to whichever worker is free. (xdist's own groups, --dist=loadgroup, do nothing with pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    @cache
+    def shared(file):
+        return 'scope="module"' in (config.rootpath / file).read_text(encoding="utf-8")
+
+    class ByFixture(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return file if shared(file) else nodeid
+
+    return ByFixture(config, log) if config.option.dist == "load" else None
+
+
+def on_a_worker(config) -> bool:
+    return hasattr(config, "workeroutput")
+
+
 def pytest_collection_modifyitems(config, items):
-    for name in required(config):
-        if name not in isa.ISAS:
-            raise pytest.UsageError(f"--require-isa={name}: there are {', '.join(isa.ISAS)}")
     for item in items:
         if item.get_closest_marker("linker") and not can_link():
             item.add_marker(pytest.mark.skip(reason="no C++ compiler here to link a library with"))
@@ -108,17 +152,34 @@ def pytest_runtest_setup(item):
             pytest.fail(f"{why_not(mark.args[0])}; --require-isa wants it", pytrace=False)
 
 
+def pytest_deselected(items):
+    for item in items:
+        LEFT_OUT.update((tier, item.path.name) for tier in TIERS if item.get_closest_marker(tier))
+
+
 def pytest_runtest_logreport(report):
     if report.when == "call" or report.outcome != "passed":
-        for key, name in report.user_properties:
+        for key, value in report.user_properties:
             if key == "isa":
-                RAN[name, "skipped" if report.skipped else runs(name)] += 1
+                RAN[value, "skipped" if report.skipped else runs(value)] += 1
+            elif key == "compared" and report.passed:
+                COMPARED.update({value[0]: value[1]})
 
 
 def pytest_sessionfinish(session):
-    if not session.config.option.collectonly:
-        if any(not RAN[name, "executed"] + RAN[name, "emulated"] for name in required(session.config)):
+    config = session.config
+    if on_a_worker(config):
+        config.workeroutput["left_out"] = list(LEFT_OUT.items())
+    elif not config.option.collectonly:
+        if any(not RAN[name, "executed"] + RAN[name, "emulated"] for name in required(config)):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A worker of pytest-xdist ends; each has collected, and left out, the same."""
+    found = getattr(node, "workeroutput", {}).get("left_out", [])  # nothing of one that crashed
+    LEFT_OUT.update({tuple(key): count for key, count in found} if not LEFT_OUT else {})
 
 
 @pytest.fixture
@@ -143,12 +204,16 @@ def golden(request):
 
 
 @pytest.fixture
-def compared():
-    """Counts compared outputs by kernel for the summary."""
-    return COMPARED
+def compared(record_property):
+    """Counts a kernel's compared outputs for the summary: ``compared(kernel, outputs)``, of a test that passes."""
+    return lambda kernel, outputs: record_property("compared", (kernel, outputs))
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    for tier, command in TIERS.items():
+        files = ", ".join(f"{file} {count}" for (of, file), count in LEFT_OUT.items() if of == tier)
+        if files:
+            terminalreporter.write_line(f"left to {command}: {files}")
     for name, count in COMPARED.items():
         terminalreporter.write_line(f"{name}: {count:,} outputs compared, 0 differences")
     for name in isa.ISAS:

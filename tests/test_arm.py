@@ -106,7 +106,7 @@ class Board:
         return out.numpy()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def program(request):
     """The device program; the isa marker has seen to it that the tools are here."""
     try:
@@ -117,7 +117,7 @@ def program(request):
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def board(program, tmp_path_factory):
     with device.Emulated(program) as server:
         yield Board(rpc.connect("127.0.0.1", server.port), tmp_path_factory.mktemp("board"))
@@ -517,7 +517,7 @@ def test_the_operators_beside_the_convolution_are_exact(board, name):
 # -- tvmc: compile here, run there
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tvmc")
     onnx.save(networks.small_onnx(), folder / "net.onnx")
