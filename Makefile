@@ -7,21 +7,40 @@ READY = $(VENV)/.ready
 RELAX = $(VENV)-relax
 RELAX_READY = $(RELAX)/.ready
 
-.PHONY: demo test test-slow test-kernels-relax docs lint format wheel clean
+# a worker of pytest-xdist for each core; each takes about 1 GB. WORKERS= for one process
+WORKERS ?= -n logical --maxprocesses=8
+
+.PHONY: demo test test-ci test-slow test-kernels-relax test-pythons test-lowest coverage docs lint format wheel clean
 
 demo: $(READY)
 	$(BIN)/tvmc-easyquant demo
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_FLAGS)
+
+# what is too slow for every day; .ci/run runs it
+test-ci: $(READY)
+	$(BIN)/python -m pytest $(WORKERS) -m "ci and not slow" $(PYTEST_FLAGS)
 
 # a hundred million outputs of every kernel against the norm
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest $(WORKERS) -m slow $(PYTEST_FLAGS)
 
 # every kernel of the manifest, built and run by today's apache-tvm: the same text, the same integers
 test-kernels-relax: $(RELAX_READY)
-	$(RELAX)/bin/python -m pytest tests/test_kernels.py $(PYTEST_FLAGS)
+	$(RELAX)/bin/python -m pytest $(WORKERS) -m "not slow" tests/test_kernels.py $(PYTEST_FLAGS)
+
+# the half without TVM, from the wheel: on every Python that is supported and found, and with the oldest
+# versions of what it needs
+test-pythons: wheel
+	.ci/without-tvm 3.10 3.11 3.12 3.13
+
+test-lowest: wheel
+	.ci/without-tvm --lowest 3.10
+
+# what no test of `make test` runs; COVERAGE_FLAGS=--cov-report=html makes pages
+coverage: $(READY)
+	$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term-missing:skip-covered $(COVERAGE_FLAGS) $(PYTEST_FLAGS)
 
 # the site, in docs/_build; DOCS_FLAGS="-D plot_gallery=0" leaves out the tutorials' output
 docs: $(READY)
@@ -37,11 +56,13 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# from nothing: setuptools packs whatever an older build/ holds
 wheel: $(READY)
+	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist
 
 clean:
-	rm -rf $(VENV) $(RELAX) build dist *.egg-info easyquant_demo docs/_build docs/generated docs/tutorials
+	rm -rf $(VENV) $(RELAX) build dist *.egg-info easyquant_demo docs/_build docs/generated docs/tutorials .coverage* htmlcov
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
