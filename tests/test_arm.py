@@ -188,7 +188,7 @@ def shapes_of(row):
     return kinds.get(row.name.split("_")[0], kernels.TAILS)
 
 
-#: rows whose body is that of a row tested in full: a few of its shapes stand for all
+#: rows whose body is that of a row tested in full, in CI: a few of its shapes stand for all
 BRIEFLY = ("depthwise_int32", "direct_generic", "direct_neon_d1", "direct_neon_d2", "direct_neon_dotprod",
            "direct_neon_i8mm", "winograd_f23_neon")  # fmt: skip
 BRIEF = ("plain", "first layer, stride, odd sizes", "dense, many", "residual, ragged",
@@ -198,9 +198,10 @@ BRIEF = ("plain", "first layer, stride, odd sizes", "dense, many", "residual, ra
 def tails():
     for row in (*ROWS, *SHARED):
         shapes = shapes_of(row)
-        yield from marked(
-            [row], **{n: s for n, s in shapes.items() if n in BRIEF or row.name not in BRIEFLY}
-        )
+        yield from marked([row], **{n: s for n, s in shapes.items() if n in BRIEF})
+        if row.name not in BRIEFLY:
+            for case in marked([row], **{n: s for n, s in shapes.items() if n not in BRIEF}):
+                yield pytest.param(*case.values, id=case.id, marks=[*case.marks, pytest.mark.ci])
 
 
 @pytest.mark.parametrize("row, spec", tails())

@@ -27,6 +27,7 @@ def site(tmp_path_factory):
     return out / "html"
 
 
+@pytest.mark.ci
 def test_every_public_name_and_every_verb_is_documented(site):
     from tvm_easyquant.cli import root
 
@@ -36,6 +37,7 @@ def test_every_public_name_and_every_verb_is_documented(site):
     assert "tvmc-easyquant quantize" in verbs and len(root.VERBS) > 1
 
 
+@pytest.mark.ci
 def test_every_tutorial_has_its_page(site):
     scripts = sorted((ROOT / "tutorials").glob("*.py"))
     assert len(scripts) >= 8
@@ -43,6 +45,7 @@ def test_every_tutorial_has_its_page(site):
         assert (site / "tutorials" / f"{script.stem}.html").exists()
 
 
+@pytest.mark.ci
 def test_no_page_asks_the_network_for_anything(site):
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ pytest.importorskip("tvm")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("script", sorted((ROOT / "tutorials").glob("*.py")), ids=lambda p: p.stem)
 def test_the_tutorial_runs(tmp_path, script):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
