@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pytest
 
+import topi_ext
+
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = Path(topi_ext.__file__).resolve().parent.parent  # the checkout, or where they are installed
 LINT = "from importlinter.cli import lint_imports_command as lint; lint(['--no-cache', '--no-logo'])"
 
 
 def modules(package):
     """Names of a package's modules, but for the hosts and what runs when it is imported."""
-    for path in sorted((ROOT / package).rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((PACKAGES / package).rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGES).with_suffix("").parts).removesuffix(".__init__")
         if ".relay" not in name and not name.endswith("__main__"):
             yield name
 
@@ -60,7 +63,9 @@ def test_a_wrong_import_breaks_a_contract(path, line, named, tmp_path):
     pytest.importorskip("importlinter")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for package in ("tvm_easyquant", "topi_ext"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("data", "*.pyc"))
+        shutil.copytree(
+            PACKAGES / package, tmp_path / package, ignore=shutil.ignore_patterns("data", "*.pyc")
+        )
     with open(tmp_path / path, "a") as file:
         file.write(f"\n{line}\n")
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200"}

@@ -179,8 +179,11 @@ def load_arrays(path: str | os.PathLike, flag: str):
     """
     path = Path(path)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as file:  # numpy leaves an archive that it cannot read open
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            return {name: loaded[name] for name in loaded.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{flag}: cannot read {path}: {reason(error)}") from None
 

@@ -95,7 +95,8 @@ def named(text: str, *arguments: str) -> Callable:
 
 def _npz(path: Path, preprocess) -> LabelledSet:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here: numpy leaves an archive that it cannot read open
+        with open(path, "rb") as stored, np.load(stored, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise EvaluationError(f"cannot read {path}: {error}") from None

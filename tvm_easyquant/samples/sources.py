@@ -81,12 +81,13 @@ def calibration(
 def _arrays(files: Sequence[Path], inputs: Sequence[str], preprocess, flag) -> Iterator:
     for file in files:
         try:
-            loaded = np.load(file, allow_pickle=False)
-            names = [] if file.suffix == ".npy" else loaded.files
-            if "labels" in names and "labels" not in inputs:
-                yield from (x for x, _ in labels.load(file, preprocess))
-                continue
-            arrays = {name: loaded[name] for name in names} if names else loaded
+            with file.open("rb") as stored:  # numpy leaves an archive that it cannot read open
+                loaded = np.load(stored, allow_pickle=False)
+                names = [] if file.suffix == ".npy" else loaded.files
+                if "labels" in names and "labels" not in inputs:
+                    yield from (x for x, _ in labels.load(file, preprocess))
+                    continue
+                arrays = {name: loaded[name] for name in names} if names else loaded
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             if isinstance(error, EvaluationError):
                 raise
