@@ -56,11 +56,13 @@ def target_of(row):
 
 def marked(rows, **cases):
     """One parameter for each row and case, marked with the ISA the row needs."""
-    for row in rows:
-        for name, value in cases.items():
-            name = f"{row.name}-{name}"
-            mark = pytest.mark.isa(row.isa if row in ROWS else "neon")
-            yield pytest.param(row, value, id=name, marks=mark)
+    return [
+        pytest.param(
+            row, value, id=f"{row.name}-{name}", marks=pytest.mark.isa(row.isa if row in ROWS else "neon")
+        )
+        for row in rows
+        for name, value in cases.items()
+    ]
 
 
 def build(row, spec, weight, bias, factor, residual=None, target=None):
@@ -204,7 +206,7 @@ def tails():
                 yield pytest.param(*case.values, id=case.id, marks=[*case.marks, pytest.mark.ci])
 
 
-@pytest.mark.parametrize("row, spec", tails())
+@pytest.mark.parametrize("row, spec", list(tails()))
 def test_kernel_equals_the_norm(board, row, spec):
     refused = row.refuses(spec)
     if refused is not None:  # a shape the row does not take: the reason must be the shape

@@ -145,7 +145,7 @@ def legal(row, spec, weight_max):
     return isinstance(row.proves(spec, np.full(spec.weight_shape, weight_max, np.int8)), Bound)
 
 
-@pytest.mark.parametrize("row, spec", cases())
+@pytest.mark.parametrize("row, spec", list(cases()))
 def test_kernel_equals_the_norm(row, spec):
     check(row, spec)
 
