@@ -339,13 +339,13 @@ def meet(
             f"{paired.n} labelled samples tell the drop to {width:.2f} points only, more than "
             f"{max_drop:g}; give more of them to be sure"
         )
-    table = trials.compose(kinds)
+    chosen = trials.compose(kinds)
     figures = {
-        name: {**table.figures.get(name, {}), "error_alone": errors[name][kinds[name]]}
-        for name in table.weights
+        name: {**chosen.figures.get(name, {}), "error_alone": errors[name][kinds[name]]}
+        for name in chosen.weights
         if errors
     }
-    found = Met(replace(table, figures=figures or table.figures), paired, kinds, errors, tuple(lines))
+    found = Met(replace(chosen, figures=figures or chosen.figures), paired, kinds, errors, tuple(lines))
     trials.state.remove()
     return found
 
