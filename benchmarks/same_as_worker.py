@@ -103,6 +103,10 @@ def facts(job, graph, method, bits, table_path) -> dict:
 
 def main():
     job = json.loads(Path(sys.argv[1]).read_text())
+    # an editable install would find in its own checkout the modules that this tree lacks
+    sys.meta_path[:] = [
+        f for f in sys.meta_path if not getattr(f, "__module__", "").startswith("__editable__")
+    ]
     if not Path(eq.__file__).is_relative_to(job["tree"]):
         raise SystemExit(f"error: {eq.__file__} is not of {job['tree']}")
     logging.getLogger("autotvm").setLevel(logging.ERROR)  # what stays float is meant to be untuned
