@@ -51,8 +51,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     *(f"tvm_easyquant/{name}.py" for name in (
         "scales/numerics", "scales/calibrate", "search/find", "search/driver", "search/grid",
-        "search/weights", "search/workers", "scales/partition", "network/graph",
-        "network/expression", "scales/integer", "scales/table", "pipeline", "relay/read", "relay/rewrite")),
+        "search/weights", "search/workers", "search/objectives", "search/reconstruct", "scales/partition",
+        "network/graph", "network/node", "network/ops", "network/layout", "network/builder",
+        "network/expression", "network/equalize", "scales/integer", "scales/table", "pipeline",
+        "relay/read", "relay/rewrite")),
     "topi_ext/reference.py",
 )  # fmt: skip
 #: name -> settings of `quantize`; kl_signed is the baseline of the paper

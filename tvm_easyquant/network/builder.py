@@ -64,10 +64,12 @@ class Builder:
     ) -> str:
         """A node that makes ``value``; returns its name. A layer without a bias gets zeros."""
         name = self.unique(self.label(value) or f"{op}_{len(self.nodes)}")
-        more = {} if weight is None else {"weight": weight, "bias": bias}
-        if weight is not None and bias is None:
-            more["bias"] = np.zeros(weight.shape[-1], np.float32)
-        self.nodes[name] = Node(name, op, tuple(inputs), tuple(shape), attrs, **more, source=(name,))
+        if weight is None:
+            node = Node(name, op, tuple(inputs), tuple(shape), attrs, source=(name,))
+        else:
+            bias = np.zeros(weight.shape[-1], np.float32) if bias is None else bias
+            node = Node(name, op, tuple(inputs), tuple(shape), attrs, weight, bias, (name,))
+        self.nodes[name] = node
         self.tensor[value] = name
         return name
 

@@ -65,4 +65,6 @@ def _divided(node, s):
 
 
 def _multiplied(node, s):
-    return replace(node, weight=node.weight * np.expand_dims(s, input_axes(node)))
+    axes = input_axes(node)
+    assert axes is not None  # a place has readers with such an axis only
+    return replace(node, weight=node.weight * np.expand_dims(s, axes))

@@ -8,6 +8,7 @@ leaky ReLU, tanh or GELU cost one table lookup each. The names are Relay's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import erf
 
 import numpy as np
@@ -18,7 +19,7 @@ def _sigmoid(x):
 
 
 #: name -> function of float64 arrays
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable] = {
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
     "exp": np.exp,

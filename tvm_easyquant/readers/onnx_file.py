@@ -58,7 +58,7 @@ def fixed_shapes(
         raise LoadError(f"batch is {batch}; use 1 or more")
     given = dict(given)
     constants = {t.name for t in model.graph.initializer}
-    shapes = {}
+    shapes: dict[str, Sequence[int]] = {}
     for value in model.graph.input:
         if value.name in constants:
             continue

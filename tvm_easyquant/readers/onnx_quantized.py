@@ -492,7 +492,7 @@ class _Normalizer:
             out = given[after : after + 2]
             if node.op_type == "QGemm":
                 out = given[7:9]
-        inputs = [self._operand(node, name, *t, weight=i == 1) for i, t in enumerate(triples)]
+        inputs = [self._operand(node, name, *t) for t in triples]
         bias = ""
         if node.op_type == "QLinearConv" and len(given) > 8:
             bias = given[8]
@@ -513,7 +513,7 @@ class _Normalizer:
             encoding = self.encoding(node, out[0], out[1] if len(out) > 1 else "")
             self.fake_quantize(target, output, encoding, name)
 
-    def _operand(self, node, name, tensor, scale, zero, weight=False):
+    def _operand(self, node, name, tensor, scale, zero):
         """A tensor of a QOperator node as float."""
         if self.real(tensor) in self.constants:
             integers = self.constants[self.real(tensor)]

@@ -24,7 +24,7 @@ from ..scales.numerics import IMPORTED, QuantConfig, Scale, quantize_bias
 from ..scales.partition import plan
 from ..scales.table import ScaleTable
 
-RAW = "raw"  # read as it is, not rounded
+RAW = None  # read as it is, not rounded
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class _TakeOver:
 
     def _demands(self):
         """tensor -> the set of `Scale`s it is rounded to by all that reads it, and `RAW`."""
-        found: dict[str, set] = {}
+        found: dict[str, set[Scale | None]] = {}
         for node in reversed(list(self.old)):
-            wants = {RAW} if node.name in self.old.outputs else set()
+            wants: set[Scale | None] = {RAW} if node.name in self.old.outputs else set()
             for user in self.old.users[node.name]:
                 op = self.old[user].op
                 if op == "fake_quant":
@@ -106,8 +106,7 @@ class _TakeOver:
     def _target(self, tensor) -> Scale | None:
         """The one scale that everybody wants a tensor in, if there is one."""
         wants = self.wanted[tensor]
-        only = next(iter(wants)) if len(wants) == 1 else RAW
-        return None if only == RAW else only
+        return next(iter(wants)) if len(wants) == 1 else None
 
     def _fusable(self, node) -> Node | None:
         """The clip that can happen in ``node``'s requantize, if that is rounded after it."""
@@ -209,7 +208,8 @@ class _TakeOver:
         return self._produce(node)
 
     def _why_float(self, node, source):
-        if self.at[source] is None:
+        stored = self.at[source]
+        if stored is None:
             return "the model does not quantize its input"
         if node.name not in self.weights:
             return "the model does not quantize its weights"
@@ -221,7 +221,7 @@ class _TakeOver:
         if apart > 1e-2 or np.rint(steps).max(initial=0) > 127 or np.rint(steps).min(initial=0) < -128:
             return "its weights are no multiples of their scale"
         try:
-            quantize_bias(node.bias, self.at[source].scale, scale, node.name)
+            quantize_bias(node.bias, stored.scale, scale, node.name)
         except OverflowError:
             return "its bias is beyond int32 in steps of its scales"
         return None
@@ -274,7 +274,8 @@ class _TakeOver:
         to them, because without an integer reader they would not be rounded. Dead readers are gone by now:
         they would count, and then vanish."""
         read = {t for name in self.integer for t in self.nodes[name].inputs}
-        renamed, nodes = {}, {}
+        renamed: dict[str, str] = {}
+        nodes = {}
         for name, node in self.nodes.items():
             node = replace(node, inputs=tuple(renamed.get(t, t) for t in node.inputs))
             nodes[name] = node

@@ -556,7 +556,7 @@ def _arguments(expr):
         return [expr.tuple_value]
     if not isinstance(expr, relay.Call):
         return []
-    found = []
+    found: list = []
     for arg in expr.args:
         found.extend(arg.fields if isinstance(arg, relay.Tuple) else [arg])
     return found

@@ -6,7 +6,7 @@ operators (what stays float) run through TVM one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -21,8 +21,8 @@ from .framework import relay
 def execute(module, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Outputs of ``module["main"]`` for inputs by name; arrays keep the module's own layouts."""
     function = relay.transform.InferType()(module)["main"]
-    values = {}
-    order = []
+    values: dict = {}
+    order: list = []
     relay.analysis.post_order_visit(function, order.append)
     for expr in order:
         if isinstance(expr, relay.Var):
@@ -197,7 +197,7 @@ def _transpose(call, attrs, x):
 
 
 #: Relay operator -> its rule; all others are float, and TVM's
-RULES = {
+RULES: dict[str, Callable] = {
     "qnn.quantize": _qnn_quantize,
     "qnn.dequantize": _qnn_dequantize,
     "qnn.requantize": _qnn_requantize,

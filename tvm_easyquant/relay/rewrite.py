@@ -72,9 +72,7 @@ class _Rewriter:
     # -- tensors
 
     def scale(self, tensor: str) -> Scale:
-        scale = self.scales.of(tensor)
-        assert scale is not None  # a table leaves none open
-        return scale
+        return self.scales.decided(tensor)
 
     def stored(self, tensor: str):
         """The tensor as uint8 NHWC; quantized here if a float node made it."""

@@ -86,15 +86,22 @@ class Scales:
 
     def integer_bias(self, node: Node) -> np.ndarray:
         """int32 (K,), in steps of the accumulator."""
-        scale = self.of(node.inputs[0]).scale
+        scale = self.decided(node.inputs[0]).scale
         return quantize_bias(self.bias(node), scale, self.weights[node.name], node.name)
 
     def of(self, tensor: str) -> Scale | None:
+        """The scale of the tensor's site; None while it is undecided."""
         return self.activations[self.plan.site_of[tensor]]
 
-    def unit(self, node: Node) -> np.ndarray:
+    def decided(self, tensor: str) -> Scale:
+        """The scale of the tensor's site, which is decided."""
+        scale = self.of(tensor)
+        assert scale is not None, tensor
+        return scale
+
+    def unit(self, node: Node) -> np.ndarray | np.floating:
         """float32: real units per step of the node's int32 accumulator, () or (K,)."""
-        return np.float32(self.of(node.inputs[0]).scale) * RULES[node.op].factor(node, self)
+        return np.float32(self.decided(node.inputs[0]).scale) * RULES[node.op].factor(node, self)
 
 
 def check_range(node: Node, weight: np.ndarray, source: Scale) -> None:
@@ -151,7 +158,7 @@ class Sample:
     def stored_value(self, tensor: str, scales: Scales) -> np.ndarray:
         """The tensor as uint8; a float node's or an input's value is quantized here."""
         if tensor not in self.stored:
-            s = scales.of(tensor)
+            s = scales.decided(tensor)
             self.stored[tensor] = reference.quantize(self.real[tensor], s.scale, s.zero_point, s.lo, s.hi)
         return self.stored[tensor]
 
@@ -159,7 +166,7 @@ class Sample:
         """The tensor as float32, as a float node reads it."""
         if tensor in self.real:
             return self.real[tensor]
-        s = scales.of(tensor)
+        s = scales.decided(tensor)
         return reference.dequantize(self.stored_value(tensor, scales), s.scale, s.zero_point)
 
     def advance(self, node: Node, scales: Scales) -> None:
@@ -204,7 +211,7 @@ class Sample:
     def store(self, node: Node, scales: Scales) -> None:
         """Round what ``node`` produced to the scale of its site, by the norm."""
         target = scales.plan.stored(node, scales.graph)
-        s, raw = scales.of(target), self.raw.pop(node.name)
+        s, raw = scales.decided(target), self.raw.pop(node.name)
         lo, hi = integer_limits(s, node_limits(node, scales))
         if node.operator.in_float:
             self.stored[target] = reference.quantize(raw, s.scale, s.zero_point, lo, hi)
@@ -240,7 +247,7 @@ class Sample:
 
 def _steps(node, scales, q, i=0) -> np.ndarray:
     """int32: the stored ``q`` of the node's input ``i``, less its zero point."""
-    return q.astype(np.int32) - np.int32(scales.of(node.inputs[i]).zero_point)
+    return q.astype(np.int32) - np.int32(scales.decided(node.inputs[i]).zero_point)
 
 
 def _convolve(node, q, weight, zero_point):
@@ -255,7 +262,7 @@ def _layer(exact):
     """The rule of a layer: in float32 where that is exact, else ``exact(node, q, weight, zero point)``."""
 
     def run(node, scales, q):
-        s = scales.of(node.inputs[0])
+        s = scales.decided(node.inputs[0])
         weight, bias = scales.integer_weight(node), scales.integer_bias(node)
         flat = np.abs(weight.reshape(-1, node.channels))
         reach = max(s.hi - s.zero_point, s.zero_point - s.lo)
@@ -270,7 +277,7 @@ def _layer(exact):
 
 
 def _sum(node, scales, *q):
-    s = [scales.of(t) for t in node.inputs]
+    s = [scales.decided(t) for t in node.inputs]
     left, right = (reference.dequantize(x, z.scale, z.zero_point) for x, z in zip(q, s, strict=True))
     return left + right
 
@@ -280,7 +287,7 @@ def _product(node, scales, a, b):
 
 
 def _lookup(node, scales, q):
-    return function_values(node, scales.of(node.inputs[0]))[q]
+    return function_values(node, scales.decided(node.inputs[0]))[q]
 
 
 def _average(node, scales, q):
@@ -294,7 +301,7 @@ def _max_pool(node, scales, q):
 
 
 def _pad(node, scales, q):
-    return ops.pad(node, q, scales.of(node.name).zero_point)
+    return ops.pad(node, q, scales.decided(node.name).zero_point)
 
 
 def _move(node, scales, *q):
@@ -311,7 +318,7 @@ def _share(node, scales):
 
 
 def _other_scale(node, scales):
-    return np.float32(scales.of(node.inputs[1]).scale)
+    return np.float32(scales.decided(node.inputs[1]).scale)
 
 
 class Rule(NamedTuple):

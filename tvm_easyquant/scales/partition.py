@@ -211,7 +211,7 @@ def _sites(graph, integer, fused, accumulators):
     for node in graph:
         if node.name in integer and node.operator.moves and node.name not in fused:
             for tensor in node.inputs:
-                first, second = sorted((find(tensor), find(node.name)), key=order.get)
+                first, second = sorted((find(tensor), find(node.name)), key=order.__getitem__)
                 leader[second] = first
     positive = nonnegative_tensors(graph)
     sites = {}

@@ -65,10 +65,11 @@ class _Exporter:
         self.graph = graph
         self.plan = table.check(graph)
         self.scales = Scales.of_table(graph, self.plan, table)
-        self.nodes, self.constants = [], {}
-        self.real_of = {}  # tensor -> float tensor of the ONNX model, as float nodes read it
-        self.dequantized_of = {}  # tensor -> float tensor, as integer nodes read it
-        self.stored_of = set()
+        self.nodes: list = []
+        self.constants: dict[str, np.ndarray] = {}
+        self.real_of: dict[str, str] = {}  # tensor -> the ONNX model's float tensor, as float nodes read it
+        self.dequantized_of: dict[str, str] = {}  # tensor -> float tensor, as integer nodes read it
+        self.stored_of: set[str] = set()
 
     def model(self, taps):
         import onnx
@@ -127,7 +128,7 @@ class _Exporter:
 
     def quantize(self, source, tensor, lo, hi):
         """``source`` (float) as the stored tensor, clipped to ``lo`` .. ``hi``."""
-        s, target = self.scales.of(tensor), stored_name(tensor)
+        s, target = self.scales.decided(tensor), stored_name(tensor)
         narrow = (lo, hi) != (0, 255)
         output = f"{tensor}_saturated" if narrow else target
         self.add("QuantizeLinear", [source, *self._numbers(s)], output, f"{tensor}_QuantizeLinear")
@@ -143,7 +144,7 @@ class _Exporter:
     def dequantized(self, tensor):
         """The stored tensor as float32: what an integer node reads."""
         if tensor not in self.dequantized_of:
-            s = self.scales.of(tensor)
+            s = self.scales.decided(tensor)
             if tensor not in self.stored_of:
                 self.quantize(self.real_of[tensor], tensor, s.lo, s.hi)
             name = f"{tensor}_dequantized" if tensor in self.real_of else tensor
@@ -165,7 +166,7 @@ class _Exporter:
             self.real_of[node.name] = node.name
             return
         target = self.plan.stored(node, self.graph)
-        s = self.scales.of(target)
+        s = self.scales.decided(target)
         raw = RULES[node.op](self, node, x, f"{node.name}_float")
         limits = (0, 255) if node.operator.moves else integer_limits(s, node_limits(node, self.scales))
         self.quantize(raw, target, *limits)
@@ -304,7 +305,8 @@ class _Exporter:
             elif name not in PARAMETRIC:
                 values.append(self.constant(part, np.float32(argument)))
         if name == "clip":
-            return self._clip(values[0], *arguments[1:], output)
+            _, lo, hi = arguments
+            return self._clip(values[0], lo, hi, output)
         if name == "leaky_relu":
             return self.add("LeakyRelu", values, output, alpha=arguments[1])
         if name == "rsqrt":
