@@ -482,6 +482,7 @@ def small_disk(tmp_path):
 @pytest.mark.linker
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(folder, small_disk, monkeypatch, capfd):
     (small_disk / "old.tar").write_text("an older result")
+    (small_disk / "filler").write_bytes(bytes(48 * 1024))  # a network of 30 KiB does not fit beside it
     tar = [str(folder / "table.json"), str(folder / "net.onnx"), str(small_disk / "old.tar")]
     mistake(
         small_disk,
