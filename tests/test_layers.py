@@ -39,6 +39,7 @@ def compare(graph, table):
     lowered = lower(eq.rewrite(graph, table))
     mine = records(graph, table)
     matched = {layer.name: layer for layer in lower.layers}
+    assert list(mine.layers) == list(matched)  # in the same order
     calls = {call.span.source_name.name: call for call in calls_of(lowered, CONV2D)}
     assert set(mine.layers) == set(matched) == set(calls) and len(lower.layers) == len(matched)
     for name, layer in mine.layers.items():
@@ -46,7 +47,7 @@ def compare(graph, table):
         np.testing.assert_array_equal(layer.weight, matched[name].weight)
         assert str(calls[name].attrs["spec"]) == layer.spec.to_json()
         row = manifest.kernel(str(calls[name].attrs["kernel"]))
-        constants = row.pack(layer.spec, layer.weight, layer.bias, layer.multiplier)
+        constants = row.pack(*layer.convolution)
         arguments = calls[name].args[1 : 1 + len(constants)]  # what the kernel is given
         for array, argument in zip(constants, arguments, strict=True):
             np.testing.assert_array_equal(array, argument.data.numpy())
@@ -58,12 +59,12 @@ def compare(graph, table):
 
 
 def numbers(join):
-    a, b = join.scales
-    out = {"a_zero_point": a.zero_point, "b_zero_point": b.zero_point, "lo": join.lo, "hi": join.hi,
-           "zero_point": join.scale.zero_point}  # fmt: skip
+    (a, b), (_, made, lo, hi) = join.scales, join.output
+    out = {"a_zero_point": a.zero_point, "b_zero_point": b.zero_point, "lo": lo, "hi": hi,
+           "zero_point": made.zero_point}  # fmt: skip
     if join.op == "mul":
-        return {**out, "multiplier": float(reference.multiplier(a.scale, b.scale, join.scale.scale))}
-    return {**out, "a_scale": a.scale, "b_scale": b.scale, "scale": join.scale.scale}
+        return {**out, "multiplier": float(reference.multiplier(a.scale, b.scale, made.scale))}
+    return {**out, "a_scale": a.scale, "b_scale": b.scale, "scale": made.scale}
 
 
 @pytest.mark.parametrize("bits", [7, 8])

@@ -2,7 +2,7 @@
 kernels read it (`packing`). No TVM here."""
 
 from .packing import blocks_of, fold_zero_point, pack, pad_vector, runs_of, tight
-from .problem import EXACT, Bound, ConvSpec, Refusal, Residual
+from .problem import EXACT, Bound, Convolution, ConvSpec, Refusal, Residual
 from .proofs import (
     INT16_MAX,
     NEIGHBOURS,
@@ -19,6 +19,7 @@ __all__ = [
     "NEIGHBOURS",
     "Bound",
     "ConvSpec",
+    "Convolution",
     "Refusal",
     "Residual",
     "accumulator_bound",

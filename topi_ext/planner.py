@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from . import cost, isa, manifest
 from .errors import AccumulatorOverflow
-from .problem import EXACT, Bound, ConvSpec, Refusal
+from .problem import EXACT, Bound, Convolution, ConvSpec, Refusal
 from .proofs import accumulator_bound
 
 
@@ -83,6 +83,32 @@ def choose(
             return Choice(row, proof, reason(row), tuple(refused), tuple(unfits), slower)
         refused.append((row.name, answer.why))
     raise AssertionError("direct_generic takes every layer")
+
+
+def choose_network(
+    layers: Sequence[Convolution],
+    isa_name: str,
+    measured: Mapping[str, Mapping[str, float]],
+    core: str = "",
+) -> list[tuple[Choice, list[np.ndarray]]]:
+    """For each layer of a network, `choose` and the constants as the chosen kernel reads them.
+
+    measured: {spec as JSON: {kernel: microseconds}}. If the weights, packed for the best kernels, are
+    larger than the cache, every call reads them from memory, and the kernels are chosen anew for that.
+    """
+    found: list[tuple[Choice, list[np.ndarray]]] = []
+    for cold in (False, True):
+        for i, (spec, weight, bias, multiplier) in enumerate(layers):
+            known = measured.get(spec.to_json())
+            choice = choose(spec, weight, bias, isa_name, known, cold, core)
+            if cold and choice.kernel == found[i][0].kernel:
+                found[i] = (choice, found[i][1])
+                continue
+            packed = choice.kernel.pack(spec, weight, bias, multiplier)
+            found[i : i + 1] = [(choice, packed)]
+        if sum(array.nbytes for _, arrays in found for array in arrays) <= cost.CACHE_BYTES:
+            break
+    return found
 
 
 def _measured(cold: bool) -> Callable:

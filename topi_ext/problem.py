@@ -148,3 +148,12 @@ class ConvSpec:
         if fields["residual"] is not None:
             fields["residual"] = Residual(**fields["residual"])
         return cls(**fields)
+
+
+class Convolution(NamedTuple):
+    """A convolution with its constants: all that a kernel is chosen by and packed from."""
+
+    spec: ConvSpec
+    weight: np.ndarray
+    bias: np.ndarray
+    multiplier: np.ndarray

@@ -13,7 +13,7 @@ they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,10 @@ import numpy as np
 import tvm
 from tvm import relay
 
-from .. import cost, planner
+from .. import planner
 from ..errors import LoweringError
 from ..packing import fold_zero_point
-from ..problem import ConvSpec, Residual
+from ..problem import Convolution, ConvSpec, Residual
 from ..reference import multiplier
 from . import op as relay_op
 
@@ -68,15 +68,13 @@ class LowerInteger:
         return relay.transform.InferType()(module)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A convolution or dense layer with its epilogue, before a kernel is chosen for it."""
-
-    name: str
-    spec: ConvSpec
-    weight: np.ndarray  # int8 HWIO
-    bias: np.ndarray  # int32 (K,), zero point folded in
-    factor: np.ndarray  # float32 (K,)
+def choose(layers: Sequence[Convolution], target) -> list[tuple[planner.Choice, list[np.ndarray]]]:
+    """`planner.choose_network` for a ``tvm.target.Target``, by the AutoTVM records applied now."""
+    measured: dict[str, dict[str, float]] = {}
+    for (kernel, spec), us in relay_op.recorded(target).items():
+        measured.setdefault(spec, {})[kernel] = us
+    core = str(target.attrs.get("mcpu", ""))
+    return planner.choose_network(layers, relay_op.target_isa(target), measured, core)
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,7 @@ class _Chain:
 
 class _Lowering:
     def __init__(self, function, target, layers):
-        self.isa, self.core, self.found = relay_op.target_isa(target), str(target.attrs.get("mcpu", "")), []
-        self.measured = {}  # spec -> {kernel: microseconds}
-        for (kernel, spec), us in relay_op.recorded(target).items():
-            self.measured.setdefault(spec, {})[kernel] = us
+        self.names, self.found = [], []  # of each layer: its name, its `Convolution`
         order = []
         relay.analysis.post_order_visit(function.body, order.append)
         self.uses = {}
@@ -112,10 +107,10 @@ class _Lowering:
                 if chain is not None:
                     chains[expr] = chain
                     absorbed.update(chain.absorbed)
-        self.plans, self.constants = self._choose()
+        self.chosen = choose(self.found, target)
         layers.extend(
-            LayerPlan(layer.name, layer.spec, layer.weight, plan)
-            for layer, plan in zip(self.found, self.plans, strict=True)
+            LayerPlan(name, layer.spec, layer.weight, choice)
+            for name, layer, (choice, _) in zip(self.names, self.found, self.chosen, strict=True)
         )
         new = {}
         for expr in order:
@@ -133,27 +128,6 @@ class _Lowering:
             else:
                 new[expr] = expr
         self.function = relay.Function(function.params, new[function.body])
-
-    def _choose(self):
-        """The kernel plan and the constants of every layer found.
-
-        If the weights, packed for the best kernels, are larger than the cache, every call reads them from
-        memory, and the kernels are chosen anew for that.
-        """
-        plans, constants, cold = [None] * len(self.found), [None] * len(self.found), False
-        while True:
-            for i, layer in enumerate(self.found):
-                measured = self.measured.get(layer.spec.to_json())
-                chosen = planner.choose(
-                    layer.spec, layer.weight, layer.bias, self.isa, measured, cold, self.core
-                )
-                if plans[i] is None or chosen.kernel != plans[i].kernel:
-                    constants[i] = chosen.kernel.pack(layer.spec, layer.weight, layer.bias, layer.factor)
-                plans[i] = chosen
-            size = sum(array.nbytes for arrays in constants for array in arrays)
-            if cold or size <= cost.CACHE_BYTES:
-                return plans, constants
-            cold = True
 
     # -- what the IR proves
 
@@ -310,14 +284,16 @@ class _Lowering:
         bias = np.zeros(channels, np.int32) if bias is None else bias
         bias = fold_zero_point(bias, weight, zero_point)
         factor = np.ascontiguousarray(np.broadcast_to(np.asarray(factor, np.float32), (channels,)))
-        name, index = conv.span.source_name.name if conv.span else "", len(self.found)
-        self.found.append(_Layer(name, spec, weight, bias, factor))
+        index = len(self.found)
+        self.names.append(conv.span.source_name.name if conv.span else "")
+        self.found.append(Convolution(spec, weight, bias, factor))
 
         def emit(x, *rest):
             if dense:
                 x = relay.reshape(x, (n, 1, 1, c))
-            constants = [relay.const(array) for array in self.constants[index]]
-            y = relay_op.conv2d(x, spec, self.plans[index].kernel, constants, *rest)
+            choice, packed = self.chosen[index]
+            constants = [relay.const(array) for array in packed]
+            y = relay_op.conv2d(x, spec, choice.kernel, constants, *rest)
             y = relay.Call(y.op, y.args, y.attrs, y.type_args, conv.span)  # its name
             return relay.reshape(y, (n, channels)) if dense else y
 

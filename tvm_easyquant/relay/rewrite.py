@@ -10,20 +10,20 @@ IR. What stays float is put back as the original Relay call, in NCHW, between ``
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import inf, prod
+from itertools import chain
+from math import inf
 
 import numpy as np
 
-from topi_ext.reference import multiplier, quantize
+from topi_ext.reference import quantize
 
 from ..network.expression import PARAMETRIC
 from ..network.graph import Graph
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axis
 from ..network.node import Node, model_shape
-from ..network.ops import is_depthwise
-from ..scales.integer import Scales, check_range, function_values
-from ..scales.numerics import Scale, integer_limits
-from ..scales.partition import Plan, clip_limits
+from ..scales.integer import function_values
+from ..scales.layers import Records, records
+from ..scales.numerics import Scale
 from ..scales.table import ScaleTable
 from .framework import relay, tvm
 
@@ -39,14 +39,15 @@ def rewrite(graph: Graph, table: ScaleTable, taps: Sequence[str] = ()) -> object
     module is compared with the reference layer by layer. Raises TableError if the table does not fit,
     OverflowError if a bias or accumulator does not fit int32.
     """
-    graph = table.prepared(graph)
-    return _Rewriter(graph, table.check(graph), table).module(taps)
+    return _Rewriter(records(graph, table)).module(taps)
 
 
 class _Rewriter:
-    def __init__(self, graph: Graph, plan: Plan, table: ScaleTable):
-        self.graph, self.plan = graph, plan
-        self.scales = Scales.of_table(graph, plan, table)
+    def __init__(self, found: Records):
+        self.layers, self.scales = found.layers, found.scales
+        fused = (layer.join for layer in found.layers.values() if layer.join is not None)
+        self.joins = {**found.joins, **{join.name: join for join in fused}}
+        self.graph, self.plan = self.scales.graph, self.scales.plan
         self.params: list = []
         self.float_of: dict = {}  # tensor -> float32 expression in the model's layout
         self.stored_of: dict = {}  # tensor -> uint8 expression, NHWC
@@ -113,57 +114,34 @@ class _Rewriter:
             x = relay.qnn.dequantize(acc, unit, _zero(zero_point), axis=-1, out_dtype="float32")
             self.float_of[node.name] = _to_model(x, node)
             return
-        target = self.plan.stored(node, self.graph)
-        s = self.scale(target)
+        layer = self.layers.get(node.name)
+        made = self.scales.stored(node) if layer is None else layer.own
         q = relay.qnn.requantize(
-            acc, unit, _zero(zero_point), _scalar(s.scale), _zero(s.zero_point),
+            acc, unit, _zero(zero_point), _scalar(made.scale.scale), _zero(made.scale.zero_point),
             axis=len(node.shape) - 1, out_dtype="uint8", **REQUANTIZE,
         )  # fmt: skip
-        limits = (
-            (node.attrs["lo"], node.attrs["hi"])
-            if node.op == "clip"
-            else clip_limits(self.graph, self.plan, node)
-        )
-        self.stored_of[target] = _clip(q, *integer_limits(s, limits))
+        self.stored_of[made.tensor] = _clip(q, made.lo, made.hi)
 
     def _layer(self, node):
-        source = self.scale(node.inputs[0])
-        x = self.stored(node.inputs[0])
-        scales = np.asarray(self.scales.weights[node.name], np.float32)
-        weight, unit = self.scales.integer_weight(node), self.scales.unit(node)
-        check_range(node, weight, source)
+        layer = self.layers[node.name]
         common = dict(
-            input_zero_point=_zero(source.zero_point),
+            input_zero_point=_zero(layer.source.zero_point),
             kernel_zero_point=_zero(0),
-            input_scale=_scalar(source.scale),
-            kernel_scale=relay.const(scales),
+            input_scale=_scalar(layer.source.scale),
+            kernel_scale=_number(layer.weight_scale),
         )
-        acc = _named(PRODUCTS[node.op](x, weight, node, common), node.name)
-        bias = relay.const(self.scales.integer_bias(node))
-        self._finish(node, relay.nn.bias_add(acc, bias, axis=len(node.shape) - 1), relay.const(unit))
+        acc = _named(PRODUCTS[node.op](self.stored(layer.data), layer, common), node.name)
+        if node.bias is not None:
+            acc = relay.nn.bias_add(acc, relay.const(layer.bias), axis=len(node.shape) - 1)
+        self._finish(node, acc, _number(layer.unit))
 
     def _average(self, node):
+        if node.name in self.layers:
+            return self._layer(node)
         s = self.scale(node.inputs[0])
-        x = self.stored(node.inputs[0])
-        a = node.attrs
-        count = prod(a["pool_size"])
-        unit = _scalar(multiplier(s.scale, np.float32(1) / np.float32(count), 1))
-        whole = tuple(self.graph[node.inputs[0]].shape[1:3]) == tuple(a["pool_size"])
-        if whole and not any(a["padding"]):
-            steps = relay.cast(x, "int32") - relay.const(s.zero_point, "int32")
-            return self._finish(node, relay.sum(steps, axis=[1, 2], keepdims=True), unit)
-        # A window sum is a depthwise convolution with ones.
-        channels = node.shape[-1]
-        ones = np.ones((*a["pool_size"], 1, channels), np.int8)
-        attrs = dict(strides=a["strides"], padding=a["padding"], dilation=(1, 1), groups=channels)
-        window = Node(node.name, "conv2d", node.inputs, node.shape, attrs, ones)
-        common = dict(
-            input_zero_point=_zero(s.zero_point),
-            kernel_zero_point=_zero(0),
-            input_scale=_scalar(s.scale),
-            kernel_scale=_scalar(np.float32(1) / np.float32(count)),
-        )
-        return self._finish(node, _named(_conv(x, ones, window, common), node.name), unit)
+        steps = relay.cast(self.stored(node.inputs[0]), "int32") - relay.const(s.zero_point, "int32")
+        total = relay.sum(steps, axis=[1, 2], keepdims=True)
+        return self._finish(node, total, _number(self.scales.unit(node)))
 
     def _lookup(self, node):
         """A function of one number: a 256-entry table, made here by the norm."""
@@ -173,24 +151,14 @@ class _Rewriter:
         index = relay.cast(self.stored(node.inputs[0]), "int32")
         self.stored_of[node.name] = relay.take(table, index, axis=0, mode="fast")
 
-    def _sum(self, node):
-        self._join(node, relay.qnn.add)
-
-    def _product(self, node):
-        self._join(node, relay.qnn.mul)
-
-    def _join(self, node, operator):
+    def _join(self, node):
         """Two tensors with scales of their own, by an operator of qnn."""
-        (a, b), target = node.inputs, self.plan.stored(node, self.graph)
-        sa, sb, s = self.scale(a), self.scale(b), self.scale(target)
-        q = operator(
-            self.stored(a), self.stored(b),
-            _scalar(sa.scale), _zero(sa.zero_point),
-            _scalar(sb.scale), _zero(sb.zero_point),
-            _scalar(s.scale), _zero(s.zero_point),
-        )  # fmt: skip
-        limits = clip_limits(self.graph, self.plan, node)
-        self.stored_of[target] = _clip(q, *integer_limits(s, limits))
+        join = self.joins[node.name]
+        made = join.output
+        tensors = [self.stored(tensor) for tensor in join.inputs]
+        numbers = [(_scalar(s.scale), _zero(s.zero_point)) for s in (*join.scales, made.scale)]
+        q = JOINS[node.op](*tensors, *chain.from_iterable(numbers))
+        self.stored_of[made.tensor] = _clip(q, made.lo, made.hi)
 
 
 def _named(call, name):
@@ -201,6 +169,11 @@ def _named(call, name):
 
 def _scalar(value):
     return relay.const(np.float32(value))
+
+
+def _number(value):
+    """float32, of any shape."""
+    return relay.const(np.asarray(value, np.float32))
 
 
 def _zero(value):
@@ -215,21 +188,21 @@ def _to_model(x, node):
     return relay.transpose(x, NHWC_TO_NCHW) if len(node.shape) == 4 else x
 
 
-def _conv(x, weight, node, common):
-    """qnn.conv2d NHWC; weight int8 HWIO."""
-    a = node.attrs
-    depthwise = is_depthwise(node)
+def _conv(x, layer, common):
+    """qnn.conv2d NHWC."""
+    spec, weight = layer.spec, layer.weight
+    depthwise = spec.depthwise
     if depthwise:
         weight = weight.transpose(0, 1, 3, 2)
     return relay.qnn.conv2d(
         x,
         relay.const(np.ascontiguousarray(weight)),
-        kernel_size=weight.shape[:2],
-        channels=node.channels,
-        strides=a["strides"],
-        padding=a["padding"],
-        dilation=a["dilation"],
-        groups=a["groups"],
+        kernel_size=spec.kernel,
+        channels=spec.out_channels,
+        strides=spec.strides,
+        padding=spec.padding,
+        dilation=spec.dilation,
+        groups=spec.groups,
         data_layout="NHWC",
         kernel_layout="HWOI" if depthwise else "HWIO",
         out_dtype="int32",
@@ -237,10 +210,9 @@ def _conv(x, weight, node, common):
     )
 
 
-def _dense(x, weight, node, common):
-    """qnn.dense; weight int8 (1, 1, C, K)."""
-    matrix = relay.const(np.ascontiguousarray(weight[0, 0].T))
-    return relay.qnn.dense(x, matrix, units=node.channels, **common)
+def _dense(x, layer, common):
+    matrix = relay.const(np.ascontiguousarray(layer.weight[0, 0].T))
+    return relay.qnn.dense(x, matrix, units=layer.spec.out_channels, **common)
 
 
 def _real_clip(x, lo, hi):
@@ -345,14 +317,15 @@ MOVES: dict[str, Callable] = {
     "resize": _resize,
     "depth_to_space": _shuffle,
 }
-#: layer -> its product (x, int8 weights, node, common arguments)
-PRODUCTS: dict[str, Callable] = {"conv2d": _conv, "dense": _dense}
+#: layer -> its product (x, record, common arguments); a window sum is a convolution, too
+PRODUCTS: dict[str, Callable] = {"conv2d": _conv, "avg_pool2d": _conv, "dense": _dense}
+#: join -> the operator of qnn
+JOINS: dict[str, Callable] = {"add": relay.qnn.add, "mul": relay.qnn.mul}
 #: operator -> its integer rule, for all that runs in integers
 INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "conv2d": _Rewriter._layer,
     "dense": _Rewriter._layer,
-    "add": _Rewriter._sum,
-    "mul": _Rewriter._product,
+    **dict.fromkeys(JOINS, _Rewriter._join),
     "elementwise": _Rewriter._lookup,
     "avg_pool2d": _Rewriter._average,
     "clip": _Rewriter._clip,

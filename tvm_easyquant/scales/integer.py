@@ -36,6 +36,16 @@ def function_values(node: Node, scale: Scale) -> np.ndarray:
     return expression.compute(node.attrs["expression"], real)
 
 
+class Stored(NamedTuple):
+    """A tensor as a node stores it: in steps of ``scale``, clipped to the stored range lo..hi that the clip
+    fused to it, if there is one, leaves."""
+
+    tensor: str
+    scale: Scale
+    lo: int
+    hi: int
+
+
 class Scales:
     """The scales a walk uses: what a `ScaleTable` holds, mutable while they are searched.
 
@@ -101,7 +111,17 @@ class Scales:
 
     def unit(self, node: Node) -> np.ndarray | np.floating:
         """float32: real units per step of the node's int32 accumulator, () or (K,)."""
-        return np.float32(self.decided(node.inputs[0]).scale) * RULES[node.op].factor(node, self)
+        return np.float32(self.decided(node.inputs[0]).scale) * self.factor(node)
+
+    def factor(self, node: Node) -> np.ndarray | np.float32:
+        """float32, () or (K,): what a step of its input is multiplied by in a step of its accumulator."""
+        return RULES[node.op].factor(node, self)
+
+    def stored(self, node: Node) -> Stored:
+        """What an integer node stores, the scale of its site decided."""
+        target = self.plan.stored(node, self.graph)
+        scale = self.decided(target)
+        return Stored(target, scale, *integer_limits(scale, node_limits(node, self)))
 
 
 def check_range(node: Node, weight: np.ndarray, source: Scale) -> None:
@@ -210,9 +230,7 @@ class Sample:
 
     def store(self, node: Node, scales: Scales) -> None:
         """Round what ``node`` produced to the scale of its site, by the norm."""
-        target = scales.plan.stored(node, scales.graph)
-        s, raw = scales.decided(target), self.raw.pop(node.name)
-        lo, hi = integer_limits(s, node_limits(node, scales))
+        (target, s, lo, hi), raw = scales.stored(node), self.raw.pop(node.name)
         if node.operator.in_float:
             self.stored[target] = reference.quantize(raw, s.scale, s.zero_point, lo, hi)
         else:

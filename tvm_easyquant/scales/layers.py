@@ -15,13 +15,27 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from topi_ext import reference
-from topi_ext.conv2d import ConvSpec, Residual, fold_zero_point
+from topi_ext.conv2d import Convolution, ConvSpec, Residual, fold_zero_point
 
 from ..network.graph import Graph
 from ..network.node import Node
-from .integer import Scales, function_values, node_limits
-from .numerics import Scale, integer_limits
+from .integer import Scales, Stored, check_range, function_values
+from .numerics import Scale
 from .table import ScaleTable
+
+
+@dataclass(frozen=True)
+class Join:
+    """An add or mul of two stored tensors.
+
+    name, op: its node's. inputs: the two tensors, ``scales`` theirs. output: what it makes.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, str]
+    scales: tuple[Scale, Scale]
+    output: Stored
 
 
 @dataclass(frozen=True)
@@ -30,52 +44,66 @@ class Layer:
 
     name: its node's. spec: its shape, its zero points, the largest value its data can hold (``data_max``),
     its epilogue with the stored range (lo, hi) that the fused clip leaves, and the residual's numbers.
-    weight: int8 (R, S, C / groups, K). bias: int32 (K,), the data's zero point folded in, as by
-    `fold_zero_point`. multiplier: float32 (K,), of the requantize, or of the dequantize where only float
-    nodes read it. data: the stored tensor that it reads. residual: the other stored tensor of the add that
-    is fused, None if there is none. output: the tensor that it makes, the fused add's or clip's if there is
-    one.
+    weight: int8 (R, S, C / groups, K), in steps of ``weight_scale``, float32 () or (K,). bias: int32 (K,),
+    in steps of the accumulator. data: the stored tensor that it reads, of scale ``source``. own: what it
+    stores, or would if no add were fused; None where only float nodes read it. join: the add that is fused,
+    None if there is none.
     """
 
     name: str
     spec: ConvSpec
     weight: np.ndarray = field(repr=False)
+    weight_scale: np.ndarray | np.float32 = field(repr=False)
     bias: np.ndarray = field(repr=False)
-    multiplier: np.ndarray = field(repr=False)
     data: str
-    residual: str | None
-    output: str
+    source: Scale
+    own: Stored | None
+    join: Join | None
 
+    @property
+    def unit(self) -> np.ndarray:
+        """float32, () or (K,): real units per step of the accumulator."""
+        return np.float32(self.source.scale) * self.weight_scale
 
-@dataclass(frozen=True)
-class Join:
-    """An add or mul of two stored tensors that no layer does.
+    @property
+    def convolution(self) -> Convolution:
+        """What its kernel is chosen by: the zero point folded into the bias; multipliers of the requantize,
+        or of the dequantize where only float nodes read it."""
+        bias = fold_zero_point(self.bias, self.weight, self.source.zero_point)
+        step = self.unit if self.own is None else reference.multiplier(1, self.unit, self.own.scale.scale)
+        channels = np.broadcast_to(step, (self.spec.out_channels,))
+        return Convolution(self.spec, self.weight, bias, np.ascontiguousarray(channels))
 
-    name, op: its node's. inputs: the two tensors, ``scales`` theirs. output: the tensor that it makes, of
-    ``scale``; lo, hi: the stored range that the fused clip leaves.
-    """
+    @property
+    def residual(self) -> str | None:
+        """The other stored tensor of the add that is fused, None if there is none."""
+        if self.own is None or self.join is None:
+            return None
+        return self.join.inputs[1 if self.join.inputs[0] == self.own.tensor else 0]
 
-    name: str
-    op: str
-    inputs: tuple[str, str]
-    scales: tuple[Scale, Scale]
-    output: str
-    scale: Scale
-    lo: int
-    hi: int
+    @property
+    def output(self) -> str:
+        """The tensor that it makes: the fused add's or clip's, if there is one."""
+        made = self.own if self.join is None else self.join.output
+        return self.name if made is None else made.tensor
 
 
 @dataclass(frozen=True)
 class Records:
-    """The layers and joins of a network by node name, in topological order."""
+    """The records of a network by the names of their nodes: its layers, and the joins that no layer does.
+
+    Their order is that of a walk from the outputs back: each behind all that it reads, residuals too.
+    scales: what they were derived from, with the graph as the table prepares it, and its plan.
+    """
 
     layers: Mapping[str, Layer]
     joins: Mapping[str, Join]
+    scales: Scales = field(repr=False)
 
 
 def records(graph: Graph, table: ScaleTable) -> Records:
-    """The records of ``graph`` under ``table``; TableError if they do not fit, OverflowError if a bias with
-    the zero point folded in does not fit int32."""
+    """The records of ``graph`` under ``table``; TableError if they do not fit, OverflowError if a bias or
+    accumulator does not fit int32."""
     graph = table.prepared(graph)
     return _Deriver(graph, table).records()
 
@@ -87,38 +115,47 @@ class _Deriver:
         self.bounds: dict[str, int] = {}
 
     def records(self) -> Records:
-        joins, residuals = {}, {}
+        absorbing = {}  # add -> the layer that it is fused into
         for node in self.graph:
-            if node.name in self.plan.integer and node.op in ("add", "mul"):
-                join = self._join(node)
-                layer = self._absorbing(node) if node.op == "add" else None
-                if layer is None:
-                    joins[node.name] = join
-                else:
-                    residuals[layer] = join
-        layers = {
-            node.name: self._layer(node, residuals.get(node.name))
-            for node in self.graph
-            if node.name in self.plan.integer and self._convolves(node)
-        }
-        return Records(layers, joins)
+            if node.name in self.plan.integer and node.op == "add":
+                if layer := self._absorbing(node):
+                    absorbing[node.name] = layer
+        layers, joins, absorbed = {}, {}, set(absorbing.values())
+        for node in map(self.graph.__getitem__, self._order()):
+            if node.name not in self.plan.integer:
+                continue
+            if node.name in absorbing:
+                layer = self.graph[absorbing[node.name]]
+                layers[layer.name] = self._layer(layer, self._join(node))
+            elif node.op in ("add", "mul"):
+                joins[node.name] = self._join(node)
+            elif self._convolves(node) and node.name not in absorbed:
+                layers[node.name] = self._layer(node, None)
+        return Records(layers, joins, self.scales)
+
+    def _order(self) -> list[str]:
+        """Nodes from the outputs back, each behind all that it reads, the first input's first; in the end
+        those that no output needs."""
+        order: dict[str, None] = {}
+        waiting = [*reversed(self.graph.nodes), *reversed(self.graph.outputs)]
+        while waiting:
+            unmade = [tensor for tensor in self.graph[waiting[-1]].inputs if tensor not in order]
+            if unmade:
+                waiting.append(unmade[0])
+            else:
+                order.setdefault(waiting.pop())
+        return list(order)
 
     def _scale(self, tensor: str) -> Scale:
         scale = self.scales.of(tensor)
         assert scale is not None  # a table leaves none open
         return scale
 
-    def _limits(self, node: Node) -> tuple[int, int]:
-        """The stored range of what ``node`` stores."""
-        target = self.plan.stored(node, self.graph)
-        return integer_limits(self._scale(target), node_limits(node, self.scales))
-
     # -- joins
 
     def _join(self, node: Node) -> Join:
-        target, (a, b) = self.plan.stored(node, self.graph), node.inputs
-        scales = (self._scale(a), self._scale(b))
-        return Join(node.name, node.op, (a, b), scales, target, self._scale(target), *self._limits(node))
+        a, b = node.inputs
+        return Join(node.name, node.op, (a, b), (self._scale(a), self._scale(b)), self.scales.stored(node))
 
     def _absorbing(self, add: Node) -> str | None:
         """The layer that the add is fused into: a convolution whose tensor nobody else reads."""
@@ -146,55 +183,29 @@ class _Deriver:
         return not whole or any(node.attrs["padding"])
 
     def _layer(self, node: Node, join: Join | None) -> Layer:
-        weight, bias = self._constants(node)
-        source, (data,) = self._scale(node.inputs[0]), node.inputs
-        shape = self.graph[data].shape
+        (data,) = node.inputs
+        source, shape = self._scale(data), self.graph[data].shape
+        weight, bias = self._constants(node, source)
+        own = None if node.name in self.plan.accumulators else self.scales.stored(node)
         n, h, w, c = shape if len(shape) == 4 else (shape[0], 1, 1, shape[1])
         names = ("strides", "padding", "dilation", "groups")  # a dense layer has none of them
         window = {name: node.attrs[name] for name in names if name in node.attrs}
         if node.op == "avg_pool2d":
             window["groups"] = c
-        output, multiplier, epilogue = self._epilogue(node, join)
         spec = ConvSpec(
             batch=n, height=h, width=w, in_channels=c, out_channels=node.shape[-1], kernel=weight.shape[:2],
-            data_max=self._bound(data), zero_point=source.zero_point, **window, **epilogue,
+            data_max=self._bound(data), zero_point=source.zero_point, **window, **_epilogue(own, join),
         )  # fmt: skip
-        channels = np.broadcast_to(np.asarray(multiplier, np.float32), (node.shape[-1],))
-        folded = fold_zero_point(bias, weight, source.zero_point)
-        residual = None if join is None else next(t for t in join.inputs if t != self._own(node))
-        return Layer(
-            node.name, spec, weight, folded, np.ascontiguousarray(channels), data, residual, output
-        )
+        return Layer(node.name, spec, weight, self.scales.factor(node), bias, data, source, own, join)
 
-    def _own(self, node: Node) -> str:
-        """The tensor that a layer would store if no add were fused."""
-        return self.plan.stored(node, self.graph)
-
-    def _constants(self, node: Node) -> tuple[np.ndarray, np.ndarray]:
-        """(weight, bias) in steps, the bias without the zero point."""
+    def _constants(self, node: Node, source: Scale) -> tuple[np.ndarray, np.ndarray]:
+        """(weight, bias) in steps."""
         channels = node.shape[-1]
         if node.op == "avg_pool2d":
             return np.ones((*node.attrs["pool_size"], 1, channels), np.int8), np.zeros(channels, np.int32)
         weight = np.ascontiguousarray(self.scales.integer_weight(node))
+        check_range(node, weight, source)
         return weight, self.scales.integer_bias(node)
-
-    def _epilogue(self, node: Node, join: Join | None):
-        """(the tensor that is made, the multiplier, the fields of `ConvSpec` that say how)."""
-        unit = self.scales.unit(node)
-        if node.name in self.plan.accumulators:
-            return node.name, unit, {"epilogue": "dequantize"}
-        own, (lo, hi) = self._scale(self._own(node)), self._limits(node)
-        multiplier = reference.multiplier(1, unit, own.scale)
-        if join is None:
-            fields = {"epilogue": "requantize", "out_zero_point": own.zero_point, "lo": lo, "hi": hi}
-            return self._own(node), multiplier, fields
-        first = join.inputs[0] == self._own(node)
-        other = join.scales[1 if first else 0]
-        residual = Residual(
-            own.scale, own.zero_point, lo, hi, other.scale, other.zero_point, first, join.scale.scale
-        )
-        fields = {"epilogue": "add", "out_zero_point": join.scale.zero_point, "lo": join.lo, "hi": join.hi}
-        return join.output, multiplier, {**fields, "residual": residual}
 
     def _bound(self, tensor: str) -> int:
         """The largest value that a stored tensor can hold."""
@@ -212,4 +223,21 @@ class _Deriver:
         if node.op == "elementwise":
             values = function_values(node, self._scale(node.inputs[0]))
             return int(reference.quantize(values, scale.scale, scale.zero_point, scale.lo, scale.hi).max())
-        return self._limits(node)[1]
+        return self.scales.stored(node).hi
+
+
+def _epilogue(own: Stored | None, join: Join | None) -> dict:
+    """The fields of `ConvSpec` that say what becomes of the accumulator."""
+    if own is None:
+        return {"epilogue": "dequantize"}
+    made = own if join is None else join.output
+    fields = {"out_zero_point": made.scale.zero_point, "lo": made.lo, "hi": made.hi}
+    if join is None:
+        return {"epilogue": "requantize", **fields}
+    first = join.inputs[0] == own.tensor
+    other = join.scales[1 if first else 0]
+    residual = Residual(
+        own.scale.scale, own.scale.zero_point, own.lo, own.hi, other.scale, other.zero_point, first,
+        made.scale.scale,
+    )  # fmt: skip
+    return {"epilogue": "add", "residual": residual, **fields}
