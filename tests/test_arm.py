@@ -635,7 +635,8 @@ def test_a_few_trials_through_the_tracker(program, board, tracker, tmp_path):
     graph, images = networks.chain(channels=16)
     q = eq.quantize(graph, images, method="minmax")
     log = tmp_path / "log.json"
-    assert len(relay_tune.tasks(relay_tune.layer_plans(q.module, NEON), NEON, alternatives=0)) == 2
+    layers = relay_tune.layer_choices(graph, q.table, NEON)
+    assert len(relay_tune.tasks(layers, NEON, alternatives=0)) == 2
 
     def tune(after=lambda records: None):
         """Two trials of each kernel; ``after`` each, call it with the records so far."""
@@ -672,7 +673,7 @@ def test_a_few_trials_through_the_tracker(program, board, tracker, tmp_path):
     assert len({(str(found.task), found.config.index) for found, _ in records}) == len(records) == 4
     want = run_integer(graph, q.table, {"image": images[0]})["second"]
     with autotvm.apply_history_best(records):
-        assert relay_tune.untuned(q.module, NEON)[0] == 0
+        assert relay_tune.untuned(relay_tune.layer_choices(graph, q.table, NEON), NEON)[0] == 0
         library = q.build(NEON)
     np.testing.assert_array_equal(board.run(library, {"image": images[0]}), want)
 

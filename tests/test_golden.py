@@ -172,14 +172,13 @@ def target_of(row):
 @pytest.mark.parametrize("name", golden_networks.NETWORKS)
 def test_kernels_of_networks(name, bits, golden):
     pytest.importorskip("tvm")
-    from tvm_easyquant.relay.tune import layer_plans
+    from tvm_easyquant.relay.tune import layer_choices
 
     graph, table, _ = loaded(f"{name}.minmax.int{bits}")
-    module = eq.rewrite(graph, table)
-    chosen = {
-        row.name: {layer.name: layer.plan.kernel.name for layer in layer_plans(module, target_of(row))}
-        for row in isa.ISAS.values()
-    }
+    chosen = {}
+    for row in isa.ISAS.values():
+        layers = layer_choices(graph, table, target_of(row))
+        chosen[row.name] = {layer.name: layer.choice.kernel.name for layer in layers}
     golden("kernels.json", chosen, f"{name} int{bits}")
 
 
@@ -248,16 +247,16 @@ def test_the_stored_log_still_knows_its_layers(golden):
         del sys.path[0]
     from tvm import autotvm
 
-    from tvm_easyquant.relay.tune import layer_plans, read_log, untuned_of
+    from tvm_easyquant.relay.tune import layer_choices, read_log, untuned
 
     graph = eq.load_onnx(random_networks.NETWORKS["resnet18"]())
     table = eq.ScaleTable.load(GOLDEN / "tables" / "resnet18.minmax.int7.json")
-    module, target = eq.rewrite(graph, table), target_of(isa.ISAS["avx2"])
+    target = target_of(isa.ISAS["avx2"])
     records = read_log(ROOT / "benchmarks" / "results" / "tuned_avx2_amd_epyc_zen4.log")
     with autotvm.apply_history_best(records):
-        layers = layer_plans(module, target)
-        without, count = untuned_of(layers, target)
-    kernels = {layer.name: layer.plan.kernel.name for layer in layers}
+        layers = layer_choices(graph, table, target)
+        without, count = untuned(layers, target)
+    kernels = {layer.name: layer.choice.kernel.name for layer in layers}
     golden(
         "tuning.json", {"untuned": without, "of": count, "kernels": kernels}, "resnet18 with the stored log"
     )

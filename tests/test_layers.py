@@ -3,7 +3,9 @@
 import json
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
+import golden_networks
 import networks
 import numpy as np
 import pytest
@@ -11,12 +13,13 @@ import pytest
 tvm = pytest.importorskip("tvm")
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tvm import relay
+from tvm import autotvm, relay
 
 import tvm_easyquant as eq
-from topi_ext import manifest, reference
+from topi_ext import cost, isa, manifest, reference
 from topi_ext.lower import LowerInteger
 from topi_ext.relay.op import CONV2D
+from tvm_easyquant.relay.tune import layer_choices, tasks
 from tvm_easyquant.scales.layers import records
 
 TARGET = "llvm -mcpu=core-avx2"  # kernels of several packings
@@ -89,6 +92,63 @@ def test_the_onnx_network(options):
     graph = eq.load_onnx(networks.small_onnx(**options), batch=options.get("batch", 1))
     x = np.random.default_rng(0).standard_normal((4, options.get("batch", 1), 3, 8, 8)).astype(np.float32)
     compare(graph, eq.quantize(graph, list(x), method="minmax").table)
+
+
+def same_choices(graph, table, target):
+    """The kernels chosen from the record, proofs, reasons and all, against those of the module; them."""
+    lower = LowerInteger(target)
+    lower(eq.rewrite(graph, table))
+    mine = layer_choices(graph, table, target)
+    assert [(c.name, c.spec, c.choice) for c in mine] == [(c.name, c.spec, c.choice) for c in lower.layers]
+    for a, b in zip(mine, lower.layers, strict=True):
+        np.testing.assert_array_equal(a.weight, b.weight)
+    return {layer.name: layer.choice for layer in mine}
+
+
+def quantized(name, bits):
+    """A network of the golden files under its stored table."""
+    graph, _ = golden_networks.NETWORKS[name]()
+    stored = Path(__file__).parent / "golden" / "tables" / f"{name}.minmax.int{bits}.json"
+    return graph, eq.ScaleTable.load(stored)
+
+
+@pytest.mark.parametrize("name", golden_networks.NETWORKS)
+def test_the_networks_of_the_golden_files(name):
+    compare(*quantized(name, 7))
+
+
+@pytest.mark.parametrize("name", golden_networks.NETWORKS)
+def test_the_choice_on_every_instruction_set(name):
+    graph, table = quantized(name, 7)
+    for row in isa.ISAS.values():
+        arch = "" if row.arch else " -mtriple=x86_64-linux-gnu"
+        same_choices(graph, table, row.target + arch)
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_the_choice_for_weights_in_memory(monkeypatch, bits):
+    """With more weights than the cache holds, kernels are chosen by other costs."""
+    graph, table = quantized("residual", bits)
+    warm = same_choices(graph, table, TARGET)
+    monkeypatch.setattr(cost, "CACHE_BYTES", 1000)
+    assert same_choices(graph, table, TARGET) != warm
+
+
+def test_the_choice_by_tuning_records():
+    """A record of a slower kernel alone makes it the chosen one."""
+    graph, table = quantized("residual", 7)
+    target = tvm.target.Target(TARGET)
+    before = same_choices(graph, table, target)
+    layer = next(layer for layer in layer_choices(graph, table, target) if layer.name == "down")
+    task = tasks([layer], target)[1]  # of the next best
+    record = (
+        autotvm.MeasureInput(target, task, task.config_space.get(0)),
+        autotvm.MeasureResult([1e-9], 0, 0, 0),
+    )
+    with autotvm.apply_history_best([record]):
+        after = same_choices(graph, table, target)
+    assert after["down"].reason == "tuned: 0 us" and after["down"].kernel != before["down"].kernel
+    assert {name for name in before if before[name] != after[name]} == {"down"}
 
 
 KINDS = ("conv", "conv", "dw", "relu", "branch", "branch", "add", "mul", "concat", "max", "avg", "f")

@@ -109,8 +109,8 @@ def test_autotvm_finds_our_templates_and_tunes_them(tmp_path):
     graph, images = networks.residual(1)
     q = eq.quantize(graph, images, method="minmax")
     tasks = tasks_of("llvm -mcpu=core-avx2")
-    layers = relay_tune.layer_plans(q.module, "llvm -mcpu=core-avx2")
-    assert {t.name for t in tasks} == {f"easyquant_{layer.plan.kernel.name}.cpu" for layer in layers}
+    layers = relay_tune.layer_choices(graph, q.table, "llvm -mcpu=core-avx2")
+    assert {t.name for t in tasks} == {f"easyquant_{layer.choice.kernel.name}.cpu" for layer in layers}
     task = next(t for t in tasks if "_direct_avx2" in t.name and len(t.config_space) > 3)
     results = []
     with no_tophub():
@@ -174,9 +174,13 @@ def test_the_embedded_network_keeps_its_accuracy(bits, allowed):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """The integer module of a small network."""
+    """A small quantized network."""
     graph, images = networks.chain(3, channels=32, size=16)
-    return eq.quantize(graph, images, method="minmax", bits=7).module
+    return eq.quantize(graph, images, method="minmax", bits=7)
+
+
+def choices(quantized, target):
+    return relay_tune.layer_choices(quantized.graph, quantized.table, target)
 
 
 @pytest.mark.isa("avx2")
@@ -184,29 +188,30 @@ def small(tmp_path_factory):
 @pytest.mark.parametrize("tuner", relay_tune.TUNERS)
 def test_tuning_goes_on_where_it_stopped(small, tmp_path, tuner):
     log, target = tmp_path / "net.log", "llvm -mcpu=core-avx2"
-    first = relay_tune.tune(small, log, target, tuner=tuner, trials=2, alternatives=0)
+    first = relay_tune.tune(small.module, log, target, tuner=tuner, trials=2, alternatives=0)
     assert first.kernels == first.measured == 2 and first.trials == 4 and not first.failed
     indices = [found.config.index for found, _ in relay_tune.read_log(log)]
     assert len(indices) == 4 and indices[0] == indices[2] == 0  # the default, then another
-    again = relay_tune.tune(small, log, target, tuner=tuner, trials=2, alternatives=0)
+    again = relay_tune.tune(small.module, log, target, tuner=tuner, trials=2, alternatives=0)
     assert (again.measured, again.resumed, again.trials) == (0, 2, 0)
-    assert relay_tune.untuned(small, target) == (2, 2)
+    assert relay_tune.untuned(choices(small, target), target) == (2, 2)
     with autotvm.apply_history_best(relay_tune.read_log(log)):
-        assert relay_tune.untuned(small, target) == (0, 2)
-        assert all(p.plan.reason.startswith("tuned") for p in relay_tune.layer_plans(small, target))
-        assert relay_tune.untuned(small, "llvm -mcpu=skylake-avx512")[0] == 2  # records of another CPU
-    assert [p.name for p in relay_tune.layer_plans(small, target)] == ["first", "second"]
+        assert relay_tune.untuned(choices(small, target), target) == (0, 2)
+        assert all(layer.choice.reason.startswith("tuned") for layer in choices(small, target))
+        other = "llvm -mcpu=skylake-avx512"  # records of another CPU
+        assert relay_tune.untuned(choices(small, other), other)[0] == 2
+    assert [layer.name for layer in choices(small, target)] == ["first", "second"]
 
 
 @pytest.mark.isa("avx2")
 def test_our_tasks_are_those_that_autotvm_extracts(small):
     target = tvm.target.Target("llvm -mcpu=core-avx2")
-    mine = relay_tune.tasks(relay_tune.layer_plans(small, target), target, alternatives=0)
+    mine = relay_tune.tasks(choices(small, target), target, alternatives=0)
     with no_tophub():
-        lowered = LowerInteger(target)(small)
+        lowered = LowerInteger(target)(small.module)
         found = autotvm.task.extract_from_program(lowered["main"], {}, target)
     assert {t.workload for t in mine} == {t.workload for t in found}
-    more = relay_tune.tasks(relay_tune.layer_plans(small, target), target, alternatives=2)
+    more = relay_tune.tasks(choices(small, target), target, alternatives=2)
     assert {t.workload for t in mine} < {t.workload for t in more}
 
 

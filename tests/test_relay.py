@@ -284,13 +284,13 @@ def test_bits_by_time_take_8_where_they_cost_nothing():
     graph, pictures = networks.residual(8)
     common = dict(evaluation=labelled(graph, pictures), method="minmax", target="llvm")
     q = eq.quantize(graph, pictures, bits="auto", max_drop=100, **common)
-    times = layer_times(q.module, "llvm")
+    times = layer_times(q.graph, q.table, "llvm")
     assert set(times) >= {n.name for n in graph.compute_nodes if n.name in q.plan.integer}
     # the portable kernel is as fast at either width, but for depthwise, whose int16 kernel needs 7 bits
     kinds = {row["layer"]: row["kind"] for row in q.layers if row["op"] == "conv2d"}
     assert {kinds[n] for n in ("stem", "pw", "down")} == {"int8"} and "float32" not in kinds.values()
     with pytest.raises(TuneError, match="no stored time"):
-        layer_times(q.module, "llvm -mtriple=aarch64-linux-gnu -mattr=+neon")
+        layer_times(q.graph, q.table, "llvm -mtriple=aarch64-linux-gnu -mattr=+neon")
 
 
 def test_batch_2():
@@ -371,7 +371,7 @@ def test_lowering_leaves_no_qnn_op_and_says_what_it_chose(monkeypatch):
         lowered["main"], lambda e: names.add(e.op.name) if isinstance(e, relay.Call) else None
     )
     assert not any(n.startswith("qnn.") for n in names) and "easyquant.conv2d_add" in names
-    kernels = [layer.plan.kernel.name for layer in lower.layers]
+    kernels = [layer.choice.kernel.name for layer in lower.layers]
     assert [layer.spec.in_channels for layer in lower.layers] == [3, 8, 8, 8, 8, 20, 16, 16]
     assert len(kernels) == 8 and "depthwise_avx2" in kernels and "direct_avx2_d2" in kernels
     assert all(name.startswith(("direct", "depthwise", "wide")) for name in kernels)

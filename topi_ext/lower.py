@@ -1,6 +1,6 @@
 """`LowerInteger`, the pass that gives every integer layer its kernel: `topi_ext.relay.lower`, in public."""
 
 from .errors import LoweringError
-from .relay.lower import LayerPlan, LowerInteger
+from .relay.lower import LayerChoice, LowerInteger
 
-__all__ = ["LayerPlan", "LowerInteger", "LoweringError"]
+__all__ = ["LayerChoice", "LowerInteger", "LoweringError"]

@@ -50,7 +50,7 @@ from topi_ext.lower import LowerInteger
 lower = LowerInteger("llvm -mcpu=core-avx2")
 lower(q.module)
 for layer in lower.layers:
-    print(layer.plan)
+    print(layer.choice)
 
 run = eq.Executor(q.build("llvm"))
 test, labels = images["test_images"][:200], images["test_labels"][:200]

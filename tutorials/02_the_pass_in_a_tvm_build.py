@@ -72,7 +72,7 @@ with tvm.transform.PassContext(opt_level=3):
     lowered = passes(module)
     library = relay.build(lowered, target)
 for layer in lower.layers:
-    print(f"{layer.name:20} {layer.spec.shape_text:24} {layer.plan}")
+    print(f"{layer.name:20} {layer.spec.shape_text:24} {layer.choice}")
 print(operators(lowered))
 
 # %%

@@ -41,9 +41,9 @@ print(target)
 # Without records the planner orders the legal kernels by estimated costs; "slower" are those that come
 # after the chosen one.
 
-(layer,) = relay_tune.layer_plans(q.module, target)
-print(layer.plan.kernel.name, "-", layer.plan.reason)
-for name, reason in layer.plan.slower[:3]:
+(layer,) = relay_tune.layer_choices(q.graph, q.table, target)
+print(layer.choice.kernel.name, "-", layer.choice.reason)
+for name, reason in layer.choice.slower[:3]:
     print("   then", name, "-", reason)
 
 # %%
@@ -70,10 +70,10 @@ for measured, outcome in records:
     knobs = {name: value for name, _, value in measured.config.to_json_dict()["entity"]}
     print(measured.task.name, knobs, f"{1e6 * np.mean(outcome.costs):.1f} us on this machine")
 with autotvm.apply_history_best(records):
-    (layer,) = relay_tune.layer_plans(q.module, target)
+    (layer,) = relay_tune.layer_choices(q.graph, q.table, target)
     tuned = q.build(target)
-print(layer.plan.kernel.name, "-", layer.plan.reason)
-assert layer.plan.reason.startswith("tuned")
+print(layer.choice.kernel.name, "-", layer.choice.reason)
+assert layer.choice.reason.startswith("tuned")
 
 # %%
 # The same numbers

@@ -50,7 +50,7 @@ for target in ("llvm -mtriple=aarch64-linux-gnu -mattr=+neon",
     lower(q.module)
     print(target)
     for layer in lower.layers:
-        print(f"    {layer.plan}; {layer.plan.reason}")
+        print(f"    {layer.choice}; {layer.choice.reason}")
 
 target = tvm.target.Target("llvm -mtriple=aarch64-linux-gnu -mattr=+neon")
 folder = Path(tempfile.mkdtemp())

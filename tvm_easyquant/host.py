@@ -38,7 +38,7 @@ class Built(Protocol):
     """A compiled network: it runs on this machine, is timed, and is written to files.
 
     inputs: {name: (shape, element type)}. layers: the kernel of each lowered layer
-    (`topi_ext.lower.LayerPlan`), in the order of the calls; none in a float network.
+    (`topi_ext.lower.LayerChoice`), in the order of the calls; none in a float network.
     """
 
     @property
@@ -152,10 +152,14 @@ class Host(Protocol):
     def save_module(self, module: Module) -> str:
         """The module as a text that the host loads again."""
 
-    def layer_plans(self, module: Module, target: Target = None) -> list:
-        """The kernel that each layer of an integer module gets (`topi_ext.lower.LayerPlan`), in order."""
+    def layer_choices(self, graph: Graph, table: ScaleTable, target: Target = None) -> list:
+        """The kernel that each integer layer gets (`topi_ext.lower.LayerChoice`), in order.
 
-    def layer_times(self, module: Module, target: Target = None) -> dict[str, float]:
+        From the layers' record (`scales.layers.records`) alone: no module is made. Raises TableError and
+        OverflowError as `rewrite` does.
+        """
+
+    def layer_times(self, graph: Graph, table: ScaleTable, target: Target = None) -> dict[str, float]:
         """{layer: microseconds of its kernel by the stored costs}; TuneError where a kernel has none."""
 
     # -- building and running
@@ -239,7 +243,7 @@ class Host(Protocol):
         ``target``'s. None is no log."""
 
     def untuned(self, layers: Sequence, target: Target = None) -> tuple[int, int]:
-        """(kernels without a record, all kernels) of `layer_plans` under the records applied now."""
+        """(kernels without a record, all kernels) of `layer_choices` under the records applied now."""
 
 
 def installed(name: str | None = None) -> Host:

@@ -257,15 +257,13 @@ class _Judge:
     def paired(self, table) -> _evaluate.Paired:
         if self._reference is None:
             self._reference = self._scores(self.fp32, "float32")
-        built = self.host.build(self._rewritten(table), self.target)
+        module = self.host.rewrite(self.graph, table)
+        built = self.host.build(module, self.target)
         scores = self._scores(built, "integers")
         return _evaluate.compare(scores, self._reference)
 
     def times(self, table) -> dict[str, float]:
-        return self.host.layer_times(self._rewritten(table), self.target)
-
-    def _rewritten(self, table):
-        return self.host.rewrite(table.prepared(self.graph), table)
+        return self.host.layer_times(self.graph, table, self.target)
 
 
 @dataclass(frozen=True)

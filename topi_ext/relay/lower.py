@@ -30,21 +30,21 @@ from . import op as relay_op
 
 
 @dataclass(frozen=True)
-class LayerPlan:
-    """One lowered convolution or dense layer: its name where the IR has one, its shape, its weights (int8
-    HWIO), the kernel chosen and why, the refused ones."""
+class LayerChoice:
+    """The kernel of one convolution or dense layer: its name where the IR has one, its shape, its weights
+    (int8 HWIO), the kernel chosen and why, the refused ones."""
 
     name: str
     spec: ConvSpec
     weight: np.ndarray = field(repr=False)
-    plan: planner.Choice
+    choice: planner.Choice
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerInteger")
 class LowerInteger:
     """Module pass: lower every qnn operator for ``target``.
 
-    After a run, ``layers`` lists a `LayerPlan` for each convolution and dense layer in program order.
+    After a run, ``layers`` lists a `LayerChoice` for each convolution and dense layer in program order.
     Raises LoweringError where exactness cannot be had.
     """
 
@@ -55,7 +55,7 @@ class LowerInteger:
 
     def __init__(self, target):
         self.target = tvm.target.Target(target)
-        self.layers: list[LayerPlan] = []
+        self.layers: list[LayerChoice] = []
 
     def transform_module(self, mod, ctx):
         relay_op.register()
@@ -109,7 +109,7 @@ class _Lowering:
                     absorbed.update(chain.absorbed)
         self.chosen = choose(self.found, target)
         layers.extend(
-            LayerPlan(name, layer.spec, layer.weight, choice)
+            LayerChoice(name, layer.spec, layer.weight, choice)
             for name, layer, (choice, _) in zip(self.names, self.found, self.chosen, strict=True)
         )
         new = {}

@@ -42,33 +42,33 @@ def _add_tune(subparsers):
     add("--cross-compiler", metavar="NAME", help="what links for the device: aarch64-linux-gnu-g++")
 
 
-def _module(args, host):
-    """The integer module of the command line, and its target."""
+def _quantized(args, host):
+    """(graph, table, target) of the command line."""
     from ..scales.table import ScaleTable
 
     target = host.target(args.target)
     table = ScaleTable.load(args.table)
-    return host.rewrite(load_graph(args, host), table), target
+    return load_graph(args, host), table, target
 
 
 def _plan(args, host) -> int:
     from ..measure.report import saturation
 
-    module, target = _module(args, host)
+    graph, table, target = _quantized(args, host)
     with host.history(args.tuning_records, target):
-        layers = host.layer_plans(module, target)
+        layers = host.layer_choices(graph, table, target)
         without, count = host.untuned(layers, target)
     rows = [
         {
             "layer": layer.name,
             "shape": layer.spec.shape_text,
-            "kernel": layer.plan.kernel.name,
-            "reason": layer.plan.reason,
-            "proof": str(layer.plan.proof),
+            "kernel": layer.choice.kernel.name,
+            "reason": layer.choice.reason,
+            "proof": str(layer.choice.proof),
             "saturation": saturation(layer.weight, layer.spec.data_max),
-            "refused": dict(layer.plan.refused),
-            "unfit": dict(layer.plan.unfit),
-            "slower": dict(layer.plan.slower),
+            "refused": dict(layer.choice.refused),
+            "unfit": dict(layer.choice.unfit),
+            "slower": dict(layer.choice.slower),
         }
         for layer in layers
     ]
@@ -97,7 +97,8 @@ def _tune(args, host) -> int:
         if not (name and port.isdigit() and args.rpc_key):
             raise UserError("--rpc-tracker HOST:PORT and --rpc-key KEY belong together")
         device = (name, int(port), args.rpc_key)
-    module, target = _module(args, host)
+    graph, table, target = _quantized(args, host)
+    module = host.rewrite(graph, table)
     bar = Bar()
     try:
         result = host.tune(

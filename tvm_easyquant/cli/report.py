@@ -81,7 +81,7 @@ def _report(args, host) -> int:
         judged = labelled_data(args, table) if args.data else None
         accuracy = benchmark = None
         if judged is None and args.no_benchmark:  # nothing is to be run
-            layers = host.layer_plans(host.rewrite(graph, table), target)
+            layers = host.layer_choices(graph, table, target)
         else:
             networks = built(host, graph, table, floats, target)
             layers = networks[1].layers

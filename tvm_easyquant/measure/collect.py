@@ -16,7 +16,7 @@ from . import report
 from .accuracy import Paired
 
 if TYPE_CHECKING:
-    from topi_ext.lower import LayerPlan
+    from topi_ext.lower import LayerChoice
 
     from ..search.curves import Curves
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def collect(
     graph: Graph,
     table: ScaleTable,
-    layers: Iterable[LayerPlan],
+    layers: Iterable[LayerChoice],
     *,
     target: str,
     machine: Mapping[str, object],
@@ -36,7 +36,8 @@ def collect(
 ) -> dict:
     """The facts of `report.render`, as plain values.
 
-    layers: the kernel of each for ``target``, of a `Built` or `Host.layer_plans`; machine: `Host.describe`.
+    layers: the kernel of each for ``target``: of a `Built`, or `Host.layer_choices`. machine: of
+    `Host.describe`.
     samples: calibration inputs, for histograms. curves, benchmark (`Host.benchmark`), accuracy: what was
     recorded and measured, each may be left out. Raises TableError if the table does not fit the graph,
     CurvesError if the curves are another model's.
@@ -44,7 +45,7 @@ def collect(
     plan = table.check(graph)
     if curves is not None and curves.model != graph.fingerprint:
         raise CurvesError("the search record belongs to another model; record this one's search")
-    planned = {layer.name: layer for layer in layers}
+    layer_of = {layer.name: layer for layer in layers}
     times = {row.name: row for row in benchmark.layers} if benchmark else {}
     histograms = report.histograms(graph, plan, table, samples, progress)
     rows = []
@@ -71,13 +72,13 @@ def collect(
             "histograms": histograms.get(node.name, {}),
             "curves": _curves(curves, node, plan),
         }
-        lowered = planned.get(node.name)
-        if lowered is not None:
-            chosen = lowered.plan
+        layer = layer_of.get(node.name)
+        if layer is not None:
+            chosen = layer.choice
             row.update(
                 kernel=chosen.kernel.name, why=chosen.reason, proof=str(chosen.proof),
                 refused=dict(chosen.refused),
-                saturation=report.saturation(lowered.weight, lowered.spec.data_max),
+                saturation=report.saturation(layer.weight, layer.spec.data_max),
             )  # fmt: skip
         rows.append(row)
     worst = report.worst_layers(table)

@@ -27,7 +27,7 @@ from . import artefact
 from .framework import NO_CSE, no_tophub, relay, tvm
 
 if TYPE_CHECKING:  # topi_ext.lower imports TVM, whose absence `framework` explains
-    from topi_ext.lower import LayerPlan
+    from topi_ext.lower import LayerChoice
 
 
 def host_target() -> str:
@@ -121,14 +121,14 @@ def build_float(module, target=None) -> Built:
         return Built(relay.build(module, target), target)
 
 
-def _in_call_order(lowered, layers: Sequence[LayerPlan]) -> list[LayerPlan]:
+def _in_call_order(lowered, layers: Sequence[LayerChoice]) -> list[LayerChoice]:
     """The layers in the order in which the compiled network calls them: a residual branch is moved before
     the layer that its add was fused into."""
     from topi_ext.relay.op import CONV2D
 
-    waiting: dict[tuple, list[LayerPlan]] = {}
+    waiting: dict[tuple, list[LayerChoice]] = {}
     for layer in layers:
-        key = (layer.name, layer.spec.to_json(), layer.plan.kernel.name)
+        key = (layer.name, layer.spec.to_json(), layer.choice.kernel.name)
         waiting.setdefault(key, []).append(layer)
     order = []
 
@@ -160,12 +160,12 @@ class Built:
     `Executor`, too. What TVM's own library has (``export_library``, ``["default"]``, ``get_lib``, ...) this
     has as well.
 
-    library: what ``relay.build`` returned. target: tvm.target.Target. layers: the `LayerPlan` of each
+    library: what ``relay.build`` returned. target: tvm.target.Target. layers: the `LayerChoice` of each
     lowered convolution or dense layer, in the order of the calls (none in a float network). inputs: {name:
     (shape, element type)}. outputs: their names, () where the builder was not told.
     """
 
-    def __init__(self, library, target, layers: Sequence[LayerPlan] = (), outputs: Sequence[str] = ()):
+    def __init__(self, library, target, layers: Sequence[LayerChoice] = (), outputs: Sequence[str] = ()):
         self.library, self.target = library, target
         self.layers, self.outputs = tuple(layers), tuple(outputs)
         nodes, constants = json.loads(library.get_graph_json()), library.get_params()

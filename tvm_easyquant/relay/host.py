@@ -75,15 +75,15 @@ class Relay:
     def save_module(self, module):
         return tvm.ir.save_json(module)
 
-    def layer_plans(self, module, target=None):
-        from .tune import layer_plans
+    def layer_choices(self, graph, table, target=None):
+        from .tune import layer_choices
 
-        return layer_plans(module, target)
+        return layer_choices(graph, table, target)
 
-    def layer_times(self, module, target=None):
+    def layer_times(self, graph, table, target=None):
         from .tune import layer_times
 
-        return layer_times(module, target)
+        return layer_times(graph, table, target)
 
     # -- building and running
 
@@ -164,9 +164,9 @@ class Relay:
         return autotvm.apply_history_best(records_for(log, target)) if log else contextlib.nullcontext()
 
     def untuned(self, layers, target=None):
-        from .tune import untuned_of
+        from .tune import untuned
 
-        return untuned_of(layers, target)
+        return untuned(layers, target)
 
 
 HOST: Host = Relay()

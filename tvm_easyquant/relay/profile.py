@@ -149,7 +149,7 @@ def benchmark(
             profiles[k].run()
         if progress is not None:
             progress(i + 1, rounds, "benchmark")
-    kernels = {layer.name: layer.plan.kernel.name for layer in integers.layers}
+    kernels = {layer.name: layer.choice.kernel.name for layer in integers.layers}
     rows, other = _rows(graph, kernels, bits or {}, *(p.calls for p in profiles)) if layers else ([], None)
     mine, theirs = np.array(times).T
     return Benchmark(

@@ -20,10 +20,14 @@ import numpy as np
 
 from topi_ext import cost, isa, manifest
 from topi_ext.conv2d import Bound
-from topi_ext.lower import LayerPlan, LowerInteger
+from topi_ext.lower import LayerChoice, LowerInteger
 from topi_ext.relay import op as relay_op
+from topi_ext.relay.lower import choose
 
 from ..errors import TuneError
+from ..network.graph import Graph
+from ..scales.layers import records
+from ..scales.table import ScaleTable
 from .build import cpu_target
 from .framework import no_tophub
 
@@ -132,18 +136,24 @@ def check_tracker(host: str, port: int, key: str, seconds: float = 10) -> None:
         )
 
 
-def layer_plans(module, target) -> list[LayerPlan]:
-    """The kernel chosen for every layer of an integer Relay module, in program order."""
-    lower = LowerInteger(cpu_target(target))
-    lower(module)
-    return lower.layers
+def layer_choices(graph: Graph, table: ScaleTable, target) -> list[LayerChoice]:
+    """The kernel of every integer layer of a graph under its table, in the order in which they run.
+
+    Chosen from the layers' record, as `LowerInteger` does from a module.
+    """
+    layers = list(records(graph, table).layers.values())
+    chosen = choose([layer.convolution for layer in layers], cpu_target(target))
+    return [
+        LayerChoice(layer.name, layer.spec, layer.weight, choice)
+        for layer, (choice, _) in zip(layers, chosen, strict=True)
+    ]
 
 
-def layer_times(module, target) -> dict[str, float]:
+def layer_times(graph: Graph, table: ScaleTable, target) -> dict[str, float]:
     """{layer: microseconds of its kernel by the stored costs}; TuneError where a kernel has none."""
     times = {}
-    for layer in layer_plans(module, target):
-        row = layer.plan.kernel
+    for layer in layer_choices(graph, table, target):
+        row = layer.choice.kernel
         time = cost.estimate(row.name, row.work(layer.spec))
         if time is None:
             raise TuneError(
@@ -154,17 +164,18 @@ def layer_times(module, target) -> dict[str, float]:
     return times
 
 
-def tasks(layers: Sequence[LayerPlan], target, alternatives: int = 1) -> list:
+def tasks(layers: Sequence[LayerChoice], target, alternatives: int = 1) -> list:
     """AutoTVM tasks of the layers' kernels and of the next ``alternatives`` legal ones of each layer.
 
     Without alternatives these are the tasks that ``autotvm.task.extract_from_program`` finds.
     """
     from tvm import autotvm, te
 
+    relay_op.register()
     made = {}
     for layer in layers:
-        rows = [layer.plan.kernel]
-        for name, _ in layer.plan.slower:
+        rows = [layer.choice.kernel]
+        for name, _ in layer.choice.slower:
             row = manifest.kernel(name)
             if len(rows) <= alternatives and isinstance(row.proves(layer.spec, layer.weight), Bound):
                 rows.append(row)
@@ -208,8 +219,9 @@ def tune(
     target = _checked(target, tuner, trials, runner, cross_compiler)
     done = _done(log)
     _check_device(runner)
-    relay_op.register()
-    work = tasks(layer_plans(module, target), target, alternatives)
+    lower = LowerInteger(target)
+    lower(module)
+    work = tasks(lower.layers, target, alternatives)
     result = Tuned(kernels=len(work))
     with _measuring(runner, cross_compiler) as options:
         for i, task in enumerate(work, 1):
@@ -342,13 +354,8 @@ def _tuner(name, task, done):
     return made
 
 
-def untuned(module, target=None) -> tuple[int, int]:
-    """`untuned_of` the layers of an integer Relay module."""
-    return untuned_of(layer_plans(module, target), target)
-
-
-def untuned_of(layers: Sequence[LayerPlan], target) -> tuple[int, int]:
-    """(kernels without a record, all kernels) of planned layers under the records applied at the moment."""
-    kernels = {(p.plan.kernel.name, p.spec.to_json()) for p in layers}
+def untuned(layers: Sequence[LayerChoice], target) -> tuple[int, int]:
+    """(kernels without a record, all kernels) of layers under the records applied at the moment."""
+    kernels = {(layer.choice.kernel.name, layer.spec.to_json()) for layer in layers}
     known = relay_op.recorded(cpu_target(target))
     return sum(key not in known for key in kernels), len(kernels)

@@ -33,7 +33,7 @@ from .build import BUILD_CONFIG, cpu_target
 from .framework import quiet, relay, tvm
 from .layout import as_nchw, has_nhwc
 from .passes import EasyQuant
-from .tune import check_compiler, read_log, records_for, untuned_of
+from .tune import check_compiler, read_log, records_for, untuned
 
 # isort: split
 from tvm.contrib.cc import get_cc
@@ -157,7 +157,7 @@ class Pipeline:
                 mod, params = as_nchw(tvm.IRModule.from_expr(bound)), None
             lower = LowerInteger(target)
             lowered = tvm.transform.Sequential([EasyQuant(table, params=params), lower])(mod)
-            without, count = untuned_of(lower.layers, target)
+            without, count = untuned(lower.layers, target)
             print(
                 f"easyquant: {len(lower.layers)} integer layers, {without} of {count} kernels run untuned",
                 file=sys.stderr,
