@@ -105,6 +105,20 @@ def same_choices(graph, table, target):
     return {layer.name: layer.choice for layer in mine}
 
 
+def test_a_choice_needs_no_module(monkeypatch):
+    """`plan` and the costs of ``max_drop`` wrote a Relay module and matched it back, for every table asked."""
+    from topi_ext.relay import lower
+    from tvm_easyquant.host import installed
+    from tvm_easyquant.relay import rewrite
+
+    graph, table = quantized("residual", 7)
+    for where, name in ((rewrite, "_Rewriter"), (lower, "_Lowering")):
+        monkeypatch.setattr(where, name, None)
+    host = installed()
+    names = [layer.name for layer in host.layer_choices(graph, table, TARGET)]
+    assert list(host.layer_times(graph, table, TARGET)) == names and "pw" in names
+
+
 def quantized(name, bits):
     """A network of the golden files under its stored table."""
     graph, _ = golden_networks.NETWORKS[name]()

@@ -111,8 +111,10 @@ def test_benchmark_names_every_layer_the_machine_and_the_ratio(work, capsys):
     assert "times as fast" in out and "everything else" in out and "medians of 3 rounds" in out
 
 
-@pytest.mark.parametrize("rest", [["--data", "set.npz", "--rounds", "3"], ["--no-benchmark"]])
-def test_a_report_lowers_its_network_once(work, capsys, monkeypatch, rest):
+@pytest.mark.parametrize(
+    "rest, times", [(["--data", "set.npz", "--rounds", "3"], 1), (["--no-benchmark"], 0)]
+)
+def test_a_report_lowers_its_network_once_if_it_runs_it(work, capsys, monkeypatch, rest, times):
     """It was lowered for the plan, for the times and for the accuracy, and each was another build."""
     pytest.importorskip("plotly")
     pytest.importorskip("jinja2")
@@ -122,7 +124,7 @@ def test_a_report_lowers_its_network_once(work, capsys, monkeypatch, rest):
     monkeypatch.setattr(lower, "_Lowering", lambda *found: runs.append(1) or matching(*found))
     monkeypatch.chdir(work[0])
     facts = answer(capsys, "report", "net.onnx", "--table", "net.json", "-o", "page.html", "--json", *rest)
-    assert runs == [1]
+    assert len(runs) == times
     assert all(row["kernel"] != "TVM float32" and row["proof"] for row in facts["layers"])
     assert (
         ("top1" in facts["accuracy"])

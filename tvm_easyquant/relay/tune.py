@@ -137,9 +137,9 @@ def check_tracker(host: str, port: int, key: str, seconds: float = 10) -> None:
 
 
 def layer_choices(graph: Graph, table: ScaleTable, target) -> list[LayerChoice]:
-    """The kernel of every integer layer of a graph under its table, in the order in which they run.
+    """The kernel of every integer layer of a graph under its table, from the layers' record.
 
-    Chosen from the layers' record, as `LowerInteger` does from a module.
+    The same, and in the same order, that `LowerInteger` chooses for the module of `rewrite`.
     """
     layers = list(records(graph, table).layers.values())
     chosen = choose([layer.convolution for layer in layers], cpu_target(target))
