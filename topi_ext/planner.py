@@ -102,9 +102,9 @@ def choose_network(
             known = measured.get(spec.to_json())
             choice = choose(spec, weight, bias, isa_name, known, cold, core)
             if cold and choice.kernel == found[i][0].kernel:
-                found[i] = (choice, found[i][1])
-                continue
-            packed = choice.kernel.pack(spec, weight, bias, multiplier)
+                packed = found[i][1]
+            else:
+                packed = choice.kernel.pack(spec, weight, bias, multiplier)
             found[i : i + 1] = [(choice, packed)]
         if sum(array.nbytes for _, arrays in found for array in arrays) <= cost.CACHE_BYTES:
             break

@@ -61,7 +61,7 @@ class Layer:
     join: Join | None
 
     @property
-    def unit(self) -> np.ndarray:
+    def unit(self) -> np.ndarray | np.floating:
         """float32, () or (K,): real units per step of the accumulator."""
         return np.float32(self.source.scale) * self.weight_scale
 
@@ -125,8 +125,8 @@ class _Deriver:
             if node.name not in self.plan.integer:
                 continue
             if node.name in absorbing:
-                layer = self.graph[absorbing[node.name]]
-                layers[layer.name] = self._layer(layer, self._join(node))
+                name = absorbing[node.name]
+                layers[name] = self._layer(self.graph[name], self._join(node))
             elif node.op in ("add", "mul"):
                 joins[node.name] = self._join(node)
             elif self._convolves(node) and node.name not in absorbed:
