@@ -39,7 +39,7 @@ def commands(readme):
     return [line.split("#")[0].strip() for code in blocks(readme, "sh") for line in code.splitlines()]
 
 
-@pytest.mark.parametrize("code", snippets())
+@pytest.mark.parametrize("code", list(snippets()))
 def test_python_snippets_run(tmp_path, code):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(

@@ -1,6 +1,6 @@
 """The report on a quantized network: facts of its layers, and one HTML page of them. No TVM here.
 
-`histograms` and `saturation` make facts of a layer; `relay_report.collect` gathers all of them; `render`
+`histograms` and `saturation` make facts of a layer; `measure.collect.collect` gathers all of them; `render`
 makes the page (extra ``report``: jinja2 for the page, plotly for its plots).
 """
 
@@ -157,7 +157,7 @@ def check_packages() -> None:
 
 
 def render(facts: Mapping) -> str:
-    """The HTML page of the facts that `relay_report.collect` gathers: one file, no request leaves it."""
+    """The HTML page of the facts that `measure.collect.collect` gathers: one file, no request leaves it."""
     import jinja2
     from plotly.offline import get_plotlyjs
 

@@ -1,8 +1,8 @@
 """The float network as the quantizer sees it: named nodes, numpy constants, no TVM.
 
-A front end (`relay.read`, later Relax) turns its own program into a `Graph`. Calibration and
-search run it here in numpy; the front end's rewriter turns it back, with a scale table, into an
-integer program. Nothing but names, numpy arrays and a `ScaleTable` crosses that seam.
+A host (`relay`, later Relax) reads its own program as a `Graph`. Calibration and search run it here in
+numpy; the host's rewriter turns it back, with a scale table, into an integer program. Nothing but names,
+numpy arrays and a `ScaleTable` crosses that seam.
 
 Layout: feature maps are NHWC ``float32 (N, H, W, C)`` whatever the model used; convolution weights
 are HWIO ``(R, S, C / groups, K)``, and dense weights those of a 1x1 convolution, ``(1, 1, C, K)``.

@@ -6,7 +6,7 @@ them becomes integer: the same (float graph, table) that a search makes, so that
 works unchanged. Nothing is searched and nothing guessed: what the model does not round stays float,
 and what it rounds is rounded there and nowhere else. No TVM here.
 
-The table lists the integer nodes (`QuantConfig.integer`), because `sites.plan` would take more: it
+The table lists the integer nodes (`QuantConfig.integer`), because `partition.plan` would take more: it
 gives every convolution integers, where a quantized model has its own idea.
 """
 

@@ -224,7 +224,7 @@ def keep_if_faster(
     Scales do not change the time, so this is measured with those of one noise sample, before any search.
     The slower layers are taken out together; they stay float only if the whole network is then faster: a
     float layer between integer ones costs its conversions. floats: the float network, built for ``target``.
-    options: of `benchmark`, which ``measure`` may replace. Raises what `benchmark` and `sites.plan` raise.
+    options: of `benchmark`, which ``measure`` may replace. Raises what `benchmark` and `plan` raise.
     """
     feed = noise(graph)
 

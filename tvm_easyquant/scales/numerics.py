@@ -150,7 +150,7 @@ class QuantConfig:
     layer_bits: ((layer, bits), ...) of the layers whose bits differ from ``bits``.
     integer: the nodes that run in integers, exactly these, where an imported model says so; None: all that
         can. With the method "imported" only; 8-bit weights may be -128 then.
-    skip: what stays float: names, ``op:`` and an operator, or regular expressions (`sites.skipped`).
+    skip: what stays float: names, ``op:`` and an operator, or regular expressions (`partition.skipped`).
     """
 
     bits: int = 7

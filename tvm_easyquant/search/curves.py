@@ -1,6 +1,6 @@
 """What a scale search saw: the score of every candidate, recorded for the report. No TVM here.
 
-A `Curves` is the ``record`` of `search.search`. Candidates are kept as *ranges*: the range that the scale
+A `Curves` is the ``record`` of `driver.search`. Candidates are kept as *ranges*: the range that the scale
 holds, relative to that of the start (below 1 it clips more than the start).
 """
 

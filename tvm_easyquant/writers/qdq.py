@@ -8,7 +8,7 @@ one clip, and ONNX Runtime still fuses the layer before it, which a float Clip i
 
 A runtime that fuses Q/DQ into QLinearConv computes our integers. One that runs Q/DQ as written
 computes each layer in float32, whose sums are rounded in an order of its own: next to a tie it may be
-one step off. `onnx_verify` tells the two apart.
+one step off. `writers.verify` tells the two apart.
 """
 
 from __future__ import annotations
