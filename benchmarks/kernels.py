@@ -140,8 +140,10 @@ def main():
                     rows.append({"layer": name, "kernel": row.name, "warm_us": warm, "cold_us": cold,
                                  "spec": spec.to_json()})  # fmt: skip
             for state in ("warm_us", "cold_us"):
-                best = min((r for r in rows if r["layer"] == name), key=lambda r: r[state])
-                print(f"{name:28}{state:8}{best['kernel']:26}{best[state]:9.1f} us", flush=True)
+                mine = [r for r in rows if r["layer"] == name]
+                if mine:  # with --isa a layer may be for none of the rows
+                    best = min(mine, key=lambda r: r[state])
+                    print(f"{name:28}{state:8}{best['kernel']:26}{best[state]:9.1f} us", flush=True)
         write_text(args.json, json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
     if args.fit:
         found, errors = fit(rows)

@@ -115,6 +115,8 @@ with mock.patch.dict(isa.ISAS, ssse3=ssse3), mock.patch.object(manifest, "KERNEL
 # ------------------
 # AVX2 must fall back on the new row, or a CPU with both has two rows that are equally good, which
 # ``isa.best`` refuses. Then costs of the new rows, measured by ``benchmarks/kernels.py`` on a machine that
-# has the instruction set; until then the order of the manifest decides. A line in the changelog.
+# has the instruction set; until then the order of the manifest decides, for AVX2 and AVX-512 as well.
+# ``pytest tests/test_golden.py --update-golden`` shows which kernels are chosen otherwise. A line in the
+# changelog.
 #
 # A kernel of another kind, such as Winograd on the new width, is a row too: see ``winograd_row``.
