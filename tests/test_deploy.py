@@ -105,6 +105,10 @@ def test_what_is_wrong_is_named(compiled, tmp_path, monkeypatch):
         archive.add(text, "text.so")
     with pytest.raises(deploy.DeployError, match="no archive of tvmc compile.*mod.so"):
         deploy.Program(other)
+    with tarfile.open(other, "w") as archive:  # was an AttributeError: None has no read
+        archive.add(text.parent, "mod.so", recursive=False)
+    with pytest.raises(deploy.DeployError, match="'mod.so' is no file in it"):
+        deploy.Program(other)
     monkeypatch.delitem(sys.modules, "tvm")
     monkeypatch.setattr(deploy.util, "find_spec", lambda name: None)
     with pytest.raises(deploy.DeployError, match="runtime="):

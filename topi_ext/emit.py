@@ -85,7 +85,7 @@ class Builder:
     """Collects statements in the order they are emitted; loops and conditions are ``with`` blocks."""
 
     def __init__(self):
-        self._blocks = [[]]
+        self._blocks: list[list] = [[]]
 
     def emit(self, statement) -> None:
         """Append a statement, such as ``buffer.vstore(indices, value)``."""
@@ -145,7 +145,7 @@ class _Around:
 
 
 def _sequence(statements):
-    done = []
+    done: list = []
     for statement in reversed(statements):
         if isinstance(statement, _Around):
             done = [statement.wrap(_flat(done))]

@@ -78,9 +78,9 @@ def unrounded(spec: ConvSpec, acc, multiplier, residual=None):
     multiplier: float32 lanes; residual: uint8 lanes for the add epilogue.
     """
     scaled = acc.astype(dtype_of(multiplier)) * multiplier
-    if spec.epilogue != "add":
-        return scaled
     r = spec.residual
+    if r is None:
+        return scaled
     own = rounded(scaled, r.own_lo - r.own_zero_point, r.own_hi - r.own_zero_point)
     other = residual.astype(dtype_of(acc)) - const(r.zero_point, dtype_of(acc))
     other = other.astype(dtype_of(multiplier))

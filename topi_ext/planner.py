@@ -118,14 +118,15 @@ def _measured(cold: bool) -> Callable:
 
 def _estimates(rows, spec, weight, cold, cores) -> tuple[dict[str, float], str]:
     """The cost of each row, and the words for one; nothing where a row has no cost of the same kind."""
-    found = {row.name: _cost(row, spec, weight, _measured(cold)) for row in rows}
-    if None not in found.values():
-        return found, "estimated: {:.0f} us"
+    ways = [(_measured(cold), "estimated: {:.0f} us")]
     for core in cores:
         cycles = functools.partial(cost.cycles, core=core)
-        found = {row.name: _cost(row, spec, weight, cycles) for row in rows}
-        if None not in found.values():
-            return found, f"estimated: {{:,.0f}} cycles of a {core}"
+        ways.append((cycles, f"estimated: {{:,.0f}} cycles of a {core}"))
+    for measure, words in ways:
+        costs = [(row.name, _cost(row, spec, weight, measure)) for row in rows]
+        known = {name: found for name, found in costs if found is not None}
+        if len(known) == len(costs):
+            return known, words
     return {}, ""
 
 

@@ -66,7 +66,7 @@ def main(out: str = "easyquant_demo", host: Host | None = None) -> int:
     graph = host.read(floats, name=network_path().stem)
     networks = [host.build_float(floats, target)]
     right = _classify(networks[0], data["test_images"]) == labels
-    rows = [("fp32", right, None)]
+    rows: list[tuple[str, np.ndarray, pipeline.Quantized | None]] = [("fp32", right, None)]
     for bits in (8, 7):
         bar = Bar()
         result = pipeline.quantize(graph, data["calibration_images"], bits=bits, progress=bar, host=host)
@@ -84,14 +84,14 @@ def main(out: str = "easyquant_demo", host: Host | None = None) -> int:
     print(f"Fashion-MNIST, {len(labels)} test images, target {target!r}")
     print(f"{'':6}{'top-1 %':>9}{'gained':>8}{'lost':>6}{'us/image':>10}{'coverage %':>12}{'search s':>10}")
     base = rows[0][1]
-    for (name, hits, result), microseconds in zip(rows, times, strict=True):
+    for (name, hits, found), microseconds in zip(rows, times, strict=True):
         line = f"{name:6}{100 * hits.mean():9.2f}"
-        if result is None:
+        if found is None:
             line += f"{'':14}{microseconds:10.1f}"
         else:
             gained, lost = int((hits & ~base).sum()), int((~hits & base).sum())
-            line += f"{gained:8}{lost:6}{microseconds:10.1f}{result.plan.coverage(result.graph).figure:>12}"
-            line += f"{result.seconds['search']:10.1f}"
+            line += f"{gained:8}{lost:6}{microseconds:10.1f}{found.plan.coverage(found.graph).figure:>12}"
+            line += f"{found.seconds['search']:10.1f}"
         print(line)
     print(
         f"INT7 takes {times[2] / times[0]:.2f} of the fp32 time (median, one thread); "

@@ -198,13 +198,18 @@ class Program:
     def _unpack(path, folder):
         """mod.so into the folder; the graph and the parameters."""
         with tarfile.open(path) as archive:
-            try:
-                wanted = [archive.getmember(name) for name in ("mod.so", "mod.json", "mod.params")]
-            except KeyError as error:
-                raise DeployError(f"{path} is no archive of tvmc compile: {error.args[0]}") from None
-            library, graph, parameters = (archive.extractfile(member) for member in wanted)
-            (folder / "mod.so").write_bytes(library.read())
-            return graph.read().decode(), parameters.read()
+
+            def read(name: str) -> bytes:
+                try:
+                    file = archive.extractfile(name)
+                except KeyError as error:
+                    raise DeployError(f"{path} is no archive of tvmc compile: {error.args[0]}") from None
+                if file is None:
+                    raise DeployError(f"{path} is no archive of tvmc compile: {name!r} is no file in it")
+                return file.read()
+
+            (folder / "mod.so").write_bytes(read("mod.so"))
+            return read("mod.json").decode(), read("mod.params")
 
     def set_inputs(self, feed: Mapping[str, np.ndarray]) -> None:
         """Copy every input in; DeployError names one that is missing, unknown, of another shape or type."""

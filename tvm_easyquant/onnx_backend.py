@@ -8,11 +8,16 @@ changed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx.backend.base import Backend, BackendRep
 
 from .readers.onnx_quantized import check_types
+
+if TYPE_CHECKING:
+    from .host import Built
+    from .pipeline import Imported
 
 #: operator -> the inputs that must be constants
 CONSTANT = {
@@ -37,7 +42,7 @@ class QuantizedRep(BackendRep):
         }
         self.constants = [name for name in self.inputs if name in wanted]
         self.bound: tuple = ()
-        self.compiled = None
+        self.compiled: tuple[Imported, Built] | None = None
 
     def _compile(self, values: Mapping[str, np.ndarray]):
         """The model with its constants bound, imported and compiled; kept until they change."""

@@ -20,7 +20,7 @@ from .. import epilogue
 from ..emit import Builder, extern, pick, tir, with_lanes
 from ..problem import Bound, ConvSpec, Refusal
 from ..proofs import INT16_MAX
-from .direct import Dot, Writer, copied, outer_loop, over_row, padded_map
+from .direct import Writer, copied, outer_loop, over_row, padded_map
 
 LANES = 16
 
@@ -47,7 +47,7 @@ def compute(cfg, spec: ConvSpec, accumulator: str, data, weight, bias, multiplie
     width = spec.out_width
     cfg.define_knob("tile", [p for p in (4, 2, 1, 3, 7) if p <= width])
     cfg.add_flop(2 * spec.macs)
-    source = padded_map(spec, Dot(LANES, LANES, "uint8", "", 1, None, None, 0), data)
+    source = padded_map(spec, LANES, "uint8", data)
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
     def body(ins, out):
@@ -122,8 +122,8 @@ def pair_bound(spec: ConvSpec, weight: np.ndarray) -> Bound | Refusal:
     w = spec.data_max * weight.astype(np.int64)[:, :, 0]
     worst = 0
     for _, first, second in pairs_of(spec):
-        both = [w[:, tap] for tap in (first, second) if tap is not None]
-        sides = [sum(np.maximum(sign * b, 0) for b in both).max(initial=0) for sign in (1, -1)]
+        both = np.stack([w[:, tap] for tap in (first, second) if tap is not None])
+        sides = [np.maximum(sign * both, 0).sum(axis=0).max(initial=0) for sign in (1, -1)]
         worst = max(worst, *map(int, sides))
     if worst > INT16_MAX:
         return Refusal(f"a pair of products may reach {worst}, beyond {INT16_MAX}")
@@ -197,7 +197,7 @@ def compute_pairs(cfg, spec: ConvSpec, ops: PairOps, data, weight, bias, multipl
     tiles = (7, 4, 2, 1, 3) if wide else (4, 2, 1, 3, 7)
     cfg.define_knob("tile", [p for p in tiles if p <= spec.out_width])
     cfg.add_flop(2 * spec.macs)
-    source = padded_map(spec, Dot(LANES, LANES, "uint8", "", 1, None, None, 0), data)
+    source = padded_map(spec, LANES, "uint8", data)
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
     def body(ins, out):

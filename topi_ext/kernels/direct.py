@@ -68,22 +68,22 @@ def plain_dot(lanes: int, accumulators: int) -> Dot:
     return Dot(lanes, 1, "uint8", "int8", 1, load, combine, accumulators)
 
 
-def needs_copy(spec: ConvSpec, dot: Dot) -> bool:
+def needs_copy(spec: ConvSpec, group: int, dtype: str) -> bool:
     """Whether the data must be copied (padded, widened, or channels rounded up) before the kernel."""
-    return bool(any(spec.padding) or spec.in_channels % dot.group or dot.data != "uint8")
+    return bool(any(spec.padding) or spec.in_channels % group or dtype != "uint8")
 
 
-def padded_map(spec: ConvSpec, dot: Dot, data):
+def padded_map(spec: ConvSpec, group: int, dtype: str, data):
     """The padded map as a TE stage: (N, H + pads, W + pads, channels rounded up to the group); where rows
     are `tight`, the channels as they are and some more pixels for the last group to read."""
-    if not needs_copy(spec, dot):
+    if not needs_copy(spec, group, dtype):
         return data
     top, left, bottom, right = spec.padding
-    channels, more = -(-spec.in_channels // dot.group) * dot.group, 0
-    if tight(spec, dot.group):
-        channels, more = spec.in_channels, -(-(dot.group - 1) // spec.in_channels)
+    channels, more = -(-spec.in_channels // group) * group, 0
+    if tight(spec, group):
+        channels, more = spec.in_channels, -(-(group - 1) // spec.in_channels)
     shape = (spec.batch, spec.height + top + bottom, spec.width + left + right + more, channels)
-    return extern(shape, [data], lambda ins, out: _copy(spec, ins[0], out, shape, dot.data), dot.data,
+    return extern(shape, [data], lambda ins, out: _copy(spec, ins[0], out, shape, dtype), dtype,
                   "padded", "easyquant_padded")  # fmt: skip
 
 
@@ -207,7 +207,7 @@ def work(spec: ConvSpec, dot: Dot) -> tuple[float, ...]:
         rows * width * columns * dot.lanes * depth,
         tiles,
         np.prod(spec.out_shape),
-        copied(spec) if needs_copy(spec, dot) else 0,
+        copied(spec) if needs_copy(spec, dot.group, dot.data) else 0,
         columns * dot.lanes * depth,
     )
     return tuple(float(n) * 1e-6 for n in counts)
@@ -219,7 +219,7 @@ def copied(spec: ConvSpec) -> int:
     return spec.batch * (spec.height + top + bottom) * (spec.width + left + right) * spec.in_channels
 
 
-def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, residual=None, shallow=None):
+def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, residual=None, *, shallow=None):
     """TE tensor of the convolution; weight as `packing.pack` makes it, bias and multiplier padded.
 
     shallow: the `Dot` of blocks of output channels whose depth, which follows the bias, is not ``dot``'s.
@@ -236,7 +236,7 @@ def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, resid
     orders = ["rows", "channels"]
     cfg.define_knob("order", orders[::-1] if weight_bytes > 2**17 or rows == 1 else orders)
     cfg.add_flop(2 * spec.macs)
-    source = padded_map(spec, dot, data)
+    source = padded_map(spec, dot.group, dot.data, data)
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
     def body(ins, out):
@@ -274,7 +274,7 @@ class Writer:
         if ragged or self.narrow is None or spec.epilogue == "dequantize":
             for item, conditions in zip(items, inside, strict=True):
                 with self.ib.if_scope(tir.all(*conditions)) if conditions else nullcontext():
-                    self(*item, valid)
+                    self._one(item, valid)
             return
         values = [epilogue.unrounded(spec, item.acc, *self._operands(item)) for item in items]
         done = self.narrow(values, spec.out_zero_point, spec.lo, spec.hi)
@@ -297,7 +297,10 @@ class Writer:
 
     def __call__(self, acc, index, k, padded_k, valid=None):
         """Store one `Lanes`."""
-        item = Lanes(acc, index, k, padded_k)
+        self._one(Lanes(acc, index, k, padded_k), valid)
+
+    def _one(self, item: Lanes, valid):
+        acc, index, k, padded_k = item
         lanes = lanes_of(dtype_of(acc))[1]
         ib, spec = self.ib, self.spec
         if valid is None or valid == lanes:

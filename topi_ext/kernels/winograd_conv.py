@@ -21,7 +21,7 @@ import numpy as np
 from ..emit import Builder, const, dtype_of, extern, prefetch, tir, with_lanes
 from ..problem import ConvSpec
 from ..winograd import Transform
-from .direct import LINE, Dot, Lanes, Writer, copied, outer_loop, padded_map
+from .direct import LINE, Lanes, Writer, copied, outer_loop, padded_map
 
 CHANNELS = 16  # input channels transformed at once
 V_BYTES = 400_000  # transformed data of a block of tiles, to stay in a core's own cache
@@ -214,17 +214,11 @@ def compute(cfg, spec: ConvSpec, t: Transform, pairs: WordPairs, data, weight, b
     cfg.define_knob("unroll", [1, 2])
     cfg.add_flop(2 * spec.macs)
     top, left, _, _ = spec.padding
-    padding = (
-        top,
-        left,
-        down * t.m + t.r - 1 - top - spec.height,
-        across * t.m + t.r - 1 - left - spec.width,
-    )
     # A map larger than its tiles need keeps what it has; the rows beyond are never read.
-    padding = (*padding[:2], *(max(p, 0) for p in padding[2:]))
-    source = padded_map(
-        replace(spec, padding=padding), Dot(0, CHANNELS, "uint8", "", 1, None, None, 0), data
-    )
+    bottom = max(0, down * t.m + t.r - 1 - top - spec.height)
+    right = max(0, across * t.m + t.r - 1 - left - spec.width)
+    padding = (top, left, bottom, right)
+    source = padded_map(replace(spec, padding=padding), CHANNELS, "uint8", data)
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
     def body(ins, out):

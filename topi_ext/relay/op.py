@@ -72,7 +72,8 @@ def recorded(target) -> dict[tuple[str, str], float]:
     made for this target's ``-mcpu`` are read.
     """
     names = {template_name(row): row.name for row in manifest.KERNELS}
-    cpu, found = str(target.attrs.get("mcpu", "")), {}
+    cpu = str(target.attrs.get("mcpu", ""))
+    found: dict[tuple[str, str], float] = {}
     context = autotvm.task.DispatchContext.current
     while context is not None:
         for (key, workload), (record, result) in getattr(context, "best_by_targetkey", {}).items():
@@ -249,13 +250,14 @@ def register() -> None:
     _templates()
     known = set(tvm.ir.Op.list_op_names())
     pattern = _op.OpPattern
-    for name, inputs in ((CONV2D, _INPUTS), (CONV2D_ADD, (*_INPUTS, "residual"))):
+    convolutions: dict[str, tuple[str, ...]] = {CONV2D: _INPUTS, CONV2D_ADD: (*_INPUTS, "residual")}
+    for name, inputs in convolutions.items():
         if name not in known:
             _register_op(name, inputs, _conv_type, pattern.OPAQUE, _conv_strategy)
-    for name, (inputs, dtype, make) in _ELEMENTWISE.items():
+    for name, (operands, dtype, make) in _ELEMENTWISE.items():
         if name not in known:
             strategy = _injective_strategy(make)
-            _register_op(name, inputs, _same_shape(dtype), pattern.BROADCAST, strategy)
+            _register_op(name, operands, _same_shape(dtype), pattern.BROADCAST, strategy)
 
 
 # -- constructors

@@ -18,7 +18,7 @@ from ..kernels.winograd_conv import WordPairs
 
 def word_pairs(row: Isa) -> WordPairs:
     """vpmaddwd: int16 pairs multiplied and added into int32 lanes, which wrap."""
-    name, wide = row.vectors_of(row.bits).word_pairs, f"int32x{row.lanes}"
+    name, wide = row.vectors_of(32 * row.lanes).word_pairs, f"int32x{row.lanes}"
 
     def multiply(wrap, acc, x, w):
         return wrap.add(acc, pure(wide, name, x, w))
@@ -34,7 +34,7 @@ def narrow_four(vectors: Vectors, values, zero_point, lo, hi):
     """
     lanes = vectors.bits // 32
     top, wide = const(float(hi - zero_point), f"float32x{lanes}"), f"int16x{2 * lanes}"
-    masked = ()
+    masked: tuple = ()
     if ".mask." in vectors.to_int32:  # all lanes, rounded as the control register says
         masked = (const(0, f"int32x{lanes}"), const(-1, f"int{lanes}"), const(4, "int32"))
     steps = [pure(f"int32x{lanes}", vectors.to_int32, tir.min(x, top), *masked) for x in values]
@@ -97,7 +97,7 @@ def int16_dot(row: Isa, depth: int) -> Dot:
     vpmaddubsw saturates and the int16 sums wrap: legal only where `proofs.lane_proof` proves that
     neither happens. 9 instructions per 128 multiply-accumulates at depth 4 (256 bit).
     """
-    lanes, vectors = row.lanes, row.vectors_of(row.bits)
+    lanes, vectors = row.lanes, row.vectors_of(32 * row.lanes)
 
     def combine(acc, xs, ws):
         products = [
@@ -113,7 +113,7 @@ def int16_dot(row: Isa, depth: int) -> Dot:
 
 def int32_dot(row: Isa) -> Dot:
     """int16 x int16 by vpmaddwd, exact for any uint8 data and int8 weights (widened beforehand)."""
-    lanes, vectors = row.lanes, row.vectors_of(row.bits)
+    lanes, vectors = row.lanes, row.vectors_of(32 * row.lanes)
 
     def combine(acc, xs, ws):
         products = [

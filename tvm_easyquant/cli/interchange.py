@@ -211,9 +211,11 @@ def _verify(args, host) -> int:
     with progress_bar() as bar:
         for optimize in {"on": (True,), "off": (False,), "both": (False, True)}[args.optimizations]:
             text = f"{'with' if optimize else 'without'} graph optimizations"
-            options = dict(model=model, names=names, optimize=optimize, integers=integers)
-            options["progress"] = functools.partial(_show, bar, len(inputs), text)
-            runs.append(verify.verify(graph, table, inputs, **options))
+            show = functools.partial(_show, bar, len(inputs), text)
+            runs.append(verify.verify(
+                graph, table, inputs,
+                model=model, names=names, optimize=optimize, integers=integers, progress=show,
+            ))  # fmt: skip
     if args.json:
         facts = {"model": args.FILE, "table": args.table}
         facts["integers"] = "compiled" if args.compiled else "numpy"

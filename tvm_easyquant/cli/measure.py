@@ -74,10 +74,14 @@ def labelled_data(args, table):
     return data, metrics
 
 
-def evaluation(data, metrics, floats, integers, batch, bar):
-    """{metric: `evaluate.Paired`} of the built integers against the built float network."""
+def evaluation(judged, networks, batch, bar):
+    """{metric: `evaluate.Paired`} of the integers against the float network, both as from `built`.
+
+    judged: of `labelled_data`.
+    """
     from ..measure import accuracy as evaluate
 
+    (data, metrics), (floats, integers) = judged, networks
     scores = [
         evaluate.evaluate(network, data, metrics=metrics, batch=batch, progress=bar, what=what)
         for network, what in ((floats, "float32"), (integers, "integers"))
@@ -95,7 +99,7 @@ def _evaluate(args, host) -> int:
     judged = labelled_data(args, table)
     networks = built(host, graph, table, floats, target)
     with progress_bar() as bar:
-        found = evaluation(*judged, *networks, args.batch, bar)
+        found = evaluation(judged, networks, args.batch, bar)
     if args.json:
         print_json(
             {"data": args.data, "metrics": {n: {**asdict(p), "drop": p.drop} for n, p in found.items()}}
@@ -119,7 +123,7 @@ def _benchmark(args, host) -> int:
     graph = table.prepared(graph)
     with host.history(args.tuning_records, target), progress_bar() as bar:
         networks = built(host, graph, table, floats, target)
-        found = timing(args, host, graph, table, *networks, bar)
+        found = timing(args, host, graph, table, networks, bar)
     if args.json:
         print_json({**asdict(found), "notes": found.notes})
         return 0
@@ -146,8 +150,9 @@ def _benchmark(args, host) -> int:
     return 0
 
 
-def timing(args, host, graph, table, floats, integers, bar):
-    """`Host.benchmark` of the two built networks of a table's graph, with the options of ``benchmark``."""
+def timing(args, host, graph, table, networks, bar):
+    """`Host.benchmark` of a table's graph, as from `built`, with the options of ``benchmark``."""
+    floats, integers = networks
     bits = {node.name: table.config.bits_of(node.name) for node in graph.compute_nodes}
     return host.benchmark(
         graph, floats, integers, bits=bits, threads=args.threads, rounds=args.rounds, progress=bar

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from pathlib import Path
+from typing import Any
 
 from ..files import writable
 from ..measure.report import worst_layers
@@ -95,9 +96,9 @@ def _bits(text: str):
     return int(text) if text.isdecimal() else text
 
 
-def _settings(words: list[str]) -> dict:
+def _settings(words: list[str]) -> dict[str, Any]:
     """The settings that ``--set`` names, as `QuantConfig` takes them; it checks the values of switches."""
-    found = {}
+    found: dict[str, Any] = {}
     for word in words:
         name, _, text = word.partition("=")
         if name not in SETTINGS or not text:
@@ -114,12 +115,10 @@ def _settings(words: list[str]) -> dict:
 
 def _quantize(args, host) -> int:
     from .. import pipeline
-    from ..files import write_text
     from ..samples import sources
     from ..scales import partition
     from ..scales.numerics import QuantConfig
     from ..search.curves import Curves
-    from ..writers import qdq
 
     auto = args.bits == "auto"
     config = QuantConfig(
@@ -133,20 +132,13 @@ def _quantize(args, host) -> int:
                         "--skip the layers that it named")  # fmt: skip
     preprocess = preprocess_of(args)
     data = sources.calibration(args.calibration, preprocess) if args.calibration else None
-    if not args.dry_run:
-        if data is None:
-            raise UserError("quantize needs --calibration FILE.npz, FOLDER or module:function")
-        inputs = (args.FILE, args.calibration)
-        paths = {flag: getattr(args, flag) for flag in ("output", "module_out", "qdq_out", "record")}
-        taken: dict[Path, str] = {}
-        for flag, path in paths.items():
-            other = taken.setdefault(writable(path, inputs), flag) if path else flag
-            if other != flag:
-                flags = " and ".join("--" + name.replace("_", "-") for name in (other, flag))
-                raise UserError(f"{flags} both name {path}")
-    graph, floats = load_both(args, host)
     if args.dry_run:
+        graph, _ = load_both(args, host)
         return _dry_run(graph, partition.plan(graph, config.skip), args.json)
+    if data is None:
+        raise UserError("quantize needs --calibration FILE.npz, FOLDER or module:function")
+    _check_outputs(args)
+    graph, floats = load_both(args, host)
     notes: tuple[str, ...] = ()
     if args.keep_if_faster:
         config, notes = _faster(args, host, graph, floats, config)
@@ -159,6 +151,32 @@ def _quantize(args, host) -> int:
             graph, data(graph.inputs), config=config, checkpoint=checkpoint, progress=bar,
             preprocess=preprocess, record=curves, host=host, **judged,
         )  # fmt: skip
+    _write(args, host, result, curves)
+    warn(result.warnings)
+    if args.json:
+        print_json({**_facts(result, args.output), "notes": list(notes)})
+    else:
+        print("\n".join([_summary(result, args.output), *(f"note: {note}" for note in notes)]))
+    return 0
+
+
+def _check_outputs(args) -> None:
+    """Before the work: every output can be written, and no two are one file."""
+    inputs = (args.FILE, args.calibration)
+    taken: dict[Path, str] = {}
+    for flag in ("output", "module_out", "qdq_out", "record"):
+        path = getattr(args, flag)
+        other = taken.setdefault(writable(path, inputs), flag) if path else flag
+        if other != flag:
+            flags = " and ".join("--" + name.replace("_", "-") for name in (other, flag))
+            raise UserError(f"{flags} both name {path}")
+
+
+def _write(args, host, result, curves) -> None:
+    """The table and what else was asked for: all made before the first is written."""
+    from ..files import write_text
+    from ..writers import qdq
+
     module = host.save_module(result.module) if args.module_out else None
     exported = qdq.to_qdq(result.graph, result.table) if args.qdq_out else None
     result.table.save(args.output)
@@ -168,12 +186,6 @@ def _quantize(args, host) -> int:
         qdq.save(args.qdq_out, exported)
     if curves is not None:
         curves.save(args.record)
-    warn(result.warnings)
-    if args.json:
-        print_json({**_facts(result, args.output), "notes": list(notes)})
-    else:
-        print("\n".join([_summary(result, args.output), *(f"note: {note}" for note in notes)]))
-    return 0
 
 
 def _faster(args, host, graph, floats, config):

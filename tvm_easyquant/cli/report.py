@@ -86,9 +86,9 @@ def _report(args, host) -> int:
             networks = built(host, graph, table, floats, target)
             layers = networks[1].layers
             if judged is not None:
-                accuracy = evaluation(*judged, *networks, args.batch, bar)
+                accuracy = evaluation(judged, networks, args.batch, bar)
             if not args.no_benchmark:
-                benchmark = timing(args, host, graph, table, *networks, bar)
+                benchmark = timing(args, host, graph, table, networks, bar)
         facts = collect(
             graph, table, layers, target=str(target), machine=host.describe(), samples=samples,
             curves=curves, benchmark=benchmark, accuracy=accuracy, progress=bar,

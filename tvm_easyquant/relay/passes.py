@@ -52,7 +52,7 @@ class EasyQuant:
 
     def transform_module(self, mod, ctx):
         graph = from_relay(mod, self.params)
-        if self.calibration is None:
+        if self.table is not None and self.calibration is None:
             return rewrite(graph, self.table)
         prepared = equalized(graph) if self.config.equalize else graph
         if self.table is None or self.table.model != prepared.fingerprint:

@@ -34,8 +34,7 @@ class Histogram:
         values = np.abs(values).ravel()
         absmax = float(values.max(initial=0.0))
         if absmax > 0:
-            self._grow(absmax)
-            bins = np.ldexp(values, -self.exponent).astype(np.int32)
+            bins = np.ldexp(values, -self._grow(absmax)).astype(np.int32)
             zeros = values.size - int(np.count_nonzero(values))
             self.counts += np.bincount(bins, minlength=BINS)
             self.counts[0] -= zeros
@@ -46,11 +45,12 @@ class Histogram:
     def merge(self, other: Histogram) -> None:
         """Add the counts of another histogram, which stays as it is."""
         self.zeros += other.zeros
-        if other.absmax > 0:
-            self._grow(other.absmax)
-            self.counts += _coarser(other.counts, self.exponent - other.exponent)
+        if other.exponent is not None:
+            exponent = self._grow(other.absmax)
+            self.counts += _coarser(other.counts, exponent - other.exponent)
 
-    def _grow(self, absmax):
+    def _grow(self, absmax: float) -> int:
+        """Make room for ``absmax``; the exponent that the bins have then."""
         exponent = int(np.frexp(absmax)[1]) - BITS  # absmax < BINS * 2**exponent
         if self.exponent is None:
             self.exponent = exponent
@@ -58,9 +58,11 @@ class Histogram:
             self.counts = _coarser(self.counts, exponent - self.exponent)
             self.exponent = exponent
         self.absmax = max(self.absmax, absmax)
+        return self.exponent
 
     def used(self) -> tuple[np.ndarray, float]:
         """(counts of the bins up to the largest value, width of a bin)."""
+        assert self.exponent is not None  # noqa: S101  # zeros alone have no threshold to ask for
         width = float(np.ldexp(1.0, self.exponent))
         return self.counts[: int(self.absmax / width) + 1], width
 

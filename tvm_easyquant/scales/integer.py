@@ -145,7 +145,7 @@ def check_ranges(graph: Graph, table) -> None:
     scales = Scales.of_table(graph, plan, table)
     for node in graph.compute_nodes:
         if node.name in plan.integer:
-            check_range(node, scales.integer_weight(node), scales.of(node.inputs[0]))
+            check_range(node, scales.integer_weight(node), scales.decided(node.inputs[0]))
             scales.integer_bias(node)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -117,7 +117,7 @@ def _names(setting: str, given) -> tuple[str, ...]:
     return names
 
 
-def _pairs(given) -> list[tuple[str, object]]:
+def _pairs(given) -> list[tuple[str, Any]]:
     """{layer: bits}, or pairs of them."""
     pairs = list(given.items() if isinstance(given, Mapping) else given if _listed(given) else [None])
     if not all(_listed(pair) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
@@ -186,8 +186,8 @@ class QuantConfig:
         for name, bits in [("", self.bits), *each.items()]:
             if not _whole(bits) or bits not in BITS:
                 raise ConfigError(f"bits{name and ' of layer '}{name} is {shown(bits)}; use 7 or 8")
-        each = sorted((name, int(bits)) for name, bits in each.items() if bits != self.bits)
-        object.__setattr__(self, "layer_bits", tuple(each))
+        differ = sorted((name, int(bits)) for name, bits in each.items() if bits != self.bits)
+        object.__setattr__(self, "layer_bits", tuple(differ))
         if self.integer is not None:
             object.__setattr__(self, "integer", _names("integer", self.integer))
         if not isinstance(self.method, str):

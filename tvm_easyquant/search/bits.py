@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
+from functools import partial
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -64,7 +65,7 @@ def layer_errors(
     with threadpool_limits(1):
         for i, feed in enumerate(samples):
             values: dict[str, np.ndarray] = {}
-            run(graph, feed, lambda node, value, into=values: into.__setitem__(node.name, value))
+            run(graph, feed, partial(_keep, values))
             total += threads(delayed(_alone)(node, scales[bits], values) for node, bits in todo)
             if progress is not None:
                 progress(i + 1, len(samples), "sensitivity")
@@ -74,9 +75,13 @@ def layer_errors(
     return errors
 
 
+def _keep(values, node, value):
+    values[node.name] = value
+
+
 def _alone(node, scales: Scales, values) -> float:
     """The output error on one sample; values: tensor -> float32 in the float network, NHWC."""
-    graph, source = scales.graph, scales.of(node.inputs[0])
+    graph, source = scales.graph, scales.decided(node.inputs[0])
     q = quantize_tensor(values[node.inputs[0]], source.scale, source.zero_point, source.lo, source.hi)
     x = q.astype(np.float32) - np.float32(source.zero_point)
     y = linear(x, node, scales.integer_weight(node).astype(np.float32)) * scales.unit(node) + node.bias
@@ -107,7 +112,8 @@ def groups(plan_: Plan) -> list[tuple[str, ...]]:
 
 def with_kinds(config: QuantConfig, kinds: Mapping[str, Kind]) -> QuantConfig:
     """``config`` with {layer: 7, 8 or "float"} instead of its own bits."""
-    return replace(config, layer_bits=(), bits={"*": config.bits, **kinds})
+    bits = {"*": config.bits, **kinds}
+    return replace(config, layer_bits=(), bits=bits)  # type: ignore[arg-type]  # taken apart there
 
 
 def compose(
@@ -153,7 +159,7 @@ FLOAT_COST, FLOAT_CALL = 33.0, 10.0
 
 def float_times(graph: Graph) -> dict[str, float]:
     """{layer: microseconds if it stays float}, roughly; see `FLOAT_COST`."""
-    return {node.name: FLOAT_CALL + FLOAT_COST * node.macs / 1e6 for node in graph.compute_nodes}
+    return {node.name: FLOAT_CALL + FLOAT_COST * (node.macs or 0) / 1e6 for node in graph.compute_nodes}
 
 
 def _observed(graph, site, bits, samples):
@@ -249,8 +255,9 @@ class _Trials:
         if (found := self.state.get("trial", key)) is None:
             found = astuple(self._measure(self.compose(kinds)))
             self.state.append("trial", key, found)
-        *rest, interval, p = found
-        paired = Paired(*rest, tuple(interval), p)
+        paired = Paired(*found)
+        low, high = paired.interval
+        paired = replace(paired, interval=(low, high))  # JSON has a list
         if key not in self.said:
             self.said.add(key)
             self._say(kinds, paired)

@@ -91,8 +91,9 @@ class _Search:
             best, figures = (score, self.scales.copy()), found.result()
         self.state.remove()
         s = self.scales
+        activations = {site: s.decided(site) for site in s.activations}
         return ScaleTable(
-            self.graph.fingerprint, self.config, s.activations, s.weights, figures,
+            self.graph.fingerprint, self.config, activations, s.weights, figures,
             s.rounding, s.biases, s.gains,
         )  # fmt: skip
 
@@ -155,7 +156,7 @@ class _Search:
         (tensor,) = node.inputs
         inputs = [x.stored_value(tensor, self.scales) for x in samples]
         outputs = [x.floats[node.name] for x in samples]
-        start, scale = self.scales.rounding_scale(node), self.scales.of(tensor)
+        start, scale = self.scales.rounding_scale(node), self.scales.decided(tensor)
         if self.how.objective == "cosine":
             best = search_weights(
                 node, inputs, outputs, start, scale, self.config, None, self.workers.run, self.record
@@ -289,7 +290,7 @@ class _Search:
 
         edges = stages(1 if self.how.exhaustive else size, len(work[0][1]))
         tail = objectives.TAIL if len(edges) > 1 else 0.0
-        known = errors_of((0.0, tail), False) if tail else [None] * len(work)
+        known: list = errors_of((0.0, tail), False) if tail else [None] * len(work)
         seen: list = [None] * len(work)
         for first, last in zip([0.0, *edges], edges, strict=False):
             part = tuple(tail + (1 - tail) * edge for edge in (first, last))
@@ -358,7 +359,8 @@ class _Figures:
 
     def __init__(self, scales: Scales, samples):
         self.layers = [n.name for n in scales.graph.compute_nodes if n.name in scales.plan.integer]
-        self.scales, self.sums = scales, [{} for _ in samples]
+        self.scales = scales
+        self.sums: list[dict[str, np.ndarray]] = [{} for _ in samples]
         self.samples = [Sample(feed) for feed in samples]
         for sample, sums in zip(self.samples, self.sums, strict=True):
             sample.watch = partial(self._see, sample, sums)
@@ -373,7 +375,7 @@ class _Figures:
     def result(self) -> dict[str, dict]:
         found = {}
         for name in self.layers:
-            similarity, signal, noise = sum(sums[name] for sums in self.sums)
+            similarity, signal, noise = sum((sums[name] for sums in self.sums), np.zeros(3))
             decibel = float(10 * np.log10(signal / noise)) if noise > 0 < signal else float("inf")
             found[name] = {"cosine": float(similarity / len(self.sums)), "sqnr_db": decibel}
         return found

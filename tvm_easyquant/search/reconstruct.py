@@ -115,20 +115,32 @@ class Problem(NamedTuple):
     least: np.ndarray
 
     def channels(self, part: slice) -> Problem:
-        depthwise = self.gram is not None and self.gram.ndim == 3
-        gram = self.gram[part] if depthwise else self.gram
+        gram = self.gram
+        if gram is not None and gram.ndim == 3:  # depthwise
+            gram = gram[part]
         return Problem(gram, self.matrix, self.cross[:, part], self.least[part])
 
-    def with_gram(self) -> Problem:
+    @property
+    def design(self) -> np.ndarray:
+        """X, of a problem without G."""
+        assert self.matrix is not None  # noqa: S101  # it has one of the two
+        return self.matrix
+
+    @property
+    def normal_matrix(self) -> np.ndarray:
+        """G, made if there is none."""
         if self.gram is not None:
-            return self
-        matrix = self.matrix.astype(np.float64)
-        return Problem(matrix.T @ matrix, None, self.cross, self.least)
+            return self.gram
+        matrix = self.design.astype(np.float64)
+        return matrix.T @ matrix
+
+    def with_gram(self) -> Problem:
+        return self if self.gram is not None else Problem(self.normal_matrix, None, self.cross, self.least)
 
     def times(self, q):
         """G q: (K, C)."""
         if self.gram is None:
-            return self.matrix.T @ (self.matrix @ q)
+            return self.design.T @ (self.design @ q)
         if self.gram.ndim == 3:
             return (self.gram @ q.T[:, :, None])[:, :, 0].T
         return self.gram @ q
@@ -137,7 +149,7 @@ class Problem(NamedTuple):
     def diagonal(self):
         """(K, 1), depthwise (K, C)."""
         if self.gram is None:
-            return (self.matrix.astype(np.float64) ** 2).sum(axis=0)[:, None]
+            return (self.design.astype(np.float64) ** 2).sum(axis=0)[:, None]
         if self.gram.ndim == 3:
             return np.einsum("ckk->kc", self.gram)
         return np.diagonal(self.gram)[:, None]
@@ -155,12 +167,12 @@ def problem(m: Moments, bias, input_scale: float, centred: bool) -> Problem:
     cross = (m.cross - outer * shift) / input_scale
     least = (m.squares - 2 * shift * m.outputs + m.rows * shift**2) / input_scale**2
     gram, matrix = m.gram, m.matrix
-    if centred and gram is None:
+    if centred and matrix is not None:
         matrix = matrix - (m.inputs / m.rows).astype(np.float32)
-    elif centred and gram.ndim == 3:
-        gram = gram - np.einsum("kc,lc->ckl", m.inputs, m.inputs) / m.rows
-    elif centred:
-        gram = gram - np.outer(m.inputs, m.inputs) / m.rows
+    elif centred and gram is not None:
+        depthwise = gram.ndim == 3
+        square = np.einsum("kc,lc->ckl", m.inputs, m.inputs) if depthwise else np.outer(m.inputs, m.inputs)
+        gram = gram - square / m.rows
     return Problem(gram, matrix, cross, least)
 
 
@@ -189,7 +201,7 @@ def errors(p: Problem, weight, scales, top) -> np.ndarray:
         d *= s
         d -= weight
         if gram is None:
-            y = p.matrix @ d
+            y = p.design @ d
             square = _dot(y, y)
         else:
             square = _quadratic(gram, d)
@@ -231,6 +243,7 @@ def descend(p: Problem, weight, scales, top) -> np.ndarray:
     if len(nearest) > LARGEST:
         return nearest
     p = p.with_gram()
+    gram = p.normal_matrix
     damping = DAMPING * p.diagonal.mean(axis=0)
     diagonal = p.diagonal + damping
     usable = np.broadcast_to(diagonal > 0, nearest.shape)
@@ -244,7 +257,7 @@ def descend(p: Problem, weight, scales, top) -> np.ndarray:
         for first in range(0, len(q), 64):
             block = slice(first, min(first + 64, len(q)))
             local, moved = residual[block].copy(), np.zeros((block.stop - first, q.shape[1]))
-            square = p.gram[..., block, block]
+            square = gram[..., block, block]
             for k in range(len(moved)):
                 wanted = np.rint(q[first + k] - local[k] / divisor[first + k])
                 step = np.where(usable[first + k], np.clip(wanted, -top, top) - q[first + k], 0.0)
@@ -253,12 +266,12 @@ def descend(p: Problem, weight, scales, top) -> np.ndarray:
                     local += square[..., k].T * step if square.ndim == 3 else np.outer(square[:, k], step)
                     local[k] += damping * step
             if moved.any():
-                changed += np.count_nonzero(moved)
+                changed += int(np.count_nonzero(moved))
                 q[block] += moved
-                if p.gram.ndim == 3:
-                    residual += np.einsum("clk,kc->lc", p.gram[:, :, block], moved)
+                if gram.ndim == 3:
+                    residual += np.einsum("clk,kc->lc", gram[:, :, block], moved)
                 else:
-                    residual += p.gram[:, block] @ moved
+                    residual += gram[:, block] @ moved
                 residual[block] += damping * moved
         if not changed:
             break

@@ -48,15 +48,16 @@ class State:
                     f"{self.path}{suffix} is a state of an earlier release; delete it to start anew"
                 )
         if self.path.exists():
-            self._read(hashes)
+            self._read(self.path, hashes)
 
-    def _read(self, hashes):
-        text = read_text(self.path, CheckpointError, "the search checkpoint")
+    def _read(self, path: Path, hashes: dict[str, str]) -> None:
+        text = read_text(path, CheckpointError, "the search checkpoint")
         whole = text[: text.rfind("\n") + 1]
         try:
-            header, *lines = (
+            decoded: list[Any] = [
                 parse_json(x, CheckpointError, "", constants=True) for x in whole.splitlines()
-            )
+            ]
+            header, *lines = decoded
             if (header["format"], header["version"]) != (FORMAT, VERSION):
                 raise ValueError
             theirs = dict(header["identity"])
@@ -77,7 +78,7 @@ class State:
                 )
         self.found = records
         if len(whole) < len(text):  # half a line: what is appended must not continue it
-            os.truncate(self.path, len(whole.encode()))
+            os.truncate(path, len(whole.encode()))
 
     def part(self, name: str) -> State:
         """This state as one of several searches sees it, whose decisions have the same names."""

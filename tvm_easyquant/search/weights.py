@@ -52,7 +52,9 @@ def channel_scores(task: CosineTask) -> np.ndarray:
     candidates = candidates.astype(np.float64)
     farthest = max(scale.hi - scale.zero_point, scale.zero_point - scale.lo)
     reach = farthest * np.abs(candidates).sum(axis=1).max()
-    exact = np.float32 if reach < reconstruct.EXACT else np.float64  # holds every partial sum
+    exact: type[np.floating] = (
+        np.float32 if reach < reconstruct.EXACT else np.float64
+    )  # holds every partial sum
     cosines = objectives.depthwise_cosines if is_depthwise(node) else objectives.channel_cosines
     bias, units = node.bias[part].astype(np.float64), np.float64(scale.scale) * scales
     found = np.zeros(scales.shape)
@@ -141,7 +143,7 @@ def fit_weights(
     )
     correction = None
     if how.gain_correction:
-        correction = reconstruct.shrunk(*gains, len(inputs)).astype(np.float32)
+        correction = reconstruct.shrunk(gains[0], gains[1], len(inputs)).astype(np.float32)
         scales = scales * correction
     if record is not None:
         record("weights", node.name, grid, -errors, best)

@@ -313,7 +313,7 @@ class _Comparison:
             row.unexplained += int(apart.sum())
             return
         exact, error = (np.broadcast_to(a, apart.shape)[apart] for a in self._exact(node, sample))
-        s = self.scales.of(row.tensor)
+        s = self.scales.decided(row.tensor)
         lo, hi = integer_limits(s, node_limits(node, self.scales))
 
         def reaches(exact):
@@ -327,7 +327,7 @@ class _Comparison:
         if wrong.any() and node.operator.layer:
             unit = np.broadcast_to(self._steps_of(node), apart.shape)[apart]
             (tensor,) = node.inputs
-            weight, zero = self.scales.integer_weight(node), self.scales.of(tensor).zero_point
+            weight, zero = self.scales.integer_weight(node), self.scales.decided(tensor).zero_point
             lost = lost_pairs(node, weight, sample.stored[tensor], zero, apart)
             saturated = wrong & reaches(exact + lost * unit)
         row.saturated += int(saturated.sum())
@@ -338,14 +338,14 @@ class _Comparison:
     def _steps_of(self, node):
         """float64: steps of the stored result per step of the accumulator."""
         target = self.plan.stored(node, self.graph)
-        return np.asarray(self.scales.unit(node), np.float64) / float(self.scales.of(target).scale)
+        return np.asarray(self.scales.unit(node), np.float64) / float(self.scales.decided(target).scale)
 
     def _exact(self, node: Node, sample: Sample):
         """The result before rounding, in steps, as float64, and how far float32 may be from it."""
         target = self.plan.stored(node, self.graph)
-        step = float(self.scales.of(target).scale)
+        step = float(self.scales.decided(target).scale)
         q = [sample.stored[t].astype(np.float64) for t in node.inputs]
-        s = [self.scales.of(t) for t in node.inputs]
+        s = [self.scales.decided(t) for t in node.inputs]
         steps = [a - z.zero_point for a, z in zip(q, s, strict=True)]
         if node.operator.in_float:
             if node.op == "add":
