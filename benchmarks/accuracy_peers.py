@@ -111,7 +111,7 @@ def main():
             facts["quantize_seconds"] = round(time.perf_counter() - started, 1)
             outputs = [np.array(run(np.asarray(x))).reshape(-1) for x in inputs]
             np.save(folder / f"outputs_{i}.npy", np.stack(outputs))
-        except Exception as error:  # the tools raise anything
+        except Exception as error:  # noqa: BLE001  # the tools raise anything
             facts = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:250]}"}
         print(json.dumps({"name": name, **facts}), flush=True)
 

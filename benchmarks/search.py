@@ -107,7 +107,8 @@ def main():
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        return run_one(args.one, args.data, args.images)
+        run_one(args.one, args.data, args.images)
+        return
     facts, rows = machine.describe(), []
     if args.json and args.json.exists():
         rows = json.loads(args.json.read_text())["rows"]

@@ -170,9 +170,10 @@ def pytest_sessionfinish(session):
     config = session.config
     if on_a_worker(config):
         config.workeroutput["left_out"] = list(LEFT_OUT.items())
-    elif not config.option.collectonly:
-        if any(not RAN[name, "executed"] + RAN[name, "emulated"] for name in required(config)):
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    elif not config.option.collectonly and any(
+        not RAN[name, "executed"] + RAN[name, "emulated"] for name in required(config)
+    ):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(optionalhook=True)

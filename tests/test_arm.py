@@ -681,7 +681,7 @@ def test_a_few_trials_through_the_tracker(program, board, tracker, tmp_path):
 def test_a_device_that_is_late_is_ended_once(monkeypatch):
     """The timer that ends a late device and the ``with`` that it fails used to end it side by side: the slower
     of the two killed a process that was gone, some 7 times in 100."""
-    monkeypatch.setattr(device, "emulator", lambda: [])
+    monkeypatch.setattr(device, "emulator", list)
     for _ in range(100):
         late = device.Emulated("60", seconds=0.002)
         late.command = ["sleep", "60"]

@@ -233,7 +233,7 @@ def test_import_onnx_compiles_a_quantized_model(work):
                   "--json", cwd=work)  # fmt: skip
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
-    assert facts["coverage_percent"] == 100.0 and [row["layer"] for row in facts["layers"]][0] == "conv1"
+    assert facts["coverage_percent"] == 100.0 and next(row["layer"] for row in facts["layers"]) == "conv1"
     assert ScaleTable.load(work / "theirs.json").config.method == "imported"
     image = np.load(work / "images" / "1.npy")
     np.savez(work / "input.npz", x=image)

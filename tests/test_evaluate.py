@@ -89,7 +89,7 @@ BAD_SETS = {
     "holds pictures of 8 bits; say how": dict(images=IMAGES.astype(np.uint8), labels=np.arange(2)),
     "holds no image": dict(images=IMAGES[:0], labels=np.arange(0)),
     "offsets do not cut": dict(jpeg=np.zeros(4, np.uint8), offsets=np.array([0, 9]), labels=np.arange(1)),
-    "image 1 holds NaN": dict(images=IMAGES + [[[[0]]], [[[math.nan]]]], labels=np.arange(2)),
+    "image 1 holds NaN": dict(images=np.add(IMAGES, [[[[0]]], [[[math.nan]]]]), labels=np.arange(2)),
 }
 BAD_SETS["image 1 holds NaN"]["images"] = BAD_SETS["image 1 holds NaN"]["images"].astype(np.float32)
 

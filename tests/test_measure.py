@@ -92,7 +92,7 @@ def test_quantize_meets_a_drop_of_the_user_s_metric(work, capsys, monkeypatch, t
     for metric, message in (("margins:alone", r"it is called with the arguments \(outputs, label\); define it so"),
                             ("margins:none", "names no function")):  # fmt: skip
         assert cli.run(list(map(str, [*command, "--max-drop", "50", "--metric", metric]))) == 4
-        out, err = capsys.readouterr()
+        _, err = capsys.readouterr()
         assert len(err.splitlines()) == 1 and re.search(message, err)
 
 
@@ -192,7 +192,7 @@ def test_slower_layers_stay_float_only_if_the_network_gains(gain):
     assert seen == [3, 2]
     assert found.skip == (("conv2",) if gain else ())
     assert ("3.000 instead of 4.000 ms" in found.notes[0]) == gain
-    assert gain or "conv2" in found.notes[0] and "not faster" in found.notes[0]
+    assert gain or ("conv2" in found.notes[0] and "not faster" in found.notes[0])
 
 
 def test_nothing_is_kept_float_where_nothing_would_be_left():

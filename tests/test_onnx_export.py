@@ -259,7 +259,6 @@ def test_a_tie_is_explained_and_a_step_beyond_rounding_is_not():
 def test_models_that_do_not_belong_together_are_refused(tmp_path):
     graph, images = networks.chain()
     table = table_of(graph, images)
-    other, more = networks.residual()
     with pytest.raises(VerifyError, match="none of the tensors of the table"):
         verify(graph, table, feeds(graph, images), model=networks.small_onnx())
     with pytest.raises(VerifyError, match="no input to compare on"):

@@ -23,7 +23,7 @@ from topi_ext.conv2d import (
 )
 from topi_ext.errors import AccumulatorOverflow, KernelError, LoweringError
 from topi_ext.proofs import _fused
-from tvm_easyquant.cli.common import is_users
+from tvm_easyquant.errors import is_users
 
 
 def lanes(values):

@@ -51,7 +51,7 @@ def test_the_quadratic_is_the_squared_error(groups, kernel, seed, centred, bits)
     q = rng.integers(-63, 64, (depth, node.channels)).astype(np.float64)
     scales = (rng.random(node.channels) + 0.5).astype(np.float32) * 0.01
     for part in reconstruct.groups(node):
-        m, p = quadratic(node, stored, outputs, scale, part, centred)
+        _, p = quadratic(node, stored, outputs, scale, part, centred)
         mine = p.error(q[:, part], scales[part].astype(np.float64)) * scale.scale**2
         bias = node.bias
         if centred:  # the best bias

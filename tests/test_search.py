@@ -340,7 +340,7 @@ def test_zero_images_zero_channels_and_zero_weights_are_safe():
     graph, images = networks.chain(4)
     graph["first"].weight[..., 0] = 0
     graph["first"].bias[0] = 0
-    table = searched(graph, [np.zeros_like(images[0])] + images)
+    table = searched(graph, [np.zeros_like(images[0]), *images])
     assert all(np.isfinite(w).all() and (w > 0).all() for w in table.weights.values())
     graph["second"].weight[...] = 0
     graph["second"].bias[...] = 0

@@ -29,6 +29,7 @@ def lanes_of(dtype) -> tuple[str, int]:
 
 
 def with_lanes(base: str, lanes: int) -> str:
+    """TVM's name of a type; of one lane it is the scalar's."""
     return base if lanes == 1 else f"{base}x{lanes}"
 
 
@@ -107,6 +108,7 @@ class Builder:
 
     @contextmanager
     def if_scope(self, condition):
+        """``if condition``."""
         self._blocks.append([])
         yield
         self.emit(tir.IfThenElse(condition, self._body(), None))
@@ -168,12 +170,14 @@ class DefaultKnobs:
         self.chosen, self.values, self.flop = chosen, {}, 0
 
     def define_knob(self, name: str, candidates: list) -> None:
+        """What was chosen for a knob, else the first; ValueError if it is no candidate."""
         value = self.chosen.get(name, candidates[0])
         if value not in candidates:
             raise ValueError(f"{name}={value!r} is not one of {candidates}")
         self.values[name] = _Value(value)
 
     def add_flop(self, flop: int) -> None:
+        """Count operations, as AutoTVM's configuration does."""
         self.flop += flop
 
     def __getitem__(self, name):

@@ -137,7 +137,7 @@ ISAS = {
 
 def arch_of(triple: str) -> str:
     """The architecture of an LLVM triple, in Linux's spelling; of this machine if there is none."""
-    arch = triple.split("-")[0] or platform.machine()
+    arch = triple.split("-", maxsplit=1)[0] or platform.machine()
     if arch.startswith(("armv7", "thumbv7")):
         return "armv7"
     return {"arm64": "aarch64", "amd64": "x86_64"}.get(arch.lower(), arch)

@@ -103,32 +103,39 @@ class ConvSpec:
 
     @property
     def out_height(self) -> int:
+        """Rows of the output."""
         top, _, bottom, _ = self.padding
         return output_size(self.height, self.kernel[0], self.strides[0], self.dilation[0], top, bottom)
 
     @property
     def out_width(self) -> int:
+        """Columns of the output."""
         _, left, _, right = self.padding
         return output_size(self.width, self.kernel[1], self.strides[1], self.dilation[1], left, right)
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
+        """(N, OH, OW, K)."""
         return (self.batch, self.out_height, self.out_width, self.out_channels)
 
     @property
     def out_dtype(self) -> str:
+        """The output's element type."""
         return "float32" if self.epilogue == "dequantize" else "uint8"
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
+        """(R, S, C / groups, K)."""
         return (*self.kernel, self.in_channels // self.groups, self.out_channels)
 
     @property
     def depthwise(self) -> bool:
+        """One input channel and one filter in each group."""
         return self.groups == self.in_channels == self.out_channels
 
     @property
     def macs(self) -> int:
+        """Multiply-accumulates, those of the padding included."""
         return int(np.prod(self.out_shape)) * int(np.prod(self.weight_shape[:3]))
 
     @property
@@ -140,10 +147,12 @@ class ConvSpec:
         return f"{kind}{size} @ {self.height}x{self.width}"
 
     def to_json(self) -> str:
+        """Its key in tuning records: the same text for the same problem."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ConvSpec:
+        """What `to_json` made the text of."""
         fields = json.loads(str(text))
         if fields["residual"] is not None:
             fields["residual"] = Residual(**fields["residual"])

@@ -21,20 +21,23 @@ NEIGHBOURS = 4  # float32 values above and below a quotient of scales that `merg
 
 
 class Multiply(Protocol):
-    """What a proof needs to know of a multiply (`kernels.direct.Dot`): output channels of a block, products
-    of an int32 lane, how many of these are summed before they are widened, what is subtracted from data."""
+    """What a proof needs to know of a multiply (`kernels.direct.Dot`)."""
 
     @property
-    def lanes(self) -> int: ...
+    def lanes(self) -> int:
+        """Output channels of a block."""
 
     @property
-    def group(self) -> int: ...
+    def group(self) -> int:
+        """Products of an int32 lane."""
 
     @property
-    def depth(self) -> int: ...
+    def depth(self) -> int:
+        """How many groups are summed before they are widened."""
 
     @property
-    def offset(self) -> int: ...
+    def offset(self) -> int:
+        """What is subtracted from the data."""
 
 
 def _reach(weight, axis, data_max=1, data_min=0):

@@ -50,6 +50,7 @@ class Transform(NamedTuple):
 
     @property
     def n(self) -> int:
+        """Rows of a tile of the data, m + r - 1."""
         return self.m + self.r - 1
 
     @property
@@ -93,7 +94,7 @@ def transform(m: int, r: int) -> Transform:
     if len(points) < n - 1:
         raise ValueError(f"F({m}, {r}) needs {n - 1} points")
     others = [[p for p in points if p != a] for a in points]
-    bt = [_polynomial(o) + [Fraction(0)] for o in others] + [_polynomial(points)]
+    bt = [[*_polynomial(o), Fraction(0)] for o in others] + [_polynomial(points)]
     norms = [prod((a - p for p in o), start=Fraction(1)) for a, o in zip(points, others, strict=True)]
     g = [[a**k / norm for k in range(r)] for a, norm in zip(points, norms, strict=True)]
     g.append([Fraction(int(k == r - 1)) for k in range(r)])
@@ -149,7 +150,7 @@ def correlate(t: Transform, data: np.ndarray, weight: np.ndarray) -> np.ndarray:
     v = t.bt @ data.astype(object) @ t.bt.T
     u = t.g @ weight.astype(object) @ t.g.T
     y = t.at @ (u * v) @ t.at.T
-    assert not np.any(y % t.divisor)
+    assert not np.any(y % t.divisor)  # noqa: S101  # the derivation says so
     return y // t.divisor
 
 

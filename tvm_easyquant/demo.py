@@ -80,8 +80,21 @@ def main(out: str = "easyquant_demo", host: Host | None = None) -> int:
         rows.append((f"INT{bits}", _classify(networks[-1], data["test_images"]) == labels, result))
     host.threads(1)
     times = _median_microseconds(networks)
-
     print(f"Fashion-MNIST, {len(labels)} test images, target {target!r}")
+    _print_rows(rows, times)
+    print(
+        f"INT7 takes {times[2] / times[0]:.2f} of the fp32 time (median, one thread); "
+        f"peak memory {peak_memory_gib():.2f} GiB"
+    )
+    print(
+        f"artefacts in {folder}: int7{suffix} (compiled), int7.json (scale table), int7.relay.json (Relay "
+        "module); the same for int8"
+    )
+    return 0
+
+
+def _print_rows(rows, times) -> None:
+    """rows: (network, which images it got right, its `Quantized` or None); the first is the float one."""
     print(f"{'':6}{'top-1 %':>9}{'gained':>8}{'lost':>6}{'us/image':>10}{'coverage %':>12}{'search s':>10}")
     base = rows[0][1]
     for (name, hits, found), microseconds in zip(rows, times, strict=True):
@@ -93,15 +106,6 @@ def main(out: str = "easyquant_demo", host: Host | None = None) -> int:
             line += f"{gained:8}{lost:6}{microseconds:10.1f}{found.plan.coverage(found.graph).figure:>12}"
             line += f"{found.seconds['search']:10.1f}"
         print(line)
-    print(
-        f"INT7 takes {times[2] / times[0]:.2f} of the fp32 time (median, one thread); "
-        f"peak memory {peak_memory_gib():.2f} GiB"
-    )
-    print(
-        f"artefacts in {folder}: int7{suffix} (compiled), int7.json (scale table), int7.relay.json (Relay "
-        "module); the same for int8"
-    )
-    return 0
 
 
 if __name__ == "__main__":

@@ -246,6 +246,7 @@ class Program:
         return found
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """`set_inputs`, `run` and `outputs`."""
         self.set_inputs(feed)
         self.run()
         return self.outputs()

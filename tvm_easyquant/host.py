@@ -35,17 +35,16 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 class Built(Protocol):
-    """A compiled network: it runs on this machine, is timed, and is written to files.
-
-    inputs: {name: (shape, element type)}. layers: the kernel of each lowered layer
-    (`topi_ext.lower.LayerChoice`), in the order of the calls; none in a float network.
-    """
+    """A compiled network: it runs on this machine, is timed, and is written to files."""
 
     @property
-    def inputs(self) -> Mapping[str, tuple[tuple[int, ...], str]]: ...
+    def inputs(self) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """{name: (shape, element type)}."""
 
     @property
-    def layers(self) -> Sequence[Any]: ...
+    def layers(self) -> Sequence[Any]:
+        """The kernel of each lowered layer (`topi_ext.lower.LayerChoice`), in the order of the calls; none in
+        a float network."""
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs for {input: array}; GraphError if they are not the inputs."""
@@ -259,5 +258,5 @@ def installed(name: str | None = None) -> Host:
             return importlib.import_module(f".{wanted}.host", __package__).HOST
         except TVMMissing as error:
             missing = missing or error
-    assert missing is not None  # HOSTS is not empty
+    assert missing is not None  # noqa: S101  # HOSTS is not empty
     raise missing

@@ -83,11 +83,13 @@ class QuantizedBackend(Backend):
 
     @classmethod
     def prepare(cls, model, device: str = "CPU", target: str = "llvm", **kwargs) -> QuantizedRep:
+        """A model (``onnx.ModelProto``) ready to run; QuantizedModelError where we refuse it."""
         super().prepare(model, device, **kwargs)
         return QuantizedRep(model, target)
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
+        """Whether it is the CPU, the only one."""
         return device == "CPU"
 
 

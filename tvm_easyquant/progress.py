@@ -12,6 +12,7 @@ class Bar:
         self.bar = None
 
     def __call__(self, done: int, total: int, text: str) -> None:
+        """``done`` of ``total``; another total is a new bar."""
         from tqdm import tqdm
 
         if self.bar is None or (self.bar.total or 0) != total:
@@ -21,6 +22,7 @@ class Bar:
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
+        """End the bar, if there is one."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -1,3 +1,5 @@
+"""``python -m tvm_easyquant.cli``."""
+
 from .root import main
 
 main()

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError, one_line
 from ..files import plain
-from ..files import writable as writable  # for the verbs
 from ..progress import Bar
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import functools
 import itertools
 from pathlib import Path
 
+from ..files import writable
 from .common import (
     UserError,
     add_model,
@@ -18,7 +19,6 @@ from .common import (
     preprocess_of,
     print_json,
     progress_bar,
-    writable,
 )
 
 DIFFERENT = 1  # exit code: compared, and not equal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..files import writable
 from .common import (
     UserError,
     add_pictures,
@@ -11,7 +12,6 @@ from .common import (
     preprocess_of,
     print_json,
     progress_bar,
-    writable,
 )
 
 EXAMPLES = """\

@@ -88,7 +88,7 @@ def histograms(
             ranges[node.name] = [min(low, float(value.min())), max(high, float(value.max()))]
 
     binned = {name: np.zeros(BINS, np.int64) for name in wanted}
-    outside = {name: 0 for name in wanted}
+    outside = dict.fromkeys(wanted, 0)
     limits = {name: _limits(table.activations[plan.site_of[name]]) for name in wanted}
 
     def count(node, value):

@@ -66,5 +66,5 @@ def _divided(node, s):
 
 def _multiplied(node, s):
     axes = input_axes(node)
-    assert axes is not None  # a place has readers with such an axis only
+    assert axes is not None  # noqa: S101  # a place has readers with such an axis only
     return replace(node, weight=node.weight * np.expand_dims(s, axes))

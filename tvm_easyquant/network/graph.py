@@ -47,7 +47,7 @@ class Graph:
         self.outputs = tuple(outputs)
         self.output_names = self.outputs if output_names is None else tuple(output_names)
         self.inputs = tuple(n.name for n in self.nodes.values() if n.op == "input")
-        self.users: dict[str, tuple[str, ...]] = {name: () for name in self.nodes}
+        self.users: dict[str, tuple[str, ...]] = dict.fromkeys(self.nodes, ())
         for node in self.nodes.values():
             for tensor in dict.fromkeys(node.inputs):
                 self.users[tensor] += (node.name,)

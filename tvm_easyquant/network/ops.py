@@ -112,7 +112,7 @@ def linear(x: np.ndarray, node: Node, weight: np.ndarray) -> np.ndarray:
     x: (N, H, W, C) or (N, C), any float dtype; returns (N, OH, OW, K) or (N, K).
     """
     product = node.operator.product
-    assert product is not None  # a layer's
+    assert product is not None  # noqa: S101  # a layer's
     return product(x, node, weight)
 
 
@@ -277,7 +277,7 @@ _ROWS = (
         "avg_pool2d", ("pool_size", "strides", "padding", "count_include_pad"), "accumulate", _average,
         ("AveragePool", "GlobalAveragePool"), _by_inputs, refusal=_uncounted,
     ),
-    # relu is clip(0, inf), relu6 is clip(0, 6)
+    # relu has the limits 0 and inf, relu6 has 0 and 6
     Operator("clip", ("lo", "hi"), "requantize", _clip, ("Clip", "Relu"), _by_limit),
     # channels_first: flattened in the order N, C, H, W
     Operator("reshape", ("shape", "channels_first"), "move", reshape, ("Reshape", "Flatten"), _by_inputs),

@@ -25,7 +25,7 @@ def read_onnx(model) -> tuple[Any, str]:
             raise LoadError(f"there is no file {os.fspath(model)}") from None
         except onnx.checker.ValidationError as error:  # external data
             raise LoadError(f"the weights of {name} cannot be read: {last_line(error)}") from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # protobuf has several of its own
             raise LoadError(f"{name} is not an ONNX file, or a damaged one ({last_line(error)})") from None
         if not known:
             raise LoadError(f"{name} is not an ONNX file (it holds no graph)")
@@ -96,7 +96,7 @@ def why_not(model, error: BaseException) -> str:
             onnx.checker.check_model(model)
         except onnx.checker.ValidationError as found:
             return " ".join(str(found).split("==>")[0].split())
-        except Exception:  # the checker itself gave up
+        except Exception:  # noqa: BLE001, S110  # the checker itself gave up
             pass
     kinds = {
         value.name: onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)

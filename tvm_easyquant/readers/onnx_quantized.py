@@ -630,10 +630,8 @@ class _Normalizer:
             elif name in self.units:
                 unit = np.asarray(self.units[name], np.float32)
                 self.result.outputs[name] = Encoding(unit, np.zeros((), np.int32), np.dtype(np.int32))
-            elif name in self.dynamic:
-                one = np.ones((), np.float32)
-                self.result.outputs[name] = Encoding(one, np.zeros((), np.uint8), np.dtype(np.uint8))
-            elif value.type.tensor_type.elem_type == TensorProto.UINT8:  # a zero point found at run time
+            elif name in self.dynamic or value.type.tensor_type.elem_type == TensorProto.UINT8:
+                # the zero point is found at run time
                 one = np.ones((), np.float32)
                 self.result.outputs[name] = Encoding(one, np.zeros((), np.uint8), np.dtype(np.uint8))
             if made != name:

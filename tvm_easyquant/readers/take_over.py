@@ -62,12 +62,12 @@ def _merge_clips(graph: Graph) -> Graph:
     nodes: dict[str, Node] = {}
     for node in graph:
         before = nodes.get(node.inputs[0]) if node.op == "clip" else None
-        if before is not None and before.op == "clip" and graph.users[before.name] == (node.name,):
-            if before.name not in graph.outputs:
-                limits = {key: float(np.clip(before.attrs[key], node.attrs["lo"], node.attrs["hi"]))
-                          for key in ("lo", "hi")}  # fmt: skip
-                del nodes[before.name]
-                node = replace(node, inputs=before.inputs, attrs=limits)
+        alone = before is not None and graph.users[before.name] == (node.name,)
+        if before is not None and before.op == "clip" and alone and before.name not in graph.outputs:
+            limits = {key: float(np.clip(before.attrs[key], node.attrs["lo"], node.attrs["hi"]))
+                      for key in ("lo", "hi")}  # fmt: skip
+            del nodes[before.name]
+            node = replace(node, inputs=before.inputs, attrs=limits)
         nodes[node.name] = node
     return Graph(nodes.values(), graph.outputs, graph.name, graph.output_names)
 

@@ -39,7 +39,7 @@ class RelayOp:
 
     def rebuild(self, tensors: Sequence) -> object:
         """The call on other arguments: a Relay expression."""
-        new = {old: arg for old, arg in zip(self.tensors, tensors, strict=True)}
+        new = dict(zip(self.tensors, tensors, strict=True))
 
         def swap(arg):
             if isinstance(arg, relay.Tuple):

@@ -76,7 +76,7 @@ def load(path: str | os.PathLike, kind: str, input_shapes: Mapping[str, Sequence
         module, params = tvmc.load(path, kind, shapes)
     except LoadError:
         raise
-    except Exception as error:  # every framework's importer raises its own
+    except Exception as error:  # noqa: BLE001  # every framework's importer raises its own
         cure = next((c for k, says, c in CURES if k == kind and re.search(says, str(error))), None)
         raise LoadError(f"tvmc cannot load {name} as {kind}: {cure or last_line(error)}") from None
     if kind == "relay" and params:

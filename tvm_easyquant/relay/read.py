@@ -70,7 +70,7 @@ def _import_onnx(model, name, input_shapes, batch):
     shapes = fixed_shapes(model, input_shapes or {}, batch, name)
     try:
         module, params = relay.frontend.from_onnx(model, shapes, freeze_params=True)
-    except Exception as error:  # the importer raises several unrelated types
+    except Exception as error:  # noqa: BLE001  # the importer raises several unrelated types
         raise LoadError(f"TVM cannot import {name}: {why_not(model, error)}") from None
     module = tvm.IRModule.from_expr(relay.build_module.bind_params_by_name(module["main"], params))
     return module.with_attr(OUTPUT_NAMES, [value.name for value in model.graph.output])
@@ -445,7 +445,7 @@ def _reshape(walk, call):
     after = _shape(call.checked_type, "reshape")
     flat = len(after) == 2 and after[0] == before[0]
     unflat = len(before) == 2 and len(after) == 4 and after[2:] == (1, 1) and after[0] == before[0]
-    if not (flat and len(before) in (2, 4) or unflat):
+    if not ((flat and len(before) in (2, 4)) or unflat):
         return False
     first = len(before) == 4 and prod(before[2:]) > 1
     return walk.add(call, "reshape", call.args[0], dict(shape=nhwc(after), channels_first=first))
@@ -462,7 +462,7 @@ def _strided_slice(walk, call):
     for i, axis in enumerate(axes):
         step = steps[i] if i < len(steps) else steps[-1]
         first, last, step = slice(int(a.begin[i]), int(a.end[i]), step).indices(size[axis])
-        if step < 1 or axis % 4 == 0 and (first, last, step) != (0, size[0], 1):
+        if step < 1 or (axis % 4 == 0 and (first, last, step) != (0, size[0], 1)):
             return False
         begin[axis], end[axis], strides[axis] = first, last, step
     return walk.add(call, "slice", data, dict(begin=nhwc(begin), end=nhwc(end), strides=nhwc(strides)))

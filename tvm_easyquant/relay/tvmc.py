@@ -303,9 +303,9 @@ def check_before(argv: Sequence[str]) -> None:
             writable(output, inputs=[word for word in others if os.path.isfile(word)])
     if verb == "run":
         inputs = option(argv, "-i", "--inputs")
-        if inputs is not None and os.path.isfile(inputs):
-            if isinstance(load_arrays(inputs, "--inputs"), np.ndarray):
-                raise UserError(f"--inputs: {inputs} is one array; give an .npz of arrays by input name")
+        given = load_arrays(inputs, "--inputs") if inputs and os.path.isfile(inputs) else {}
+        if isinstance(given, np.ndarray):
+            raise UserError(f"--inputs: {inputs} is one array; give an .npz of arrays by input name")
 
 
 # -- its verbs

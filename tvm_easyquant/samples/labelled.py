@@ -94,51 +94,17 @@ def named(text: str, *arguments: str) -> Callable:
 
 
 def _npz(path: Path, preprocess) -> LabelledSet:
-    try:
-        # opened here: numpy leaves an archive that it cannot read open
-        with open(path, "rb") as stored, np.load(stored, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise EvaluationError(f"cannot read {path}: {error}") from None
-    if "labels" not in arrays:
-        raise EvaluationError(f"{path} has no array labels; it has {sorted(arrays)}")
+    arrays = _arrays(path)
     labels = arrays["labels"]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise EvaluationError(f"{path}: labels is {labels.dtype} {labels.shape}; give one integer a sample")
     if isinstance(preprocess, Mapping):
         preprocess = Preprocess.of(preprocess)
     if "jpeg" in arrays and "offsets" in arrays:
-        encoded, offsets = arrays["jpeg"], arrays["offsets"].astype(np.int64)
-        count = len(offsets) - 1
-        bad = encoded.ndim != 1 or encoded.dtype != np.uint8 or count < 0 or offsets[0] < 0
-        if bad or (np.diff(offsets) < 0).any() or offsets[-1] > len(encoded):
-            raise EvaluationError(f"{path}: offsets do not cut jpeg, uint8 (bytes,), into pictures")
-
-        def picture(i):
-            return decode(encoded[offsets[i] : offsets[i + 1]], f"{path}: picture {i}")
-
+        count, picture = _cut_out(arrays["jpeg"], arrays["offsets"].astype(np.int64), path)
     elif "images" in arrays:
         images = arrays["images"]
-        count = len(images)
-        if images.dtype == np.float32 and images.ndim == 4:
+        count, picture = len(images), _picked(images, path)
+        if images.dtype == np.float32:
             preprocess = None
-
-            def picture(i):
-                if not np.isfinite(images[i]).all():
-                    raise EvaluationError(f"{path}: image {i} holds NaN or infinity")
-                return images[i : i + 1]
-
-        elif images.dtype == np.uint8 and images.ndim == 4 and 3 in (images.shape[1], images.shape[3]):
-            last = images if images.shape[3] == 3 else images.transpose(0, 2, 3, 1)
-
-            def picture(i):
-                return last[i]
-
-        else:
-            raise EvaluationError(
-                f"{path}: images is {images.dtype} {images.shape}; give float32 (N, C, H, W) normalised as "
-                "in training, or uint8 (N, H, W, 3)"
-            )
     else:
         raise EvaluationError(f"{path} has neither images nor jpeg and offsets; it has {sorted(arrays)}")
     if preprocess is None and ("jpeg" in arrays or arrays["images"].dtype == np.uint8):
@@ -153,4 +119,48 @@ def _npz(path: Path, preprocess) -> LabelledSet:
     ready = preprocess or (lambda x: x)
     return LabelledSet(
         lambda: ((ready(picture(i)), int(labels[i])) for i in range(count)), count, str(path)
+    )
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, with good labels."""
+    try:
+        # opened here: numpy leaves an archive that it cannot read open
+        with open(path, "rb") as stored, np.load(stored, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise EvaluationError(f"cannot read {path}: {error}") from None
+    if "labels" not in arrays:
+        raise EvaluationError(f"{path} has no array labels; it has {sorted(arrays)}")
+    labels = arrays["labels"]
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise EvaluationError(f"{path}: labels is {labels.dtype} {labels.shape}; give one integer a sample")
+    return arrays
+
+
+def _cut_out(encoded: np.ndarray, offsets: np.ndarray, path: Path) -> tuple[int, Callable]:
+    """(number of pictures, i -> picture) of JPEG files in one array of bytes."""
+    count = len(offsets) - 1
+    bad = encoded.ndim != 1 or encoded.dtype != np.uint8 or count < 0 or offsets[0] < 0
+    if bad or (np.diff(offsets) < 0).any() or offsets[-1] > len(encoded):
+        raise EvaluationError(f"{path}: offsets do not cut jpeg, uint8 (bytes,), into pictures")
+    return count, lambda i: decode(encoded[offsets[i] : offsets[i + 1]], f"{path}: picture {i}")
+
+
+def _picked(images: np.ndarray, path: Path) -> Callable:
+    """i -> the image, ready for the network (float32), or as a picture (uint8 HWC)."""
+    if images.dtype == np.float32 and images.ndim == 4:
+
+        def ready(i):
+            if not np.isfinite(images[i]).all():
+                raise EvaluationError(f"{path}: image {i} holds NaN or infinity")
+            return images[i : i + 1]
+
+        return ready
+    if images.dtype == np.uint8 and images.ndim == 4 and 3 in (images.shape[1], images.shape[3]):
+        last = images if images.shape[3] == 3 else images.transpose(0, 2, 3, 1)
+        return lambda i: last[i]
+    raise EvaluationError(
+        f"{path}: images is {images.dtype} {images.shape}; give float32 (N, C, H, W) normalised as "
+        "in training, or uint8 (N, H, W, 3)"
     )

@@ -50,7 +50,7 @@ class Range:
         """The largest absolute value to be held, by a start of `numerics.SWITCHES`."""
         if start == "max" or self.absmax == 0:
             return self.absmax
-        assert self.histogram is not None  # any other start has one
+        assert self.histogram is not None  # noqa: S101  # any other start has one
         if start == "percentile":
             return _histogram.percentile(self.histogram, percentile)
         return getattr(_histogram, start)(self.histogram, levels)
@@ -160,8 +160,8 @@ def samples(data, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
         yield from _pieces(item, graph, next(number))
 
 
-def _pieces(item, graph, number):
-    what = f"calibration item {number}"
+def _by_name(item, graph, what) -> Mapping:
+    """An item of any form as {input: array}, the model's inputs exactly."""
     if isinstance(item, (tuple, list)) and item:
         item = item[0]  # (images, labels)
     if not isinstance(item, Mapping):
@@ -174,37 +174,48 @@ def _pieces(item, graph, number):
         raise CalibrationError(
             f"{what} has tensors {sorted(map(str, item))}, the model's inputs are {sorted(graph.inputs)}"
         )
-    arrays = {}
-    for name, value in item.items():
-        array = np.asarray(value)
-        if array.dtype == np.float64:
-            with np.errstate(over="ignore"):  # infinity is found, and named, below
-                array = array.astype(np.float32)
-        if array.dtype != np.float32:
-            raise CalibrationError(
-                f"{what}: {name} is {array.dtype}; the model takes float32, normalised as in its training"
-            )
-        shape = model_shape(graph[name])
-        if array.shape == shape[1:]:
-            array = array[None]
-        if array.ndim != len(shape) or array.shape[1:] != shape[1:]:
-            raise CalibrationError(
-                f"{what}: {name} has shape {array.shape}, the model takes {shape}"
-                f"{layout_hint(array.shape, shape)}"
-            )
-        if array.shape[0] % shape[0]:
-            raise CalibrationError(
-                f"{what}: {name} holds {array.shape[0]} samples, not a multiple of the model's "
-                f"batch {shape[0]}; drop the incomplete batch"
-            )
-        arrays[name] = array
-    pieces = {name: array.shape[0] // model_shape(graph[name])[0] for name, array in arrays.items()}
+    return item
+
+
+def _array(value, shape, what) -> np.ndarray:
+    """What an item holds for one input: float32, whole batches of the model's ``shape``."""
+    array = np.asarray(value)
+    if array.dtype == np.float64:
+        with np.errstate(over="ignore"):  # infinity is found, and named, later
+            array = array.astype(np.float32)
+    if array.dtype != np.float32:
+        raise CalibrationError(
+            f"{what} is {array.dtype}; the model takes float32, normalised as in its training"
+        )
+    if array.shape == shape[1:]:
+        array = array[None]
+    if array.ndim != len(shape) or array.shape[1:] != shape[1:]:
+        raise CalibrationError(
+            f"{what} has shape {array.shape}, the model takes {shape}{layout_hint(array.shape, shape)}"
+        )
+    if array.shape[0] % shape[0]:
+        raise CalibrationError(
+            f"{what} holds {array.shape[0]} samples, not a multiple of the model's batch {shape[0]}; "
+            "drop the incomplete batch"
+        )
+    return array
+
+
+def _pieces(item, graph, number):
+    """The samples of one item."""
+    what = f"calibration item {number}"
+    shapes = {name: model_shape(graph[name]) for name in graph.inputs}
+    arrays = {
+        name: _array(value, shapes[name], f"{what}: {name}")
+        for name, value in _by_name(item, graph, what).items()
+    }
+    pieces = {name: array.shape[0] // shapes[name][0] for name, array in arrays.items()}
     if len(set(pieces.values())) != 1:
         raise CalibrationError(f"{what}: its tensors hold different numbers of samples: {pieces}")
     for i in range(next(iter(pieces.values()))):
         sample = {}
         for name, array in arrays.items():
-            batch = model_shape(graph[name])[0]
+            batch = shapes[name][0]
             sample[name] = np.ascontiguousarray(array[i * batch : (i + 1) * batch])
             if not np.isfinite(sample[name]).all():
                 raise CalibrationError(

@@ -16,7 +16,7 @@ BINS = 2**BITS
 
 
 @dataclass
-class Histogram:
+class Histogram:  # noqa: PLW1641  # it grows, so it has no hash
     """Counts of |x|. exponent: e, None while only zeros were seen; zeros: how many values were exactly 0
     (they are in no bin); counts: int64 (BINS,); absmax: the largest |x|."""
 

@@ -106,7 +106,7 @@ class Scales:
     def decided(self, tensor: str) -> Scale:
         """The scale of the tensor's site, which is decided."""
         scale = self.of(tensor)
-        assert scale is not None, tensor
+        assert scale is not None, tensor  # noqa: S101  # a mistake of ours, not of a user
         return scale
 
     def unit(self, node: Node) -> np.ndarray | np.floating:

@@ -175,6 +175,26 @@ class QuantConfig:
     integer: tuple[str, ...] | None = None
 
     def __post_init__(self):
+        self._settle_bits()
+        if self.integer is not None:
+            object.__setattr__(self, "integer", _names("integer", self.integer))
+        if not isinstance(self.method, str):
+            raise ConfigError(f"method is {shown(self.method)}; use one of {', '.join(METHODS)}")
+        if (self.method == IMPORTED) != (self.integer is not None):
+            raise ConfigError("the method imported and the setting integer belong together")
+        if self.method not in METHODS and self.method != IMPORTED:
+            raise ConfigError(f"method is {shown(self.method)}; use one of {', '.join(METHODS)}")
+        self._check_numbers()
+        for name, values in SWITCHES.items():
+            if getattr(self, name) is not None:
+                self._check_switch(name, values)
+        if not isinstance(self.equalize, bool):
+            raise ConfigError(f"equalize is {shown(self.equalize)}; use one of True, False")
+        if self.equalize and self.method in ("easyquant", IMPORTED):
+            raise ConfigError(f"equalize=True is no part of the method {self.method}; use it with another")
+
+    def _settle_bits(self) -> None:
+        """``bits``, ``layer_bits`` and ``skip`` as they are kept, of all ways to give them."""
         each = dict(_pairs(self.layer_bits))
         skip = (self.skip,) if isinstance(self.skip, str) else _names("skip", self.skip)
         if isinstance(self.bits, Mapping):
@@ -188,14 +208,8 @@ class QuantConfig:
                 raise ConfigError(f"bits{name and ' of layer '}{name} is {shown(bits)}; use 7 or 8")
         differ = sorted((name, int(bits)) for name, bits in each.items() if bits != self.bits)
         object.__setattr__(self, "layer_bits", tuple(differ))
-        if self.integer is not None:
-            object.__setattr__(self, "integer", _names("integer", self.integer))
-        if not isinstance(self.method, str):
-            raise ConfigError(f"method is {shown(self.method)}; use one of {', '.join(METHODS)}")
-        if (self.method == IMPORTED) != (self.integer is not None):
-            raise ConfigError("the method imported and the setting integer belong together")
-        if self.method not in METHODS and self.method != IMPORTED:
-            raise ConfigError(f"method is {shown(self.method)}; use one of {', '.join(METHODS)}")
+
+    def _check_numbers(self) -> None:
         for name in ("search_images", "grid", "rounds"):
             value = getattr(self, name)
             if not _whole(value) or value < 1:
@@ -209,24 +223,18 @@ class QuantConfig:
             raise ConfigError(f"alpha {self.alpha} and beta {self.beta} must enclose 1")
         if not 0 < self.percentile <= 100:
             raise ConfigError(f"percentile is {self.percentile}; use one above 0 and up to 100")
-        for name, values in SWITCHES.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if type(value) is not type(values[0]) or value not in values:
-                raise ConfigError(f"{name} is {shown(value)}; use one of {', '.join(map(str, values))}")
-            if self.method == "easyquant" and value != getattr(METHODS["easyquant"], name):
-                raise ConfigError(
-                    f"{name}={value!r} is no part of the paper's method easyquant; use it with "
-                    "easyquant_unsigned or easyquant_mse"
-                )
-            if not self.searches and name not in ("start", "unsigned"):
-                raise ConfigError(f"method {self.method} does not search: {name} says nothing there")
 
-        if not isinstance(self.equalize, bool):
-            raise ConfigError(f"equalize is {shown(self.equalize)}; use one of True, False")
-        if self.equalize and self.method in ("easyquant", IMPORTED):
-            raise ConfigError(f"equalize=True is no part of the method {self.method}; use it with another")
+    def _check_switch(self, name: str, values: tuple) -> None:
+        value = getattr(self, name)
+        if type(value) is not type(values[0]) or value not in values:
+            raise ConfigError(f"{name} is {shown(value)}; use one of {', '.join(map(str, values))}")
+        if self.method == "easyquant" and value != getattr(METHODS["easyquant"], name):
+            raise ConfigError(
+                f"{name}={value!r} is no part of the paper's method easyquant; use it with "
+                "easyquant_unsigned or easyquant_mse"
+            )
+        if not self.searches and name not in ("start", "unsigned"):
+            raise ConfigError(f"method {self.method} does not search: {name} says nothing there")
 
     @property
     def how(self) -> Method:
@@ -257,6 +265,7 @@ class QuantConfig:
 
     @property
     def searches(self) -> bool:
+        """Whether the method searches scales, or takes those it starts from."""
         return METHODS.get(self.method, Method(None)).objective is not None
 
 
@@ -283,6 +292,7 @@ class Scale:
             )
 
     def with_scale(self, scale: float) -> Scale:
+        """The same range of integers in other steps."""
         return Scale(scale, self.zero_point, self.lo, self.hi)
 
 

@@ -43,6 +43,7 @@ class Coverage(NamedTuple):
 
     @property
     def figure(self) -> str:
+        """The percentage, as people are shown it."""
         return f"at most {self.percent:.1f}" if self.at_most else f"{self.percent:.1f}"
 
     def __str__(self) -> str:

@@ -101,6 +101,18 @@ class ScaleTable:
         except ConfigError as error:
             raise TableError(f"the scale table does not fit model {graph.name}: {error}") from None
         layers = [n.name for n in graph.compute_nodes if n.name in plan_.integer]
+        self._check_names(graph, plan_, layers)
+        self._check_sizes(graph, layers)
+        if self.model != graph.fingerprint:
+            raise TableError(
+                f"the scale table was made for another model ({self.model[:12]}, this is "
+                f"{graph.fingerprint[:12]}): the names fit but the weights or shapes differ; "
+                + ("give table.prepared(graph), or " if self.config.equalize else "")
+                + "quantize this model again"
+            )
+        return plan_
+
+    def _check_names(self, graph: Graph, plan_: Plan, layers: list[str]) -> None:
         for kind, have, want in (
             ("activation", self.activations, plan_.sites),
             ("weight", self.weights, layers),
@@ -111,6 +123,8 @@ class ScaleTable:
                     f"the scale table does not fit model {graph.name}: its {kind} scales lack "
                     f"{missing or 'nothing'} and have unknown {unknown or 'nothing'}"
                 )
+
+    def _check_sizes(self, graph: Graph, layers: list[str]) -> None:
         for name in layers:
             if len(self.weights[name]) != graph[name].channels:
                 raise TableError(
@@ -131,14 +145,6 @@ class ScaleTable:
                     raise TableError(
                         f"the {what} of layer {name} is {values.shape}, not ({graph[name].channels},)"
                     )
-        if self.model != graph.fingerprint:
-            raise TableError(
-                f"the scale table was made for another model ({self.model[:12]}, this is "
-                f"{graph.fingerprint[:12]}): the names fit but the weights or shapes differ; "
-                + ("give table.prepared(graph), or " if self.config.equalize else "")
-                + "quantize this model again"
-            )
-        return plan_
 
     def to_json(self) -> str:
         """JSON text; `from_json` of it equals this table bit for bit."""

@@ -337,15 +337,7 @@ def meet(
     else:
         kinds, errors = _fastest(trials, together, spread, errors_of, times, float_times)
     paired = trials.paired(kinds)
-    lines = [*trials.lines, *_done(config, kinds, errors)]
-    width = (paired.interval[1] - paired.interval[0]) / 2
-    lost = f"{paired.drop:.2f} points lost" if paired.drop > 0 else "nothing lost"
-    lines.append(f"met: {lost}, {max_drop:g} were allowed")
-    if width > max(max_drop, 0.005):
-        lines.append(
-            f"{paired.n} labelled samples tell the drop to {width:.2f} points only, more than "
-            f"{max_drop:g}; give more of them to be sure"
-        )
+    lines = [*trials.lines, *_done(config, kinds, errors), *_verdict(paired, max_drop)]
     chosen = trials.compose(kinds)
     figures = {
         name: {**chosen.figures.get(name, {}), "error_alone": errors[name][kinds[name]]}
@@ -364,6 +356,17 @@ def _done(config, kinds, errors) -> Iterable[str]:
         error = errors.get(name, {}).get(bits)
         alone = "" if error is None else f"; its error alone at {bits} bits: {error:.2g}"
         yield f"{name}: {bits} -> {kinds[name]}{alone}"
+
+
+def _verdict(paired: Paired, max_drop: float) -> Iterable[str]:
+    lost = f"{paired.drop:.2f} points lost" if paired.drop > 0 else "nothing lost"
+    yield f"met: {lost}, {max_drop:g} were allowed"
+    width = (paired.interval[1] - paired.interval[0]) / 2
+    if width > max(max_drop, 0.005):
+        yield (
+            f"{paired.n} labelled samples tell the drop to {width:.2f} points only, more than "
+            f"{max_drop:g}; give more of them to be sure"
+        )
 
 
 def _revert(trials, config, together, spread, errors_of):

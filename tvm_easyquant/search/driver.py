@@ -260,28 +260,17 @@ class _Search:
         """
         chosen = np.arange(len(grid))
         images = cut(len(layers[0][1]), PARTS)
-        work = []
-        for node, values, outputs, weight, scales in layers:
-            real = weight * scales
-            bias = self.scales.bias(node)
-            targets = [o - bias for o in outputs]
-            weights = [self._sensitivity(node, o) for o in outputs]
-            weighted = weights[0] is not None
-            flat = objectives.projected(node, real, weighted)
-            work.append((node, values, targets, flat, weights if weighted else None))
+        work = [self._work(*layer) for layer in layers]
         size = min(node.shape[1] * node.shape[2] if len(node.shape) == 4 else 1 for node, *_ in work)
         scores, least = np.zeros(len(grid)), 0.0
 
         def errors_of(part, sample):
             tasks = [
-                (
-                    SiteTask(
-                        node, values[i], targets[i], *flat, grid, chosen, part, i.start, h and h[i], sample
-                    ),
-                )
-                for node, values, targets, flat, h in work
+                (SiteTask(node, values[i], targets[i], flat, basis, grid, chosen, part, i.start,
+                          h and h[i], sample),)
+                for node, values, targets, (flat, basis), h in work
                 for i in images
-            ]
+            ]  # fmt: skip
             found = self.workers.run(objectives.site_errors, tasks)
             totals: list = [None] * len(work)
             for n, errors in enumerate(found):
@@ -308,6 +297,16 @@ class _Search:
             chosen = chosen[left]
             known, seen = ([errors.of(left) for errors in each] for each in (known, seen))
         return int(best), -scores * least
+
+    def _work(self, node, values, outputs, weight, scales):
+        """What the tasks of `_halving` have of a layer: (node, inputs, what its products are to be, its
+        weights for `SiteTask`, `_sensitivity` of every image or None)."""
+        bias = self.scales.bias(node)
+        targets = [o - bias for o in outputs]
+        weights = [self._sensitivity(node, o) for o in outputs]
+        weighted = weights[0] is not None
+        flat = objectives.projected(node, weight * scales, weighted)
+        return node, values, targets, flat, weights if weighted else None
 
     def _sensitivity(self, node, output):
         """float32, like the output: how the next operators pass an error on (objective "hessian"); None.
@@ -348,9 +347,12 @@ class _Search:
                 values[name] = sample.unstored(producer, self.scales)
             elif name in sample.real:
                 values[name] = sample.real[name]
-            elif producer.operator.moves and name in self.plan.integer:
-                if all(t in values for t in producer.inputs):
-                    values[name] = evaluate(producer, *(values[t] for t in producer.inputs))
+            elif (
+                producer.operator.moves
+                and name in self.plan.integer
+                and all(t in values for t in producer.inputs)
+            ):
+                values[name] = evaluate(producer, *(values[t] for t in producer.inputs))
         return values
 
 

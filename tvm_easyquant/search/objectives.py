@@ -222,7 +222,7 @@ def site_errors(task: SiteTask) -> Errors:
         total = _errors(task, np.concatenate(values[some]), _at(where, task.targets[some]), where, h).plus(
             total
         )
-    assert total is not None  # there is an image
+    assert total is not None  # noqa: S101  # there is an image
     return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,4 +50,4 @@ def _alone(call):
 def cut(count: int, parts: int) -> list[slice]:
     """Consecutive slices of nearly the same length, no more than ``parts``."""
     edges = [round(i * count / parts) for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [slice(a, b) for a, b in itertools.pairwise(edges) if b > a]

@@ -158,7 +158,7 @@ def load(path):
 
     try:
         return onnx.load(path)
-    except Exception as error:  # onnx raises types of its own
+    except Exception as error:  # noqa: BLE001  # onnx raises types of its own
         reason = " ".join(str(error).split())
         raise VerifyError(f"{path} is not an ONNX file ({reason})") from None
 
@@ -184,7 +184,7 @@ def session(model, optimize: bool = True, threads: int | None = None):
         model = model.SerializeToString()
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises types of its own
+    except Exception as error:  # noqa: BLE001  # onnxruntime raises types of its own
         raise VerifyError(f"ONNX Runtime does not load the model: {' '.join(str(error).split())}") from None
 
 
