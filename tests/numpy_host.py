@@ -126,10 +126,10 @@ class Numpy:
     def save_module(self, module):
         return Built(module)._text()
 
-    def layer_plans(self, module, target=None):
+    def layer_choices(self, graph, table, target=None):
         return []
 
-    def layer_times(self, module, target=None):
+    def layer_times(self, graph, table, target=None):
         raise TuneError("numpy has no stored costs of kernels")
 
     # -- building and running

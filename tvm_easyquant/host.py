@@ -43,8 +43,8 @@ class Built(Protocol):
 
     @property
     def layers(self) -> Sequence[Any]:
-        """The kernel of each lowered layer (`topi_ext.lower.LayerChoice`), in the order of the calls; none in
-        a float network."""
+        """The kernel of each lowered layer (`topi_ext.lower.LayerChoice`), in the order of the calls; none
+        in a float network."""
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs for {input: array}; GraphError if they are not the inputs."""

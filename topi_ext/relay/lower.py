@@ -87,11 +87,12 @@ class _Chain:
 
 
 class _Lowering:
-    def __init__(self, function, target, layers):
-        self.names, self.found = [], []  # of each layer: its name, its `Convolution`
-        order = []
+    def __init__(self, function, target, layers):  # noqa: PLR0912  # the kinds of Relay's expressions
+        self.names: list[str] = []  # of each layer
+        self.found: list[Convolution] = []
+        order: list = []
         relay.analysis.post_order_visit(function.body, order.append)
-        self.uses = {}
+        self.uses: dict = {}
         for expr in order:
             for arg in _inputs(expr):
                 self.uses[arg] = self.uses.get(arg, 0) + 1
@@ -112,7 +113,7 @@ class _Lowering:
             LayerChoice(name, layer.spec, layer.weight, choice)
             for name, layer, (choice, _) in zip(self.names, self.found, self.chosen, strict=True)
         )
-        new = {}
+        new: dict = {}
         for expr in order:
             if expr in absorbed:
                 continue
@@ -170,9 +171,9 @@ class _Lowering:
 
     def _under_clip(self, root):
         """(clip, the qnn call it limits), or (None, root)."""
-        if _name(root) == "clip" and self._alone(root.args[0]):
-            if _name(root.args[0]) in ("qnn.requantize", "qnn.add", "qnn.mul", "qnn.quantize"):
-                return root, root.args[0]
+        limited = ("qnn.requantize", "qnn.add", "qnn.mul", "qnn.quantize")
+        if _name(root) == "clip" and self._alone(root.args[0]) and _name(root.args[0]) in limited:
+            return root, root.args[0]
         return None, root
 
     def _alone(self, expr):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -229,7 +230,7 @@ def keep_if_faster(
     feed = noise(graph)
 
     def measured(skip):
-        plain = {name: None for name in SWITCHES}
+        plain: dict[str, Any] = dict.fromkeys(SWITCHES)
         skip = (*config.skip, *skip)
         settings = replace(config, **plain, method="minmax", equalize=False, skip=skip)
         table = find(graph, [feed], settings).table

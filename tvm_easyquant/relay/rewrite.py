@@ -115,7 +115,7 @@ class _Rewriter:
             self.float_of[node.name] = _to_model(x, node)
             return
         layer = self.layers.get(node.name)
-        made = self.scales.stored(node) if layer is None else layer.own
+        made = (layer and layer.own) or self.scales.stored(node)
         q = relay.qnn.requantize(
             acc, unit, _zero(zero_point), _scalar(made.scale.scale), _zero(made.scale.zero_point),
             axis=len(node.shape) - 1, out_dtype="uint8", **REQUANTIZE,

@@ -59,7 +59,8 @@ def read_log(path: str | os.PathLike) -> list[tuple]:
     """
     from tvm import autotvm
 
-    path, records = Path(path), []
+    path = Path(path)
+    records: list = []
     if not path.exists():
         return records
     try:
@@ -71,7 +72,7 @@ def read_log(path: str | os.PathLike) -> list[tuple]:
             continue
         try:
             record = autotvm.record.decode(line)
-        except Exception:  # whatever a half-written line makes of the decoder
+        except Exception:  # noqa: BLE001  # whatever a half-written line makes of the decoder
             record = None
         if record is None:
             raise TuneError(
@@ -172,7 +173,7 @@ def tasks(layers: Sequence[LayerChoice], target, alternatives: int = 1) -> list:
     from tvm import autotvm, te
 
     relay_op.register()
-    made = {}
+    made: dict = {}
     for layer in layers:
         rows = [layer.choice.kernel]
         for name, _ in layer.choice.slower:
@@ -281,9 +282,9 @@ def _done(log) -> dict[tuple, set[int]]:
 
 def _check_device(runner) -> None:
     """TuneError if the device of an ``autotvm.RPCRunner`` is not there; None and others have none."""
-    device = (getattr(runner, "host", None), getattr(runner, "port", None), getattr(runner, "key", None))
-    if all(device):
-        check_tracker(*device)
+    host, port, key = (getattr(runner, name, None) for name in ("host", "port", "key"))
+    if host and port and key:
+        check_tracker(host, port, key)
 
 
 @contextlib.contextmanager
@@ -310,7 +311,7 @@ def _measure(tuner, settings, log, runner, seen) -> bool:
     """
     from tvm import autotvm
 
-    valid = []
+    valid: list = []
 
     def batch(_, inputs, results):
         valid.extend(r for r in results if r.error_no == 0)

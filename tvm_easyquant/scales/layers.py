@@ -117,9 +117,9 @@ class _Deriver:
     def records(self) -> Records:
         absorbing = {}  # add -> the layer that it is fused into
         for node in self.graph:
-            if node.name in self.plan.integer and node.op == "add":
-                if layer := self._absorbing(node):
-                    absorbing[node.name] = layer
+            adds = node.name in self.plan.integer and node.op == "add"
+            if adds and (layer := self._absorbing(node)):
+                absorbing[node.name] = layer
         layers, joins, absorbed = {}, {}, set(absorbing.values())
         for node in map(self.graph.__getitem__, self._order()):
             if node.name not in self.plan.integer:
@@ -148,7 +148,7 @@ class _Deriver:
 
     def _scale(self, tensor: str) -> Scale:
         scale = self.scales.of(tensor)
-        assert scale is not None  # a table leaves none open
+        assert scale is not None  # noqa: S101  # a table leaves none open
         return scale
 
     # -- joins
@@ -161,9 +161,9 @@ class _Deriver:
         """The layer that the add is fused into: a convolution whose tensor nobody else reads."""
         for tensor in add.inputs:
             node = self.graph[self.plan.fused.get(tensor, tensor)]
-            if node.name in self.plan.integer and node.op != "dense" and self._convolves(node):
-                if self._reads(tensor) == 1:
-                    return node.name
+            convolution = node.name in self.plan.integer and node.op != "dense" and self._convolves(node)
+            if convolution and self._reads(tensor) == 1:
+                return node.name
         return None
 
     def _reads(self, tensor: str) -> int:
