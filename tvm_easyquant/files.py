@@ -125,7 +125,7 @@ def read_text(path: str | os.PathLike, error: type[EasyQuantError], what: str) -
             raise ValueError(f"it has more than {LARGEST} bytes")
         return data.decode("utf-8")
     except (OSError, ValueError) as problem:
-        raise error(f"cannot read {what} {path}: {problem}") from None
+        raise error(f"cannot read {what} {path}: {problem}") from problem
 
 
 def parse_json(text: str, error: type[EasyQuantError], source: str, *, constants: bool = False) -> object:

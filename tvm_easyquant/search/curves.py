@@ -68,7 +68,12 @@ class Curves:
     @classmethod
     def load(cls, path: str | os.PathLike) -> Curves:
         """Read what `save` wrote; CurvesError otherwise."""
-        text = read_text(path, CurvesError, "the search record")
+        try:
+            text = read_text(path, CurvesError, "the search record")
+        except CurvesError as error:
+            if not isinstance(error.__cause__, UnicodeDecodeError):
+                raise
+            text = ""  # what is no text is no record
         with contextlib.suppress(CurvesError):
             data = parse_json(text, CurvesError, str(path))
             if isinstance(data, dict) and _is_record(data):
