@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import __version__
 from ..files import writable
 from .common import (
     UserError,
@@ -90,8 +91,8 @@ def _report(args, host) -> int:
             if not args.no_benchmark:
                 benchmark = timing(args, host, graph, table, networks, bar)
         facts = collect(
-            graph, table, layers, target=str(target), machine=host.describe(), samples=samples,
-            curves=curves, benchmark=benchmark, accuracy=accuracy, progress=bar,
+            graph, table, layers, target=str(target), machine=host.describe(), version=__version__,
+            samples=samples, curves=curves, benchmark=benchmark, accuracy=accuracy, progress=bar,
         )  # fmt: skip
     write_text(args.output, report.render(facts))
     if args.json:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..errors import CurvesError
 from ..network.graph import Graph
 from ..scales.table import ScaleTable
@@ -28,6 +27,7 @@ def collect(
     *,
     target: str,
     machine: Mapping[str, object],
+    version: str,
     samples: Sequence[Mapping] = (),
     curves: Curves | None = None,
     benchmark: Any = None,
@@ -37,10 +37,9 @@ def collect(
     """The facts of `report.render`, as plain values.
 
     layers: the kernel of each for ``target``: of a `Built`, or `Host.layer_choices`. machine: of
-    `Host.describe`.
-    samples: calibration inputs, for histograms. curves, benchmark (`Host.benchmark`), accuracy: what was
-    recorded and measured, each may be left out. Raises TableError if the table does not fit the graph,
-    CurvesError if the curves are another model's.
+    `Host.describe`; version: of this package. samples: calibration inputs, for histograms. curves,
+    benchmark (`Host.benchmark`), accuracy: what was recorded and measured, each may be left out. Raises
+    TableError if the table does not fit the graph, CurvesError if the curves are another model's.
     """
     plan = table.check(graph)
     if curves is not None and curves.model != graph.fingerprint:
@@ -48,9 +47,8 @@ def collect(
     layer_of = {layer.name: layer for layer in layers}
     times = {row.name: row for row in benchmark.layers} if benchmark else {}
     histograms = report.histograms(graph, plan, table, samples, progress)
-    rows = []
-    for number, node in enumerate(graph.compute_nodes, 1):
-        row = {
+    rows = [
+        {
             "number": number,
             "name": node.name,
             "op": node.op,
@@ -60,11 +58,7 @@ def collect(
             "macs": node.macs,
             "macs_percent": 100 * (node.macs or 0) / graph.macs,  # a layer's are known
             "bits": table.config.bits_of(node.name) if node.name in plan.integer else None,
-            "kernel": "TVM float32",
-            "why": plan.floats.get(node.name, ""),
-            "proof": "",
-            "refused": {},
-            "saturation": None,
+            **_kernel(layer_of.get(node.name), plan.floats.get(node.name, "")),
             "cosine": table.figures.get(node.name, {}).get("cosine"),
             "sqnr_db": table.figures.get(node.name, {}).get("sqnr_db"),
             "ms": times[node.name].ms if node.name in times else None,
@@ -72,21 +66,14 @@ def collect(
             "histograms": histograms.get(node.name, {}),
             "curves": _curves(curves, node, plan),
         }
-        layer = layer_of.get(node.name)
-        if layer is not None:
-            chosen = layer.choice
-            row.update(
-                kernel=chosen.kernel.name, why=chosen.reason, proof=str(chosen.proof),
-                refused=dict(chosen.refused),
-                saturation=report.saturation(layer.weight, layer.spec.data_max),
-            )  # fmt: skip
-        rows.append(row)
+        for number, node in enumerate(graph.compute_nodes, 1)
+    ]
     worst = report.worst_layers(table)
     before, after = report.weight_bytes(graph, plan)
     return {
         "model": graph.name,
         "fingerprint": graph.fingerprint,
-        "version": __version__,
+        "version": version,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "target": target,
         "host": dict(machine),
@@ -100,6 +87,20 @@ def collect(
         "floats": dict(plan.floats),
         "skip_line": shlex.join(["--skip", *table.config.skip, *worst]) if worst else "",
         "layers": rows,
+    }
+
+
+def _kernel(layer: LayerChoice | None, why: str) -> dict:
+    """The kernel of a layer and its proof; why: a float layer's reason."""
+    if layer is None:
+        return {"kernel": "TVM float32", "why": why, "proof": "", "refused": {}, "saturation": None}
+    chosen = layer.choice
+    return {
+        "kernel": chosen.kernel.name,
+        "why": chosen.reason,
+        "proof": str(chosen.proof),
+        "refused": dict(chosen.refused),
+        "saturation": report.saturation(layer.weight, layer.spec.data_max),
     }
 
 

@@ -6,10 +6,10 @@ that no row lacks one and that no rule is without a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,8 +18,34 @@ from topi_ext.reference import dequantize, quantize, windows
 from . import expression
 from .layout import to_nchw
 
-if TYPE_CHECKING:
-    from .node import Node
+
+class Use(Protocol):
+    """One use of an operator, as its row and its rules see it: a `node.Node`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def attrs(self) -> Mapping[str, Any]: ...
+
+    @property
+    def weight(self) -> np.ndarray: ...
+
+    @property
+    def bias(self) -> np.ndarray: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def groups(self) -> int: ...
+
+    @property
+    def operator(self) -> Operator: ...
+
 
 #: how an operator runs on stored (uint8) tensors
 INTEGER = {
@@ -51,10 +77,10 @@ class Operator:
     integer: str
     evaluate: Callable[..., np.ndarray]
     onnx: tuple[str, ...] = ()
-    nonnegative: Callable[[Node, bool], bool] = lambda node, inputs: False
+    nonnegative: Callable[[Use, bool], bool] = lambda node, inputs: False
     product: Callable[..., np.ndarray] | None = None
-    macs: Callable[[Node], int | None] = lambda node: 0
-    refusal: Callable[[Node], str | None] = lambda node: None
+    macs: Callable[[Use], int | None] = lambda node: 0
+    refusal: Callable[[Use], str | None] = lambda node: None
 
     @property
     def layer(self) -> bool:
@@ -83,19 +109,19 @@ class Operator:
 # -- layers
 
 
-def is_depthwise(node: Node) -> bool:
+def is_depthwise(node: Use) -> bool:
     """One input channel and one filter in each group."""
     return node.channels == node.attrs.get("groups") and node.weight.shape[2] == 1
 
 
-def input_axes(node: Node) -> tuple[int, ...] | None:
+def input_axes(node: Use) -> tuple[int, ...] | None:
     """The axes of a layer's weights besides its input channels'; None where groups have no such axis."""
     if is_depthwise(node):
         return (0, 1, 2)
     return (0, 1, 3) if node.groups == 1 else None
 
 
-def conv_columns(x: np.ndarray, node: Node, group: int = 0) -> np.ndarray:
+def conv_columns(x: np.ndarray, node: Use, group: int = 0) -> np.ndarray:
     """The im2col matrix of one group of a layer: (N * OH * OW, R * S * C / groups); of a vector, itself."""
     if x.ndim == 2:
         return x
@@ -106,7 +132,7 @@ def conv_columns(x: np.ndarray, node: Node, group: int = 0) -> np.ndarray:
     return patches.reshape(-1, r * s * depth)
 
 
-def linear(x: np.ndarray, node: Node, weight: np.ndarray) -> np.ndarray:
+def linear(x: np.ndarray, node: Use, weight: np.ndarray) -> np.ndarray:
     """Convolution or dense of ``x`` with ``weight`` (in the node's weight layout), no bias.
 
     x: (N, H, W, C) or (N, C), any float dtype; returns (N, OH, OW, K) or (N, K).
@@ -180,7 +206,7 @@ def _fake_quant(node, x):
 # -- what moves, on arrays of any dtype
 
 
-def concat(node: Node, *x: np.ndarray) -> np.ndarray:
+def concat(node: Use, *x: np.ndarray) -> np.ndarray:
     return np.concatenate(x, node.attrs["axis"])
 
 
@@ -190,22 +216,22 @@ def _max_pool(node, x):
     return view.max(axis=(3, 4))
 
 
-def reshape(node: Node, x: np.ndarray) -> np.ndarray:
+def reshape(node: Use, x: np.ndarray) -> np.ndarray:
     source = to_nchw(x) if node.attrs["channels_first"] else x
     return source.reshape(x.shape[0], *node.attrs["shape"][1:])
 
 
-def crop(node: Node, x: np.ndarray) -> np.ndarray:
+def crop(node: Use, x: np.ndarray) -> np.ndarray:
     a = node.attrs
     axes = zip(a["begin"], a["end"], a["strides"], strict=True)
     return x[(slice(None), *(slice(*axis) for axis in list(axes)[1:]))]
 
 
-def pad(node: Node, x: np.ndarray, fill=0.0) -> np.ndarray:
+def pad(node: Use, x: np.ndarray, fill=0.0) -> np.ndarray:
     return np.pad(x, node.attrs["widths"], constant_values=x.dtype.type(fill))
 
 
-def resize(node: Node, x: np.ndarray) -> np.ndarray:
+def resize(node: Use, x: np.ndarray) -> np.ndarray:
     down, across = node.attrs["factors"]
     return x.repeat(down, axis=1).repeat(across, axis=2)
 
@@ -221,7 +247,7 @@ def depth_to_space(x: np.ndarray, block: int, mode: str) -> np.ndarray:
     return np.ascontiguousarray(pieces.reshape(n, h * block, w * block, depth))
 
 
-def shuffle(node: Node, x: np.ndarray) -> np.ndarray:
+def shuffle(node: Use, x: np.ndarray) -> np.ndarray:
     return depth_to_space(x, **node.attrs)
 
 
@@ -302,6 +328,6 @@ OPERATORS: dict[str, Operator] = {row.name: row for row in _ROWS}
 HOST_ATTRIBUTES = ("fn", "handle", "macs")
 
 
-def evaluate(node: Node, *x: np.ndarray) -> Any:
+def evaluate(node: Use, *x: np.ndarray) -> Any:
     """One node on float32 arrays (batch of any size), in NHWC."""
     return node.operator.evaluate(node, *x)
