@@ -272,13 +272,13 @@ def test_a_reader_that_has_enough_is_no_error(work):
         ["quantize", "net.onnx", "--dry-run", "--json"],
         ["plan", "net.onnx", "--table", "table.json"],
     ):
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tvm_easyquant.cli", *command], cwd=work,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait() == 141
+        ) as process:  # fmt: skip
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 141
 
 
 def test_what_stays_float_is_said_once_for_each_reason():

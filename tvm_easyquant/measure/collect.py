@@ -17,8 +17,6 @@ from .accuracy import Paired
 if TYPE_CHECKING:
     from topi_ext.lower import LayerChoice
 
-    from ..search.curves import Curves
-
 
 def collect(
     graph: Graph,
@@ -29,7 +27,7 @@ def collect(
     machine: Mapping[str, object],
     version: str,
     samples: Sequence[Mapping] = (),
-    curves: Curves | None = None,
+    curves: Any = None,
     benchmark: Any = None,
     accuracy: Mapping[str, Paired] | None = None,
     progress=None,
@@ -37,9 +35,10 @@ def collect(
     """The facts of `report.render`, as plain values.
 
     layers: the kernel of each for ``target``: of a `Built`, or `Host.layer_choices`. machine: of
-    `Host.describe`; version: of this package. samples: calibration inputs, for histograms. curves,
-    benchmark (`Host.benchmark`), accuracy: what was recorded and measured, each may be left out. Raises
-    TableError if the table does not fit the graph, CurvesError if the curves are another model's.
+    `Host.describe`; version: of this package. samples: calibration inputs, for histograms. curves
+    (`Curves`), benchmark (`Host.benchmark`), accuracy: what was recorded and measured, each may be left
+    out. Raises TableError if the table does not fit the graph, CurvesError if the curves are another
+    model's.
     """
     plan = table.check(graph)
     if curves is not None and curves.model != graph.fingerprint:
