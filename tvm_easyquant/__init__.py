@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
     from .relay.build import Executor as Executor
     from .relay.build import build as build
     from .relay.passes import EasyQuant as EasyQuant
+    from .relay.passes import LowerInteger as LowerInteger
     from .relay.read import from_relay as from_relay
     from .relay.read import load_onnx as load_onnx
     from .relay.rewrite import rewrite as rewrite
@@ -42,6 +43,7 @@ _PUBLIC = {
     "load_onnx": "relay.read",
     "from_relay": "relay.read",
     "EasyQuant": "relay.passes",
+    "LowerInteger": "relay.passes",
     "rewrite": "relay.rewrite",
     "build": "relay.build",
     "Built": "relay.build",

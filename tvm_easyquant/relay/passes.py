@@ -1,4 +1,4 @@
-"""`EasyQuant`: the quantizer as a Relay module pass."""
+"""The quantizer as a Relay module pass, `EasyQuant`, and what lowers its result, `LowerInteger`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from ..network.equalize import equalized
 from ..scales.numerics import QuantConfig
 from ..scales.table import ScaleTable
 from ..search.find import find
-from .framework import tvm
+from .framework import tvm  # before what is behind it: it says what to install
+
+# isort: split
+from topi_ext.lower import LowerInteger
+
 from .read import from_relay
 from .rewrite import rewrite
+
+__all__ = ["EasyQuant", "LowerInteger"]
 
 
 @tvm.transform.module_pass(opt_level=0, name="EasyQuant")
