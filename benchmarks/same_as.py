@@ -1,13 +1,15 @@
 """Whether this tree makes what another commit makes, bit for bit, on this machine: for a refactoring.
 
     python benchmarks/same_as.py COMMIT --data DIR [--json benchmarks/results/same_as.json]
-        [--here] [--nets NAME ...] [--methods NAME ...] [--bits 7 8] [--cache FOLDER]
+        [--here] [--nets NAME ...] [--methods NAME ...] [--bits 7 8] [--times NAME ...] [--cache FOLDER]
 
 Both commits (COMMIT and HEAD; the working tree with ``--here``) lie in a git worktree while this runs. Each
 quantizes the same models with the same images in a process of its own (`same_as_worker`). Compared are the
 bytes of the scale table, what runs in floats and the warnings, the outputs of the numpy network and of the
-compiled one, and for each target the whole answer of ``plan``: kernel, proof, reasons. A model that one
-refuses must be refused by the other, in the same words.
+compiled one, the bytes of the shared library, and for each target the whole answer of ``plan``: kernel,
+proof, reasons. A model that one refuses must be refused by the other, in the same words. With ``--times``
+the two libraries of a network run in turn on one thread; ``time_ratio`` is the median over the rounds of
+new / old.
 
 The networks are those of the data folder and, with random weights, those of `networks.py`. What a tree has
 made is kept in the cache, by its sources, inputs, CPU and threads: an interrupted run goes on, and the old
@@ -35,6 +37,7 @@ from data import NETWORKS, Network
 
 import tvm_easyquant as eq
 from topi_ext import isa
+from tvm_easyquant.deploy import Program
 from tvm_easyquant.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +53,7 @@ METHODS = ("minmax", "default")
 PLANNED = ("generic", "avx2", "avx512vnni", "neon", "neon_dotprod")
 THREADS = ("OMP", "OPENBLAS", "MKL")
 FEW = 2  # calibration images of a network with random weights
+ROUNDS, BURST = 41, 0.05  # rounds of --times; seconds of one network in a round
 
 
 def git(*arguments, **options) -> str:
@@ -149,6 +153,30 @@ def made(side: str, tree: Path, name: str, model: Path, inputs: Path, args, fold
     }
 
 
+def time_ratio(libraries, inputs) -> dict:
+    """Median over the rounds of new / old, and both medians in milliseconds, of one thread on one core."""
+    image = np.load(inputs)["test"][0]
+    programs = [Program(library) for library in libraries]
+    feeds = [{next(iter(program.inputs)): image} for program in programs]
+
+    def burst(i, runs):
+        start = time.perf_counter()
+        for _ in range(runs):
+            programs[i](feeds[i])
+        return 1e3 * (time.perf_counter() - start) / runs
+
+    runs = max(1, round(BURST / (1e-3 * min(burst(0, 3), burst(0, 3)))))
+    times = []
+    for k in range(ROUNDS):
+        found = {i: burst(i, runs) for i in ((0, 1) if k % 2 else (1, 0))}
+        times.append((found[0], found[1]))
+    old, new = np.transpose(times)
+    return {
+        "time_ratio": round(float(np.median(new / old)), 4),
+        "milliseconds": [round(float(np.median(t)), 4) for t in (old, new)],
+    }
+
+
 def differences(old: dict, new: dict, tables) -> list[str]:
     """A line for each part that differs."""
     lines = []
@@ -172,7 +200,20 @@ def differences(old: dict, new: dict, tables) -> list[str]:
     return lines
 
 
-def main():
+def compared(name, method, bits, facts, tables) -> dict:
+    """The row of one network at one setting; facts, tables: of the old and the new tree."""
+    old, new = facts
+    lines = differences(old, new, tables)
+    parts = ("table", "integers", "compiled", "code")
+    return {
+        "net": name, "method": method, "bits": bits, "equal": not lines, "differs": lines,
+        "layers": len(old.get("plan generic", ())), "refused": old.get("refused"),
+        "seconds": {"old": old["seconds"], "new": new["seconds"]},
+        "sha256": {part: old[part] for part in parts if part in old},
+    }  # fmt: skip
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("commit", help="what this tree should equal")
     parser.add_argument("--data", type=Path, required=True, help="folder of networks and images")
@@ -182,11 +223,20 @@ def main():
     parser.add_argument("--nets", nargs="+", default=known, choices=known, metavar="NAME")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="of quantize, or default (both)")
     parser.add_argument("--bits", nargs="+", type=int, default=[7, 8], choices=(7, 8))
+    parser.add_argument(
+        "--times", nargs="+", default=(), choices=known, metavar="NAME", help="those to time"
+    )
     parser.add_argument("--calibration", type=int, default=8, help="calibration images (8)")
     parser.add_argument("--images", type=int, default=2, help="images that are run (2)")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "easyquant_same_as",
                         help="where what a tree has made is kept")  # fmt: skip
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
+    if args.times:  # before TVM's runtime makes its threads
+        os.environ["TVM_NUM_THREADS"] = "1"
     described = machine.describe()
     threads = [len(os.sched_getaffinity(0)), *(os.environ.get(f"{who}_NUM_THREADS") for who in THREADS)]
     args.cpu = (
@@ -210,17 +260,15 @@ def main():
             }
             for method, bits in found["old"]:
                 (old, first), (new, second) = (found[side][method, bits] for side in trees)
-                lines = differences(old, new, (first, second))
-                row = {"net": name, "method": method, "bits": bits, "equal": not lines, "differs": lines}
-                row["layers"] = len(old.get("plan generic", ()))
-                row["refused"] = old.get("refused")
-                row["seconds"] = {"old": old["seconds"], "new": new["seconds"]}
-                row["sha256"] = {
-                    part: old[part] for part in ("table", "integers", "compiled") if part in old
-                }
+                row = compared(name, method, bits, (old, new), (first, second))
+                if name in args.times and method == "minmax" and not row["refused"]:
+                    libraries = [path.with_suffix("").with_suffix(".so") for path in (first, second)]
+                    row |= time_ratio(libraries, inputs)
                 rows.append(row)
-                text = f"DIFFERS: {' | '.join(lines)}" if lines else "equal"
+                text = f"DIFFERS: {' | '.join(row['differs'])}" if row["differs"] else "equal"
                 text += f" (refused: {row['refused']})" if row["refused"] else ""
+                if "time_ratio" in row:
+                    text += f", time new / old {row['time_ratio']:.3f} of {row['milliseconds'][0]} ms"
                 print(f"{name:28}{method:10} INT{bits}  {text}", flush=True)
             if model.parent == folder:
                 model.unlink()

@@ -91,7 +91,11 @@ def facts(job, graph, method, bits, table_path) -> dict:
         "integers": sha(value for feed in feeds for value in run_integer(q.graph, q.table, feed).values()),
     }
     lap("integers")
-    run = eq.Executor(q.build(job["target"]))
+    built = q.build(job["target"])
+    library = table_path.with_suffix("").with_suffix(".so")
+    built.export_library(str(library))
+    found["code"] = hashlib.sha256(library.read_bytes()).hexdigest()
+    run = eq.Executor(built)
     found["compiled"] = sha(value for feed in feeds for value in run(feed))
     lap("compiled")
     for row, target in job["plans"].items():
