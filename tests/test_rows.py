@@ -21,7 +21,8 @@ from tvm_easyquant.writers import qdq
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {name for name, row in OPERATORS.items() if row.integer not in ("input", "float")}
 MOVES = {name for name, row in OPERATORS.items() if row.moves}
-LAYERS = {name for name, row in OPERATORS.items() if row.layer}
+ACCUMULATE = {name for name, row in OPERATORS.items() if row.accumulates}
+JOIN = {name for name, row in OPERATORS.items() if row.integer in ("sum", "product")}
 
 
 def relay(module, name):
@@ -36,7 +37,8 @@ RULES = {
     "QDQ": (lambda: qdq.RULES, set(OPERATORS) - {"input", "fake_quant"}),  # a table has no fake_quant
     "Relay, integer": (lambda: relay("rewrite", "INTEGER"), RUNS),
     "Relay, moves": (lambda: relay("rewrite", "MOVES"), MOVES),
-    "Relay, products": (lambda: relay("rewrite", "PRODUCTS"), LAYERS),
+    "Relay, products": (lambda: relay("rewrite", "PRODUCTS"), ACCUMULATE),
+    "Relay, joins": (lambda: relay("rewrite", "JOINS"), JOIN),
     "Relay, float": (lambda: relay("rewrite", "FLOAT"), set(OPERATORS) - {"input", "fake_quant"}),
 }
 
