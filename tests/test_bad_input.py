@@ -208,6 +208,7 @@ CASES = {
     "a tuning log that is no text": (["plan", "net.onnx", "--table", "table.json", "--tuning-records",
                                       "images.npz"], "images.npz is not a tuning log", 4),
     "a function that wants arguments": (quantize(calibration="json:loads"), "json:loads.*called with no arg", 4),
+    "a metric and nothing to judge": ([*Q, "--metric", "json:loads"], "--metric judges labelled data: give --eval", 4),
     "a metric that wants none": (["evaluate", "net.onnx", "--table", "table.json", "--data", "images.npz",
                                   "--metric", "os:getcwd"], r"os:getcwd.*arguments \(outputs, label\)", 4),
     "run: no archive": (run_with("no.tar"), "no.tar does not exist", 4),

@@ -1,7 +1,7 @@
 """Ranges, settings and the scale table. No TVM."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import inf
 
 import networks
@@ -250,3 +250,15 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         temporary.write_text("half of the n")
         raise KeyboardInterrupt
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_numbers_of_numpy_are_kept_as_python_s():
+    """A table with a setting of numpy's could not be written."""
+    config = QuantConfig(bits=np.int64(8), grid=np.int32(4), alpha=np.float32(0.5), percentile=99)
+    assert [type(v) for v in (config.bits, config.grid, config.alpha, config.percentile)] == [
+        int,
+        int,
+        float,
+        int,
+    ]
+    json.dumps(asdict(config))

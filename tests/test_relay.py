@@ -1,5 +1,6 @@
 """Relay front end, rewriter and lowering: load, rewrite, compile, and compare bit for bit."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -535,3 +536,37 @@ def test_dynamic_relay_is_refused():
     w = relay.const(np.ones((3, 3, 3, 3), "float32"))
     with pytest.raises(LoadError, match="x has (the|a) dynamic shape.*input_shapes"):
         from_relay(tvm.IRModule.from_expr(relay.nn.conv2d(x, w)))
+
+
+def test_a_graph_that_was_read_holds_no_string_of_tvm_s(tmp_path):
+    """Story: names were TVM's own strings, and a worker without TVM could not unpickle the graph."""
+    import pickle
+    import subprocess
+    import sys
+
+    graph = load_onnx(networks.small_onnx())
+    names = [graph.name, *graph.outputs, *graph.output_names, *graph.nodes]
+    names += [name for node in graph for name in (node.name, *node.inputs, *node.source)]
+    assert {type(name) for name in names} == {str}
+    (tmp_path / "graph").write_bytes(pickle.dumps(graph))
+    code = (
+        "import sys; sys.modules['tvm'] = None\n"
+        "import pickle, pathlib, numpy as np, tvm_easyquant as eq\n"
+        "graph = pickle.loads(pathlib.Path('graph').read_bytes())\n"
+        "images = list(np.zeros((3, 1, 3, 8, 8), np.float32) + 1)\n"
+        "assert eq.quantize(graph, images, method='minmax').coverage == 100\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, env=env, check=True)
+
+
+def test_threads_take_turns_with_one_executor():
+    """Story: inputs were set, run and read without a lock, and 22 of 400 answers were another thread's."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    graph, pictures = networks.residual(1)
+    built = eq.quantize(graph, pictures, method="minmax").build("llvm")
+    wanted = [built({"image": x})[0] for x in pictures]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda i: built({"image": pictures[i % 6]})[0], range(240)))
+    assert all(np.array_equal(y, wanted[i % 6]) for i, y in enumerate(found))

@@ -112,3 +112,16 @@ def test_keywords_change_a_config():
         bits=7, method="minmax", skip=("second",), start="kl"
     )
     assert eq.quantize(graph, np.concatenate(images), method="minmax").table.config.bits == 7
+
+
+def test_a_metric_needs_something_to_judge():
+    """It was left out without a word."""
+    graph, images = networks.chain()
+    with pytest.raises(ConfigError, match="a metric judges labelled data"):
+        eq.quantize(graph, images, metric=lambda outputs, label: 1.0)
+
+
+@pytest.mark.parametrize("drop", [-1, float("nan"), "1", True])
+def test_an_evaluation_has_a_drop(drop):
+    with pytest.raises(ValueError, match="max_drop is .*0 or more"):
+        eq.Evaluation("set.npz", max_drop=drop)

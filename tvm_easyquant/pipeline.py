@@ -210,6 +210,8 @@ def _evaluation(evaluation, max_drop, metric, target) -> Evaluation | None:
     if (max_drop is None) != (evaluation is None):
         raise ConfigError(NEEDS)
     if max_drop is None:
+        if metric is not None:
+            raise ConfigError(f"a metric judges labelled data; {NEEDS}")
         return None
     return Evaluation(data=evaluation, max_drop=max_drop, metric=metric, target=target)
 

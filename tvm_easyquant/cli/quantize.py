@@ -127,6 +127,8 @@ def _quantize(args, host) -> int:
     )  # fmt: skip
     if (args.max_drop is None) != (args.eval is None) or (auto and args.eval is None):
         raise UserError("--max-drop and --bits auto need --eval DATA, labelled, and a --max-drop")
+    if args.metric and args.eval is None:
+        raise UserError("--metric judges labelled data: give --eval DATA and --max-drop, too")
     if args.keep_if_faster and args.resume:
         raise UserError("--keep-if-faster measures anew, and times vary: --resume cannot rely on it; give "
                         "--skip the layers that it named")  # fmt: skip

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 
 import numpy as np
 
-from ..errors import EvaluationError
+from ..errors import ConfigError, EvaluationError
 from ..samples.labelled import load
 
 Progress = Callable[[int, int, str], None]
@@ -110,19 +110,25 @@ def _feed(x, names, source, number):
     return {names[0]: array[None] if array.ndim in (1, 3) else array}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Evaluation:
     """What a quantization may lose, and how that is measured.
 
-    data: labelled, what `load` takes. max_drop: points that the integers, compiled for ``target`` (a CPU
-    target as TVM writes it; None: this CPU), may lose to fp32. metric: instead of top-1,
-    function(outputs of a sample, label) -> 0.0 to 1.0.
+    data: labelled, what `load` takes. metric: None for top-1, or function(outputs of a sample, label) ->
+    0.0 to 1.0. max_drop: points that the integers, compiled for ``target`` (a CPU target as TVM writes it;
+    None: this CPU), may lose to fp32. Raises ConfigError for a drop that is none.
     """
 
     data: object
-    max_drop: float
+    _: KW_ONLY
     metric: Metric | None = None
+    max_drop: float
     target: object = None
+
+    def __post_init__(self):
+        number = isinstance(self.max_drop, (int, float, np.number)) and not isinstance(self.max_drop, bool)
+        if not (number and self.max_drop >= 0):
+            raise ConfigError(f"max_drop is {self.max_drop!r}; give points of accuracy, 0 or more")
 
 
 # -- two networks on the same samples

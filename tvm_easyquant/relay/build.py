@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -344,7 +345,8 @@ def _sizes(graph: dict, params, functions) -> list[tuple[int, int]]:
 class Executor:
     """A built library with its inputs and outputs by name.
 
-    ``executor(feed)`` takes {input: float32 NCHW array} and returns the outputs as a list.
+    ``executor(feed)`` takes {input: float32 NCHW array} and returns the outputs as a list. Threads may
+    share it; they take turns.
     """
 
     def __init__(self, library, device=None):
@@ -352,7 +354,7 @@ class Executor:
         from tvm.contrib import graph_executor
 
         self.library = library = library.library if isinstance(library, Built) else library
-        self.device = device or tvm.cpu()
+        self.device, self._alone = device or tvm.cpu(), threading.Lock()
         self.module = graph_executor.GraphModule(library["default"](self.device))
         shapes, dtypes = self.module.get_input_info()
         self.inputs = {
@@ -373,9 +375,11 @@ class Executor:
                 raise GraphError(
                     f"input {name} is {array.dtype} {tuple(array.shape)}, the model takes {dtype} {shape}"
                 )
-            self.module.set_input(name, array)
-        self.module.run()
-        return [self.module.get_output(i).numpy() for i in range(self.module.get_num_outputs())]
+        with self._alone:  # the inputs and outputs are the executor's own
+            for name in self.inputs:
+                self.module.set_input(name, feed[name])
+            self.module.run()
+            return [self.module.get_output(i).numpy() for i in range(self.module.get_num_outputs())]
 
     def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
         """Times of ``repeat`` runs (each the mean of ``number``), after the inputs were set."""

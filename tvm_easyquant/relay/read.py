@@ -86,7 +86,7 @@ def from_relay(
     """
     function = module["main"]
     names = dict(module.attrs or {}).get(OUTPUT_NAMES)
-    output_names = None if names is None else [str(n) for n in names]
+    output_names = None if names is None else [plain(n) for n in names]
     if params:
         function = relay.build_module.bind_params_by_name(function, dict(params))
     module = tvm.IRModule.from_expr(function)
@@ -139,7 +139,7 @@ class _Walk:
             )
         if re.fullmatch(r"p\d+", expr.name_hint):
             raise LoadError(f"input {expr.name_hint} has a name that TVM gives to constants; rename it")
-        self.builder.input(expr, expr.name_hint, nhwc(shape))
+        self.builder.input(expr, plain(expr.name_hint), nhwc(shape))
 
     def _call(self, call):
         if not isinstance(call.op, tvm.ir.Op):
@@ -264,7 +264,7 @@ def _depth_to_space(walk, call):
     a = call.attrs
     if a.layout != "NCHW":
         return False
-    attrs = dict(block=int(a.block_size), mode=str(a.mode))
+    attrs = dict(block=int(a.block_size), mode=plain(a.mode))
     return walk.add(call, "depth_to_space", call.args[0], attrs)
 
 
@@ -542,7 +542,12 @@ FIELDS: dict[str, Callable[[_Walk, object, object], object]] = {
 def _label(expr) -> str:
     """What the model calls an operator; nothing if it has no name."""
     span = getattr(expr, "span", None)
-    return span.source_name.name if span is not None and span.source_name else ""
+    return plain(span.source_name.name) if span is not None and span.source_name else ""
+
+
+def plain(name) -> str:
+    """A name without TVM: its strings are a class of TVM's, which a process without it cannot unpickle."""
+    return str.__str__(name)
 
 
 def _out(call) -> tuple[int, ...]:

@@ -206,6 +206,7 @@ class QuantConfig:
         for name, bits in [("", self.bits), *each.items()]:
             if not _whole(bits) or bits not in BITS:
                 raise ConfigError(f"bits{name and ' of layer '}{name} is {shown(bits)}; use 7 or 8")
+        object.__setattr__(self, "bits", int(self.bits))
         differ = sorted((name, int(bits)) for name, bits in each.items() if bits != self.bits)
         object.__setattr__(self, "layer_bits", tuple(differ))
 
@@ -214,11 +215,13 @@ class QuantConfig:
             value = getattr(self, name)
             if not _whole(value) or value < 1:
                 raise ConfigError(f"{name} is {shown(value)}; use a whole number, 1 or more")
+            object.__setattr__(self, name, int(value))  # numpy's cannot be written
         for name in ("alpha", "beta", "percentile"):
             value = getattr(self, name)
             real = _whole(value) or isinstance(value, (float, np.floating))
             if not (real and abs(value) < np.inf):
                 raise ConfigError(f"{name} is {shown(value)}; use a number")
+            object.__setattr__(self, name, value if type(value) in (int, float) else float(value))
         if not 0 < self.alpha <= 1 <= self.beta:
             raise ConfigError(f"alpha {self.alpha} and beta {self.beta} must enclose 1")
         if not 0 < self.percentile <= 100:
