@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from .host import Built, Host, installed
 from .measure import accuracy as _evaluate
 from .measure.accuracy import Evaluation, Metric
 from .network.graph import Graph, run
+from .readers.onnx_file import stem
 from .samples import labelled
 from .samples.images import Preprocess
 from .scales.integer import check_ranges
@@ -193,8 +193,7 @@ def _with_module(host: Host, model, params, shapes) -> tuple[Graph, object]:
     module = host.float_module(model, params, **shapes)
     if host.is_module(model):
         return host.read(model, params), module
-    name = Path(model).stem if isinstance(model, (str, os.PathLike)) else "model"
-    return host.read(module, name=name), module
+    return host.read(module, name=stem(model)), module
 
 
 NEEDS = 'max_drop and bits="auto" need labelled data (evaluation) and a max_drop'

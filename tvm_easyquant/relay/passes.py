@@ -67,5 +67,4 @@ class EasyQuant:
                 preprocess=self.preprocess,
             )  # fmt: skip
             prepared, self.table, self.warnings = found.graph, found.table, found.warnings
-        graph = prepared
-        return rewrite(graph, self.table)
+        return rewrite(prepared, self.table)

@@ -146,16 +146,17 @@ class _Deriver:
                 order.setdefault(waiting.pop())
         return list(order)
 
-    def _scale(self, tensor: str) -> Scale:
-        scale = self.scales.of(tensor)
-        assert scale is not None  # noqa: S101  # a table leaves none open
-        return scale
-
     # -- joins
 
     def _join(self, node: Node) -> Join:
         a, b = node.inputs
-        return Join(node.name, node.op, (a, b), (self._scale(a), self._scale(b)), self.scales.stored(node))
+        return Join(
+            node.name,
+            node.op,
+            (a, b),
+            (self.scales.decided(a), self.scales.decided(b)),
+            self.scales.stored(node),
+        )
 
     def _absorbing(self, add: Node) -> str | None:
         """The layer that the add is fused into: a convolution whose tensor nobody else reads."""
@@ -184,7 +185,7 @@ class _Deriver:
 
     def _layer(self, node: Node, join: Join | None) -> Layer:
         (data,) = node.inputs
-        source, shape = self._scale(data), self.graph[data].shape
+        source, shape = self.scales.decided(data), self.graph[data].shape
         weight, bias = self._constants(node, source)
         own = None if node.name in self.plan.accumulators else self.scales.stored(node)
         n, h, w, c = shape if len(shape) == 4 else (shape[0], 1, 1, shape[1])
@@ -214,14 +215,14 @@ class _Deriver:
         return self.bounds[tensor]
 
     def _new_bound(self, tensor: str) -> int:
-        node, scale = self.graph[self.plan.fused.get(tensor, tensor)], self._scale(tensor)
+        node, scale = self.graph[self.plan.fused.get(tensor, tensor)], self.scales.decided(tensor)
         if node.name not in self.plan.integer or node.op == "input":
             return scale.hi
         if node.operator.moves:
             fill = scale.zero_point if node.op == "pad" else 0
             return max(fill, *(self._bound(t) for t in node.inputs))
         if node.op == "elementwise":
-            values = function_values(node, self._scale(node.inputs[0]))
+            values = function_values(node, self.scales.decided(node.inputs[0]))
             return int(reference.quantize(values, scale.scale, scale.zero_point, scale.lo, scale.hi).max())
         return self.scales.stored(node).hi
 
