@@ -1,0 +1,212 @@
+"""The few operations on tensors that every other float operator is made of, and their meaning in numpy.
+
+An operator that stays float is written once, over a `Tensors` (`readers.onnx_meaning`). `NUMPY` runs it:
+that is its meaning. A host's own `Tensors` writes the same operator into a program of that host.
+Tensors are in the model's own layout (NCHW). There is no broadcasting but in `Tensors.binary` and
+`Tensors.where`, and no axis counts from the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import expression
+
+#: of one tensor; the result has its dtype
+UNARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    **{name: expression.FUNCTIONS[name] for name in expression.UNARY if name != "negative"},
+    "negative": np.negative,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.rint,  # half to even
+    "sign": np.sign,
+    "not": np.logical_not,
+}
+#: of two tensors of one dtype, which the result has, too
+BINARY: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    **{name: expression.FUNCTIONS[name] for name in expression.BINARY},
+    "and": np.logical_and,
+    "or": np.logical_or,
+}
+#: of two tensors of one dtype; the result is bool
+COMPARE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "equal": np.equal,
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "greater": np.greater,
+    "greater_equal": np.greater_equal,
+}
+REDUCE: dict[str, Callable] = {"sum": np.sum, "max": np.max, "min": np.min, "prod": np.prod}
+
+
+class Tensors(Protocol):
+    """What a host does with tensors; a tensor is whatever the host has, with a ``shape`` (a tuple of
+    numbers) and a ``dtype`` (a `numpy.dtype`)."""
+
+    def constant(self, array: np.ndarray) -> Any:
+        """A tensor of known numbers."""
+
+    def cast(self, x: Any, dtype: Any) -> Any:
+        """Numbers of another dtype; of a float what is behind the point is cut off, bool is ``x != 0``."""
+
+    def reshape(self, x: Any, shape: Sequence[int]) -> Any:
+        """The same numbers in the same order."""
+
+    def transpose(self, x: Any, axes: Sequence[int]) -> Any:
+        """Axis ``i`` of the result is axis ``axes[i]`` of ``x``."""
+
+    def broadcast(self, x: Any, shape: Sequence[int]) -> Any:
+        """Repeated along axes of size 1, and along new ones in front."""
+
+    def concat(self, tensors: Sequence[Any], axis: int) -> Any:
+        """One behind the other."""
+
+    def crop(self, x: Any, begin: Sequence[int], end: Sequence[int], steps: Sequence[int]) -> Any:
+        """One slice for each axis, 0 <= begin <= end <= size, steps >= 1."""
+
+    def pad(self, x: Any, widths: Sequence[tuple[int, int]], value: float) -> Any:
+        """``value`` (before, after) on each axis, none negative."""
+
+    def take(self, x: Any, indices: np.ndarray, axis: int) -> Any:
+        """The places ``indices`` (1-D, known, none negative) of an axis."""
+
+    def gather(self, x: Any, indices: Any, axis: int) -> Any:
+        """The places ``indices`` (a tensor of int64 of any shape, none negative) instead of an axis."""
+
+    def unary(self, name: str, x: Any) -> Any:
+        """A function of `UNARY`."""
+
+    def binary(self, name: str, a: Any, b: Any) -> Any:
+        """A function of `BINARY` or `COMPARE`, broadcast as numpy does. Integers divide towards zero."""
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        """``a`` where the condition (bool) holds, else ``b``; broadcast as numpy does."""
+
+    def reduce(self, name: str, x: Any, axes: Sequence[int]) -> Any:
+        """A function of `REDUCE` over ``axes``, each of which stays with size 1; the dtype stays."""
+
+    def argmax(self, x: Any, axis: int) -> Any:
+        """int64: the first place of the largest along an axis, which stays with size 1."""
+
+    def top(self, x: Any, k: int, axis: int) -> tuple[Any, Any]:
+        """(the ``k`` largest along an axis, descending, int64 places); of equals the first comes first."""
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        """(..., M, K) x (..., K, N); the leading axes are the same."""
+
+    def conv(self, x: Any, weight: Any, strides, padding, dilation, groups: int) -> Any:
+        """Convolution of any rank; x: (N, C, ...), weight: (K, C / groups, ...), padding: all begins, then
+        all ends, filled with zeros."""
+
+    def pool(self, name: str, x: Any, kernel, strides, padding, dilation) -> Any:
+        """Windows of (N, C, ...) reduced by ``max`` (padded with the lowest number) or ``sum`` (with 0)."""
+
+
+class _Numpy:
+    def constant(self, array):
+        return np.asarray(array)
+
+    def cast(self, x, dtype):
+        with np.errstate(invalid="ignore"):
+            return x.astype(dtype)
+
+    def reshape(self, x, shape):
+        return x.reshape(tuple(shape))
+
+    def transpose(self, x, axes):
+        return x.transpose(axes)
+
+    def broadcast(self, x, shape):
+        return np.broadcast_to(x, tuple(shape))
+
+    def concat(self, tensors, axis):
+        return np.concatenate(tensors, axis)
+
+    def crop(self, x, begin, end, steps):
+        return x[tuple(slice(*bounds) for bounds in zip(begin, end, steps, strict=True))]
+
+    def pad(self, x, widths, value):
+        return np.pad(x, widths, constant_values=x.dtype.type(value))
+
+    def take(self, x, indices, axis):
+        return x.take(indices, axis)
+
+    def gather(self, x, indices, axis):
+        return x.take(indices, axis)
+
+    def unary(self, name, x):
+        with np.errstate(all="ignore"):
+            return np.asarray(UNARY[name](x)).astype(x.dtype)
+
+    def binary(self, name, a, b):
+        with np.errstate(all="ignore"):
+            if name in COMPARE:
+                return COMPARE[name](a, b)
+            if name == "divide" and a.dtype.kind in "iu":
+                return _divide(a, b)
+            return np.asarray(BINARY[name](a, b)).astype(a.dtype)
+
+    def where(self, condition, a, b):
+        return np.where(condition, a, b)
+
+    def reduce(self, name, x, axes):
+        return np.asarray(REDUCE[name](x, axis=tuple(axes), keepdims=True)).astype(x.dtype)
+
+    def argmax(self, x, axis):
+        return x.argmax(axis, keepdims=True).astype(np.int64)
+
+    def top(self, x, k, axis):
+        keys = -x if x.dtype.kind == "f" else -x.astype(np.int64)
+        order = np.argsort(keys, axis, kind="stable").take(np.arange(k), axis)
+        return np.take_along_axis(x, order, axis), order.astype(np.int64)
+
+    def matmul(self, a, b):
+        return np.matmul(a, b)
+
+    def conv(self, x, weight, strides, padding, dilation, groups):
+        view = _windows(x, weight.shape[2:], strides, padding, dilation, 0)  # (N, C, *O, *R)
+        rank, n, k = x.ndim - 2, x.shape[0], weight.shape[0]
+        out = view.shape[2 : 2 + rank]
+        per, depth = k // groups, x.shape[1] // groups
+        order = (0, *range(2, 2 + rank), 1, *range(2 + rank, 2 + 2 * rank))
+        made = []
+        for g in range(groups):
+            part = view[:, g * depth : (g + 1) * depth].transpose(order)
+            kernel = weight[g * per : (g + 1) * per].reshape(per, -1)
+            made.append(part.reshape(n * prod(out), -1) @ kernel.T)
+        result = np.concatenate(made, 1).reshape(n, *out, k)
+        return np.ascontiguousarray(np.moveaxis(result, -1, 1))
+
+    def pool(self, name, x, kernel, strides, padding, dilation):
+        lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+        view = _windows(x, kernel, strides, padding, dilation, lowest if name == "max" else 0)
+        return REDUCE[name](view, axis=tuple(range(x.ndim, 2 * x.ndim - 2))).astype(x.dtype)
+
+
+def _divide(a, b):
+    """Integers, towards zero; what is divided by zero is 0."""
+    safe = np.where(b == 0, 1, b)
+    quotient = np.trunc(np.true_divide(a, safe)) if a.dtype.itemsize < 8 else (
+        np.sign(a) * np.sign(safe) * (np.abs(a) // np.abs(safe))
+    )  # fmt: skip
+    return np.where(b == 0, 0, quotient).astype(a.dtype)
+
+
+def _windows(x, kernel, strides, padding, dilation, fill):
+    """A read-only view (N, C, *O, *R) of the padded ``x``."""
+    rank = x.ndim - 2
+    if any(padding):
+        spatial = zip(padding[:rank], padding[rank:], strict=True)
+        x = np.pad(x, [(0, 0), (0, 0), *spatial], constant_values=x.dtype.type(fill))
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(2, 2 + rank)))
+    steps = tuple(slice(None, None, s) for s in strides)
+    return view[(slice(None), slice(None), *steps, *(slice(None, None, d) for d in dilation))]
+
+
+#: the meaning
+NUMPY: Tensors = _Numpy()
