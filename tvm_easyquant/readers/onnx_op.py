@@ -23,8 +23,8 @@ class OnnxOp:
     node: the ``onnx.NodeProto``; opset: its version; attributes: those of the node and, behind them, the
     defaults of its schema, text as str, tensors as arrays; constants: input's place -> array; tensors:
     input's place -> which of the float node's inputs it is (an input left out is in neither); index: the
-    output's place; shapes (NCHW), dtypes: of all its outputs. No float is anything but float32 here: float16, bfloat16
-    and double are computed in float32, in the constants, ``dtypes`` and a Cast, too.
+    output's place; shapes (NCHW), dtypes: of all its outputs. Every float is float32 here: float16,
+    bfloat16 and double are computed in float32, in the constants, ``dtypes`` and a Cast, too.
     """
 
     node: Any
@@ -51,7 +51,7 @@ class OnnxOp:
 
     def emit(self, t: Tensors, tensors: Sequence) -> Any:
         """The output on the tensors (NCHW) of a host; NotConstant where there is no rule for it."""
-        from .onnx_meaning import RULES
+        from .meaning.rules import RULES
 
         rule = RULES.get(self.op)
         if rule is None:
@@ -72,7 +72,7 @@ class OnnxOp:
         """An ``onnx.ModelProto`` of this node alone; tensors: (dtype, NCHW shape) of the node's inputs."""
         from onnx import helper, numpy_helper
 
-        inputs, used = {}, set()
+        inputs = {}
         for place, which in self.tensors.items():
             dtype, shape = tensors[which]
             name = self.node.input[place]

@@ -1,0 +1,1 @@
+"""The float meaning of ONNX's operators, from its specification, over `network.tensors.Tensors`."""

@@ -1,0 +1,11 @@
+"""Convolutions, pools and products of matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..onnx_op import Call
+
+
+RULES: dict[str, Callable[[Call], Any]] = {"MatMul": lambda call: call.t.matmul(*call.x)}
