@@ -14,7 +14,8 @@ from math import prod
 import numpy as np
 
 from .graph import Graph
-from .node import Node
+from .layout import nchw, nhwc
+from .node import Node, model_shape
 
 Value = Hashable
 
@@ -46,10 +47,10 @@ class Builder:
         self.taken.add(unique)
         return unique
 
-    def input(self, value: Value, name: str, shape: Sequence[int]) -> None:
+    def input(self, value: Value, name: str, shape: Sequence[int], dtype: str = "float32") -> None:
         """An input of the network; shape: NHWC."""
         self.taken.add(name)
-        self.nodes[name] = Node(name, "input", (), tuple(shape))
+        self.nodes[name] = Node(name, "input", (), tuple(shape), dtype=dtype)
         self.tensor[value] = name
 
     def add(
@@ -61,11 +62,12 @@ class Builder:
         attrs: Mapping,
         weight: np.ndarray | None = None,
         bias: np.ndarray | None = None,
+        dtype: str = "float32",
     ) -> str:
         """A node that makes ``value``; returns its name. A layer without a bias gets zeros."""
         name = self.unique(self.label(value) or f"{op}_{len(self.nodes)}")
         if weight is None:
-            node = Node(name, op, tuple(inputs), tuple(shape), attrs, source=(name,))
+            node = Node(name, op, tuple(inputs), tuple(shape), attrs, source=(name,), dtype=dtype)
         else:
             bias = np.zeros(weight.shape[-1], np.float32) if bias is None else bias
             node = Node(name, op, tuple(inputs), tuple(shape), attrs, weight, bias, (name,))
@@ -78,15 +80,22 @@ class Builder:
         self.tensor[value] = self.tensor[original]
         self.uses[value] = self.uses.get(value, 0) + self.uses[original] - 1
 
-    def graph(self, outputs: Sequence[str], name: str, output_names: Iterable[str] | None = None) -> Graph:
-        """The finished network, without elementwise nodes that were gathered into later ones."""
+    def graph(
+        self,
+        outputs: Sequence[str],
+        name: str,
+        output_names: Iterable[str] | None = None,
+        notes: Iterable[str] = (),
+    ) -> Graph:
+        """The finished network, without what nobody reads: elementwise nodes that were gathered into later
+        ones, a pad that a convolution took."""
         alive = set(outputs)
         for node in reversed(list(self.nodes.values())):
-            if node.name in alive or node.op != "elementwise":
+            if node.name in alive or node.op == "input":
                 alive.update(node.inputs)
             else:
                 del self.nodes[node.name]
-        return Graph(self.nodes.values(), outputs, name, output_names)
+        return Graph(self.nodes.values(), outputs, name, output_names, notes)
 
     # -- scale * data + shift
 
@@ -157,6 +166,128 @@ class Builder:
             return False
         return True
 
+    # -- operators of one tensor, as every reader knows them; False where the value stays float
+
+    def one(self, value: Value, op: str, data: Value, shape: Sequence[int], attrs: Mapping, **more) -> str:
+        """A node of one input."""
+        return self.add(value, op, [self.tensor[data]], shape, attrs, **more)
+
+    def affine(
+        self, value: Value, name: str, data: Value, constant: np.ndarray, left: bool, shape: Sequence[int]
+    ) -> bool:
+        """An operator of a tensor and a constant (on its ``left``, or its right), folded into the layer
+        before it, as a function of one number, or as a layer of its own.
+
+        name: add, subtract, multiply, divide; shape: of the result, NHWC.
+        """
+        if self.node(data).shape != tuple(shape):
+            return False
+        vector = per_channel(constant, nchw(shape))
+        if vector is None:
+            return False
+        rule = AFFINE[name][1 if left else 0]
+        if rule is not None and self.fold_affine(value, data, *rule(vector)):
+            return True
+        if vector.ndim == 0:
+            number = float(vector)
+            return self.function(value, name, [number, data] if left else [data, number], shape)
+        if rule is None or len(shape) != 4:
+            return False
+        self.channels(value, data, *rule(vector))
+        return True
+
+    def join(self, value: Value, name: str, a: Value, b: Value, shape: Sequence[int]) -> bool:
+        """A sum or a product of two tensors."""
+        if self.function(value, name, [a, b], shape):
+            return True
+        if name == "multiply":
+            return self.multiply(value, a, b, shape)
+        if name != "add" or not self.node(a).shape == self.node(b).shape == tuple(shape):
+            return False
+        self.add(value, "add", [self.tensor[a], self.tensor[b]], shape, {})
+        return True
+
+    def pool(
+        self, value: Value, op: str, data: Value, shape: Sequence[int], window: Mapping, **more
+    ) -> None:
+        """window: pool_size, strides and padding (top, left, bottom, right)."""
+        self.one(value, op, data, shape, dict(window, **more))
+
+    def whole_map(self, value: Value, op: str, data: Value) -> bool:
+        """A pool whose window is the map."""
+        if len(self.node(data).shape) != 4:
+            return False
+        n, height, width, channels = self.node(data).shape
+        window = dict(pool_size=(height, width), strides=(1, 1), padding=(0, 0, 0, 0))
+        more = dict(count_include_pad=True) if op == "avg_pool2d" else dict(dilation=(1, 1))
+        self.pool(value, op, data, (n, 1, 1, channels), window, **more)
+        return True
+
+    def mean(self, value: Value, data: Value, axes: Sequence[int], shape: Sequence[int]) -> bool:
+        """The mean over height and width; axes: those of NCHW; shape: with them of size 1, or without."""
+        rank = len(self.node(data).shape)
+        if rank != 4 or sorted(axis % rank for axis in axes) != [2, 3]:
+            return False
+        self.whole_map(value, "avg_pool2d", data)
+        if len(shape) == 2:
+            self.one(value, "reshape", value, shape, dict(shape=tuple(shape), channels_first=False))
+        return True
+
+    def reshape(self, value: Value, data: Value, shape: Sequence[int]) -> bool:
+        """Flat maps, and vectors as maps of one place; shape: NCHW."""
+        before, after = model_shape(self.node(data)), tuple(shape)
+        flat = len(after) == 2 and after[0] == before[0]
+        unflat = len(before) == 2 and len(after) == 4 and after[2:] == (1, 1) and after[0] == before[0]
+        if not ((flat and len(before) in (2, 4)) or unflat):
+            return False
+        first = len(before) == 4 and prod(before[2:]) > 1
+        after = nhwc(after)
+        self.one(value, "reshape", data, after, dict(shape=after, channels_first=first))
+        return True
+
+    def crop(self, value: Value, data: Value, slices: Mapping[int, slice], shape: Sequence[int]) -> bool:
+        """One slice for each NCHW axis that has one; shape: NHWC."""
+        size = model_shape(self.node(data))
+        if len(size) != 4:
+            return False
+        begin, end, strides = [0] * 4, list(size), [1] * 4
+        for axis, wanted in slices.items():
+            first, last, step = wanted.indices(size[axis])
+            if step < 1 or (axis % 4 == 0 and (first, last, step) != (0, size[0], 1)):
+                return False
+            begin[axis], end[axis], strides[axis] = first, last, step
+        attrs = dict(begin=nhwc(begin), end=nhwc(end), strides=nhwc(strides))
+        self.one(value, "slice", data, shape, attrs)
+        return True
+
+    def pad(self, value: Value, data: Value, widths: Sequence[Sequence[int]], shape: Sequence[int]) -> bool:
+        """Zeros around a map; widths: (before, after) of each NCHW axis."""
+        pairs = [tuple(pair) for pair in widths]
+        if len(pairs) != 4 or pairs[0] != (0, 0) or min(min(pair) for pair in pairs) < 0:
+            return False
+        self.one(value, "pad", data, shape, dict(widths=nhwc(pairs)))
+        return True
+
+    def repeat(
+        self, value: Value, data: Value, shape: Sequence[int], moved: Callable[[np.ndarray], np.ndarray]
+    ) -> bool:
+        """A resize that repeats every row and column a whole number of times, asked of the resize itself.
+
+        moved: what it makes of a map, NHWC.
+        """
+        before = self.node(data).shape
+        n, height, width, channels = before
+        if shape[1] % height or shape[2] % width or (shape[0], shape[3]) != (n, channels):
+            return False
+        factors = (shape[1] // height, shape[2] // width)
+        places = np.arange(height * width, dtype=np.float32).reshape(1, height, width, 1)
+        found = moved(np.ascontiguousarray(np.broadcast_to(places, before)))
+        wanted = np.broadcast_to(places.repeat(factors[0], 1).repeat(factors[1], 2), shape)
+        if not np.array_equal(found, wanted):
+            return False
+        self.one(value, "resize", data, shape, dict(factors=factors))
+        return True
+
     # -- clips and transposed convolutions
 
     def clip(self, value: Value, data: Value, lo: float, hi: float) -> None:
@@ -218,6 +349,15 @@ class Builder:
         moves[0] = replace(moves[0], inputs=(name,))
         self.nodes.update((node.name, node) for node in moves)
         self.tensor[value] = last
+
+
+#: operator of a tensor and a constant c -> (scale, shift) of c on the right, and on the left; None: no such
+AFFINE: dict[str, tuple[Callable | None, Callable | None]] = {
+    "add": (lambda c: (1.0, c), lambda c: (1.0, c)),
+    "subtract": (lambda c: (1.0, -c), lambda c: (-1.0, c)),
+    "multiply": (lambda c: (c, 0.0), lambda c: (c, 0.0)),
+    "divide": (lambda c: (1.0 / c, 0.0), None),
+}
 
 
 def per_channel(constant: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:

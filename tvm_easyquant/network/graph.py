@@ -24,7 +24,8 @@ from .ops import HOST_ATTRIBUTES, evaluate
 class Graph:
     """Nodes in topological order, keyed by name.
 
-    inputs and outputs are node names; output_names: what the model itself calls its outputs.
+    inputs and outputs are node names; output_names: what the model itself calls its outputs. notes: what
+    its reader has to tell about it, in lines.
     ``fingerprint`` is a hash of structure and weights.
     """
 
@@ -34,8 +35,9 @@ class Graph:
         outputs: Iterable[str],
         name: str = "model",
         output_names: Iterable[str] | None = None,
+        notes: Iterable[str] = (),
     ):
-        self.name = name
+        self.name, self.notes = name, tuple(notes)
         self.nodes: dict[str, Node] = {}
         for node in nodes:
             if node.name in self.nodes:

@@ -30,6 +30,7 @@ class Node:
     weight: np.ndarray = None  # type: ignore[assignment]  # a layer has one
     bias: np.ndarray = None  # type: ignore[assignment]
     source: tuple[str, ...] = ()
+    dtype: str = "float32"
 
     def __post_init__(self):
         if set(self.attrs) != set(self.operator.attributes):

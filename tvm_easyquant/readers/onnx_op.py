@@ -144,6 +144,31 @@ class Call:
         return np.dtype(self.op.dtypes[self.op.index])
 
 
+def attributes_of(node, schema) -> dict[str, Any]:
+    """What a node says and, behind it, what its schema says where the node is silent."""
+    from onnx import helper
+
+    found = {
+        name: _plain(helper.get_attribute_value(attribute.default_value))
+        for name, attribute in schema.attributes.items()
+        if attribute.default_value.type
+    }
+    return found | {a.name: _plain(helper.get_attribute_value(a)) for a in node.attribute}
+
+
+def _plain(value):
+    """Text as str, a tensor as its array."""
+    from onnx import TensorProto, numpy_helper
+
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, TensorProto):
+        return numpy_helper.to_array(value)
+    if isinstance(value, (list, tuple)) or type(value).__name__.startswith("Repeated"):
+        return [_plain(v) for v in value]
+    return value
+
+
 def _text(value) -> str:
     return value.tobytes().hex() if isinstance(value, np.ndarray) else repr(value)
 

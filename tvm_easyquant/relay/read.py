@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from math import inf, prod
+from math import inf
 
 import numpy as np
 
 from ..errors import GraphError, LoadError
-from ..network.builder import Builder, per_channel
+from ..network.builder import AFFINE, Builder
 from ..network.expression import BINARY, UNARY
 from ..network.graph import Graph
 from ..network.layout import nhwc, nhwc_axis
@@ -269,19 +269,11 @@ def _depth_to_space(walk, call):
 
 
 def _resize(walk, call):
-    """A resize that repeats every row and column a whole number of times; asked of TVM itself."""
     data = call.args[0]
-    before, after = (_shape(t.checked_type, "resize") for t in (data, call))
-    layout = str(call.attrs.layout)
-    if layout != "NCHW" or after[2] % before[2] or after[3] % before[3]:
+    if str(call.attrs.layout) != "NCHW":
         return False
-    factors = (after[2] // before[2], after[3] // before[3])
-    places = np.arange(prod(before[2:]), dtype=np.float32).reshape(1, *before[2:], 1)
-    ramp = np.broadcast_to(places, nhwc(before))
-    moved = RelayOp(call.op.name, call, (data,)).evaluate(np.ascontiguousarray(ramp))
-    if not np.array_equal(moved, ramp.repeat(factors[0], 1).repeat(factors[1], 2)):
-        return False
-    return walk.add(call, "resize", data, dict(factors=factors))
+    resized = RelayOp(call.op.name, call, (data,)).evaluate
+    return walk.builder.repeat(call, data, _out(call), resized)
 
 
 def _dense(walk, call):
@@ -316,49 +308,16 @@ def _leaky_relu(walk, call):
     return _function(walk, call, float(call.attrs.alpha))
 
 
-def _add(walk, call):
-    a, b = call.args
-    if not (walk.known(a) and walk.known(b)):
-        return _affine(walk, call, lambda c: (1.0, c), lambda c: (1.0, c))
-    if _function(walk, call):
-        return True
-    if list(a.checked_type.shape) != list(b.checked_type.shape):
-        return False
-    return walk.builder.add(call, "add", [walk.tensor(a), walk.tensor(b)], _out(call), {})
-
-
-def _subtract(walk, call):
-    return _affine(walk, call, lambda c: (1.0, -c), lambda c: (-1.0, c))
-
-
-def _multiply(walk, call):
-    a, b = call.args
-    if not (walk.known(a) and walk.known(b)):
-        return _affine(walk, call, lambda c: (c, 0.0), lambda c: (c, 0.0))
-    return _function(walk, call) or walk.builder.multiply(call, a, b, _out(call))
-
-
-def _divide(walk, call):
-    return _affine(walk, call, lambda c: (1.0 / c, 0.0), None)
-
-
-def _affine(walk, call, constant_right, constant_left):
-    """An operator of a tensor and a constant c, as (scale, shift) of c on either side; None: as no such."""
-    a, b = call.args
-    data, other, rule = (a, b, constant_right) if walk.known(a) else (b, a, constant_left)
-    constant = walk.constant(other) if not walk.known(other) else None
+def _binary(walk, call):
+    """An operator of two tensors, or of a tensor and a constant."""
+    name, (a, b) = call.op.name, call.args
+    if walk.known(a) and walk.known(b):
+        return walk.builder.join(call, name, a, b, _out(call))
+    data, other = (a, b) if walk.known(a) else (b, a)
+    constant = walk.constant(other)
     if constant is None:
-        return _function(walk, call)
-    vector = per_channel(constant, _shape(data.checked_type, "affine"))
-    if vector is None:
         return False
-    if rule is not None and walk.builder.fold_affine(call, data, *rule(vector)):
-        return True
-    if vector.ndim == 0:
-        return _function(walk, call)
-    if rule is None or len(data.checked_type.shape) != 4:
-        return False
-    return walk.builder.channels(call, data, *rule(vector))
+    return walk.builder.affine(call, name, data, constant, data is b, _out(call))
 
 
 def _relu(walk, call):
@@ -406,76 +365,48 @@ def _avg_pool2d(walk, call):
     return walk.add(call, "avg_pool2d", call.args[0], attrs)
 
 
-def _whole_map(walk, call, op):
-    data = call.args[0]
-    n, height, width, channels = nhwc(_shape(data.checked_type, op))
-    extra = dict(count_include_pad=True) if op == "avg_pool2d" else dict(dilation=(1, 1))
-    attrs = dict(pool_size=(height, width), strides=(1, 1), padding=(0, 0, 0, 0), **extra)
-    return walk.add(call, op, data, attrs, (n, 1, 1, channels))
-
-
 def _global_avg_pool2d(walk, call):
-    return call.attrs.layout == "NCHW" and _whole_map(walk, call, "avg_pool2d")
+    return call.attrs.layout == "NCHW" and walk.builder.whole_map(call, "avg_pool2d", call.args[0])
 
 
 def _global_max_pool2d(walk, call):
-    return call.attrs.layout == "NCHW" and _whole_map(walk, call, "max_pool2d")
+    return call.attrs.layout == "NCHW" and walk.builder.whole_map(call, "max_pool2d", call.args[0])
 
 
 def _adaptive_avg_pool2d(walk, call):
     if call.attrs.layout != "NCHW" or tuple(call.checked_type.shape[2:]) != (1, 1):
         return False
-    return _whole_map(walk, call, "avg_pool2d")
+    return walk.builder.whole_map(call, "avg_pool2d", call.args[0])
 
 
 def _mean(walk, call):
-    rank = len(call.args[0].checked_type.shape)
-    axes = sorted(int(x) % rank for x in call.attrs.axis or ())
-    if rank != 4 or axes != [2, 3] or call.attrs.exclude:
+    if call.attrs.exclude:
         return False
-    pooled = _whole_map(walk, call, "avg_pool2d")
-    if not call.attrs.keepdims:
-        shape = _out(call)
-        walk.builder.add(call, "reshape", [pooled], shape, dict(shape=shape, channels_first=False))
-    return True
+    return walk.builder.mean(call, call.args[0], [int(x) for x in call.attrs.axis or ()], _out(call))
 
 
 def _reshape(walk, call):
-    before = _shape(call.args[0].checked_type, "reshape")
-    after = _shape(call.checked_type, "reshape")
-    flat = len(after) == 2 and after[0] == before[0]
-    unflat = len(before) == 2 and len(after) == 4 and after[2:] == (1, 1) and after[0] == before[0]
-    if not ((flat and len(before) in (2, 4)) or unflat):
-        return False
-    first = len(before) == 4 and prod(before[2:]) > 1
-    return walk.add(call, "reshape", call.args[0], dict(shape=nhwc(after), channels_first=first))
+    return walk.builder.reshape(call, call.args[0], _shape(call.checked_type, "reshape"))
 
 
 def _strided_slice(walk, call):
-    data, a = call.args[0], call.attrs
-    size = _shape(data.checked_type, "strided_slice")
-    if len(size) != 4 or a.slice_mode != "end" or a.begin is None:
+    a = call.attrs
+    if a.slice_mode != "end" or a.begin is None:
         return False
     axes = _ints(a.axes) if a.axes is not None else range(len(a.begin))
-    begin, end, strides = [0] * 4, list(size), [1] * 4
     steps = _ints(a.strides)
-    for i, axis in enumerate(axes):
-        step = steps[i] if i < len(steps) else steps[-1]
-        first, last, step = slice(int(a.begin[i]), int(a.end[i]), step).indices(size[axis])
-        if step < 1 or (axis % 4 == 0 and (first, last, step) != (0, size[0], 1)):
-            return False
-        begin[axis], end[axis], strides[axis] = first, last, step
-    return walk.add(call, "slice", data, dict(begin=nhwc(begin), end=nhwc(end), strides=nhwc(strides)))
+    slices = {
+        axis: slice(int(a.begin[i]), int(a.end[i]), steps[i] if i < len(steps) else steps[-1])
+        for i, axis in enumerate(axes)
+    }
+    return walk.builder.crop(call, call.args[0], slices, _out(call))
 
 
 def _pad(walk, call):
     value = walk.constant(call.args[1]) if len(call.args) > 1 else np.float32(0)
-    widths = [_ints(pair) for pair in call.attrs.pad_width]
     if value is None or float(value) != 0 or call.attrs.pad_mode != "constant":
         return False
-    if len(widths) != 4 or widths[0] != (0, 0) or min(min(pair) for pair in widths) < 0:
-        return False
-    return walk.add(call, "pad", call.args[0], dict(widths=nhwc(widths)))
+    return walk.builder.pad(call, call.args[0], [_ints(pair) for pair in call.attrs.pad_width], _out(call))
 
 
 def _quantize(walk, call):
@@ -509,10 +440,7 @@ RULES: dict[str, Callable[[_Walk, object], object]] = {
     "nn.bias_add": _bias_add,
     **dict.fromkeys((*UNARY, *BINARY), _function),
     "nn.leaky_relu": _leaky_relu,
-    "add": _add,
-    "subtract": _subtract,
-    "multiply": _multiply,
-    "divide": _divide,
+    **dict.fromkeys(AFFINE, _binary),
     "nn.relu": _relu,
     "clip": _clip,
     "concatenate": _concatenate,

@@ -1,0 +1,723 @@
+"""ONNX -> `Graph`, by the specification. No TVM here.
+
+What has an operator in `network.ops` gets it; anything else is a float node that keeps its ONNX node
+(`onnx_op.OnnxOp`). The nodes are walked from the outputs, inputs first, in the order in which Relay's walk
+saw them, and carry the names that it gave: tables made then are read now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from ..errors import LoadError
+from ..network.builder import AFFINE, Builder, per_channel
+from ..network.graph import Graph
+from ..network.layout import nhwc, nhwc_axis
+from . import geometry
+from .onnx_file import fixed_shapes, read_onnx, stem
+from .onnx_macs import multiply_accumulates
+from .onnx_model import FLOATS, Prepared, Site, prepare
+from .onnx_op import OnnxOp
+from .onnx_quantized import QUANTIZED, Normalized, is_quantized, normalize
+
+
+def load(
+    model, input_shapes: Mapping[str, Sequence[int]] | None = None, batch: int = 1
+) -> Graph:
+    """An ONNX model (a path or an ``onnx.ModelProto``) as a `Graph`.
+
+    input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open; ``batch``
+    is used for an open first dimension. Raises LoadError, which names the node and the cure.
+    """
+    read, name = read_onnx(model)
+    if is_quantized(read):
+        node = next(n for n in read.graph.node if n.op_type in QUANTIZED)
+        raise LoadError(
+            f"{name} is already quantized (node {node.name or node.output[0]} is {node.op_type}); "
+            "import-onnx (Python: import_quantized) takes its scales over"
+        )
+    return _load(read, name, input_shapes, batch, stem(model))
+
+
+def load_quantized(
+    model, input_shapes: Mapping[str, Sequence[int]] | None = None, batch: int = 1
+) -> tuple[Graph, Normalized]:
+    """A quantized ONNX model as a `Graph` with ``fake_quant`` nodes, and what `onnx_quantized` kept of it.
+
+    Arguments as of `load`. Raises LoadError and QuantizedModelError.
+    """
+    read, name = read_onnx(model)
+    if not is_quantized(read):
+        raise LoadError(f"{name} is not quantized: it has no QuantizeLinear; quantize takes float models")
+    normal = normalize(read)
+    return _load(normal.model, name, input_shapes, batch, stem(model)), normal
+
+
+def _load(model, name, input_shapes, batch, called) -> Graph:
+    prepared = prepare(model, fixed_shapes(model, input_shapes or {}, batch, name), name)
+    return _Walk(prepared).graph(called)
+
+
+class _Walk:
+    """One walk from the outputs of a prepared model; see `load`."""
+
+    def __init__(self, prepared: Prepared):
+        self.prepared = prepared
+        self.constants, self.types = prepared.constants, prepared.types
+        self.maker = {output: site for site in prepared.sites for output in site.outputs if output}
+        order = self._order()
+        uses: dict[str, int] = {}
+        for site in order:
+            for tensor in filter(None, site.inputs):
+                uses[tensor] = uses.get(tensor, 0) + 1
+        for tensor in prepared.outputs:
+            uses[tensor] = uses.get(tensor, 0) + 1
+        labels = {output: site.label for site in order for output in site.outputs}
+        self.builder = Builder(uses, lambda value: labels.get(value if isinstance(value, str) else value[0], ""))
+        self.padded: dict[str, tuple] = {}  # a pad of a map -> what it pads, (top, left, bottom, right), fill
+        self.rounded: dict[str, dict] = {}  # QuantizeLinear's output -> attributes of its fake_quant
+        for tensor in prepared.inputs:
+            self._input(tensor)
+        for site in order:
+            self._site(site)
+
+    def _order(self) -> list[Site]:
+        """The sites that an output needs, each behind what it reads, depth first."""
+        order: dict[int, Site] = {}
+        stack = [(self.maker[t], False) for t in reversed(self.prepared.outputs) if t in self.maker]
+        while stack:
+            site, seen = stack.pop()
+            if id(site) in order:
+                continue
+            if seen:
+                order[id(site)] = site
+                continue
+            stack.append((site, True))
+            stack.extend((self.maker[t], False) for t in reversed(site.inputs) if t in self.maker)
+        return list(order.values())
+
+    def graph(self, called: str) -> Graph:
+        outputs = []
+        for tensor in self.prepared.outputs:
+            dtype = self.types[tensor][0]
+            if dtype in FLOATS:
+                self.cast((tensor, dtype), tensor, tensor, dtype)
+            outputs.append(self.builder.tensor[(tensor, dtype) if dtype in FLOATS else tensor])
+        return self.builder.graph(outputs, called, self.prepared.output_names, self.prepared.notes)
+
+    def _input(self, tensor):
+        dtype, shape = self.types[tensor]
+        given = (tensor, dtype) if dtype in FLOATS else tensor
+        self.builder.input(given, tensor, nhwc(shape), dtype)
+        if dtype in FLOATS:
+            self.cast(tensor, tensor, given, "float32")
+
+    def _site(self, site):
+        known = [tensor for tensor in site.inputs if self.known(tensor)]
+        floats = all(self.dtype(tensor) == "float32" for tensor in (*known, site.outputs[0]))
+        rule = RULES.get(site.node.op_type) if floats or site.node.op_type in ANY_DTYPE else None
+        if rule is None or rule(self, site) is False:
+            self.stays_float(site)
+
+    # -- what the rules ask
+
+    def known(self, tensor: str) -> bool:
+        """Whether it is a tensor, which depends on an input."""
+        return tensor in self.types
+
+    def dtype(self, tensor: str) -> str:
+        """Its dtype here: every float is float32."""
+        dtype = self.types[tensor][0]
+        return "float32" if dtype in FLOATS else dtype
+
+    def size(self, tensor: str) -> tuple[int, ...]:
+        """Its shape, NCHW."""
+        return self.types[tensor][1]
+
+    def shape(self, site: Site, index: int = 0) -> tuple[int, ...]:
+        """The shape of an output, NHWC."""
+        return nhwc(self.size(site.outputs[index]))
+
+    def constant(self, site: Site, place: int) -> np.ndarray | None:
+        """The numbers of an input, floats as float32; None if it is left out or computed."""
+        tensor = site.inputs[place] if place < len(site.inputs) else ""
+        array = self.constants.get(tensor)
+        return None if array is None else _float32(array)
+
+    def computed(self, site: Site, *places: int) -> bool:
+        """Whether one of the inputs is a tensor that depends on an input of the network."""
+        return any(place < len(site.inputs) and self.known(site.inputs[place]) for place in places)
+
+    def unpadded(self, data: str, padding: Sequence[int], fill: float) -> tuple[str, tuple[int, ...]]:
+        """What a window reads, and its padding: what a Pad before it puts around, with ``fill``, joins it."""
+        while data in self.padded and self.padded[data][2] == fill:
+            data, around, _ = self.padded[data]
+            padding = [p + q for p, q in zip(padding, around, strict=True)]
+        return data, tuple(padding)
+
+    def one(self, site: Site, op: str, attrs: Mapping, shape=None, **more) -> str:
+        """A node of the site's first input."""
+        shape = shape or self.shape(site)
+        return self.builder.one(site.outputs[0], op, site.inputs[0], shape, attrs, **more)
+
+    def handle(self, site: Site, index: int = 0) -> tuple[OnnxOp, list[str]]:
+        """What a float node keeps of an output, and the tensors that it reads."""
+        constants, places, tensors = {}, {}, []
+        for place, tensor in enumerate(site.inputs):
+            if tensor and self.known(tensor):
+                if tensor not in tensors:
+                    tensors.append(tensor)
+                places[place] = tensors.index(tensor)
+            elif tensor:
+                constants[place] = _float32(self.constants[tensor])
+        kinds = [self.types.get(output, ("float32", ())) for output in site.outputs]
+        shapes = tuple(shape for _, shape in kinds)
+        dtypes = tuple("float32" if dtype in FLOATS else dtype for dtype, _ in kinds)
+        return OnnxOp(
+            site.node, site.opset, site.attributes, constants, places, index, shapes, dtypes
+        ), tensors
+
+    def stays_float(self, site: Site) -> None:
+        """A node for each output of a site that no rule takes."""
+        for index, output in enumerate(site.outputs):
+            if output in self.builder.uses:
+                self._float(output, *self.handle(site, index))
+
+    def _float(self, value, op: OnnxOp, tensors: Sequence[str]) -> None:
+        sizes = [self.size(tensor) for tensor in tensors]
+        attrs = {"fn": op.evaluate, "handle": op, "macs": multiply_accumulates(op, sizes)}
+        inputs = [self.builder.tensor[tensor] for tensor in tensors]
+        shape = nhwc(op.shapes[op.index])
+        self.builder.add(value, "float", inputs, shape, attrs, dtype=op.dtypes[op.index])
+
+    def cast(self, value, tensor: str, source, dtype: str) -> None:
+        """The numbers of a tensor at the network's own input or output, as ``dtype``."""
+        from onnx import helper
+
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        node = helper.make_node("Cast", [tensor], [f"{tensor}_{dtype}"], f"{tensor}_{dtype}", to=kind)
+        op = OnnxOp(
+            node, self.prepared.opset, {"to": kind}, {}, {0: 0}, 0, (self.size(tensor),), (dtype,)
+        )
+        attrs = {"fn": op.evaluate, "handle": op, "macs": 0}
+        inputs, shape = [self.builder.tensor[source]], nhwc(self.size(tensor))
+        self.builder.add(value, "float", inputs, shape, attrs, dtype=dtype)
+
+
+# -- the rules: (walk, site); False where the node stays float
+
+
+def _alias(walk, site):
+    walk.builder.alias(site.outputs[0], site.inputs[0])
+
+
+def _dropout(walk, site):
+    ratio, training = walk.constant(site, 1), walk.constant(site, 2)
+    trains = training is not None and bool(training.reshape(-1)[0])
+    asked = [output for output in site.outputs[1:] if output in walk.builder.uses]
+    if walk.computed(site, 1, 2) or asked or (trains and (ratio is None or float(ratio.reshape(-1)[0]))):
+        return False
+    return _alias(walk, site)
+
+
+def _cast(walk, site):
+    if walk.dtype(site.inputs[0]) != walk.dtype(site.outputs[0]):
+        return False
+    return _alias(walk, site)
+
+
+def _batch_norm(walk, site):
+    arrays = [walk.constant(site, place) for place in range(1, 5)]
+    a = site.attributes
+    if any(v is None for v in arrays) or a.get("training_mode") or a.get("spatial", 1) != 1:
+        return False
+    if any(output in walk.builder.uses for output in site.outputs[1:]):
+        return False
+    gamma, beta, mean, variance = (v.astype(np.float64) for v in arrays)
+    written = any(attribute.name == "epsilon" for attribute in site.node.attribute)
+    scale = gamma / np.sqrt(variance + (a["epsilon"] if written else 1e-5))  # the default in double
+    shift = beta - mean * scale
+    value, data = site.outputs[0], site.inputs[0]
+    if walk.builder.fold_affine(value, data, scale, shift):
+        return True
+    if len(walk.size(data)) != 4:
+        return False
+    walk.builder.channels(value, data, scale, shift)
+    return True
+
+
+def _window(walk, site, kernel, *, counts=None):
+    """(strides, dilations, padding) of a convolution or pool; whole windows where their number is given."""
+    a, size = site.attributes, walk.size(site.inputs[0])[2:]
+    strides = tuple(a.get("strides") or (1,) * len(size))
+    dilations = tuple(a.get("dilations") or (1,) * len(size))
+    padding = geometry.pads(a, size, kernel, strides, dilations)
+    if counts is not None:
+        padding = geometry.whole_windows(size, kernel, strides, dilations, padding, counts)
+    return strides, dilations, padding
+
+
+def _with_bias(walk, site, layer: Callable[[Any], Any]) -> bool:
+    """A layer and, where it has one, its bias (input 2); layer(value): makes the product, or False."""
+    value, bias = site.outputs[0], walk.constant(site, 2)
+    if bias is None:
+        return layer(value) is not False
+    product = (value, "product")
+    walk.builder.uses[product] = 1
+    return layer(product) is not False and walk.builder.fold_affine(value, product, 1.0, bias)
+
+
+def _conv(walk, site):
+    weight, rank = walk.constant(site, 1), len(walk.size(site.inputs[0]))
+    if weight is None or rank != 4 or walk.computed(site, 2):
+        return False
+    strides, dilations, padding = _window(walk, site, weight.shape[2:])
+    data, padding = walk.unpadded(site.inputs[0], padding, 0.0)
+    attrs = dict(strides=strides, padding=padding, dilation=dilations, groups=site.attributes["group"])
+    kernel = np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
+    shape = walk.shape(site)
+    return _with_bias(
+        walk, site, lambda value: walk.builder.one(value, "conv2d", data, shape, attrs, weight=kernel)
+    )
+
+
+def _conv_transpose(walk, site):
+    weight, a = walk.constant(site, 1), site.attributes
+    if weight is None or weight.ndim != 4 or walk.computed(site, 2) or a["group"] != 1:
+        return False
+    strides = tuple(a.get("strides") or (1, 1))
+    dilations = tuple(a.get("dilations") or (1, 1))
+    if strides[0] != strides[1] or dilations != (1, 1):
+        return False
+    begin, shape = _begin(walk, site, weight.shape[2:], strides), walk.shape(site)
+    if min(begin) < 0:
+        return False
+    return _with_bias(
+        walk, site,
+        lambda value: walk.builder.conv2d_transpose(
+            value, site.inputs[0], weight, strides[0], begin, shape
+        ),
+    )  # fmt: skip
+
+
+def _begin(walk, site, kernel, strides):
+    """What a transposed convolution leaves out at the begin of each axis."""
+    a, size = site.attributes, walk.size(site.inputs[0])[2:]
+    rank, mode = len(size), a.get("auto_pad", "NOTSET")
+    if mode == "NOTSET" and not a.get("output_shape"):
+        return tuple((a.get("pads") or (0,) * rank * 2)[:rank])
+    if mode == "VALID":
+        return (0,) * rank
+    extra = a.get("output_padding") or (0,) * rank
+    out = walk.size(site.outputs[0])[2:]
+    total = [
+        strides[i] * (size[i] - 1) + extra[i] + kernel[i] - out[i] for i in range(rank)
+    ]
+    return tuple(t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total)
+
+
+def _gemm(walk, site):
+    weight, bias, a = walk.constant(site, 1), walk.constant(site, 2), site.attributes
+    shape = walk.shape(site)
+    if weight is None or a["transA"] or walk.computed(site, 2):
+        return False
+    if bias is not None and per_channel(bias, shape) is None:
+        return False
+    data, value = site.inputs[0], site.outputs[0]
+    if a["alpha"] != 1.0:
+        scaled = (value, "alpha")
+        walk.builder.uses[scaled] = 1
+        size = nhwc(walk.size(data))
+        if not walk.builder.affine(scaled, "multiply", data, np.float32(a["alpha"]), False, size):
+            return False
+        data = scaled
+    matrix = np.ascontiguousarray(weight if a["transB"] else weight.T).T[None, None]
+
+    def product(made):
+        walk.builder.one(made, "dense", data, shape, {}, weight=matrix)
+
+    if bias is None:
+        return product(value)
+    summed = (value, "product")
+    walk.builder.uses[summed] = 1
+    product(summed)
+    bias = bias if a["beta"] == 1.0 else np.float32(a["beta"]) * bias
+    return walk.builder.affine(value, "add", summed, bias, False, shape)
+
+
+def _matmul(walk, site):
+    weight = walk.constant(site, 1)
+    if weight is None or weight.ndim != 2 or len(walk.size(site.inputs[0])) != 2:
+        return False
+    kernel = np.ascontiguousarray(weight.T).T[None, None]
+    return walk.one(site, "dense", {}, weight=kernel)
+
+
+def _function(name: str) -> Callable:
+    """A function of one number."""
+    return lambda walk, site: walk.builder.function(
+        site.outputs[0], name, [site.inputs[0]], walk.shape(site)
+    )
+
+
+def _two(walk, value, name: str, a, b, shape) -> bool:
+    """An operator of two tensors, or of a tensor and a constant (an array)."""
+    constants = [isinstance(operand, (np.ndarray, np.generic, float)) for operand in (a, b)]
+    if not any(constants):
+        return walk.builder.join(value, name, a, b, shape)
+    if name in AFFINE:
+        data, constant = (b, a) if constants[0] else (a, b)
+        return walk.builder.affine(value, name, data, np.asarray(constant), constants[0], shape)
+    operands = [_number(v) if known else v for v, known in zip((a, b), constants, strict=True)]
+    return walk.builder.function(value, name, operands, shape)
+
+
+def _number(constant) -> float | None:
+    return float(np.asarray(constant).reshape(())) if np.size(constant) == 1 else None
+
+
+def _steps(walk, site, steps) -> bool:
+    """Functions one behind the other: an operator in pieces, as Relay's importer wrote it.
+
+    An operand is "x", the input; "#0", what the first step made; or a number.
+    """
+    value, data, shape = site.outputs[0], site.inputs[0], walk.shape(site)
+    read = [operand for _, *operands in steps for operand in operands]
+    walk.builder.uses[data] += read.count("x") - 1
+    made: dict[Any, Any] = {"x": data}
+    for i, (name, *operands) in enumerate(steps):
+        key = f"#{i}"
+        made[key] = value if i == len(steps) - 1 else (value, key)
+        walk.builder.uses.setdefault(made[key], read.count(key))
+        values = [made[o] if isinstance(o, str) else o for o in operands]
+        if name == "clip":
+            walk.builder.clip(made[key], *values)
+        elif len(values) == 1:
+            if not walk.builder.function(made[key], name, values, shape):
+                return False
+        elif not _two(walk, made[key], name, *values, shape):
+            return False
+    return True
+
+
+def _pieces(pieces: Callable) -> Callable:
+    return lambda walk, site: _steps(walk, site, pieces(site.attributes))
+
+
+def _hard_sigmoid(a):
+    return [("multiply", "x", a["alpha"]), ("add", "#0", a["beta"]), ("clip", "#1", 0.0, 1.0)]
+
+
+def _hard_swish(a):
+    return [*_hard_sigmoid({"alpha": float(np.float32(1 / 6)), "beta": 0.5}), ("multiply", "x", "#2")]
+
+
+def _softplus(a):
+    return [("exp", "x"), ("add", "#0", 1.0), ("log", "#1")]
+
+
+def _softsign(a):
+    return [("abs", "x"), ("add", 1.0, "#0"), ("divide", "x", "#1")]
+
+
+def _elu(a):
+    return [
+        ("exp", "x"), ("subtract", 1.0, "#0"), ("clip", "#1", 0.0, inf), ("multiply", -a["alpha"], "#2"),
+        ("clip", "x", 0.0, inf), ("add", "#3", "#4"),
+    ]  # fmt: skip
+
+
+def _selu(a):
+    return [*_elu(a), ("multiply", a["gamma"], "#5")]
+
+
+def _celu(a):
+    return [
+        ("maximum", 0.0, "x"), ("divide", "x", a["alpha"]), ("exp", "#1"), ("subtract", "#2", 1.0),
+        ("multiply", a["alpha"], "#3"), ("minimum", 0.0, "#4"), ("add", "#0", "#5"),
+    ]  # fmt: skip
+
+
+def _mish(a):
+    return [("exp", "x"), ("add", 1.0, "#0"), ("log", "#1"), ("tanh", "#2"), ("multiply", "x", "#3")]
+
+
+def _gelu(a):
+    if a.get("approximate", "none") == "tanh":
+        return [
+            ("power", "x", 3.0), ("multiply", "#0", 0.044715), ("add", "x", "#1"),
+            ("multiply", "#2", float(np.sqrt(2 / np.pi))), ("tanh", "#3"), ("add", 1.0, "#4"),
+            ("multiply", "x", 0.5), ("multiply", "#6", "#5"),
+        ]  # fmt: skip
+    return [
+        ("multiply", 0.5, "x"), ("divide", "x", float(np.float32(np.sqrt(2)))), ("erf", "#1"),
+        ("add", 1.0, "#2"), ("multiply", "#0", "#3"),
+    ]  # fmt: skip
+
+
+def _leaky_relu(walk, site):
+    value, alpha = site.outputs[0], float(site.attributes["alpha"])
+    return walk.builder.function(value, "leaky_relu", [site.inputs[0]], walk.shape(site), alpha)
+
+
+def _prelu(walk, site):
+    slope = walk.constant(site, 1)
+    if slope is None or slope.size != 1:
+        return False
+    value, alpha = site.outputs[0], float(slope.reshape(()))
+    return walk.builder.function(value, "leaky_relu", [site.inputs[0]], walk.shape(site), alpha)
+
+
+def _binary(name: str) -> Callable:
+    """An operator of two tensors, or of a tensor and a constant."""
+    return lambda walk, site: _two(walk, site.outputs[0], name, *_operands(walk, site), walk.shape(site))
+
+
+def _operands(walk, site) -> list:
+    return [tensor if walk.known(tensor) else walk.constant(site, i) for i, tensor in enumerate(site.inputs)]
+
+
+def _many(name: str) -> Callable:
+    """An operator of any number of tensors, two by two."""
+
+    def rule(walk, site):
+        first, *others = _operands(walk, site)
+        if not others:
+            return _alias(walk, site)
+        for i, operand in enumerate(others, 1):
+            made = site.outputs[0] if i == len(others) else (site.outputs[0], str(i))
+            walk.builder.uses.setdefault(made, 1)
+            if not _two(walk, made, name, first, operand, walk.shape(site)):
+                return False
+            first = made
+        return True
+
+    return rule
+
+
+def _relu(walk, site):
+    walk.builder.clip(site.outputs[0], site.inputs[0], 0.0, inf)
+
+
+def _clip(walk, site):
+    if walk.computed(site, 1, 2):
+        return False
+    big, ends = float(np.finfo(np.float32).max), []
+    for place, key in ((1, "min"), (2, "max")):
+        given = walk.constant(site, place)
+        end = site.attributes.get(key) if given is None else given.reshape(-1)[0]
+        ends.append(None if end is None else float(end))
+    lo, hi = ends
+    lo = -inf if lo is None or lo <= -big else lo
+    hi = inf if hi is None or hi >= big else hi
+    if lo > hi:  # the specification: every number is the maximum
+        return False
+    walk.builder.clip(site.outputs[0], site.inputs[0], lo, hi)
+    return True
+
+
+def _concat(walk, site):
+    if not all(walk.known(tensor) for tensor in site.inputs):
+        return False
+    if len(site.inputs) == 1:
+        return _alias(walk, site)
+    axis = nhwc_axis(site.attributes["axis"], len(walk.shape(site)))
+    inputs = [walk.builder.tensor[tensor] for tensor in site.inputs]
+    return walk.builder.add(site.outputs[0], "concat", inputs, walk.shape(site), dict(axis=axis))
+
+
+def _max_pool(walk, site):
+    a, size = site.attributes, walk.size(site.outputs[0])
+    if len(size) != 4 or any(output in walk.builder.uses for output in site.outputs[1:]):
+        return False
+    kernel = tuple(a["kernel_shape"])
+    strides, dilations, padding = _window(walk, site, kernel, counts=size[2:])
+    data, padding = walk.unpadded(site.inputs[0], padding, -inf)
+    attrs = dict(pool_size=kernel, strides=strides, padding=padding, dilation=dilations)
+    return walk.builder.one(site.outputs[0], "max_pool2d", data, walk.shape(site), attrs)
+
+
+def _avg_pool(walk, site):
+    a, size = site.attributes, walk.size(site.outputs[0])
+    if len(size) != 4:
+        return False
+    kernel = tuple(a["kernel_shape"])
+    strides, dilations, own = _window(walk, site, kernel)
+    _, _, padding = _window(walk, site, kernel, counts=size[2:])
+    if dilations != (1, 1) or padding != own:
+        return False
+    counts, data = bool(a.get("count_include_pad")) or not any(padding), site.inputs[0]
+    if counts:
+        data, padding = walk.unpadded(data, padding, 0.0)
+    attrs = dict(pool_size=kernel, strides=strides, padding=padding, count_include_pad=counts)
+    return walk.builder.one(site.outputs[0], "avg_pool2d", data, walk.shape(site), attrs)
+
+
+def _global(op: str) -> Callable:
+    return lambda walk, site: walk.builder.whole_map(site.outputs[0], op, site.inputs[0])
+
+
+def _reduce_mean(walk, site):
+    axes = site.attributes.get("axes")
+    axes = walk.constant(site, 1) if axes is None else axes
+    if axes is None or walk.computed(site, 1):
+        return False
+    return walk.builder.mean(site.outputs[0], site.inputs[0], [int(x) for x in axes], walk.shape(site))
+
+
+def _reshape(walk, site):
+    return walk.builder.reshape(site.outputs[0], site.inputs[0], walk.size(site.outputs[0]))
+
+
+def _slice(walk, site):
+    a = site.attributes
+    if walk.computed(site, 1, 2, 3, 4):
+        return False
+    bounds = [a.get(key) for key in ("starts", "ends", "axes", "steps")]
+    if bounds[0] is None:
+        bounds = [walk.constant(site, place) for place in range(1, 5)]
+    starts, ends, axes, steps = ([int(v) for v in b] if b is not None else None for b in bounds)
+    rank = len(walk.size(site.inputs[0]))
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    slices = {
+        axis % rank: slice(*bound) for axis, *bound in zip(axes, starts, ends, steps, strict=True)
+    }
+    return walk.builder.crop(site.outputs[0], site.inputs[0], slices, walk.shape(site))
+
+
+def _split(walk, site):
+    data, rank = site.inputs[0], len(walk.size(site.inputs[0]))
+    axis = site.attributes["axis"] % rank
+    if walk.computed(site, 1) or rank != 4 or axis == 0:
+        return False
+    at = 0
+    for output in site.outputs:
+        size = walk.size(output)
+        if output in walk.builder.uses:
+            walk.builder.crop(output, data, {axis: slice(at, at + size[axis], 1)}, nhwc(size))
+        at += size[axis]
+    return True
+
+
+def _pad(walk, site):
+    a, data, value = site.attributes, site.inputs[0], site.outputs[0]
+    if walk.computed(site, 1, 2, 3) or a.get("mode", "constant") != "constant":
+        return False
+    pads = walk.constant(site, 1) if a.get("pads") is None else a["pads"]
+    fill = a.get("value") if a.get("pads") is not None else walk.constant(site, 2)
+    fill = float(np.asarray(fill).reshape(-1)[0]) if fill is not None and np.size(fill) else 0.0
+    rank, axes = len(walk.size(data)), walk.constant(site, 3)
+    axes = range(rank) if axes is None else [int(axis) % rank for axis in axes]
+    widths = [(0, 0)] * rank
+    for i, axis in enumerate(axes):
+        widths[axis] = (int(pads[i]), int(pads[i + len(axes)]))
+    if rank == 4 and widths[:2] == [(0, 0)] * 2 and min(min(pair) for pair in widths) >= 0:
+        fill = -inf if fill <= -float(np.finfo(np.float32).max) else fill
+        walk.padded[value] = (data, (*(b for b, _ in widths[2:]), *(e for _, e in widths[2:])), fill)
+    return fill == 0 and walk.builder.pad(value, data, widths, walk.shape(site))
+
+
+def _resize(walk, site):
+    if walk.computed(site, 1, 2, 3) or len(walk.shape(site)) != 4:
+        return False
+    resized = walk.handle(site)[0].evaluate
+    return walk.builder.repeat(site.outputs[0], site.inputs[0], walk.shape(site), resized)
+
+
+def _depth_to_space(walk, site):
+    a = site.attributes
+    return walk.one(site, "depth_to_space", dict(block=a["blocksize"], mode=a.get("mode", "DCR")))
+
+
+def _quantize(walk, site):
+    """The first half of a pair; `_dequantize` makes the node."""
+    encoding = _encoding(walk, site)
+    if encoding is None:
+        return False
+    walk.rounded[site.outputs[0]] = encoding
+    return _alias(walk, site)
+
+
+def _dequantize(walk, site):
+    if site.inputs[0] not in walk.rounded:
+        return False
+    return walk.one(site, "fake_quant", walk.rounded[site.inputs[0]])
+
+
+def _encoding(walk, site):
+    """The attributes of a ``fake_quant``; None if they are not one number each, of uint8."""
+    scale, zero = walk.constant(site, 1), walk.constant(site, 2)
+    if scale is None or scale.size != 1 or walk.dtype(site.outputs[0]) != "uint8":
+        return None
+    zero = np.zeros((), np.uint8) if zero is None else zero
+    return {"scale": float(scale.reshape(())), "zero_point": int(zero.reshape(()))}
+
+
+#: operators whose rule looks at the dtypes itself
+ANY_DTYPE = ("Identity", "Cast", "Dropout", "QuantizeLinear", "DequantizeLinear")
+#: ONNX operator -> its rule, for those that an operator of `network.ops` stands for
+RULES: dict[str, Callable[[_Walk, Site], Any]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "BatchNormalization": _batch_norm,
+    "Identity": _alias,
+    "Dropout": _dropout,
+    "Cast": _cast,
+    **{op: _function(op.lower()) for op in ("Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Abs", "Erf")},
+    "Neg": _function("negative"),
+    "Reciprocal": lambda walk, site: walk.builder.function(
+        site.outputs[0], "divide", [1.0, site.inputs[0]], walk.shape(site)
+    ),
+    "HardSigmoid": _pieces(_hard_sigmoid),
+    "HardSwish": _pieces(_hard_swish),
+    "Softplus": _pieces(_softplus),
+    "Softsign": _pieces(_softsign),
+    "Elu": _pieces(_elu),
+    "Selu": _pieces(_selu),
+    "Celu": _pieces(_celu),
+    "Mish": _pieces(_mish),
+    "Gelu": _pieces(_gelu),
+    "LeakyRelu": _leaky_relu,
+    "PRelu": _prelu,
+    "Add": _binary("add"),
+    "Sub": _binary("subtract"),
+    "Mul": _binary("multiply"),
+    "Div": _binary("divide"),
+    "Pow": _binary("power"),
+    "Max": _many("maximum"),
+    "Min": _many("minimum"),
+    "Sum": _many("add"),
+    "Mean": lambda walk, site: _alias(walk, site) if len(site.inputs) == 1 else False,
+    "Relu": _relu,
+    "Clip": _clip,
+    "Concat": _concat,
+    "MaxPool": _max_pool,
+    "AveragePool": _avg_pool,
+    "GlobalAveragePool": _global("avg_pool2d"),
+    "GlobalMaxPool": _global("max_pool2d"),
+    "ReduceMean": _reduce_mean,
+    "Reshape": _reshape,
+    "Flatten": _reshape,
+    "Squeeze": _reshape,
+    "Unsqueeze": _reshape,
+    "Slice": _slice,
+    "Split": _split,
+    "Pad": _pad,
+    "Resize": _resize,
+    "Upsample": _resize,
+    "DepthToSpace": _depth_to_space,
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+}
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    """Every float as float32."""
+    return array.astype(np.float32) if str(array.dtype) in FLOATS else array

@@ -1,0 +1,313 @@
+"""An ONNX model, prepared: every tensor's type known, what is constant computed, control flow gone.
+
+Shapes are inferred node by node, with the constants known so far as data; a node of constants runs in
+`onnx.reference`. That dissolves shape arithmetic: what is left depends on the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..errors import LoadError, last_line
+from .onnx_op import OnnxOp, attributes_of
+
+#: as data of shape inference: shapes and the like, not weights
+SMALL = 4096
+#: elements of a tensor that is no mistake
+LARGEST = 1 << 31
+#: operators whose outputs have shapes that the numbers decide
+BY_NUMBERS = ("NonZero", "Unique", "Compress", "NonMaxSuppression")
+FLOATS = ("float16", "bfloat16", "float64")
+CUT = "; cut the network before it with outputs (--outputs on the command line)"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node that depends on an input.
+
+    label: what the model calls it, or its operator and a number; inputs: the tensors it reads, "" for one
+    that is left out.
+    """
+
+    node: Any  # onnx.NodeProto
+    label: str
+    opset: int
+    attributes: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __str__(self):
+        return f"node {self.label} ({self.node.op_type})"
+
+
+@dataclass
+class Prepared:
+    """inputs: those of the network, in its order; outputs: tensors, in the model's order; output_names: what
+    the model calls them. sites: in topological order. constants: tensor -> its array. types: tensor ->
+    (numpy dtype's name, NCHW shape), as the model has it. notes: what is to be told, in lines."""
+
+    name: str
+    opset: int
+    inputs: list[str]
+    outputs: list[str]
+    output_names: list[str]
+    sites: list[Site] = field(default_factory=list)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    types: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(model, shapes: Mapping[str, Sequence[int]], name: str) -> Prepared:
+    """A checked ``onnx.ModelProto`` (`onnx_file.read_onnx`) whose inputs have the ``shapes``.
+
+    Raises LoadError, which names the node.
+    """
+    return _Preparation(model, shapes, name).result
+
+
+class _Preparation:
+    def __init__(self, model, shapes, name):
+        self.model, self.name = model, name
+        self.imports = list(model.opset_import)
+        self.opset = next(o.version for o in self.imports if o.domain in ("", "ai.onnx"))
+        self.protos: dict[str, Any] = {}  # tensor -> TypeProto
+        self.renamed: dict[str, str] = {}  # a branch's output -> the tensor of the If
+        self.labels: dict[str, int] = {}  # operator without a name -> how many
+        outputs = [value.name for value in model.graph.output]
+        self.result = Prepared(name, self.opset, list(shapes), [], outputs)
+        self._constants(model.graph)
+        self._inputs(model.graph, shapes)
+        for node in model.graph.node:
+            self._node(node)
+        for output in outputs:
+            tensor = self.renamed.get(output, output)
+            if tensor in self.result.constants or tensor not in self.protos:
+                raise LoadError(f"{name}: output {output} does not depend on any input")
+            self.result.outputs.append(tensor)
+        self._say_floats()
+
+    def _say_floats(self):
+        kinds = sorted({dtype for dtype, _ in self.result.types.values()} & set(FLOATS))
+        kinds += sorted({str(a.dtype) for a in self.result.constants.values()} & set(FLOATS) - set(kinds))
+        if kinds:
+            self.result.notes.append(f"the model's {' and '.join(kinds)} numbers are computed in float32")
+
+    def _constants(self, graph):
+        from onnx import numpy_helper
+
+        for tensor in graph.initializer:
+            try:
+                self.result.constants[tensor.name] = numpy_helper.to_array(tensor)
+            except (ValueError, TypeError) as error:
+                raise LoadError(
+                    f"{self.name}: the numbers of {tensor.name} cannot be read ({last_line(error)})"
+                ) from None
+        for sparse in graph.sparse_initializer:
+            raise LoadError(
+                f"{self.name}: {sparse.values.name} is a sparse tensor; export the model with dense weights"
+            )
+
+    def _inputs(self, graph, shapes):
+        from onnx import helper
+
+        for value in graph.input:
+            if value.name in shapes:
+                kind = value.type.tensor_type.elem_type
+                shape = tuple(shapes[value.name])
+                self._know(value.name, helper.make_tensor_type_proto(kind, shape))
+
+    def _know(self, tensor, proto):
+        from onnx import helper
+
+        kind = proto.tensor_type
+        shape = tuple(d.dim_value for d in kind.shape.dim)
+        self.protos[tensor] = proto
+        self.result.types[tensor] = (str(helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape)
+
+    # -- nodes
+
+    def _label(self, node) -> str:
+        """The node's name; without one its operator and how many such came before."""
+        if node.name:
+            return str(node.name)
+        number = self.labels[node.op_type] = self.labels.get(node.op_type, -1) + 1
+        return f"{node.op_type}_{number}"
+
+    def _node(self, node):
+        site = self._site(node)
+        if node.op_type == "If":
+            return self._branch(site)
+        if node.op_type in ("Shape", "Size") and site.inputs[0] in self.protos:
+            shape = np.asarray(self.result.types[site.inputs[0]][1], np.int64)
+            if node.op_type == "Shape":
+                found = shape[site.attributes.get("start") or 0 : site.attributes.get("end")]
+            else:
+                found = np.asarray(prod(shape.tolist()), np.int64)
+            self.result.constants[site.outputs[0]] = found
+            return None
+        if not any(tensor in self.protos for tensor in (*site.inputs, *_captured(node))):
+            return self._fold(site)
+        if node.op_type in ("Loop", "Scan"):
+            raise LoadError(f"{site} is control flow that is not constant{CUT}")
+        if node.op_type in BY_NUMBERS:
+            raise LoadError(f"{site} makes a tensor whose shape its numbers decide{CUT}")
+        for output, proto in self._infer(site).items():
+            self._know(output, proto)
+        self.result.sites.append(site)
+        return None
+
+    def _site(self, node) -> Site:
+        inputs = tuple(self.renamed.get(name, str(name)) for name in node.input)
+        label = self._label(node)
+        site = Site(node, label, self.opset, {}, inputs, tuple(map(str, node.output)))
+        if node.domain not in ("", "ai.onnx"):
+            raise LoadError(f"{site} is of the domain {node.domain}, which nobody here knows{CUT}")
+        schema = self._schema(site)
+        for tensor in inputs:
+            if tensor and tensor not in self.result.constants and tensor not in self.protos:
+                raise LoadError(f"{site} reads {tensor}, which nothing before it makes")
+        return Site(node, label, self.opset, attributes_of(node, schema), inputs, site.outputs)
+
+    def _schema(self, site):
+        from onnx import defs
+
+        try:
+            return defs.get_schema(site.node.op_type, self.opset, "")
+        except defs.SchemaError:
+            raise LoadError(f"{site} is no operator of opset {self.opset}{CUT}") from None
+
+    def _branch(self, site):
+        """The branch that a constant condition takes, in place of an If."""
+        condition = self.result.constants.get(site.inputs[0])
+        if condition is None:
+            raise LoadError(f"{site} is control flow whose condition is computed{CUT}")
+        taken = site.attributes["then_branch" if condition.reshape(-1)[0] else "else_branch"]
+        self._constants(taken)
+        for node in taken.node:
+            self._node(node)
+        for made, output in zip(taken.output, site.outputs, strict=True):
+            tensor = self.renamed.get(made.name, made.name)
+            if tensor in self.result.constants:
+                self.result.constants[output] = self.result.constants[tensor]
+            else:
+                self.renamed[output] = tensor
+
+    def _fold(self, site):
+        """The outputs of a node that reads constants only."""
+        values = {name: self.result.constants[name] for name in (*site.inputs, *_captured(site.node)) if name}
+        self._check_size(site, values)
+        for output, array in zip(site.outputs, run_node(site, self.imports, values), strict=True):
+            if output:
+                if not isinstance(array, (np.ndarray, np.generic)):
+                    raise LoadError(f"{site} makes a sequence, not a tensor{CUT}")
+                self.result.constants[output] = np.asarray(array)
+
+    def _check_size(self, site, values):
+        if site.node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range"):
+            wanted = values[site.inputs[-1]]
+            if site.node.op_type != "Range" and wanted.size and prod(map(int, wanted.reshape(-1))) > LARGEST:
+                raise LoadError(f"{site} makes a tensor of {prod(map(int, wanted.reshape(-1)))} numbers")
+
+    def _infer(self, site) -> dict:
+        """The types of its outputs; LoadError if one has no fixed shape."""
+        import onnx
+        from onnx import helper, numpy_helper
+
+        node, types, data = site.node, {}, {}
+        for given, tensor in zip(node.input, site.inputs, strict=True):
+            if not tensor:
+                continue
+            array = self.result.constants.get(tensor)
+            if array is None:
+                types[given] = self.protos[tensor]
+                continue
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+            types[given] = helper.make_tensor_type_proto(kind, array.shape)
+            if array.size <= SMALL:
+                data[given] = numpy_helper.from_array(array, given)
+        try:
+            found = onnx.shape_inference.infer_node_outputs(
+                self._schema(site), node, types, data, opset_imports=self.imports
+            )
+        except Exception as error:  # noqa: BLE001  # InferenceError, and ValidationError of the checker
+            raise LoadError(f"{site} is not valid: {last_line(error)}") from None
+        wanted = {output: found.get(output) for output in site.outputs if output}
+        if not all(_fixed(proto) for proto in wanted.values()):
+            wanted = self._by_running(site)
+        for output, proto in wanted.items():
+            shape = [d.dim_value for d in proto.tensor_type.shape.dim]
+            if prod(shape) > LARGEST:
+                raise LoadError(f"{site}: its output {output} has {prod(shape)} numbers")
+            if prod(shape) <= 0:
+                raise LoadError(f"{site}: its output {output} has the shape {tuple(shape)}, which holds nothing")
+        return wanted
+
+    def _by_running(self, site) -> dict:
+        """The types of the outputs of a node that inference knows nothing of, from a run on zeros."""
+        from onnx import helper
+
+        values = {}
+        for tensor in filter(None, site.inputs):
+            array = self.result.constants.get(tensor)
+            if array is None:
+                dtype, shape = self.result.types[tensor]
+                array = np.zeros(shape, dtype)
+            values[tensor] = array
+        return {
+            output: helper.make_tensor_type_proto(
+                helper.np_dtype_to_tensor_dtype(np.asarray(made).dtype), np.shape(made)
+            )
+            for output, made in zip(site.outputs, run_node(site, self.imports, values), strict=True)
+            if output
+        }
+
+
+def run_node(site: Site, imports, values: Mapping[str, np.ndarray]) -> list:
+    """The outputs of one node by `onnx.reference`; values: by the names of ``site.inputs``."""
+    from onnx import helper
+    from onnx.reference import ReferenceEvaluator
+
+    renamed = dict(zip(site.node.input, site.inputs, strict=True))
+    feed = {given: values[tensor] for given, tensor in renamed.items() if given}
+    feed |= {name: values[name] for name in _captured(site.node)}
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in feed.items()
+    ]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in site.outputs if name]
+    graph = helper.make_graph([site.node], "node", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=imports, ir_version=8)
+    try:
+        with np.errstate(all="ignore"):
+            made = iter(ReferenceEvaluator(model).run(None, feed))
+    except Exception as error:  # noqa: BLE001  # every operator of it raises its own
+        raise LoadError(f"{site} cannot be computed: {last_line(error)}{CUT}") from None
+    return [next(made) if name else None for name in site.outputs]
+
+
+def _captured(node) -> list[str]:
+    """The tensors of the graph around it that a node's own graphs read."""
+    found: dict[str, None] = {}
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            made = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+            for inner in graph.node:
+                for name in (*inner.input, *_captured(inner)):
+                    if name and name not in made:
+                        found[str(name)] = None
+                made.update(inner.output)
+    return list(found)
+
+
+def _fixed(proto) -> bool:
+    if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
+        return False
+    return all(d.HasField("dim_value") for d in proto.tensor_type.shape.dim)
+
+
+__all__ = ["OnnxOp", "Prepared", "Site", "prepare"]
