@@ -1,0 +1,75 @@
+"""Where the windows of ONNX's convolutions and pools lie: numbers only, one per spatial axis.
+
+``padding`` is as ONNX writes ``pads``: all begins, then all ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def reach(kernel: Sequence[int], dilations: Sequence[int]) -> tuple[int, ...]:
+    """How many places a window spans."""
+    return tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
+
+
+def pads(
+    attributes: Mapping[str, Any],
+    size: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> tuple[int, ...]:
+    """The padding of a convolution or pool on ``size`` places, ``auto_pad`` written out.
+
+    SAME makes ceil(size / stride) windows; of an odd sum SAME_UPPER puts the larger part behind.
+    """
+    mode = attributes.get("auto_pad") or "NOTSET"
+    if mode == "NOTSET":
+        return tuple(int(p) for p in attributes.get("pads") or (0,) * (2 * len(size)))
+    if mode == "VALID":
+        return (0,) * (2 * len(size))
+    spans = reach(kernel, dilations)
+    total = [max(0, (-(-n // s) - 1) * s + r - n) for n, s, r in zip(size, strides, spans, strict=True)]
+    small, large = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+    return small + large if mode == "SAME_UPPER" else large + small
+
+
+def outputs(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool = False,
+) -> tuple[int, ...]:
+    """How many windows there are; in ceil mode the last may end outside, but starts before the end padding."""
+    rank, made = len(size), []
+    for i, r in enumerate(reach(kernel, dilations)):
+        room = size[i] + padding[i] + padding[rank + i] - r
+        count = (-(-room // strides[i]) if ceil_mode else room // strides[i]) + 1
+        if ceil_mode and (count - 1) * strides[i] >= size[i] + padding[i]:
+            count -= 1
+        made.append(count)
+    return tuple(made)
+
+
+def whole_windows(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    padding: Sequence[int],
+    counts: Sequence[int],
+) -> tuple[int, ...]:
+    """``padding`` with its ends grown until the last of ``counts`` windows is whole (see `outputs`)."""
+    rank = len(size)
+    ends = [
+        max(padding[rank + i], (counts[i] - 1) * strides[i] + r - size[i] - padding[i])
+        for i, r in enumerate(reach(kernel, dilations))
+    ]
+    return (*padding[:rank], *ends)
+
+
+__all__ = ["outputs", "pads", "reach", "whole_windows"]
