@@ -44,7 +44,10 @@ def outputs(
     padding: Sequence[int],
     ceil_mode: bool = False,
 ) -> tuple[int, ...]:
-    """How many windows there are; in ceil mode the last may end outside, but starts before the end padding."""
+    """How many windows there are; in ceil mode the last may end outside, but starts within or before.
+
+    A last window that would start in the end padding is not made.
+    """
     rank, made = len(size), []
     for i, r in enumerate(reach(kernel, dilations)):
         room = size[i] + padding[i] + padding[rank + i] - r
@@ -63,12 +66,15 @@ def whole_windows(
     padding: Sequence[int],
     counts: Sequence[int],
 ) -> tuple[int, ...]:
-    """``padding`` with its ends grown until the last of ``counts`` windows is whole (see `outputs`)."""
+    """``padding`` with its ends such that there are exactly ``counts`` windows, all of them whole.
+
+    Ends grow where the last window ends outside, and shrink where a further one would fit.
+    """
     rank = len(size)
-    ends = [
-        max(padding[rank + i], (counts[i] - 1) * strides[i] + r - size[i] - padding[i])
-        for i, r in enumerate(reach(kernel, dilations))
-    ]
+    ends = []
+    for i, r in enumerate(reach(kernel, dilations)):
+        needed = (counts[i] - 1) * strides[i] + r - size[i] - padding[i]
+        ends.append(max(needed, min(padding[rank + i], needed + strides[i] - 1)))
     return (*padding[:rank], *ends)
 
 
