@@ -170,21 +170,36 @@ class _Numpy:
     def conv(self, x, weight, strides, padding, dilation, groups):
         view = _windows(x, weight.shape[2:], strides, padding, dilation, 0)  # (N, C, *O, *R)
         rank, n, k = x.ndim - 2, x.shape[0], weight.shape[0]
-        out = view.shape[2 : 2 + rank]
-        per, depth = k // groups, x.shape[1] // groups
-        order = (0, *range(2, 2 + rank), 1, *range(2 + rank, 2 + 2 * rank))
-        made = []
-        for g in range(groups):
-            part = view[:, g * depth : (g + 1) * depth].transpose(order)
-            kernel = weight[g * per : (g + 1) * per].reshape(per, -1)
-            made.append(part.reshape(n * prod(out), -1) @ kernel.T)
-        result = np.concatenate(made, 1).reshape(n, *out, k)
-        return np.ascontiguousarray(np.moveaxis(result, -1, 1))
+        out, size = view.shape[2 : 2 + rank], weight.shape[2:]
+        if groups == x.shape[1] and groups > 1:  # depthwise: as many sums as places of the filter
+            result = np.zeros((n, groups, k // groups, *out), x.dtype)
+            weight = weight.reshape(groups, -1, *(1,) * rank, *size)
+            for place in np.ndindex(*size):
+                result += view[(..., *place)][:, :, None] * weight[(..., *place)]
+            return result.reshape(n, k, *out)
+        columns = view.transpose(0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
+        weight = weight.reshape(groups, k // groups, -1)
+        result = np.empty((n, groups, k // groups, prod(out)), x.dtype)
+        for image, made in zip(columns, result, strict=True):  # one image's windows in memory at a time
+            np.matmul(weight, image.reshape(groups, weight.shape[2], -1), out=made)
+        return result.reshape(n, k, *out)
 
     def pool(self, name, x, kernel, strides, padding, dilation):
         lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-        view = _windows(x, kernel, strides, padding, dilation, lowest if name == "max" else 0)
-        return REDUCE[name](view, axis=tuple(range(x.ndim, 2 * x.ndim - 2))).astype(x.dtype)
+        rank = x.ndim - 2
+        if any(padding):
+            fill = lowest if name == "max" else 0
+            spatial = zip(padding[:rank], padding[rank:], strict=True)
+            x = np.pad(x, [(0, 0), (0, 0), *spatial], constant_values=x.dtype.type(fill))
+        join = np.maximum if name == "max" else np.add
+        for axis, k, s, d in zip(range(2, x.ndim), kernel, strides, dilation, strict=True):
+            reach = (x.shape[axis] - (k - 1) * d - 1) // s * s + 1  # one axis after the other
+            parts = [x[(*(slice(None),) * axis, slice(i * d, i * d + reach, s))] for i in range(k)]
+            total = parts[0].copy()
+            for part in parts[1:]:
+                join(total, part, out=total)
+            x = total
+        return x
 
 
 def _divide(a, b):

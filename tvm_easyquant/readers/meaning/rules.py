@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ..onnx_op import Call
-from . import elementwise, moves, reductions, windows
+from . import elementwise, moves, reductions, resizing, windows
 
 #: operator of ai.onnx -> its rule
 RULES: dict[str, Callable[[Call], Any]] = {
     **elementwise.RULES,
     **moves.RULES,
     **reductions.RULES,
+    **resizing.RULES,
     **windows.RULES,
 }
