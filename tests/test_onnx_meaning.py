@@ -33,8 +33,8 @@ class Hidden:
     """A tensor that nothing can be done with but by `Strict`."""
 
     def __init__(self, array):
-        assert isinstance(array, (np.ndarray, np.generic))
-        self._array = np.asarray(array)
+        assert isinstance(array, np.ndarray)
+        self._array = array
         self.shape, self.dtype = self._array.shape, self._array.dtype
 
     __array__ = None  # no numpy function takes it
@@ -44,7 +44,7 @@ class Strict:
     """`NUMPY` that asserts what the protocol asks of a caller, and what it promises of the result."""
 
     def constant(self, array):
-        assert isinstance(array, np.ndarray)
+        assert isinstance(array, (np.ndarray, np.generic))
         return Hidden(NUMPY.constant(array))
 
     def cast(self, x, dtype):
@@ -193,38 +193,47 @@ def differs(made: np.ndarray, want: TensorProto, rtol=1e-3, atol=1e-5) -> bool:
     return not np.allclose(made, expected, max(rtol, COARSE.get(want.data_type, 0)), atol, equal_nan=True)
 
 
-def attempt(case, constants) -> tuple[int, list[str]]:
-    """(outputs that were compared, those that differ); NotConstant as the rule raises it."""
+def attempt(case, constants) -> list[str]:
+    """The outputs that differ; NotConstant as the rule raises it."""
     _, node, opset, feed, wanted = case
-    outputs = [
-        (plain(numpy_helper.to_array(wanted[name])).dtype, wanted[name].dims) if name else (np.float32, ())
-        for name in node.output
+    kinds = {name: (plain(numpy_helper.to_array(t)).dtype, t.dims) for name, t in wanted.items()}
+    outputs = [kinds.get(name, (np.float32, ())) for name in node.output]
+    return [
+        name
+        for index, name in enumerate(node.output)
+        if name and differs(run(node, opset, feed, constants, outputs, index), wanted[name])
     ]
-    wrong = []
-    for index, name in enumerate(node.output):
-        if name and differs(run(node, opset, feed, constants, outputs, index), wanted[name]):
-            wrong.append(name)
-    return sum(map(bool, node.output)), wrong
+
+
+#: cases that no rule runs although all inputs but the first are known, and why
+NOT_BY_RULE = {
+    "test_training_dropout": "random",
+    "test_training_dropout_default": "random",
+    "test_training_dropout_default_mask": "random",
+    "test_training_dropout_mask": "random",
+}
 
 
 @pytest.mark.parametrize("op", sorted(RULES))
 def test_onnx_node_cases(op, record_property):
     """Both ways: all inputs computed, and all but the first known."""
-    passed, left, failed = Counter(), Counter(), []
+    passed, refused, failed = Counter(), Counter(), []
     for case in cases(op):
         name, node, _, feed, _ = case
         first = next((n for n in node.input if n), None)
         for way, constants in (("tensors", ()), ("constants", [n for n in feed if n != first])):
             try:
-                _, wrong = attempt(case, constants)
+                wrong = attempt(case, constants)
             except NotConstant as told:
-                left[f"{way}: {told}"] += 1
+                refused[way] += 1
+                if way == "constants" and name not in NOT_BY_RULE:
+                    failed.append(f"{name}: {told}")
                 continue
             if wrong:
                 failed.append(f"{name}, {way}: {', '.join(wrong)}")
             passed[way] += not wrong
-    record_property("cases", (op, len(cases(op)), passed["tensors"], passed["constants"]))
-    print(f"{op}: {len(cases(op))} cases, {dict(passed)}, not constant: {dict(left)}")
+    record_property("cases", (op, len(cases(op)), dict(passed), dict(refused)))
+    print(f"{op}: {len(cases(op))} cases; passed: {dict(passed)}, not by the rule: {dict(refused)}")
     assert not failed
 
 
@@ -279,7 +288,9 @@ def clip(d, op):
     x = d.array(
         d.shape(0, 4), d.one(np.float32, np.int8, np.uint8, np.int64) if opset >= 12 else np.float32
     )
-    low, high = sorted(d.array((2,), x.dtype)) if d.one(0, 1, 2) else d.array((2,), x.dtype)  # or crossed
+    low, high = (
+        sorted(d.array((2,), x.dtype)) if opset < 11 or d.one(0, 1, 2) else d.array((2,), x.dtype)
+    )  # or crossed
     bounds = {name: v for name, v in {"min": low, "max": high}.items() if d.one(0, 1, 2)}
     if opset < 11:
         bounds = {name: float(v) for name, v in bounds.items()}
@@ -295,10 +306,12 @@ def reduction(d, op):
         if op not in ("ReduceLogSum", "ReduceLogSumExp", "ReduceL2")
         else [np.float32]
     )
-    x = d.array(d.shape(), d.one(*kinds))
+    x = d.array(d.shape(), d.one(*kinds), spread=100 if op == "ReduceLogSumExp" else 3)
     if op == "ReduceLogSum":
         x = np.abs(x)
     axes = d.axes(x.ndim, opset >= 11) if d.one(0, 1, 2) else None
+    if op == "ReduceProd":
+        x = np.sign(x) * 1 if x.dtype.kind == "i" else x / 3  # what overflows is nobody's
     attributes = {"keepdims": d.one(0, 1)}
     feed = {"x": x}
     if opset >= (13 if op == "ReduceSum" else 18):
@@ -329,14 +342,14 @@ def layer_norm(d, op):
 
 
 def instance_norm(d, op):
-    x = d.array(d.shape(3, 5))
+    x = d.array((*d.shape(2, 4), 2))  # of one number ONNX Runtime cancels 1e-4
     feed = {"x": x, "scale": d.array(x.shape[1]), "b": d.array(x.shape[1])}
     return helper.make_node(op, list(feed), ["y"], epsilon=d.one(1e-5, 1e-2)), d.one(7, 17, 22), feed
 
 
 def group_norm(d, op):
     groups, each, opset = d.one(1, 2, 3), d.one(1, 2, 4), d.one(18, 21)
-    x = d.array((d.one(1, 2), groups * each, *d.shape(1, 3)))
+    x = d.array((d.one(1, 2), groups * each, 2, *d.shape(0, 2)))
     c = groups if opset < 21 else groups * each
     feed = {"x": x, "scale": d.array(c), "b": d.array(c)}
     return helper.make_node(op, list(feed), ["y"], num_groups=groups), opset, feed
@@ -360,7 +373,7 @@ def local_response(d, op):
 
 
 def moments(d, op):
-    x = d.array((2, 3, *d.shape(2, 2, 4)))
+    x = d.array((2, 3, d.one(2, 3), d.one(2, 4)))  # ONNX Runtime: 0 / 0 where one number is normalized
     attributes = {"axes": d.one([0, 2, 3], [2, 3], [1, 2, 3], [-1, 0])}
     return helper.make_node(op, ["x"], ["y"], **attributes), d.one(9, 13), {"x": x}
 
@@ -564,3 +577,118 @@ def test_random_attributes_against_onnxruntime(op):
                 np.testing.assert_array_equal(made, want, err_msg=story)
         compared += 1
     assert compared >= count // 2
+
+
+# --- what neither of them tells
+
+
+def one(node, opset, feed, wanted, constants=()):
+    """The outputs of a node whose outputs look like ``wanted``."""
+    shapes = [(plain(w).dtype, np.shape(w)) for w in wanted]
+    return [run(node, opset, feed, constants, shapes, i) for i in range(len(wanted))]
+
+
+@pytest.mark.parametrize(("equation", "shapes"), [("...ij,jk->...ik", [(2, 3, 4, 5), (5, 6)]),
+                                                  ("...i,...i", [(2, 3, 4), (3, 4)]), ("aab,b->a", [(3, 3, 2), (2,)]),
+                                                  ("a,b,c->cab", [(2,), (3,), (4,)]), ("Aa,aA", [(2, 3), (3, 2)])])  # fmt: skip
+def test_einsum_is_numpys(equation, shapes):
+    """ONNX Runtime wants ellipses of one length; the specification says "compatible with numpy"."""
+    x = [np.random.default_rng(i).standard_normal(s).astype(np.float32) for i, s in enumerate(shapes)]
+    feed = {f"x{i}": a for i, a in enumerate(x)}
+    want = np.einsum(equation, *x)
+    node = helper.make_node("Einsum", list(feed), ["y"], equation=equation)
+    np.testing.assert_allclose(one(node, 12, feed, [want])[0], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("opset", "outputs"), [(9, 5), (14, 3), (9, 1), (14, 1)])
+def test_batch_normalization_in_training(opset, outputs):
+    """Below opset 14 the outputs say that it is training; from then on an attribute does, whatever the outputs."""
+    rng = np.random.default_rng(3)
+    x, *of = (rng.random(s).astype(np.float32) for s in ((2, 3, 4, 5), 3, 3, 3, 3))
+    feed = dict(zip(("x", "scale", "b", "mean", "var"), (x, *of), strict=True))
+    training = outputs > 1 or opset == 14
+    now = (x.mean((0, 2, 3)), x.var((0, 2, 3)))
+    mean, var = now if training else of[2:]
+    scale, b, mean_, var_ = (v.reshape(3, 1, 1) for v in (*of[:2], mean, var))
+    y = (x - mean_) / np.sqrt(var_ + 1e-5) * scale + b
+    running = [old * 0.75 + new * 0.25 for old, new in zip(of[2:], now, strict=True)]
+    attributes = {"training_mode": 1} if opset == 14 else {}
+    names = ["y", "m", "v", "sm", "sv"][:outputs]
+    node = helper.make_node("BatchNormalization", list(feed), names, momentum=0.75, **attributes)
+    wanted = [y, *running, *now][:outputs]
+    for made, want in zip(one(node, opset, feed, wanted), wanted, strict=True):
+        np.testing.assert_allclose(made, want, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_normalization_that_is_not_spatial():
+    """Opset 7 could have numbers for each place of a channel."""
+    rng = np.random.default_rng(4)
+    x, *of = (rng.random(s).astype(np.float32) for s in ((2, 3, 4), *[(3, 4)] * 4))
+    feed = dict(zip(("x", "scale", "b", "mean", "var"), (x, *of), strict=True))
+    want = (x - of[2]) / np.sqrt(of[3] + 1e-5) * of[0] + of[1]
+    node = helper.make_node("BatchNormalization", list(feed), ["y"], spatial=0)
+    np.testing.assert_allclose(one(node, 7, feed, [want])[0], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("op", "limit"), [("Softplus", np.float32(200)), ("Mish", np.float32(200)), ("Elu", np.float32(200)),
+                                           ("ReduceLogSumExp", np.float32(200)), ("Softmax", np.float32(1))])  # fmt: skip
+def test_no_overflow(op, limit):
+    """exp(200) is no float32; its result would be."""
+    x = np.array([[200.0]], np.float32)
+    assert one(helper.make_node(op, ["x"], ["y"]), 18, {"x": x}, [x])[0] == limit
+
+
+def test_the_sum_of_exponentials_of_nothing():
+    x = np.array([[-np.inf, -np.inf], [np.inf, 0]], np.float32)
+    node = helper.make_node("ReduceLogSumExp", ["x"], ["y"], axes=[1], keepdims=0)
+    np.testing.assert_array_equal(one(node, 13, {"x": x}, [x[:, 0]])[0], [-np.inf, np.inf])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint64, np.int64])
+def test_the_smallest_of_integers_at_the_edge_of_their_type(dtype):
+    """Story: the smallest was the largest of -x, but -x of the lowest integer is itself, and of unsigned ones
+    another order."""
+    limits = np.iinfo(dtype)
+    x = np.array([3, limits.max, limits.min, 3, limits.max - 1], dtype)
+    least = helper.make_node("ArgMin", ["x"], ["y"], axis=0)
+    assert one(least, 13, {"x": x}, [np.int64([0])])[0] == 2
+    for largest, places in ((0, [2, 0, 3]), (1, [1, 4, 0])):
+        node = helper.make_node("TopK", ["x", "k"], ["y", "i"], largest=largest)
+        made = one(node, 11, {"x": x, "k": np.array([3])}, [x[places], np.int64(places)], ["k"])
+        np.testing.assert_array_equal(made, [x[places], np.int64(places)])
+
+
+def test_integer_powers_are_exact():
+    """7 ** 9 is no float32."""
+    a, b = np.array([7, -3, 2, 9], np.int64), np.array([9, 3, -1, 0], np.int32)
+    node = helper.make_node("Pow", ["a", "b"], ["y"])
+    assert one(node, 15, {"a": a, "b": b}, [a])[0].tolist() == [7**9, -27, 0, 1]
+
+
+def test_dropout_in_training_that_drops_nothing():
+    feed = {"x": np.ones((2, 3), np.float32), "ratio": np.float32(0), "training": np.array(True)}
+    node = helper.make_node("Dropout", list(feed), ["y", "mask"])
+    y, mask = one(node, 13, feed, [feed["x"], np.ones((2, 3), bool)], ["ratio", "training"])
+    assert (y == 1).all() and mask.all()
+
+
+def test_a_float_node_reads_a_tensor_once_and_runs_in_the_graphs_layout():
+    """Mul(x, x) has one tensor; an input left out has no place; arrays of four axes are NHWC."""
+    x = np.random.default_rng(5).random((2, 4, 5, 3)).astype(np.float32)
+    op, names = from_node(helper.make_node("Mul", ["x", "x"], ["y"]), 14, {}, [(np.float64, (2, 3, 4, 5))])
+    assert names == ["x"] and op.tensors == {0: 0, 1: 0} and op.dtypes == ("float32",)
+    np.testing.assert_array_equal(op.evaluate(x), x * x)
+    clip = helper.make_node("Clip", ["x", "", "high"], ["y"])
+    op, names = from_node(clip, 13, {"high": np.float16(0.5)}, [(np.float16, (2, 3, 4, 5))])
+    assert op.tensors == {0: 0} and list(op.constants) == [2] and op.constants[2].dtype == np.float32
+    np.testing.assert_array_equal(op.evaluate(x), np.minimum(x, np.float32(0.5)))
+
+
+def test_what_no_rule_runs_the_reference_does():
+    """The axes of this sum are computed."""
+    x, axes = np.ones((2, 3), np.float32), np.array([1])
+    op, names = from_node(
+        helper.make_node("ReduceSum", ["x", "axes"], ["y"]), 13, {}, [(np.float32, (2, 1))]
+    )
+    assert names == ["x", "axes"]
+    np.testing.assert_array_equal(op.evaluate(x, axes), [[3], [3]])

@@ -79,9 +79,6 @@ class Value:
     def __neg__(self):
         return self.unary("negative")
 
-    def __lt__(self, other):
-        return self.binary("less", other)
-
     def __gt__(self, other):
         return self.binary("greater", other)
 
