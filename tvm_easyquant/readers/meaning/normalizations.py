@@ -15,16 +15,16 @@ def _per_channel(numbers: Value, rank: int) -> Value:
     return numbers.reshape((1, *numbers.shape, *[1] * (rank - 2)))
 
 
-def _moments(x: Value, axes: Sequence[int]) -> tuple[Value, Value]:
-    """(mean, variance of all there is) with axes of size 1."""
+def _moments(x: Value, axes: Sequence[int]) -> tuple[Value, Value, Value]:
+    """(mean, x without it, variance of all there is), the first and the last with axes of size 1."""
     mean = x.mean(axes)
     centred = x - mean
-    return mean, (centred * centred).mean(axes)
+    return mean, centred, (centred * centred).mean(axes)
 
 
 def _normalized(x: Value, axes: Sequence[int], epsilon: float) -> Value:
-    mean, variance = _moments(x, axes)
-    return (x - mean) / (variance + epsilon).sqrt()
+    _, centred, variance = _moments(x, axes)
+    return centred / (variance + epsilon).sqrt()
 
 
 def _batch_norm(call: Call) -> Any:
@@ -32,18 +32,17 @@ def _batch_norm(call: Call) -> Any:
     x, scale, bias, mean, variance = values(call)
     if x.rank < 2:
         raise NotConstant("BatchNormalization of a vector")
-    channels = x.shape[1:] if not call.get("spatial", 1) else (x.shape[1], *[1] * (x.rank - 2))
-    axes = [0] if not call.get("spatial", 1) else [0, *range(2, x.rank)]
+    spatial = call.get("spatial", 1)  # opset 7 alone could say 0: one number for each place
+    channels = (x.shape[1], *[1] * (x.rank - 2)) if spatial else x.shape[1:]
+    axes = [0, *range(2, x.rank)] if spatial else [0]
     wanted = [name for name in call.op.node.output if name]
     training = call["training_mode"] if call.opset >= 14 else len(wanted) > 1
-    now = []
+    now, running = [], [mean, variance]
     if training:
-        now = [moment.reshape(mean.shape) for moment in _moments(x, axes)]
-        keep = call["momentum"]
-        running = [old * keep + new * (1 - keep) for old, new in zip((mean, variance), now, strict=True)]
+        of_batch, _, spread = _moments(x, axes)
+        now, keep = [moment.reshape(mean.shape) for moment in (of_batch, spread)], call["momentum"]
+        running = [old * keep + new * (1 - keep) for old, new in zip(running, now, strict=True)]
         mean, variance = now
-    else:
-        running = [mean, variance]
     factor = (scale / (variance + call["epsilon"]).sqrt()).reshape((1, *channels))
     y = (x - mean.reshape((1, *channels))) * factor + bias.reshape((1, *channels))
     return tuple(v.tensor for v in (y, *running, *now))
@@ -71,9 +70,9 @@ def _group_norm(call: Call) -> Any:
 def _layer_norm(call: Call) -> Any:
     x, scale, bias = *values(call)[:2], value(call, 2)
     axes = range(call["axis"] % x.rank, x.rank)
-    mean, variance = _moments(x, axes)
+    mean, centred, variance = _moments(x, axes)
     inverse = 1 / (variance + call["epsilon"]).sqrt()
-    y = (x - mean) * inverse * scale
+    y = centred * inverse * scale
     y = y if bias is None else y + bias
     return y.tensor, mean.tensor, inverse.tensor
 
@@ -88,8 +87,8 @@ def _lp_norm(call: Call) -> Any:
 
 def _mean_variance(call: Call) -> Any:
     (x,) = values(call)
-    mean, variance = _moments(x, [axis % x.rank for axis in call["axes"]])
-    return ((x - mean) / (variance.sqrt() + 1e-9)).tensor
+    _, centred, variance = _moments(x, [axis % x.rank for axis in call["axes"]])
+    return (centred / (variance.sqrt() + 1e-9)).tensor
 
 
 def _local_response(call: Call) -> Any:
