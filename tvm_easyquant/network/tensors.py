@@ -145,7 +145,7 @@ class _Numpy:
     def binary(self, name, a, b):
         with np.errstate(all="ignore"):
             if name in COMPARE:
-                return COMPARE[name](a, b)
+                return np.asarray(COMPARE[name](a, b))
             if name == "divide" and a.dtype.kind in "iu":
                 return _divide(a, b)
             return np.asarray(BINARY[name](a, b)).astype(a.dtype)
@@ -160,7 +160,7 @@ class _Numpy:
         return x.argmax(axis, keepdims=True).astype(np.int64)
 
     def top(self, x, k, axis):
-        keys = -x if x.dtype.kind == "f" else -x.astype(np.int64)
+        keys = -x if x.dtype.kind == "f" else ~x  # -x of the lowest integer is itself
         order = np.argsort(keys, axis, kind="stable").take(np.arange(k), axis)
         return np.take_along_axis(x, order, axis), order.astype(np.int64)
 

@@ -21,7 +21,7 @@ from . import geometry
 from .onnx_file import fixed_shapes, read_onnx, stem
 from .onnx_macs import multiply_accumulates
 from .onnx_model import FLOATS, Prepared, Site, prepare
-from .onnx_op import OnnxOp
+from .onnx_op import OnnxOp, from_node, plain
 from .onnx_quantized import QUANTIZED, Normalized, is_quantized, normalize
 
 
@@ -146,7 +146,7 @@ class _Walk:
         """The numbers of an input, floats as float32; None if it is left out or computed."""
         tensor = site.inputs[place] if place < len(site.inputs) else ""
         array = self.constants.get(tensor)
-        return None if array is None else _float32(array)
+        return None if array is None else plain(array)
 
     def computed(self, site: Site, *places: int) -> bool:
         """Whether one of the inputs is a tensor that depends on an input of the network."""
@@ -166,20 +166,9 @@ class _Walk:
 
     def handle(self, site: Site, index: int = 0) -> tuple[OnnxOp, list[str]]:
         """What a float node keeps of an output, and the tensors that it reads."""
-        constants, places, tensors = {}, {}, []
-        for place, tensor in enumerate(site.inputs):
-            if tensor and self.known(tensor):
-                if tensor not in tensors:
-                    tensors.append(tensor)
-                places[place] = tensors.index(tensor)
-            elif tensor:
-                constants[place] = _float32(self.constants[tensor])
-        kinds = [self.types.get(output, ("float32", ())) for output in site.outputs]
-        shapes = tuple(shape for _, shape in kinds)
-        dtypes = tuple("float32" if dtype in FLOATS else dtype for dtype, _ in kinds)
-        return OnnxOp(
-            site.node, site.opset, site.attributes, constants, places, index, shapes, dtypes
-        ), tensors
+        constants = {t: self.constants[t] for t in site.inputs if t and not self.known(t)}
+        outputs = [self.types.get(output, ("float32", ())) for output in site.outputs]
+        return from_node(site.node, site.opset, constants, outputs, index)
 
     def stays_float(self, site: Site) -> None:
         """A node for each output of a site that no rule takes."""
@@ -717,7 +706,3 @@ RULES: dict[str, Callable[[_Walk, Site], Any]] = {
     "DequantizeLinear": _dequantize,
 }
 
-
-def _float32(array: np.ndarray) -> np.ndarray:
-    """Every float as float32."""
-    return array.astype(np.float32) if str(array.dtype) in FLOATS else array

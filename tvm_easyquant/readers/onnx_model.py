@@ -7,14 +7,14 @@ Shapes are inferred node by node, with the constants known so far as data; a nod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from ..errors import LoadError, last_line
-from .onnx_op import OnnxOp, attributes_of
+from .onnx_op import attributes_of, plain
 
 #: as data of shape inference: shapes and the like, not weights
 SMALL = 4096
@@ -162,16 +162,20 @@ class _Preparation:
         return None
 
     def _site(self, node) -> Site:
-        inputs = tuple(self.renamed.get(name, str(name)) for name in node.input)
-        label = self._label(node)
-        site = Site(node, label, self.opset, {}, inputs, tuple(map(str, node.output)))
+        if any(name in self.renamed for name in node.input):
+            original, node = node, type(node)()
+            node.CopyFrom(original)
+            for i, name in enumerate(original.input):
+                node.input[i] = self.renamed.get(name, name)
+        inputs, outputs = (tuple(map(str, names)) for names in (node.input, node.output))
+        site = Site(node, self._label(node), self.opset, {}, inputs, outputs)
         if node.domain not in ("", "ai.onnx"):
             raise LoadError(f"{site} is of the domain {node.domain}, which nobody here knows{CUT}")
-        schema = self._schema(site)
+        self._schema(site)
         for tensor in inputs:
             if tensor and tensor not in self.result.constants and tensor not in self.protos:
                 raise LoadError(f"{site} reads {tensor}, which nothing before it makes")
-        return Site(node, label, self.opset, attributes_of(node, schema), inputs, site.outputs)
+        return replace(site, attributes=attributes_of(node, self.opset))
 
     def _schema(self, site):
         from onnx import defs
@@ -219,17 +223,15 @@ class _Preparation:
         from onnx import helper, numpy_helper
 
         node, types, data = site.node, {}, {}
-        for given, tensor in zip(node.input, site.inputs, strict=True):
-            if not tensor:
-                continue
+        for tensor in filter(None, site.inputs):
             array = self.result.constants.get(tensor)
             if array is None:
-                types[given] = self.protos[tensor]
+                types[tensor] = self.protos[tensor]
                 continue
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-            types[given] = helper.make_tensor_type_proto(kind, array.shape)
+            types[tensor] = helper.make_tensor_type_proto(kind, array.shape)
             if array.size <= SMALL:
-                data[given] = numpy_helper.from_array(array, given)
+                data[tensor] = numpy_helper.from_array(array, tensor)
         try:
             found = onnx.shape_inference.infer_node_outputs(
                 self._schema(site), node, types, data, opset_imports=self.imports
@@ -272,9 +274,7 @@ def run_node(site: Site, imports, values: Mapping[str, np.ndarray]) -> list:
     from onnx import helper
     from onnx.reference import ReferenceEvaluator
 
-    renamed = dict(zip(site.node.input, site.inputs, strict=True))
-    feed = {given: values[tensor] for given, tensor in renamed.items() if given}
-    feed |= {name: values[name] for name in _captured(site.node)}
+    feed = {name: values[name] for name in (*site.inputs, *_captured(site.node)) if name}
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in feed.items()
@@ -310,4 +310,4 @@ def _fixed(proto) -> bool:
     return all(d.HasField("dim_value") for d in proto.tensor_type.shape.dim)
 
 
-__all__ = ["OnnxOp", "Prepared", "Site", "prepare"]
+__all__ = ["Prepared", "Site", "prepare"]

@@ -98,7 +98,8 @@ class OnnxOp:
 
         kinds = [(a.dtype, a.shape) for a in x]
         names = {self.node.input[place]: x[which] for place, which in self.tensors.items()}
-        return ReferenceEvaluator(self.model(kinds)).run(None, names)[0]
+        outputs: Any = ReferenceEvaluator(self.model(kinds)).run(None, names)
+        return outputs[0]
 
 
 class Call:
@@ -144,33 +145,60 @@ class Call:
         return np.dtype(self.op.dtypes[self.op.index])
 
 
-def attributes_of(node, schema) -> dict[str, Any]:
-    """What a node says and, behind it, what its schema says where the node is silent."""
-    from onnx import helper
-
-    found = {
-        name: _plain(helper.get_attribute_value(attribute.default_value))
-        for name, attribute in schema.attributes.items()
-        if attribute.default_value.type
-    }
-    return found | {a.name: _plain(helper.get_attribute_value(a)) for a in node.attribute}
+def plain(array: np.ndarray) -> np.ndarray:
+    """Numbers as they are computed here: float16, bfloat16 and double as float32."""
+    array = np.asarray(array)
+    if array.dtype.names == ("bfloat16",):  # onnx < 1.19 marks its bits; later it is ml_dtypes' type
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16", "float64") else array
 
 
-def _plain(value):
-    """Text as str, a tensor as its array."""
+def attributes_of(node: Any, opset: int) -> dict[str, Any]:
+    """Those of the node and the defaults of its schema; text as str, tensors as `plain` arrays."""
+    import onnx
+
+    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    defaults = [a.default_value for a in schema.attributes.values() if a.default_value.type]
+    return {a.name: _attribute(onnx.helper.get_attribute_value(a)) for a in (*defaults, *node.attribute)}
+
+
+def _attribute(value):
     from onnx import TensorProto, numpy_helper
 
     if isinstance(value, bytes):
-        return value.decode(errors="replace")
+        return value.decode()
     if isinstance(value, TensorProto):
-        return numpy_helper.to_array(value)
-    if isinstance(value, (list, tuple)) or type(value).__name__.startswith("Repeated"):
-        return [_plain(v) for v in value]
-    return value
+        return plain(numpy_helper.to_array(value))
+    return [_attribute(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def from_node(
+    node: Any,
+    opset: int,
+    constants: Mapping[str, np.ndarray],
+    outputs: Sequence[tuple[Any, Sequence[int]]],
+    index: int = 0,
+) -> tuple[OnnxOp, list[str]]:
+    """(an output of the node as an operator, the names of the tensors that its float node reads).
+
+    constants: the inputs whose numbers are known, by name; outputs: (dtype, NCHW shape) of every output of
+    the node, of one that is left out as well; index: which of them.
+    """
+    tensors = list(dict.fromkeys(name for name in node.input if name and name not in constants))
+    return OnnxOp(
+        node=node,
+        opset=opset,
+        attributes=attributes_of(node, opset),
+        constants={i: plain(constants[name]) for i, name in enumerate(node.input) if name in constants},
+        tensors={i: tensors.index(name) for i, name in enumerate(node.input) if name in tensors},
+        index=index,
+        shapes=tuple(tuple(map(int, shape)) for _, shape in outputs),
+        dtypes=tuple(plain(np.empty(0, dtype)).dtype.name for dtype, _ in outputs),
+    ), tensors
 
 
 def _text(value) -> str:
     return value.tobytes().hex() if isinstance(value, np.ndarray) else repr(value)
 
 
-__all__ = ["Call", "NotConstant", "OnnxOp"]
+__all__ = ["Call", "NotConstant", "OnnxOp", "attributes_of", "from_node", "plain"]

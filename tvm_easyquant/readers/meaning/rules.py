@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ..onnx_op import Call
-from . import elementwise, moves, reductions, resizing, windows
+from . import elementwise, moves, normalizations, products, reductions, resizing, windows
 
 #: operator of ai.onnx -> its rule
 RULES: dict[str, Callable[[Call], Any]] = {
     **elementwise.RULES,
     **moves.RULES,
+    **normalizations.RULES,
+    **products.RULES,
     **reductions.RULES,
     **resizing.RULES,
     **windows.RULES,

@@ -231,6 +231,5 @@ RULES: dict[str, Callable[[Call], Any]] = {
     "GlobalAveragePool": _global_average_pool,
     "GlobalMaxPool": _global_max_pool,
     "LpPool": _lp_pool,
-    "MatMul": lambda call: call.t.matmul(*call.x),
     "MaxPool": _max_pool,
 }
