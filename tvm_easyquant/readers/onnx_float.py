@@ -25,9 +25,7 @@ from .onnx_op import OnnxOp, from_node, plain
 from .onnx_quantized import QUANTIZED, Normalized, is_quantized, normalize
 
 
-def load(
-    model, input_shapes: Mapping[str, Sequence[int]] | None = None, batch: int = 1
-) -> Graph:
+def load(model, input_shapes: Mapping[str, Sequence[int]] | None = None, batch: int = 1) -> Graph:
     """An ONNX model (a path or an ``onnx.ModelProto``) as a `Graph`.
 
     input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open; ``batch``
@@ -77,8 +75,12 @@ class _Walk:
         for tensor in prepared.outputs:
             uses[tensor] = uses.get(tensor, 0) + 1
         labels = {output: site.label for site in order for output in site.outputs}
-        self.builder = Builder(uses, lambda value: labels.get(value if isinstance(value, str) else value[0], ""))
-        self.padded: dict[str, tuple] = {}  # a pad of a map -> what it pads, (top, left, bottom, right), fill
+        self.builder = Builder(
+            uses, lambda value: labels.get(value if isinstance(value, str) else value[0], "")
+        )
+        self.padded: dict[
+            str, tuple
+        ] = {}  # a pad of a map -> what it pads, (top, left, bottom, right), fill
         self.rounded: dict[str, dict] = {}  # QuantizeLinear's output -> attributes of its fake_quant
         for tensor in prepared.inputs:
             self._input(tensor)
@@ -189,9 +191,7 @@ class _Walk:
 
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         node = helper.make_node("Cast", [tensor], [f"{tensor}_{dtype}"], f"{tensor}_{dtype}", to=kind)
-        op = OnnxOp(
-            node, self.prepared.opset, {"to": kind}, {}, {0: 0}, 0, (self.size(tensor),), (dtype,)
-        )
+        op = OnnxOp(node, self.prepared.opset, {"to": kind}, {}, {0: 0}, 0, (self.size(tensor),), (dtype,))
         attrs = {"fn": op.evaluate, "handle": op, "macs": 0}
         inputs, shape = [self.builder.tensor[source]], nhwc(self.size(tensor))
         self.builder.add(value, "float", inputs, shape, attrs, dtype=dtype)
@@ -303,9 +303,7 @@ def _begin(walk, site, kernel, strides):
         return (0,) * rank
     extra = a.get("output_padding") or (0,) * rank
     out = walk.size(site.outputs[0])[2:]
-    total = [
-        strides[i] * (size[i] - 1) + extra[i] + kernel[i] - out[i] for i in range(rank)
-    ]
+    total = [strides[i] * (size[i] - 1) + extra[i] + kernel[i] - out[i] for i in range(rank)]
     return tuple(t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total)
 
 
@@ -467,7 +465,9 @@ def _binary(name: str) -> Callable:
 
 
 def _operands(walk, site) -> list:
-    return [tensor if walk.known(tensor) else walk.constant(site, i) for i, tensor in enumerate(site.inputs)]
+    return [
+        tensor if walk.known(tensor) else walk.constant(site, i) for i, tensor in enumerate(site.inputs)
+    ]
 
 
 def _many(name: str) -> Callable:
@@ -573,9 +573,7 @@ def _slice(walk, site):
     rank = len(walk.size(site.inputs[0]))
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
-    slices = {
-        axis % rank: slice(*bound) for axis, *bound in zip(axes, starts, ends, steps, strict=True)
-    }
+    slices = {axis % rank: slice(*bound) for axis, *bound in zip(axes, starts, ends, steps, strict=True)}
     return walk.builder.crop(site.outputs[0], site.inputs[0], slices, walk.shape(site))
 
 
@@ -705,4 +703,3 @@ RULES: dict[str, Callable[[_Walk, Site], Any]] = {
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
 }
-

@@ -203,7 +203,9 @@ class _Preparation:
 
     def _fold(self, site):
         """The outputs of a node that reads constants only."""
-        values = {name: self.result.constants[name] for name in (*site.inputs, *_captured(site.node)) if name}
+        values = {
+            name: self.result.constants[name] for name in (*site.inputs, *_captured(site.node)) if name
+        }
         self._check_size(site, values)
         for output, array in zip(site.outputs, run_node(site, self.imports, values), strict=True):
             if output:
@@ -214,7 +216,11 @@ class _Preparation:
     def _check_size(self, site, values):
         if site.node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range"):
             wanted = values[site.inputs[-1]]
-            if site.node.op_type != "Range" and wanted.size and prod(map(int, wanted.reshape(-1))) > LARGEST:
+            if (
+                site.node.op_type != "Range"
+                and wanted.size
+                and prod(map(int, wanted.reshape(-1))) > LARGEST
+            ):
                 raise LoadError(f"{site} makes a tensor of {prod(map(int, wanted.reshape(-1)))} numbers")
 
     def _infer(self, site) -> dict:
@@ -246,7 +252,9 @@ class _Preparation:
             if prod(shape) > LARGEST:
                 raise LoadError(f"{site}: its output {output} has {prod(shape)} numbers")
             if prod(shape) <= 0:
-                raise LoadError(f"{site}: its output {output} has the shape {tuple(shape)}, which holds nothing")
+                raise LoadError(
+                    f"{site}: its output {output} has the shape {tuple(shape)}, which holds nothing"
+                )
         return wanted
 
     def _by_running(self, site) -> dict:
