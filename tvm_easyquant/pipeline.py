@@ -17,6 +17,7 @@ from .host import Built, Host, installed
 from .measure import accuracy as _evaluate
 from .measure.accuracy import Evaluation, Metric
 from .network.graph import Graph, run
+from .network.node import model_shape
 from .readers.onnx_file import stem
 from .samples import labelled
 from .samples.images import Preprocess
@@ -238,6 +239,7 @@ class _Judge:
         self.data, metric = labelled.load(evaluation.data), evaluation.metric
         self.metrics = {"top1": _evaluate.top(1) if metric is None else metric}
         self.batch = next(iter(graph)).shape[0]
+        self.inputs = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
         self.fp32 = fp32 or self._float(module)
         names = [getattr(metric, name, None) for name in ("__module__", "__qualname__")]
         self.identity = [self.data.name, len(self.data), *names, str(self.target)]
@@ -250,7 +252,7 @@ class _Judge:
 
     def _scores(self, network, what):
         found = _evaluate.evaluate(
-            network, self.data, inputs=self.graph.inputs, metrics=self.metrics, batch=self.batch,
+            network, self.data, inputs=self.inputs, metrics=self.metrics, batch=self.batch,
             progress=self.progress, what=what,
         )  # fmt: skip
         return found["top1"]

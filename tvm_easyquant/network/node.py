@@ -19,7 +19,8 @@ class Node:
     """One operation; its name is also the name of the tensor it produces.
 
     weight: float32 HWIO, of a dense layer (1, 1, C, K); bias: float32 (K,); shape: of the output, batch
-    included. source: the names of the model's own nodes that were folded into this one.
+    included. source: the names of the model's own nodes that were folded into this one. dtype: of the
+    output, as numpy calls it; what is not float32 runs in float and stays as it is.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Node:
     weight: np.ndarray = None  # type: ignore[assignment]  # a layer has one
     bias: np.ndarray = None  # type: ignore[assignment]
     source: tuple[str, ...] = ()
+    dtype: str = "float32"
 
     def __post_init__(self):
         if set(self.attrs) != set(self.operator.attributes):
@@ -71,6 +73,13 @@ class Node:
 
 def _node(attrs, name, op, inputs, shape, *rest):
     return Node(name, op, inputs, shape, attrs, *rest)
+
+
+def exactly(array: np.ndarray, dtype: str) -> np.ndarray | None:
+    """The same numbers in another dtype; None if it does not hold each of them."""
+    with np.errstate(all="ignore"):
+        other = array.astype(dtype)
+    return other if np.array_equal(other, array) else None
 
 
 def model_shape(node: Node) -> tuple[int, ...]:

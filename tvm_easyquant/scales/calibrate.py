@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from ..errors import CalibrationError
 from ..network.graph import Graph, GraphError, run
 from ..network.layout import layout_hint
-from ..network.node import model_shape
+from ..network.node import Node, exactly, model_shape
 from . import histogram as _histogram
 from .histogram import Histogram
 from .numerics import QuantConfig, Scale, scale_for, steps, weight_scales
@@ -115,11 +115,16 @@ def _suspicions(found: Calibration) -> Iterator[str]:
         )
     for name in samples[0] if samples else ():
         values = [sample[name] for sample in samples]
-        flat = [number for number, value in enumerate(values) if value.min() == value.max()]
+        flat = [
+            n for n, v in enumerate(values) if v.size > 1 and v.min() == v.max()
+        ]  # one number always is
         if flat:
             count = f"{len(flat)} of {len(values)} samples"
             yield f"{name} is constant in {count} (the first is sample {flat[0]})"
-        bytes_ = all(v.min() >= 0 and v.max() <= 255 and (v == np.rint(v)).all() for v in values)
+        bytes_ = all(
+            v.dtype == np.float32 and v.min() >= 0 and v.max() <= 255 and (v == np.rint(v)).all()
+            for v in values
+        )
         if bytes_ and max(v.max() for v in values) > 64 and (same or not answers):
             yield f"{name} holds whole numbers 0..255, like raw pictures; does the model take them so?"
     zero = [name for name, seen_ in found.ranges.items() if seen_.absmax == 0]
@@ -149,11 +154,12 @@ def _items(data) -> Iterator:
 
 
 def samples(data, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
-    """Checked samples {input name: float32 array of the model's input shape}, one at a time.
+    """Checked samples {input name: array of the model's input shape and dtype}, one at a time.
 
     data: an iterable of dicts, of arrays (for a model with one input), or of (array, label) pairs as
     a DataLoader yields; an array or a dict of arrays with a leading sample axis; or an ONNX Runtime
-    CalibrationDataReader. A batch larger than the model's is cut up. Raises CalibrationError.
+    CalibrationDataReader. A batch larger than the model's is cut up. Numbers in another dtype are taken for
+    an input that is not float32 if they are the same in its own. Raises CalibrationError.
     """
     number = count(1)
     for item in _items(data):
@@ -177,16 +183,27 @@ def _by_name(item, graph, what) -> Mapping:
     return item
 
 
-def _array(value, shape, what) -> np.ndarray:
-    """What an item holds for one input: float32, whole batches of the model's ``shape``."""
+def _of_dtype(value, dtype: str, what) -> np.ndarray:
+    """What an item holds for one input, in the model's own dtype."""
     array = np.asarray(value)
-    if array.dtype == np.float64:
-        with np.errstate(over="ignore"):  # infinity is found, and named, later
-            array = array.astype(np.float32)
-    if array.dtype != np.float32:
+    if array.dtype == dtype:
+        return array
+    if dtype != "float32":
+        other = exactly(array, dtype) if array.dtype.kind in "fiub" else None
+        if other is None:
+            raise CalibrationError(f"{what} is {array.dtype}; the model takes {dtype}")
+        return other
+    if array.dtype != np.float64:
         raise CalibrationError(
             f"{what} is {array.dtype}; the model takes float32, normalised as in its training"
         )
+    with np.errstate(over="ignore"):  # infinity is found, and named, later
+        return array.astype(np.float32)
+
+
+def _array(value, node: Node, what) -> np.ndarray:
+    """What an item holds for one input: whole batches of the model's shape."""
+    array, shape = _of_dtype(value, node.dtype, what), model_shape(node)
     if array.shape == shape[1:]:
         array = array[None]
     if array.ndim != len(shape) or array.shape[1:] != shape[1:]:
@@ -206,7 +223,7 @@ def _pieces(item, graph, number):
     what = f"calibration item {number}"
     shapes = {name: model_shape(graph[name]) for name in graph.inputs}
     arrays = {
-        name: _array(value, shapes[name], f"{what}: {name}")
+        name: _array(value, graph[name], f"{what}: {name}")
         for name, value in _by_name(item, graph, what).items()
     }
     pieces = {name: array.shape[0] // shapes[name][0] for name, array in arrays.items()}
@@ -217,7 +234,7 @@ def _pieces(item, graph, number):
         for name, array in arrays.items():
             batch = shapes[name][0]
             sample[name] = np.ascontiguousarray(array[i * batch : (i + 1) * batch])
-            if not np.isfinite(sample[name]).all():
+            if array.dtype.kind == "f" and not np.isfinite(sample[name]).all():
                 raise CalibrationError(
                     f"{what}, sample {i}: {name} holds NaN or infinity; remove or mend it"
                 )
@@ -241,7 +258,8 @@ def calibrate(
             if not np.isfinite(value).all():
                 raise GraphError(f"{node.name} overflows float32 on calibration sample {result.seen}")
             result.ranges[site].see(value)
-        if node.name == graph.outputs[0] and value.size == value.shape[-1] > 2:  # classes
+        scores = node.name == graph.outputs[0] and node.dtype == "float32" and value.ndim > 0
+        if scores and value.size == value.shape[-1] > 2:  # classes
             result.answers.append(int(value.argmax()))
 
     for sample in samples(data, graph):

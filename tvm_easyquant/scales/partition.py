@@ -95,9 +95,17 @@ def nonnegative_tensors(graph: Graph) -> set[str]:
     return proven
 
 
+def _not_float32(node: Node, graph: Graph) -> Node | None:
+    """The node itself or the first of its inputs that is not float32."""
+    return next((n for n in (node, *(graph[t] for t in node.inputs)) if n.dtype != "float32"), None)
+
+
 def _why_float(node: Node, graph: Graph, integer: set[str], skip: set[str]) -> str | None:
     if node.name in skip:
         return "kept float by skip"
+    if (other := _not_float32(node, graph)) is not None:
+        mine = f"its numbers are {node.dtype}"
+        return mine if other is node else f"it reads {other.name}, which is {other.dtype}"
     refusal = node.operator.refusal(node)
     if refusal is None and not node.operator.layer and not all(t in integer for t in node.inputs):
         return "an input is float"  # a layer is worth quantizing it
@@ -148,7 +156,7 @@ def plan(graph: Graph, skip: Iterable[str] = (), integer: Iterable[str] | None =
         reason = _why_float(node, graph, chosen, skip)
         if reason is None:
             chosen.add(node.name)
-        else:
+        elif node.op != "input" or node.name in skip:
             floats[node.name] = reason
     # Backwards: what nobody reads as integers is not worth rounding to 8 bits.
     for node in reversed(list(graph)):
@@ -169,6 +177,11 @@ def _settled(graph: Graph, integer: set[str]) -> Plan:
     wrong = sorted(name for name in integer if graph[name].operator.integer == "float")
     if wrong:
         raise GraphError(f"the table runs {wrong} in integers, which cannot: {graph[wrong[0]].op}")
+    for name in sorted(integer):
+        if (tensor := _not_float32(graph[name], graph)) is not None:
+            raise GraphError(
+                f"the table runs {name} in integers, which cannot: {tensor.name} is {tensor.dtype}"
+            )
     floats = {
         node.name: _why_float(node, graph, set(graph.nodes), set()) or "the imported model keeps it float"
         for node in graph

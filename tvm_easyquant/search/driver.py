@@ -106,7 +106,7 @@ class _Search:
         """How well the network's outputs survive on the search images; larger is better."""
         dots = np.zeros((len(samples), 3))
         for row, sample in zip(dots, samples, strict=True):
-            for tensor in self.graph.outputs:
+            for tensor in (t for t in self.graph.outputs if self.graph[t].dtype == "float32"):
                 o = sample.floats[tensor].astype(np.float64).ravel()
                 y = sample.real_value(tensor, self.scales).astype(np.float64).ravel()
                 row += (o @ y, o @ o, y @ y)
