@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -36,9 +37,6 @@ class Node:
     def __post_init__(self):
         if set(self.attrs) != set(self.operator.attributes):
             raise GraphError(f"node {self.name}: {self.op} takes attributes {self.operator.attributes}")
-        for what, array in (("weights", self.weight), ("bias", self.bias)):
-            if array is not None and not np.isfinite(array).all():
-                raise GraphError(f"node {self.name}: its {what} hold NaN or infinity; export it again")
         object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
 
     def __reduce__(self):  # a mapping proxy cannot be pickled
@@ -49,6 +47,14 @@ class Node:
     def operator(self) -> Operator:
         """The row of its operator."""
         return OPERATORS[self.op]
+
+    @cached_property
+    def broken(self) -> str | None:
+        """What is wrong with its weights or its bias: such a layer runs, but makes no numbers to go by."""
+        for what, array in (("weights hold", self.weight), ("bias holds", self.bias)):
+            if array is not None and not np.isfinite(array).all():
+                return f"its {what} NaN or infinity"
+        return None
 
     @property
     def channels(self) -> int:

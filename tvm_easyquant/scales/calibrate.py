@@ -6,9 +6,10 @@ are kept for the scale search.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
@@ -42,6 +43,12 @@ class Range:
         if self.histogram is not None:
             self.histogram.see(value)
 
+    def merge(self, other: Range) -> None:
+        """Take in what another has seen, which stays as it is."""
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        if self.histogram is not None and other.histogram is not None:
+            self.histogram.merge(other.histogram)
+
     @property
     def absmax(self) -> float:
         return max(-self.low, self.high)
@@ -58,14 +65,19 @@ class Range:
 
 @dataclass
 class Calibration:
-    """What calibration found: ranges by site, the samples kept for the search, their number, and the
-    largest output (its index) of the float network on each."""
+    """What calibration found: ranges by site, the samples kept for the search, their number, the largest
+    output (its index) of the float network on each, and the ranges of single tensors."""
 
     ranges: dict[str, Range]
     samples: list[dict[str, np.ndarray]] = field(default_factory=list)
     seen: int = 0
     answers: list[int] = field(default_factory=list)
     asked: int = 1
+    tensors: dict[str, Range] = field(default_factory=dict)
+
+    def of(self, plan: Plan) -> Calibration:
+        """What calibration finds for ``plan``, in which fewer nodes are integer than in this one's."""
+        return replace(self, ranges=_by_site(plan, self.tensors))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -249,15 +261,16 @@ def calibrate(
     Raises CalibrationError; an empty ``data`` is one.
     """
     counted = config.how.start != "max"
-    ranges = {name: Range(histogram=Histogram() if counted else None) for name in plan.sites}
-    result = Calibration(ranges, asked=config.search_images if config.searches else 1)
+    # a sum with a fused clip is stored itself where the clip's readers stay float, see `Calibration.of`
+    sums = [name for name in plan.fused.values() if graph[name].operator.integer == "sum"]
+    tensors = {name: Range(histogram=Histogram() if counted else None) for name in (*plan.site_of, *sums)}
+    result = Calibration({}, asked=config.search_images if config.searches else 1, tensors=tensors)
 
     def observe(node, value):
-        site = plan.site_of.get(node.name)
-        if site is not None:
+        if node.name in tensors:
             if not np.isfinite(value).all():
                 raise GraphError(f"{node.name} overflows float32 on calibration sample {result.seen}")
-            result.ranges[site].see(value)
+            tensors[node.name].see(value)
         scores = node.name == graph.outputs[0] and node.dtype == "float32" and value.ndim > 0
         if scores and value.size == value.shape[-1] > 2:  # classes
             result.answers.append(int(value.argmax()))
@@ -273,7 +286,17 @@ def calibrate(
             progress(result.seen, 0, "calibrate")
     if not result.seen:
         raise CalibrationError("calibration data is empty; give at least one sample, better 50")
-    return result
+    return result.of(plan)
+
+
+def _by_site(plan: Plan, tensors: Mapping[str, Range]) -> dict[str, Range]:
+    """The ranges of sites from those of their tensors."""
+    found = {}
+    for name, site in plan.sites.items():
+        found[name] = copy.deepcopy(tensors[site.tensors[0]])
+        for tensor in site.tensors[1:]:
+            found[name].merge(tensors[tensor])
+    return found
 
 
 def site_scale(plan: Plan, name: str, found: Range, config: QuantConfig) -> Scale:

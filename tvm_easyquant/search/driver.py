@@ -321,8 +321,8 @@ class _Search:
         if not weight.any():
             weight[...] = 1
         users = self.graph.users[self.plan.stored(node, self.graph)]
-        if len(users) == 1 and self.graph[users[0]].operator.layer:
-            reader = self.graph[users[0]]
+        reader = self.graph[users[0]] if len(users) == 1 else None
+        if reader is not None and reader.operator.layer and not reader.broken:
             axes = input_axes(reader)
             if axes is None:
                 return weight
