@@ -4,6 +4,7 @@ import pickle
 
 import networks
 import numpy as np
+import numpy_host
 import pytest
 
 import tvm_easyquant as eq
@@ -232,3 +233,21 @@ def test_exactly_takes_no_other_number():
     assert exactly(np.array([0.0, 255.0]), "uint8").dtype == np.uint8
     assert exactly(np.array([256]), "uint8") is None and exactly(np.array([0.5]), "bool") is None
     assert exactly(np.array([np.nan]), "float32") is None
+
+
+def test_a_metric_sees_the_outputs_in_the_models_order():
+    """Story: it saw them in the order in which nodes run, which for fp32 and integers was not the same."""
+    graph, images = networks.residual()
+    graph = Graph(graph.nodes.values(), ["logits", "gap"], output_names=["scores", "map"])
+    assert [value.shape for value in graph.run({"image": images[0]}).values()] == [(1, 5), (1, 16, 1, 1)]
+    seen = []
+
+    def metric(outputs, label):
+        seen.append([value.shape for value in outputs])
+        return 1.0
+
+    eq.quantize(
+        graph, images, method="minmax", evaluation=[(x, 0) for x in images[:1]], max_drop=1, metric=metric,
+        host=numpy_host.HOST,
+    )  # fmt: skip
+    assert seen and all(shapes == [(1, 5), (1, 16, 1, 1)] for shapes in seen)

@@ -16,7 +16,7 @@ import numpy as np
 from .host import Built, Host, installed
 from .measure import accuracy as _evaluate
 from .measure.accuracy import Evaluation, Metric
-from .network.graph import Graph, run
+from .network.graph import Graph
 from .network.node import model_shape
 from .readers.onnx_file import stem
 from .samples import labelled
@@ -247,7 +247,7 @@ class _Judge:
 
     def _float(self, module):
         if module is None:
-            return lambda feed: run(self.graph, feed)
+            return self.graph.run
         return self.host.build_float(module, self.target)
 
     def _scores(self, network, what):
