@@ -11,26 +11,25 @@ from .onnx_op import OnnxOp
 Shape = Sequence[int]
 
 
-def macs(op: OnnxOp, shapes: Sequence[Shape | None]) -> int | None:
-    """Multiply-accumulates of one run, padding counted; None if nobody knows.
+def multiply_accumulates(op: OnnxOp, sizes: Sequence[Shape]) -> int | None:
+    """Those of one run, padding counted; None if nobody knows.
 
-    shapes: of the node's inputs by place (NCHW), constants too; None of one that is left out (`shapes_of`).
-    What has a rule here and multiplies has one output.
+    sizes: the shapes (NCHW) of the tensors that the float node reads. What multiplies has one output.
     """
     rule = MACS.get(op.op)
     if rule is not None:
-        return rule(op, shapes)
+        return rule(op, _by_place(op, sizes))
     return 0 if op.op in RULES else None
 
 
-def shapes_of(op: OnnxOp, tensors: Sequence[Shape]) -> list[Shape | None]:
-    """The shapes of a node's inputs by place; tensors: of the float node's inputs (NCHW)."""
+def _by_place(op: OnnxOp, sizes: Sequence[Shape]) -> list[Shape | None]:
+    """The shapes of a node's inputs, constants too; None of one that is left out."""
     places = max([*op.constants, *op.tensors], default=-1) + 1
     shapes: list[Shape | None] = [None] * places
     for place, array in op.constants.items():
         shapes[place] = array.shape
     for place, which in op.tensors.items():
-        shapes[place] = tensors[which]
+        shapes[place] = sizes[which]
     return shapes
 
 
