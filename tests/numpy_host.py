@@ -36,7 +36,7 @@ class Built:
 
     def __init__(self, network: Network):
         self.network, graph = network, network.graph
-        self.inputs = {name: (model_shape(graph[name]), "float32") for name in graph.inputs}
+        self.inputs = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
         self._feed: dict = {}
 
     def __call__(self, feed):

@@ -14,6 +14,17 @@ class GraphError(EasyQuantError, ValueError):
     """The network cannot be used; the message names the node and the cure."""
 
 
+class RangeError(GraphError, OverflowError):
+    """A layer's integers do not fit int32; ``layer`` is its name, ``reason`` why."""
+
+    def __init__(self, layer: str, reason: str, cure: str = "keep the layer float (skip)"):
+        super().__init__(f"layer {layer}: {reason}; {cure}")
+        self.layer, self.reason, self.cure = layer, reason, cure
+
+    def __reduce__(self):  # by its parts: a search may run in other processes
+        return type(self), (self.layer, self.reason, self.cure)
+
+
 class LoadError(EasyQuantError, ValueError):
     """A model cannot be loaded; the message names the file, tensor or node and the cure."""
 

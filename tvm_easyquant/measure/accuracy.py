@@ -15,6 +15,7 @@ from itertools import islice
 import numpy as np
 
 from ..errors import ConfigError, EvaluationError
+from ..network.node import exactly
 from ..samples.labelled import load
 
 Progress = Callable[[int, int, str], None]
@@ -60,19 +61,22 @@ def evaluate(
 ) -> dict[str, np.ndarray]:
     """Each metric of each sample: {metric: float64 (N,)}.
 
-    run: an `Executor`, or any function of {input: float32 array} that returns the outputs as a list or as a
-    dict. data: what `load` takes. inputs: the input names; only needed where samples are arrays and ``run``
-    is no Executor. metrics: name -> function(outputs of this sample, label); default `TOP`. batch: samples
-    ``run`` takes at once (the last batch is filled up with the last sample).
-    Raises EvaluationError naming the sample.
+    run: an `Executor`, or any function of {input: array} that returns the outputs as a list or as a dict.
+    data: what `load` takes. inputs: the input names, or {name: (shape, dtype)}; only needed where samples
+    are arrays and ``run`` is no Executor. metrics: name -> function(outputs of this sample, label); default
+    `TOP`. batch: samples ``run`` takes at once (the last batch is filled up with the last sample). An input
+    that is not float32 is given in its own dtype where that holds the same numbers. Raises
+    EvaluationError naming the sample.
     """
     metrics = TOP if metrics is None else metrics
     data = load(data)
-    names = list(inputs or getattr(run, "inputs", ()))
+    known = inputs or getattr(run, "inputs", ())
+    names = list(known)
+    dtypes = {n: known[n][1] for n in names} if isinstance(known, Mapping) else {}
     found: dict[str, list[float]] = {name: [] for name in metrics}
     done, waiting = 0, iter(data)
     while group := list(islice(waiting, batch)):
-        feeds = [_feed(x, names, data.name, done + i) for i, (x, _) in enumerate(group)]
+        feeds = [_feed(x, names, dtypes, data.name, done + i) for i, (x, _) in enumerate(group)]
         feeds += feeds[-1:] * (batch - len(group))
         feed = {n: np.concatenate([f[n] for f in feeds]) if batch > 1 else feeds[0][n] for n in feeds[0]}
         outputs = run(feed)
@@ -99,15 +103,21 @@ def evaluate(
     return {name: np.asarray(values, np.float64) for name, values in found.items()}
 
 
-def _feed(x, names, source, number):
+def _feed(x, names, dtypes, source, number):
     if isinstance(x, Mapping):
-        return {name: np.asarray(value) for name, value in x.items()}
+        return {n: _as(np.asarray(value), dtypes.get(n, "float32")) for n, value in x.items()}
     if len(names) != 1:
         raise EvaluationError(
             f"{source}: sample {number} is one array, the model has inputs {names}; give a dict"
         )
-    array = np.asarray(x)
+    array = _as(np.asarray(x), dtypes.get(names[0], "float32"))
     return {names[0]: array[None] if array.ndim in (1, 3) else array}
+
+
+def _as(array, dtype):
+    """The array in the model's dtype, unless that is float32 or holds other numbers; the model says so."""
+    other = None if dtype in ("float32", array.dtype) else exactly(array, dtype)
+    return array if other is None else other
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ def _place(graph, relu) -> tuple[str, tuple[str, ...]] | None:
         return None
     if any(not graph[name].operator.layer or input_axes(graph[name]) is None for name in readers):
         return None
+    if any(graph[name].broken for name in (first.name, *readers)):
+        return None
     return first.name, readers
 
 

@@ -4,8 +4,9 @@ A host (`relay`, later Relax) reads its own program as a `Graph`. Calibration an
 numpy; the host's rewriter turns it back, with a scale table, into an integer program. Nothing but names,
 numpy arrays and a `ScaleTable` crosses that seam.
 
-Layout: feature maps are NHWC ``float32 (N, H, W, C)`` whatever the model used; convolution weights
-are HWIO ``(R, S, C / groups, K)``, and dense weights those of a 1x1 convolution, ``(1, 1, C, K)``.
+Layout: feature maps are NHWC ``(N, H, W, C)``, float32 where a node says nothing else, whatever the model
+used; convolution weights are HWIO ``(R, S, C / groups, K)``, and dense weights those of a 1x1 convolution,
+``(1, 1, C, K)``.
 Batch normalization and biases are already folded into the convolution or dense node before them.
 """
 
@@ -80,13 +81,15 @@ class Graph:
             attrs = sorted((k, v) for k, v in node.attrs.items() if k not in HOST_ATTRIBUTES)
             if node.op == "float":
                 attrs.append(("handle", str(node.attrs["handle"])))
-            digest.update(repr((node.name, node.op, node.inputs, node.shape, attrs)).encode())
+            dtype = () if node.dtype == "float32" else (node.dtype,)  # most have none: so tables stay valid
+            digest.update(repr((node.name, node.op, node.inputs, node.shape, attrs, *dtype)).encode())
             for array in (None if node.weight is None else node.public_weight, node.bias):
                 digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def check_inputs(self, feed: Mapping[str, np.ndarray], what: str = "the input") -> dict:
-        """One sample as float32 arrays by input name; raises GraphError naming what is wrong."""
+        """One sample by input name, in the model's own layout (NCHW) and types; GraphError naming what is
+        wrong."""
         if set(feed) != set(self.inputs):
             raise GraphError(
                 f"{what} has tensors {sorted(feed)}, the model's inputs are {sorted(self.inputs)}"
@@ -94,15 +97,25 @@ class Graph:
         checked = {}
         for name, array in feed.items():
             array = np.asarray(array)
-            if array.dtype != np.float32:
-                raise GraphError(f"{what}: {name} is {array.dtype}; the model takes float32")
-            want = model_shape(self.nodes[name])
+            node = self.nodes[name]
+            if array.dtype != node.dtype:
+                raise GraphError(f"{what}: {name} is {array.dtype}; the model takes {node.dtype}")
+            want = model_shape(node)
             if array.shape != want:
                 raise GraphError(f"{what}: {name} has shape {array.shape}, the model takes {want}")
-            if not np.isfinite(array).all():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise GraphError(f"{what}: {name} holds NaN or infinity; remove or mend that sample")
             checked[name] = array
         return checked
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The float network in numpy: {output, as the model calls it: array}.
+
+        feed: {input: array}; both are in the model's own layout (NCHW) and types. Raises GraphError for a
+        feed that is not the model's.
+        """
+        values = run(self, feed)
+        return {name: values[node] for name, node in zip(self.output_names, self.outputs, strict=True)}
 
 
 def run(
@@ -110,7 +123,7 @@ def run(
     feed: Mapping[str, np.ndarray],
     visit: Callable[[Node, np.ndarray], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run the float network; feed and result are in the model's own layout (NCHW).
+    """Run the float network: {output node: array}; feed and result are in the model's own layout (NCHW).
 
     visit(node, value) is called for every node with its NHWC value; values are dropped as soon as
     nobody needs them, so memory does not grow with depth.

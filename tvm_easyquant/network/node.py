@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +20,8 @@ class Node:
     """One operation; its name is also the name of the tensor it produces.
 
     weight: float32 HWIO, of a dense layer (1, 1, C, K); bias: float32 (K,); shape: of the output, batch
-    included. source: the names of the model's own nodes that were folded into this one.
+    included. source: the names of the model's own nodes that were folded into this one. dtype: of the
+    output, as numpy calls it; what is not float32 runs in float and stays as it is.
     """
 
     name: str
@@ -35,9 +37,6 @@ class Node:
     def __post_init__(self):
         if set(self.attrs) != set(self.operator.attributes):
             raise GraphError(f"node {self.name}: {self.op} takes attributes {self.operator.attributes}")
-        for what, array in (("weights", self.weight), ("bias", self.bias)):
-            if array is not None and not np.isfinite(array).all():
-                raise GraphError(f"node {self.name}: its {what} hold NaN or infinity; export it again")
         object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
 
     def __reduce__(self):  # a mapping proxy cannot be pickled
@@ -48,6 +47,14 @@ class Node:
     def operator(self) -> Operator:
         """The row of its operator."""
         return OPERATORS[self.op]
+
+    @cached_property
+    def broken(self) -> str | None:
+        """What is wrong with its weights or its bias: such a layer runs, but makes no numbers to go by."""
+        for what, array in (("weights hold", self.weight), ("bias holds", self.bias)):
+            if array is not None and not np.isfinite(array).all():
+                return f"its {what} NaN or infinity"
+        return None
 
     @property
     def channels(self) -> int:
@@ -72,6 +79,13 @@ class Node:
 
 def _node(attrs, name, op, inputs, shape, *rest):
     return Node(name, op, inputs, shape, attrs, *rest)
+
+
+def exactly(array: np.ndarray, dtype: str) -> np.ndarray | None:
+    """The same numbers in another dtype; None if it does not hold each of them."""
+    with np.errstate(all="ignore"):
+        other = array.astype(dtype)
+    return other if np.array_equal(other, array) else None
 
 
 def model_shape(node: Node) -> tuple[int, ...]:

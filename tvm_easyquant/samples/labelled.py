@@ -19,7 +19,8 @@ from .images import Preprocess, decode
 class LabelledSet:
     """Labelled inputs, one after the other, as often as asked: ``for x, label in labelled``.
 
-    x: float32 (1, C, H, W), or {input: such an array}. ``len`` is 0 where the number is not known.
+    x: (1, C, H, W), float32 or what the network takes, or {input: such an array}. ``len`` is 0 where the
+    number is not known.
     """
 
     def __init__(self, make: Callable[[], Iterable], count: int = 0, name: str = "the labelled set"):
@@ -49,7 +50,8 @@ def load(source, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
     source: an .npz with ``labels`` (N,) integers and one of ``images`` float32 (N, C, H, W), normalised
     as in training; ``images`` uint8 (N, H, W, 3) or (N, 3, H, W), RGB; ``jpeg`` uint8 with ``offsets``
     (N + 1,), encoded pictures end to end. Or ``"module:function"``, called without arguments, whose
-    result yields the pairs. uint8 and encoded pictures need ``preprocess``.
+    result yields the pairs. uint8 and encoded pictures need ``preprocess``; one that does not scale leaves
+    the numbers 0..255, which a network whose input is uint8 takes as they are.
     Raises EvaluationError, and ImageError for a picture.
     """
     if isinstance(source, LabelledSet):

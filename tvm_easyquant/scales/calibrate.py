@@ -6,9 +6,10 @@ are kept for the scale search.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
@@ -17,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from ..errors import CalibrationError
 from ..network.graph import Graph, GraphError, run
 from ..network.layout import layout_hint
-from ..network.node import model_shape
+from ..network.node import Node, exactly, model_shape
 from . import histogram as _histogram
 from .histogram import Histogram
 from .numerics import QuantConfig, Scale, scale_for, steps, weight_scales
@@ -42,6 +43,12 @@ class Range:
         if self.histogram is not None:
             self.histogram.see(value)
 
+    def merge(self, other: Range) -> None:
+        """Take in what another has seen, which stays as it is."""
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        if self.histogram is not None and other.histogram is not None:
+            self.histogram.merge(other.histogram)
+
     @property
     def absmax(self) -> float:
         return max(-self.low, self.high)
@@ -58,14 +65,19 @@ class Range:
 
 @dataclass
 class Calibration:
-    """What calibration found: ranges by site, the samples kept for the search, their number, and the
-    largest output (its index) of the float network on each."""
+    """What calibration found: ranges by site, the samples kept for the search, their number, the largest
+    output (its index) of the float network on each, and the ranges of single tensors."""
 
     ranges: dict[str, Range]
     samples: list[dict[str, np.ndarray]] = field(default_factory=list)
     seen: int = 0
     answers: list[int] = field(default_factory=list)
     asked: int = 1
+    tensors: dict[str, Range] = field(default_factory=dict)
+
+    def of(self, plan: Plan) -> Calibration:
+        """What calibration finds for ``plan``, in which fewer nodes are integer than in this one's."""
+        return replace(self, ranges=_by_site(plan, self.tensors))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -115,11 +127,16 @@ def _suspicions(found: Calibration) -> Iterator[str]:
         )
     for name in samples[0] if samples else ():
         values = [sample[name] for sample in samples]
-        flat = [number for number, value in enumerate(values) if value.min() == value.max()]
+        flat = [
+            n for n, v in enumerate(values) if v.size > 1 and v.min() == v.max()
+        ]  # one number always is
         if flat:
             count = f"{len(flat)} of {len(values)} samples"
             yield f"{name} is constant in {count} (the first is sample {flat[0]})"
-        bytes_ = all(v.min() >= 0 and v.max() <= 255 and (v == np.rint(v)).all() for v in values)
+        bytes_ = all(
+            v.dtype == np.float32 and v.min() >= 0 and v.max() <= 255 and (v == np.rint(v)).all()
+            for v in values
+        )
         if bytes_ and max(v.max() for v in values) > 64 and (same or not answers):
             yield f"{name} holds whole numbers 0..255, like raw pictures; does the model take them so?"
     zero = [name for name, seen_ in found.ranges.items() if seen_.absmax == 0]
@@ -149,11 +166,12 @@ def _items(data) -> Iterator:
 
 
 def samples(data, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
-    """Checked samples {input name: float32 array of the model's input shape}, one at a time.
+    """Checked samples {input name: array of the model's input shape and dtype}, one at a time.
 
     data: an iterable of dicts, of arrays (for a model with one input), or of (array, label) pairs as
     a DataLoader yields; an array or a dict of arrays with a leading sample axis; or an ONNX Runtime
-    CalibrationDataReader. A batch larger than the model's is cut up. Raises CalibrationError.
+    CalibrationDataReader. A batch larger than the model's is cut up. Numbers in another dtype are taken for
+    an input that is not float32 if they are the same in its own. Raises CalibrationError.
     """
     number = count(1)
     for item in _items(data):
@@ -177,16 +195,27 @@ def _by_name(item, graph, what) -> Mapping:
     return item
 
 
-def _array(value, shape, what) -> np.ndarray:
-    """What an item holds for one input: float32, whole batches of the model's ``shape``."""
+def _of_dtype(value, dtype: str, what) -> np.ndarray:
+    """What an item holds for one input, in the model's own dtype."""
     array = np.asarray(value)
-    if array.dtype == np.float64:
-        with np.errstate(over="ignore"):  # infinity is found, and named, later
-            array = array.astype(np.float32)
-    if array.dtype != np.float32:
+    if array.dtype == dtype:
+        return array
+    if dtype != "float32":
+        other = exactly(array, dtype) if array.dtype.kind in "fiub" else None
+        if other is None:
+            raise CalibrationError(f"{what} is {array.dtype}; the model takes {dtype}")
+        return other
+    if array.dtype != np.float64:
         raise CalibrationError(
             f"{what} is {array.dtype}; the model takes float32, normalised as in its training"
         )
+    with np.errstate(over="ignore"):  # infinity is found, and named, later
+        return array.astype(np.float32)
+
+
+def _array(value, node: Node, what) -> np.ndarray:
+    """What an item holds for one input: whole batches of the model's shape."""
+    array, shape = _of_dtype(value, node.dtype, what), model_shape(node)
     if array.shape == shape[1:]:
         array = array[None]
     if array.ndim != len(shape) or array.shape[1:] != shape[1:]:
@@ -206,7 +235,7 @@ def _pieces(item, graph, number):
     what = f"calibration item {number}"
     shapes = {name: model_shape(graph[name]) for name in graph.inputs}
     arrays = {
-        name: _array(value, shapes[name], f"{what}: {name}")
+        name: _array(value, graph[name], f"{what}: {name}")
         for name, value in _by_name(item, graph, what).items()
     }
     pieces = {name: array.shape[0] // shapes[name][0] for name, array in arrays.items()}
@@ -217,7 +246,7 @@ def _pieces(item, graph, number):
         for name, array in arrays.items():
             batch = shapes[name][0]
             sample[name] = np.ascontiguousarray(array[i * batch : (i + 1) * batch])
-            if not np.isfinite(sample[name]).all():
+            if array.dtype.kind == "f" and not np.isfinite(sample[name]).all():
                 raise CalibrationError(
                     f"{what}, sample {i}: {name} holds NaN or infinity; remove or mend it"
                 )
@@ -232,16 +261,18 @@ def calibrate(
     Raises CalibrationError; an empty ``data`` is one.
     """
     counted = config.how.start != "max"
-    ranges = {name: Range(histogram=Histogram() if counted else None) for name in plan.sites}
-    result = Calibration(ranges, asked=config.search_images if config.searches else 1)
+    # a sum with a fused clip is stored itself where the clip's readers stay float, see `Calibration.of`
+    sums = [name for name in plan.fused.values() if graph[name].operator.integer == "sum"]
+    tensors = {name: Range(histogram=Histogram() if counted else None) for name in (*plan.site_of, *sums)}
+    result = Calibration({}, asked=config.search_images if config.searches else 1, tensors=tensors)
 
     def observe(node, value):
-        site = plan.site_of.get(node.name)
-        if site is not None:
+        if node.name in tensors:
             if not np.isfinite(value).all():
                 raise GraphError(f"{node.name} overflows float32 on calibration sample {result.seen}")
-            result.ranges[site].see(value)
-        if node.name == graph.outputs[0] and value.size == value.shape[-1] > 2:  # classes
+            tensors[node.name].see(value)
+        scores = node.name == graph.outputs[0] and node.dtype == "float32" and value.ndim > 0
+        if scores and value.size == value.shape[-1] > 2:  # classes
             result.answers.append(int(value.argmax()))
 
     for sample in samples(data, graph):
@@ -255,7 +286,17 @@ def calibrate(
             progress(result.seen, 0, "calibrate")
     if not result.seen:
         raise CalibrationError("calibration data is empty; give at least one sample, better 50")
-    return result
+    return result.of(plan)
+
+
+def _by_site(plan: Plan, tensors: Mapping[str, Range]) -> dict[str, Range]:
+    """The ranges of sites from those of their tensors."""
+    found = {}
+    for name, site in plan.sites.items():
+        found[name] = copy.deepcopy(tensors[site.tensors[0]])
+        for tensor in site.tensors[1:]:
+            found[name].merge(tensors[tensor])
+    return found
 
 
 def site_scale(plan: Plan, name: str, found: Range, config: QuantConfig) -> Scale:

@@ -14,6 +14,7 @@ import numpy as np
 
 from topi_ext import reference
 
+from ..errors import RangeError
 from ..network import expression, ops
 from ..network.graph import Graph
 from ..network.layout import to_nchw, to_nhwc
@@ -127,26 +128,37 @@ class Scales:
 def check_range(node: Node, weight: np.ndarray, source: Scale) -> None:
     """Prove from a layer's integer weights that its accumulator fits int32 for every input.
 
-    weight: int8, in the node's own layout; source: the scale of its input. Raises OverflowError.
+    weight: int8, in the node's own layout; source: the scale of its input. Raises RangeError.
     """
     reach = max(source.hi - source.zero_point, source.zero_point - source.lo, source.zero_point)
     worst = int(np.abs(weight.astype(np.int64)).sum(axis=(0, 1, 2)).max()) * reach
     if worst > 2**30:  # the other half of int32 is the bias
-        raise OverflowError(
-            f"layer {node.name}: its int32 accumulator may reach {worst}, beyond 2**30; "
-            "keep the layer float (skip)"
-        )
+        raise RangeError(node.name, f"its int32 accumulator may reach {worst}, beyond 2**30")
 
 
 def check_ranges(graph: Graph, table) -> None:
-    """OverflowError if a layer's accumulator or bias does not fit int32; TableError if the table is not
+    """RangeError if a layer's accumulator or bias does not fit int32; TableError if the table is not
     the graph's."""
-    plan = table.check(graph)
-    scales = Scales.of_table(graph, plan, table)
+    for error in misfits(graph, table.check(graph), table).values():
+        raise error
+
+
+def misfits(graph: Graph, plan: Plan, table) -> dict[str, RangeError]:
+    """The integer layers whose accumulator or bias does not fit int32, in order."""
+    scales, found = Scales.of_table(graph, plan, table), {}
     for node in graph.compute_nodes:
         if node.name in plan.integer:
-            check_range(node, scales.integer_weight(node), scales.decided(node.inputs[0]))
-            scales.integer_bias(node)
+            try:
+                check_range(node, scales.integer_weight(node), scales.decided(node.inputs[0]))
+                scales.integer_bias(node)
+            except RangeError as error:
+                found[node.name] = error
+    return found
+
+
+def may_overflow(node: Node, bits: int) -> bool:
+    """Whether a layer has so many weights a channel that `check_range` could fail, whatever they are."""
+    return prod(node.weight.shape[:3]) * 2 ** (bits - 1) * 255 > 2**30
 
 
 class Sample:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RangeError
 from ..files import shown
 
 
@@ -358,13 +358,14 @@ def ungained(scales: np.ndarray, gains: np.ndarray | None) -> np.ndarray:
 
 
 def quantize_bias(bias: np.ndarray, input_scale: float, scales: np.ndarray, name: str) -> np.ndarray:
-    """float32 (K,) -> int32 steps of ``input_scale * weight_scale``; OverflowError names the layer."""
+    """float32 (K,) -> int32 steps of ``input_scale * weight_scale``; RangeError names the layer."""
     exact = np.rint(np.asarray(bias, np.float64) / (float(input_scale) * scales.astype(np.float64)))
     if exact.size and np.abs(exact).max() > 2**30:
         channel = int(np.abs(exact).argmax())
-        raise OverflowError(
-            f"layer {name}: the bias of channel {channel} is {bias[channel]:g}, too large for int32 "
-            f"at scale {float(input_scale) * scales[channel]:g}; keep the layer float (skip)"
+        raise RangeError(
+            name,
+            f"the bias of channel {channel} is {bias[channel]:g}, too large for int32 "
+            f"at scale {float(input_scale) * scales[channel]:g}",
         )
     return exact.astype(np.int32)
 

@@ -95,9 +95,37 @@ def nonnegative_tensors(graph: Graph) -> set[str]:
     return proven
 
 
-def _why_float(node: Node, graph: Graph, integer: set[str], skip: set[str]) -> str | None:
+def _not_float32(node: Node, graph: Graph) -> Node | None:
+    """The node itself or the first of its inputs that is not float32."""
+    return next((n for n in (node, *(graph[t] for t in node.inputs)) if n.dtype != "float32"), None)
+
+
+def _broken(graph: Graph) -> dict[str, str]:
+    """Nodes whose numbers are NaN or infinite, as weights are: {node: which}."""
+    found: dict[str, str] = {}
+    origin: dict[str, str] = {}
+    for node in graph:
+        before = next((origin[t] for t in node.inputs if t in origin), None)
+        if node.broken:
+            found[node.name], origin[node.name] = node.broken, node.name
+        elif before is not None:
+            found[node.name], origin[node.name] = (
+                f"it follows layer {before}: {graph[before].broken}",
+                before,
+            )
+    return found
+
+
+def _why_float(
+    node: Node, graph: Graph, integer: set[str], skip: set[str], broken: dict[str, str]
+) -> str | None:
     if node.name in skip:
         return "kept float by skip"
+    if node.name in broken:
+        return broken[node.name]
+    if (other := _not_float32(node, graph)) is not None:
+        mine = f"its numbers are {node.dtype}"
+        return mine if other is node else f"it reads {other.name}, which is {other.dtype}"
     refusal = node.operator.refusal(node)
     if refusal is None and not node.operator.layer and not all(t in integer for t in node.inputs):
         return "an input is float"  # a layer is worth quantizing it
@@ -144,11 +172,12 @@ def plan(graph: Graph, skip: Iterable[str] = (), integer: Iterable[str] | None =
         raise GraphError("the model has no convolution and no dense layer: nothing to quantize")
     chosen: set[str] = set()
     floats: dict[str, str] = {}
+    broken = _broken(graph)
     for node in graph:
-        reason = _why_float(node, graph, chosen, skip)
+        reason = _why_float(node, graph, chosen, skip, broken)
         if reason is None:
             chosen.add(node.name)
-        else:
+        elif node.op != "input" or node.name in skip:
             floats[node.name] = reason
     # Backwards: what nobody reads as integers is not worth rounding to 8 bits.
     for node in reversed(list(graph)):
@@ -158,7 +187,8 @@ def plan(graph: Graph, skip: Iterable[str] = (), integer: Iterable[str] | None =
             if node.op != "input":
                 floats[node.name] = "only float nodes or outputs read it"
     if not chosen & {node.name for node in graph.compute_nodes}:
-        raise GraphError("every convolution and dense layer is kept float: nothing to quantize")
+        why = next((f" (layer {node.name}: {node.broken})" for node in graph if node.broken), "")
+        raise GraphError(f"every convolution and dense layer is kept float{why}: nothing to quantize")
     return _plan(graph, chosen, floats)
 
 
@@ -169,8 +199,17 @@ def _settled(graph: Graph, integer: set[str]) -> Plan:
     wrong = sorted(name for name in integer if graph[name].operator.integer == "float")
     if wrong:
         raise GraphError(f"the table runs {wrong} in integers, which cannot: {graph[wrong[0]].op}")
+    broken = _broken(graph)
+    for name in sorted(integer & set(broken)):
+        raise GraphError(f"the table runs {name} in integers, which cannot: {broken[name]}")
+    for name in sorted(integer):
+        if (tensor := _not_float32(graph[name], graph)) is not None:
+            raise GraphError(
+                f"the table runs {name} in integers, which cannot: {tensor.name} is {tensor.dtype}"
+            )
     floats = {
-        node.name: _why_float(node, graph, set(graph.nodes), set()) or "the imported model keeps it float"
+        node.name: _why_float(node, graph, set(graph.nodes), set(), broken)
+        or "the imported model keeps it float"
         for node in graph
         if node.name not in integer and node.op != "input"
     }

@@ -54,7 +54,7 @@ def layer_errors(
 ) -> dict[str, dict[int, float]]:
     """{layer: {bits: error}}: how far the network's output moves if that layer alone is quantized.
 
-    tables: bits -> a table of the graph at these bits. samples: {input: float32 array} each. error: the
+    tables: bits -> a table of the graph at these bits. samples: {input: array} each. error: the
     squared change of an output relative to its square, mean over the outputs and the samples.
     """
     layers = [node for node in graph.compute_nodes if node.name in plan_.integer]
@@ -93,6 +93,9 @@ def _alone(node, scales: Scales, values) -> float:
     for name in graph.outputs:
         o = values[name].astype(np.float64).ravel()
         move = changed.get(name, values[name]).astype(np.float64).ravel() - o
+        if graph[name].dtype != "float32":  # places, classes: how many are others
+            found.append(float((move != 0).mean()) if move.size else 0.0)
+            continue
         found.append(move @ move / (o @ o) if o.any() else float(move.any()))
     return float(np.mean(found))
 

@@ -106,7 +106,7 @@ class _Search:
         """How well the network's outputs survive on the search images; larger is better."""
         dots = np.zeros((len(samples), 3))
         for row, sample in zip(dots, samples, strict=True):
-            for tensor in self.graph.outputs:
+            for tensor in (t for t in self.graph.outputs if self.graph[t].dtype == "float32"):
                 o = sample.floats[tensor].astype(np.float64).ravel()
                 y = sample.real_value(tensor, self.scales).astype(np.float64).ravel()
                 row += (o @ y, o @ o, y @ y)
@@ -321,8 +321,8 @@ class _Search:
         if not weight.any():
             weight[...] = 1
         users = self.graph.users[self.plan.stored(node, self.graph)]
-        if len(users) == 1 and self.graph[users[0]].operator.layer:
-            reader = self.graph[users[0]]
+        reader = self.graph[users[0]] if len(users) == 1 else None
+        if reader is not None and reader.operator.layer and not reader.broken:
             axes = input_axes(reader)
             if axes is None:
                 return weight

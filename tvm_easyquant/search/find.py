@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
+from ..errors import GraphError, RangeError
 from ..measure.accuracy import Paired
 from ..network.equalize import equalized
 from ..network.graph import Graph
 from ..samples.images import Preprocess
 from ..scales.calibrate import Calibration, calibrate, start_table
-from ..scales.numerics import ConfigError, QuantConfig
+from ..scales.integer import may_overflow, misfits
+from ..scales.numerics import BITS, ConfigError, QuantConfig
 from ..scales.partition import Plan, plan
 from ..scales.table import ScaleTable
 from .bits import Met, float_times, meet
@@ -50,8 +52,8 @@ class Judge(Protocol):
 @dataclass(frozen=True)
 class Found:
     """table: the scales, with the facts of their data; graph: the network they are of, equalized if that is
-    a setting; plan: what runs in integers; warnings: what is suspicious, in lines; seconds: of each step;
-    met: what a drop that was asked for led to."""
+    a setting; plan: what runs in integers, and why the rest does not; warnings: what is suspicious, in
+    lines; seconds: of each step; met: what a drop that was asked for led to."""
 
     table: ScaleTable
     graph: Graph
@@ -82,7 +84,11 @@ def find(
     max_drop: points that ``judge`` may find lost; layers are then reverted until it is met, or, with
     ``fastest``, get the kind that makes the network fastest within it (see `bits.meet`).
 
-    Raises CalibrationError, ConfigError, GraphError, CheckpointError, and DropError if no choice meets it.
+    A layer whose weights are not finite, or whose integers do not fit int32, stays float: a warning says
+    so, and of the second kind the table's ``skip``.
+
+    Raises CalibrationError, ConfigError, GraphError, CheckpointError, and DropError if no choice meets it;
+    RangeError, a GraphError, if no layer is left that fits int32.
     """
     config, clock = config or QuantConfig(), time.perf_counter()
     if (max_drop is None) != (judge is None) or (fastest and judge is None):
@@ -97,26 +103,55 @@ def find(
         identity |= {"evaluation": judge.identity, "choice": "fastest" if fastest else "safer"}
     state, clock = State(resume, identity), time.perf_counter()
     work = _Work(graph, plan_, calibration, config, _facts(calibration, preprocess), progress, state)
-    met = None
-    if max_drop is None or judge is None:
-        table = work.table(config, state, record)
-    else:
-        tables = _Tables(work, record)
-        times = (lambda bits: judge.times(tables(bits))) if fastest else None
-        met = meet(
-            graph, plan_, config, tables, calibration.samples, judge.paired, max_drop, times=times,
-            float_times=float_times(graph) if fastest else None, progress=progress, checkpoint=state,
-        )  # fmt: skip
-        table, plan_ = met.table, plan(graph, met.table.config.skip)
+    work = _start(work, (config.bits,) if judge is None else BITS)
+    met, checking = None, 0.0
+    while True:  # as a rule once: the start shows which layers do not fit
+        try:
+            if max_drop is None or judge is None:
+                table = work.table(work.config, work.state, record)
+            else:
+                met = work.meet(record, judge, max_drop, fastest)
+                table = met.table
+        except RangeError as error:
+            work = work.without({error.layer: error})
+            continue
+        checked = time.perf_counter()
+        plan_ = plan(graph, table.config.skip, table.config.integer)
+        unfit = misfits(graph, plan_, table)
+        checking += time.perf_counter() - checked
+        if not unfit:
+            break
+        work = work.without(unfit)
     state.remove()
-    seconds["search"] = time.perf_counter() - clock
-    warnings = (*_dead_channels(graph, plan_), *calibration.warnings)
-    return Found(table, graph, plan_, warnings, seconds, met)
+    seconds |= {"search": time.perf_counter() - clock - checking, "check": checking}
+    reasons = {name: error.reason for name, error in work.unfit.items()}
+    told = {node.name: node.broken for node in graph if node.broken and node.name not in reasons} | reasons
+    warnings = (
+        *(f"layer {name} stays float: {why}" for name, why in told.items()),
+        *_dead_channels(graph, plan_),
+        *calibration.warnings,
+    )
+    return Found(table, graph, replace(plan_, floats=plan_.floats | reasons), warnings, seconds, met)
+
+
+def _start(work: _Work, widths: Sequence[int]) -> _Work:
+    """The work without the layers that do not fit int32 where the search starts, at any of these bits."""
+    while True:
+        layers = [n for n in work.graph.compute_nodes if n.name in work.plan.integer]
+        unfit: dict[str, RangeError] = {}
+        for bits in widths:
+            config = work.config if len(widths) == 1 else replace(work.config, layer_bits=(), bits=bits)
+            if any(may_overflow(node, config.bits_of(node.name)) for node in layers):
+                table = start_table(work.graph, work.plan, work.calibration, config)
+                unfit |= misfits(work.graph, work.plan, table)
+        if not unfit:
+            return work
+        work = work.without(unfit)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What tables are found from."""
+    """What tables are found from. unfit: the layers that do not fit int32, which ``config`` skips."""
 
     graph: Graph
     plan: Plan
@@ -125,6 +160,34 @@ class _Work:
     facts: dict[str, object]
     progress: Progress | None
     state: State
+    unfit: Mapping[str, RangeError] = field(default_factory=dict)
+
+    def without(self, more: Mapping[str, RangeError]) -> _Work:
+        """The same, these layers kept float; the RangeError of one of them if no layer is left then."""
+        first = next(iter(more.values()))
+        if self.config.integer is not None:
+            raise first
+        unfit = {**self.unfit, **more}
+        config = replace(self.config, skip=(*self.config.skip, *more))
+        try:
+            plan_ = plan(self.graph, config.skip)
+        except GraphError:
+            cure = "no other layer is left to quantize"
+            raise RangeError(first.layer, first.reason, cure) from None
+        calibration = self.calibration.of(plan_)
+        return replace(
+            self, plan=plan_, calibration=calibration, config=config, facts=self.facts | calibration.facts,
+            state=self.state.part(f"without {', '.join(more)}"), unfit=unfit,
+        )  # fmt: skip
+
+    def meet(self, record: Record | None, judge: Judge, max_drop: float, fastest: bool) -> Met:
+        tables = _Tables(self, record)
+        return meet(
+            self.graph, self.plan, self.config, tables, self.calibration.samples, judge.paired, max_drop,
+            times=(lambda bits: judge.times(tables(bits))) if fastest else None,
+            float_times=float_times(self.graph) if fastest else None,
+            progress=self.progress, checkpoint=self.state,
+        )  # fmt: skip
 
     def table(self, config: QuantConfig, state: State, record: Record | None) -> ScaleTable:
         if isinstance(record, Curves):

@@ -92,7 +92,7 @@ class _Exporter:
                 name = tensor if tensor not in self.graph.inputs else f"{tensor}_output"
             if source != name:
                 self.add("Identity", [source], name, name=f"{name}_output")
-            results.append((name, TensorProto.FLOAT, tensor))
+            results.append((name, self._type(tensor), tensor))
         for tensor in taps:
             self.dequantized(tensor)
             results.append((stored_name(tensor), TensorProto.UINT8, tensor))
@@ -103,7 +103,7 @@ class _Exporter:
         graph = helper.make_graph(
             self.nodes,
             self.graph.name,
-            [info(name, TensorProto.FLOAT, name) for name in self.graph.inputs],
+            [info(name, self._type(name), name) for name in self.graph.inputs],
             [info(*result) for result in results],
             [numpy_helper.from_array(array, name) for name, array in self.constants.items()],
         )
@@ -113,6 +113,12 @@ class _Exporter:
         return model
 
     # -- tensors
+
+    def _type(self, tensor: str) -> int:
+        """The element type of a tensor of the float network."""
+        from onnx import helper
+
+        return helper.np_dtype_to_tensor_dtype(np.dtype(self.graph[tensor].dtype))
 
     def add(self, op, inputs, output, name=None, **attrs):
         """One ONNX node; its name is that of its output."""
@@ -154,7 +160,7 @@ class _Exporter:
         return self.dequantized_of[tensor]
 
     def real(self, tensor):
-        """The tensor as float32, as a float node reads it."""
+        """The tensor as a float node reads it: float32, or what the node says."""
         return self.real_of[tensor] if tensor in self.real_of else self.dequantized(tensor)
 
     # -- nodes

@@ -199,7 +199,7 @@ def verify(
     integers: Callable[[Mapping], Mapping[str, np.ndarray]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Verification:
-    """Compare our integers with ONNX Runtime's on ``samples`` ({input: float32 NCHW}).
+    """Compare our integers with ONNX Runtime's on ``samples`` ({input: NCHW}).
 
     model: a quantized model (``onnx.ModelProto``); None for the export of ``graph`` and ``table``. names:
     {stored tensor: (its name in ``model``, what to add to its numbers to get ours)}; None for the names of
@@ -287,7 +287,11 @@ class _Comparison:
                 self._own(row, feed, theirs)
         same = True
         for name, tensor in zip(self.names, self.graph.outputs, strict=False):
-            apart = float(np.abs(values[name] - ours[f"output {tensor}"]).max(initial=0))
+            kind = (
+                np.float32 if self.graph[tensor].dtype == "float32" else np.float64
+            )  # bool has no difference
+            theirs_, mine = values[name].astype(kind), ours[f"output {tensor}"].astype(kind)
+            apart = float(np.abs(theirs_ - mine).max(initial=0))
             self.result.outputs[name] = max(self.result.outputs.get(name, 0.0), apart)
             same &= int(values[name].argmax()) == int(ours[f"output {tensor}"].argmax())
         self.result.labels += same
