@@ -251,12 +251,7 @@ class Maker:
         """A second operand of x: another tensor that broadcasts with it, or a constant."""
         shape = self[x].shape
         if self.chance(same):
-            def broadcasts(a):
-                try:
-                    return math.prod(np.broadcast_shapes(a.shape, shape)) <= SIZE
-                except ValueError:
-                    return False
-            return self.pick(0, 5, F, broadcasts)
+            return self.pick(0, 5, F, lambda a: broadcasts(a.shape, shape))
         return self.const(self.array(self.broadcastable(shape), -2, 2))
 
     def broadcastable(self, shape, wider=True):
@@ -266,6 +261,14 @@ class Maker:
         elif wider and len(shape) < 5 and self.chance(0.1):
             shape = [self.int(1, 2), *shape]
         return shape
+
+
+def broadcasts(*shapes):
+    """Whether they do, to a tensor that is not too large."""
+    try:
+        return math.prod(np.broadcast_shapes(*shapes)) <= SIZE
+    except ValueError:
+        return False
 
 
 def fair(a, b, op):
@@ -599,7 +602,7 @@ def where(m, op):
     elif kind == 1:
         condition = m.add("Cast", [m.add("Relu", [m.pick(test=lambda a: a.shape == shape)])], to=TensorProto.BOOL)
     else:
-        condition = m.pick(0, 5, np.bool_, lambda a: math.prod(np.broadcast_shapes(a.shape, shape)) <= SIZE)
+        condition = m.pick(0, 5, np.bool_, lambda a: broadcasts(a.shape, shape))
     pair = [x, m.fitting(x)]
     return m.add(op, [condition, *(pair[::-1] if m.chance(0.4) else pair)])
 
@@ -858,7 +861,7 @@ def pad(m, op):
     return m.add(op, inputs, mode=mode)
 
 
-@recipe("Resize", since=10, often=5)
+@recipe("Resize", since=10, often=6)
 def resize(m, op):
     x = m.pick(4, 4) if m.chance(0.8) else m.pick(1, 5)
     rank, opset, shape = m[x].ndim, m.opset, m[x].shape
@@ -869,7 +872,7 @@ def resize(m, op):
         return m.add(op, [x, m.const(np.array(scale, F))], mode=mode)
     found = dict(mode=mode)
     ways = ["half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "tf_crop_and_resize"]
-    ways += ["tf_half_pixel_for_nn"] * (opset < 13) + ["half_pixel_symmetric"] * (2 * (opset >= 19))
+    ways += ["tf_half_pixel_for_nn"] * (2 * (opset < 13)) + ["half_pixel_symmetric"] * (2 * (opset >= 19))
     found["coordinate_transformation_mode"] = way = m.one(None, *ways)
     roi = ""
     if way == "tf_crop_and_resize":
@@ -886,14 +889,14 @@ def resize(m, op):
     if opset >= 18 and mode in ("linear", "cubic"):
         found["antialias"] = m.one(None, 0, 1)
     axes = list(range(rank))
-    if opset >= 18 and m.chance(0.4) and not roi:
+    if opset >= 18 and m.chance(0.6) and not roi:
         axes = [a for a in axes if a >= fixed]
         found["axes"] = [a - rank if m.chance(0.3) else a for a in axes]
         scale = scale[fixed:]
     if m.chance(0.5):
         if opset >= 18:
             policies = ("not_larger", "not_smaller") if "axes" in found else ()
-            found["keep_aspect_ratio_policy"] = m.one(None, "stretch", *policies)
+            found["keep_aspect_ratio_policy"] = m.one(None, "stretch", *policies, *policies)
         sizes = [max(1, int(shape[a] * s)) for a, s in zip(axes, scale)]
         empty = "" if opset >= 13 else m.initializer(np.zeros(0, F))
         roi = roi or ("" if opset >= 13 else m.initializer(np.zeros(0, F)))
@@ -1123,7 +1126,7 @@ def random_model(seed: int, nodes: int = 30, opset: int | None = None) -> tuple[
     """A legal ONNX model of at most ``nodes`` nodes and a feed {input name: array}, the same for the same arguments."""
     for attempt in range(20):
         rng = np.random.default_rng([seed, nodes, attempt])
-        chosen = opset or int(rng.choice([*OPSETS, 7, 9, 13, 18, 20, 21, 21, 21]))
+        chosen = opset or int(rng.choice([*OPSETS, 7, 9, 11, 12, 13, 18, 20, 20, 21, 21, 21]))
         m = Maker(rng, chosen, nodes)
         try:
             first_inputs(m)
