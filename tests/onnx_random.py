@@ -75,7 +75,12 @@ class Maker:
     def name(self, kind="t"):
         self.count += 1
         style = self.int(0, 3)
-        return (f"{kind}{self.count}", f"/net/{kind}.{self.count}/out", f"{self.count}", f"{kind}{self.count}:0")[style]
+        return (
+            f"{kind}{self.count}",
+            f"/net/{kind}.{self.count}/out",
+            f"{self.count}",
+            f"{kind}{self.count}:0",
+        )[style]
 
     def axis(self, rank, negative=11):
         """An axis, sometimes counted from the end where the opset allows it."""
@@ -94,7 +99,16 @@ class Maker:
                 list(self.live), set(self.used), set(self.constants))  # fmt: skip
 
     def restore(self, state):
-        length, self.initializers, self.inputs, self.feed, self.values, self.live, self.used, self.constants = state
+        (
+            length,
+            self.initializers,
+            self.inputs,
+            self.feed,
+            self.values,
+            self.live,
+            self.used,
+            self.constants,
+        ) = state
         del self.nodes[length:]
 
     def __getitem__(self, name):
@@ -126,7 +140,11 @@ class Maker:
         if not found:
             raise Reject
         weights = np.array(
-            [(1 + i) * (1 if n in self.used else 6) * (3 if self[n].ndim == 4 else 1) for i, n in enumerate(found)], float
+            [
+                (1 + i) * (1 if n in self.used else 6) * (3 if self[n].ndim == 4 else 1)
+                for i, n in enumerate(found)
+            ],
+            float,
         )
         return found[int(self.rng.choice(len(found), p=weights / weights.sum()))]
 
@@ -155,7 +173,9 @@ class Maker:
             return self.add("Cast", [self.initializer(array.astype(np.int32))], to=TensorProto.INT64)
         if kind == 8 and array.ndim == 1 and array.size > 1 and array.dtype in (F, np.int64):
             cut = self.int(1, array.size - 1)
-            return self.add("Concat", [self.initializer(array[:cut]), self.initializer(array[cut:])], axis=0)
+            return self.add(
+                "Concat", [self.initializer(array[:cut]), self.initializer(array[cut:])], axis=0
+            )
         if kind == 9 and array.ndim > 1:
             return self.add("Transpose", [self.initializer(np.ascontiguousarray(array.T))])
         if self.opset < 9 and array.dtype not in (F, D, H):  # Constant held no others
@@ -174,7 +194,11 @@ class Maker:
     def shape(self, values, like=None):
         """A shape as exporters write it: a constant, or Shape -> Gather -> Unsqueeze -> Concat of ``like``."""
         values = [int(v) for v in values]
-        same = [] if like is None else [i for i, v in enumerate(values) if i < self[like].ndim and self[like].shape[i] == v]
+        same = (
+            []
+            if like is None
+            else [i for i, v in enumerate(values) if i < self[like].ndim and self[like].shape[i] == v]
+        )
         if not same or self.chance(0.6) or len(self.nodes) + 6 > self.limit:
             return self.ints(values)
         at = self.one(*same)
@@ -187,11 +211,19 @@ class Maker:
                 part = self.add("Slice", [whole, *bounds])
         else:
             part = self.unsqueeze(self.add("Gather", [whole, self.ints(at)], axis=0), [0])
-        pieces = [self.ints(values[:at])] * bool(at) + [part] + [self.ints(values[at + 1 :])] * (at + 1 < len(values))
+        pieces = (
+            [self.ints(values[:at])] * bool(at)
+            + [part]
+            + [self.ints(values[at + 1 :])] * (at + 1 < len(values))
+        )
         return self.add("Concat", pieces, axis=0) if len(pieces) > 1 else part
 
     def unsqueeze(self, x, axes):
-        return self.add("Unsqueeze", [x], axes=axes) if self.opset < 13 else self.add("Unsqueeze", [x, self.ints(axes)])
+        return (
+            self.add("Unsqueeze", [x], axes=axes)
+            if self.opset < 13
+            else self.add("Unsqueeze", [x, self.ints(axes)])
+        )
 
     # -- nodes -----------------------------------------------------------------------------------------------
     def add(self, op, inputs, outputs=1, **attributes):
@@ -201,7 +233,9 @@ class Maker:
         if len(self.nodes) >= self.limit:
             raise Reject
         attributes = {key: value for key, value in attributes.items() if value is not None}
-        node = helper.make_node(op, inputs, names, name="" if self.chance(0.2) else f"{op}_{self.count}", **attributes)
+        node = helper.make_node(
+            op, inputs, names, name="" if self.chance(0.2) else f"{op}_{self.count}", **attributes
+        )
         fixed = all(n in self.constants for n in inputs if n) or op == "Shape"
         self.run(node, fixed)
         self.nodes.append(node)
@@ -220,14 +254,16 @@ class Maker:
             [node], "g", [value_info(n, self[n]) for n in moving], [onnx.ValueInfoProto(name=n) for n in names],
             [numpy_helper.from_array(self[n], n) for n in given if n in self.constants],
         )  # fmt: skip
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=max(self.ir, 4))
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=max(self.ir, 4)
+        )
         try:
             runner = session(model)
             plain = runner.run(names, {n: self[n] for n in moving})
             moved = plain if fixed else runner.run(names, {n: self.values[n][1] for n in moving})
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - what ONNX Runtime cannot do is not asked
             raise Reject(f"{node.op_type}: {str(error).splitlines()[0][:200]}") from None
-        for name, a, b in zip(names, plain, moved):
+        for name, a, b in zip(names, plain, moved, strict=False):
             if not fixed:
                 fair(a, b, node.op_type)
             self.values[name] = (a, b if fixed else self.moved(b))
@@ -276,7 +312,9 @@ def fair(a, b, op):
     if not isinstance(a, np.ndarray) or a.ndim > 5 or not 0 < a.size <= SIZE or a.shape != b.shape:
         raise Reject
     if a.dtype.kind == "f":
-        top = float(np.abs(a.astype(D)).max()) if np.isfinite(a).all() and np.isfinite(b).all() else math.inf
+        top = (
+            float(np.abs(a.astype(D)).max()) if np.isfinite(a).all() and np.isfinite(b).all() else math.inf
+        )
         if not 1e-6 < top < 1e4:
             raise Reject
         if np.abs(a.astype(D) - b).max() > STEADY * top:
@@ -326,7 +364,7 @@ def weights(m, shape):
 @recipe("Conv", often=9)
 def conv(m, op):
     x = m.pick(3, 5)
-    n, c, *spatial = m[x].shape
+    _n, c, *spatial = m[x].shape
     group = m.one(*[g for g in (1, 1, 2, 3, c) if c % g == 0])
     found = window(m, spatial)
     k = group * m.int(1, max(1, 6 // group))
@@ -347,17 +385,22 @@ def conv(m, op):
 @recipe("ConvTranspose", often=4)
 def conv_transpose(m, op):
     x = m.pick(3, 5)
-    n, c, *spatial = m[x].shape
+    _n, c, *spatial = m[x].shape
     group = m.one(*[g for g in (1, 1, 2, c) if c % g == 0])
     found = window(m, spatial)
     strides, dilations = (found.get(k, [1] * len(spatial)) for k in ("strides", "dilations"))
     k = m.int(1, 3)
-    inputs = [x, weights(m, [c, k, *found["kernel_shape"]])] + m.one([], [m.const(m.array(k * group))])
-    if m.chance(0.35):
-        found["output_padding"] = [m.int(0, max(s, d) - 1) for s, d in zip(strides, dilations)]
+    inputs = [x, weights(m, [c, k, *found["kernel_shape"]]), *m.one([], [m.const(m.array(k * group))])]
+    if m.chance(0.35) and "SAME" not in found.get("auto_pad", ""):  # which of the two wins is not said
+        found["output_padding"] = [
+            m.int(0, max(s, d) - 1) for s, d in zip(strides, dilations, strict=False)
+        ]
     if m.chance(0.25):
         found.pop("pads", None)
-        full = [(d - 1) * s + (w - 1) * e + 1 for d, s, w, e in zip(spatial, strides, found["kernel_shape"], dilations)]
+        full = [
+            (d - 1) * s + (w - 1) * e + 1
+            for d, s, w, e in zip(spatial, strides, found["kernel_shape"], dilations, strict=False)
+        ]
         found["output_shape"] = [max(1, f - m.int(0, 1)) for f in full]
         found.pop("output_padding", None)
     if m.chance(0.3):
@@ -373,6 +416,8 @@ def pool(m, op):
     opset = m.opset
     dilated = opset >= {"MaxPool": 10, "AveragePool": 19, "LpPool": 18}[op]
     found = window(m, m[x].shape[2:], dilated)
+    if op == "LpPool" and "SAME" in found.get("auto_pad", ""):  # ONNX Runtime 1.32 pads as if not dilated
+        found.pop("dilations", None)
     outputs = 1
     if opset >= (18 if op == "LpPool" else 10) and m.chance(0.5):
         found["ceil_mode"] = m.int(0, 1)
@@ -414,7 +459,9 @@ def batch_normalization(m, op):
 def instance_norm(m, op):
     x = m.pick(3, 5)
     c = m[x].shape[1]
-    return m.add(op, [x, m.const(m.array(c, 0.5, 1.5)), m.const(m.array(c))], epsilon=m.one(None, 1e-3, 0.1))
+    return m.add(
+        op, [x, m.const(m.array(c, 0.5, 1.5)), m.const(m.array(c))], epsilon=m.one(None, 1e-3, 0.1)
+    )
 
 
 @recipe("GroupNormalization", since=21, often=4)
@@ -431,8 +478,8 @@ def layer_norm(m, op):
     x = m.pick(2, 5)
     axis = m.axis(m[x].ndim)
     shape = m[x].shape[axis:]
-    inputs = [x, m.const(m.array(shape, 0.5, 1.5))] + m.one([], [m.const(m.array(shape))], [""])
-    outputs = [True] + m.one([], [], [True], [True, True], [False, True])
+    inputs = [x, m.const(m.array(shape, 0.5, 1.5)), *m.one([], [m.const(m.array(shape))], [""])]
+    outputs = [True, *m.one([], [], [True], [True, True], [False, True])]
     return m.add(op, inputs, outputs, axis=axis if axis != -1 or m.chance(0.5) else None,
                  epsilon=m.one(None, 1e-3), stash_type=m.one(None, 1))[0]  # fmt: skip
 
@@ -476,7 +523,9 @@ def rounding(m, op):
 def rounds(m, op):
     if m.chance(0.4):  # halves that are exact: to the even one
         x = m.pick(0, 5, None, lambda a: a.dtype.kind in "iu")
-        return m.add(op, [m.add("Mul", [m.add("Cast", [x], to=TensorProto.FLOAT), m.const(np.array(0.5, F))])])
+        return m.add(
+            op, [m.add("Mul", [m.add("Cast", [x], to=TensorProto.FLOAT), m.const(np.array(0.5, F))])]
+        )
     return rounding(m, op)
 
 
@@ -552,7 +601,9 @@ def thresholded(m, op):
 
 @recipe("Shrink", since=9, often=1.5)
 def shrink(m, op):
-    return m.add(op, [m.pick(0, 5)], lambd=m.one(None, m.real(0.1, 0.6)), bias=m.one(None, m.real(-0.3, 0.3)))
+    return m.add(
+        op, [m.pick(0, 5)], lambd=m.one(None, m.real(0.1, 0.6)), bias=m.one(None, m.real(-0.3, 0.3))
+    )
 
 
 @recipe("Gelu", since=20, often=4)
@@ -600,7 +651,9 @@ def where(m, op):
     if kind == 0:
         condition = m.const(m.rng.random(m.broadcastable(shape)) < 0.5)
     elif kind == 1:
-        condition = m.add("Cast", [m.add("Relu", [m.pick(test=lambda a: a.shape == shape)])], to=TensorProto.BOOL)
+        condition = m.add(
+            "Cast", [m.add("Relu", [m.pick(test=lambda a: a.shape == shape)])], to=TensorProto.BOOL
+        )
     else:
         condition = m.pick(0, 5, np.bool_, lambda a: broadcasts(a.shape, shape))
     pair = [x, m.fitting(x)]
@@ -613,7 +666,9 @@ def cast(m, op):
     kind = m.int(0, 4)
     if kind == 0:  # an integer or a boolean, often back to float
         x = m.add("Mul", [m.pick(1, 5), m.const(np.array(m.one(3, 7), F))])
-        y = m.add(op, [x], to=m.one(TensorProto.INT32, TensorProto.INT64, TensorProto.INT8, TensorProto.BOOL))
+        y = m.add(
+            op, [x], to=m.one(TensorProto.INT32, TensorProto.INT64, TensorProto.INT8, TensorProto.BOOL)
+        )
         return m.add(op, [y], to=TensorProto.FLOAT) if m.chance(0.5) else y
     if kind == 1:
         y = m.add(op, [m.pick(0, 5, None, lambda a: a.dtype != F)], to=TensorProto.FLOAT)
@@ -630,10 +685,16 @@ def cast(m, op):
                 x = m.add(step, [x])
         return m.add(op, [x], to=TensorProto.FLOAT)
     # half inside, of values that it holds exactly: a reader may compute it in float32
-    y = m.add("Floor", [m.add("Mul", [m.pick(1, 5, F, lambda a: np.abs(a).max() < 20), m.const(np.array(4, F))])])
+    y = m.add(
+        "Floor", [m.add("Mul", [m.pick(1, 5, F, lambda a: np.abs(a).max() < 20), m.const(np.array(4, F))])]
+    )
     y = m.add(op, [y], to=TensorProto.FLOAT16)
     step = m.one("Add", "Sub", "Relu", "Neg", "Abs")
-    more = [m.const(m.rng.integers(-8, 9, m.broadcastable(m[y].shape)).astype(H))] if step in ("Add", "Sub") else []
+    more = (
+        [m.const(m.rng.integers(-8, 9, m.broadcastable(m[y].shape)).astype(H))]
+        if step in ("Add", "Sub")
+        else []
+    )
     y = m.add(op, [m.add(step, [y, *more])], to=TensorProto.FLOAT)
     return m.add("Mul", [y, m.const(np.array(0.25, F))])
 
@@ -684,7 +745,9 @@ def reshape(m, op):
         written[m.int(0, len(written) - 1)] = -1
     zeros = m.chance(0.3)
     if zeros:
-        written = [0 if i < len(shape) and v == shape[i] and m.chance(0.7) else v for i, v in enumerate(written)]
+        written = [
+            0 if i < len(shape) and v == shape[i] and m.chance(0.7) else v for i, v in enumerate(written)
+        ]
     allowzero = None if m.opset < 14 or 0 in written else m.one(None, 0, 1)
     if allowzero is None and m.opset >= 14 and m.chance(0.2):
         allowzero = 0
@@ -737,7 +800,9 @@ def concat(m, op):
     shape = list(m[x].shape)
 
     def joins(a):
-        return a.ndim == len(shape) and all(d == e for i, (d, e) in enumerate(zip(a.shape, shape)) if i != axis % len(shape))
+        return a.ndim == len(shape) and all(
+            d == e for i, (d, e) in enumerate(zip(a.shape, shape, strict=False)) if i != axis % len(shape)
+        )
 
     inputs = [x]
     for _ in range(m.int(0, 2)):
@@ -794,7 +859,9 @@ def split(m, op):
     axis = m.one(*[i for i, d in enumerate(m[x].shape) if d > 1])
     d = m[x].shape[axis]
     parts = m.int(1, min(4, d))
-    written = None if axis == 0 and m.chance(0.5) else axis - rank if m.opset >= 11 and m.chance(0.3) else axis
+    written = (
+        None if axis == 0 and m.chance(0.5) else axis - rank if m.opset >= 11 and m.chance(0.3) else axis
+    )
     if m.opset >= 18 and m.chance(0.5):
         if (parts - 1) * -(-d // parts) >= d:
             raise Reject
@@ -816,7 +883,9 @@ def gather(m, op):
     low = -d if m.opset >= 11 and m.chance(0.5) else 0
     indices = m.rng.integers(low, d, m.one((), (m.int(1, 4),), (m.int(1, 4),), (2, m.int(1, 2))))
     kind = m.one(np.int32, np.int64)
-    return m.add(op, [x, m.const(np.asarray(indices, kind))], axis=None if axis == 0 and m.chance(0.5) else axis)
+    return m.add(
+        op, [x, m.const(np.asarray(indices, kind))], axis=None if axis == 0 and m.chance(0.5) else axis
+    )
 
 
 @recipe("Expand", since=8, often=1.5)
@@ -867,7 +936,9 @@ def resize(m, op):
     rank, opset, shape = m[x].ndim, m.opset, m[x].shape
     mode = m.one(None, "nearest", "linear", "linear", *["cubic"] * (2 * (opset >= 11)))
     fixed = 2 if rank > 2 else 0
-    scale = [1.0] * fixed + [m.one(2.0, 0.5, 1.5, 3.0, 1.0, 0.75, m.real(0.4, 2.5)) for _ in range(rank - fixed)]
+    scale = [1.0] * fixed + [
+        m.one(2.0, 0.5, 1.5, 3.0, 1.0, 0.75, m.real(0.4, 2.5)) for _ in range(rank - fixed)
+    ]
     if opset == 10:
         return m.add(op, [x, m.const(np.array(scale, F))], mode=mode)
     found = dict(mode=mode)
@@ -897,7 +968,11 @@ def resize(m, op):
         if opset >= 18:
             policies = ("not_larger", "not_smaller") if "axes" in found else ()
             found["keep_aspect_ratio_policy"] = m.one(None, "stretch", *policies, *policies)
-        sizes = [max(1, int(shape[a] * s)) for a, s in zip(axes, scale)]
+            if (
+                found["keep_aspect_ratio_policy"] in policies
+            ):  # ONNX Runtime 1.32 forgets it on a negative axis
+                found["axes"] = axes
+        sizes = [max(1, int(shape[a] * s)) for a, s in zip(axes, scale, strict=False)]
         empty = "" if opset >= 13 else m.initializer(np.zeros(0, F))
         roi = roi or ("" if opset >= 13 else m.initializer(np.zeros(0, F)))
         return m.add(op, [x, roi, empty, m.shape(sizes, x)], **found)
@@ -920,7 +995,14 @@ def upsample(m, op):
 def center_crop_pad(m, op):
     x = m.pick(1, 5)
     rank = m[x].ndim
-    axes = None if m.chance(0.4) else [a - rank if m.chance(0.3) else a for a in sorted(m.rng.permutation(rank)[: m.int(1, rank)].tolist())]
+    axes = (
+        None
+        if m.chance(0.4)
+        else [
+            a - rank if m.chance(0.3) else a
+            for a in sorted(m.rng.permutation(rank)[: m.int(1, rank)].tolist())
+        ]
+    )
     over = range(rank) if axes is None else axes
     return m.add(op, [x, m.ints([max(1, m[x].shape[a] + m.int(-3, 3)) for a in over])], axes=axes)
 
@@ -936,7 +1018,9 @@ def col2im(m, op):
     length = 1
     for i in range(n):
         d = image[i] + (pads[i] + pads[n + i] if pads else 0)
-        count = (d - (dilations[i] if dilations else 1) * (block[i] - 1) - 1) // (strides[i] if strides else 1) + 1
+        count = (d - (dilations[i] if dilations else 1) * (block[i] - 1) - 1) // (
+            strides[i] if strides else 1
+        ) + 1
         length *= max(count, 0)
     rows = math.prod(block)
     x = m.pick(1, 5, F, lambda a: length and a.size >= length * rows)
@@ -1045,7 +1129,9 @@ def einsum(m, op):
     if kind == 4 and rank > 1:
         return m.add(op, [x], equation="...ij->...ji")
     i = m.int(0, rank - 1)
-    return m.add(op, [x, m.const(m.array([shape[i]]))], equation=f"{names},{names[i]}" + m.one("", f"->{names}"))
+    return m.add(
+        op, [x, m.const(m.array([shape[i]]))], equation=f"{names},{names[i]}" + m.one("", f"->{names}")
+    )
 
 
 # -- integers ------------------------------------------------------------------------------------------------
@@ -1071,7 +1157,13 @@ def first_inputs(m):
             m.input(m.array(shape, -2, 2))
         elif kind < 6:
             rank = m.one(1, 2, 3, 3, 5)
-            m.input(m.array([m.int(1, 2) if rank == 5 else m.int(1, 6), *(m.int(2, 5) for _ in range(rank - 1))], -2, 2))
+            m.input(
+                m.array(
+                    [m.int(1, 2) if rank == 5 else m.int(1, 6), *(m.int(2, 5) for _ in range(rank - 1))],
+                    -2,
+                    2,
+                )
+            )
         elif kind < 8:
             m.input(m.rng.integers(0, 256, shape).astype(np.uint8))
         else:
@@ -1116,9 +1208,9 @@ def runs(model, m):
     names = [o.name for o in model.graph.output]
     try:
         found = session(model).run(names, m.feed)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - as above
         raise Reject(f"as a whole: {error}") from None
-    if any(apart(a, m[n], STEADY) for n, a in zip(names, found)):
+    if any(apart(a, m[n], STEADY) for n, a in zip(names, found, strict=False)):
         raise Reject("as a whole it gives something else")
 
 
@@ -1188,7 +1280,7 @@ def evaluate_in_double(model, feed):
         with np.errstate(all="ignore"):
             return ReferenceEvaluator(in_double(model)).run(None, {
                 n: a.astype(D) if a.dtype == F else a for n, a in feed.items()})  # fmt: skip
-    except Exception:
+    except Exception:  # noqa: BLE001 - some of its operators take float32 only
         return None
 
 
@@ -1198,11 +1290,13 @@ def spread(model, feed):
     names, found = [o.name for o in model.graph.output], []
     for size in (0, *[3e-7] * 6, *[1e-6] * 6):
         moved = {
-            n: np.asarray(a * (1 + size * rng.standard_normal(a.shape)), a.dtype) if a.dtype.kind == "f" else a
+            n: np.asarray(a * (1 + size * rng.standard_normal(a.shape)), a.dtype)
+            if a.dtype.kind == "f"
+            else a
             for n, a in feed.items()
         }
         found.append([a.astype(D) for a in runner.run(names, moved)])
-    return {n: (np.min(all_, 0), np.max(all_, 0)) for n, *all_ in zip(names, *found)}
+    return {n: (np.min(all_, 0), np.max(all_, 0)) for n, *all_ in zip(names, *found, strict=False)}
 
 
 def differs(model, feed, ours: dict, theirs: list) -> str | None:
@@ -1225,7 +1319,11 @@ def differs(model, feed, ours: dict, theirs: list) -> str | None:
                 continue
             near = spread(model, feed) if near is None else near
             low, high = near[n]
-            slack = 1e-4 * max(np.abs(low).max(initial=0), np.abs(high).max(initial=0)) * (ours[n].dtype.kind == "f")
+            slack = (
+                1e-4
+                * max(np.abs(low).max(initial=0), np.abs(high).max(initial=0))
+                * (ours[n].dtype.kind == "f")
+            )
             theirs_off = bool(((ours[n] >= low - slack) & (ours[n] <= high + slack)).all())
         if theirs_off:
             del found[n]

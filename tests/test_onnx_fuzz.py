@@ -87,7 +87,13 @@ def image_net():
         helper.make_node("Flatten", ["g"], ["f"], "flat"),
         helper.make_node("Gemm", ["f", "w3", "b3"], ["y"], "fc", transB=1),
     ]
-    weights = [weight("w1", 4, 3, 3, 3), weight("b1", 4), weight("w2", 4, 4, 3, 3), weight("w3", 5, 4), weight("b3", 5)]
+    weights = [
+        weight("w1", 4, 3, 3, 3),
+        weight("b1", 4),
+        weight("w2", 4, 4, 3, 3),
+        weight("w3", 5, 4),
+        weight("b3", 5),
+    ]
     weights += [weight(name, 4) for name in "sbm"] + [numpy_helper.from_array(np.ones(4, F), "v")]
     graph = helper.make_graph(
         nodes, "net", [helper.make_tensor_value_info("x", 1, [1, 3, 8, 8])],
@@ -97,7 +103,10 @@ def image_net():
 
 
 def bases():
-    return [image_net(), *(random_model(1000 + i, nodes=10, opset=opset)[0] for i, opset in enumerate((8, 11, 13, 21)))]
+    return [
+        image_net(),
+        *(random_model(1000 + i, nodes=10, opset=opset)[0] for i, opset in enumerate((8, 11, 13, 21))),
+    ]
 
 
 HUGE = (2**60, 2**31, -1, 0, -(2**63), 2**63 - 1, 10**6)
@@ -170,7 +179,7 @@ def check_damaged(load, seeds, tmp_path):
         path.write_bytes(damaged(seed))
         try:
             message = refusal(load, path)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever gets out is reported with its seed
             wrong.append(f"{seed}: {type(error).__name__}: {str(error)[:200]!r}")
             continue
         if message is not None and not one_line(message):
@@ -216,7 +225,9 @@ def test_the_command_line_refuses_a_damaged_file_in_a_line(load, tmp_path, seed)
 
 
 # -- models that are wrong ---------------------------------------------------------------------------------------
-def net(*nodes, x=(1, 3, 8, 8), opset=13, constants=(), outputs=("y",), element=TensorProto.FLOAT, functions=()):
+def net(
+    *nodes, x=(1, 3, 8, 8), opset=13, constants=(), outputs=("y",), element=TensorProto.FLOAT, functions=()
+):
     """conv -> ``nodes``, which take c and give y."""
     graph = helper.make_graph(
         [helper.make_node("Conv", ["x", "w"], ["c"], "conv"), *nodes], "g",
@@ -224,11 +235,19 @@ def net(*nodes, x=(1, 3, 8, 8), opset=13, constants=(), outputs=("y",), element=
         [helper.make_tensor_value_info(y, TensorProto.FLOAT, None) for y in outputs],
         [numpy_helper.from_array(np.full((4, 3, 1, 1), 0.1, F), "w"), *constants],
     )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8, functions=functions)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8, functions=functions
+    )
 
 
 def node(op, *inputs, name="", output="y", **attributes):
-    return helper.make_node(op, inputs or ["c"], [output] if isinstance(output, str) else output, name or op.lower(), **attributes)
+    return helper.make_node(
+        op,
+        inputs or ["c"],
+        [output] if isinstance(output, str) else output,
+        name or op.lower(),
+        **attributes,
+    )
 
 
 RELU = node("Relu", name="act")
@@ -245,7 +264,10 @@ def changed(model, change):
 
 def branch(name, op):
     return helper.make_graph(
-        [helper.make_node(op, ["c"], [name])], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)]
+        [helper.make_node(op, ["c"], [name])],
+        name,
+        [],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
     )
 
 
@@ -459,12 +481,18 @@ def test_a_long_name_leaves_the_cure_in_the_line(load):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("name", ["an opset too old", "a height that is open", "a cycle", "an unknown domain"])
+@pytest.mark.parametrize(
+    "name", ["an opset too old", "a height that is open", "a cycle", "an unknown domain"]
+)
 def test_the_command_line_exits_with_4_and_writes_nothing(load, tmp_path, name):
     (tmp_path / "net.onnx").write_bytes(WRONG[name][0]().SerializeToString())
     np.savez(tmp_path / "images.npz", x=np.zeros((2, 3, 8, 8), F))
     result = quantize(tmp_path, "net.onnx")
-    assert result.returncode == 4 and len(result.stderr.splitlines()) == 1 and re.search(WRONG[name][1], result.stderr)
+    assert (
+        result.returncode == 4
+        and len(result.stderr.splitlines()) == 1
+        and re.search(WRONG[name][1], result.stderr)
+    )
     assert sorted(os.listdir(tmp_path)) == ["images.npz", "net.onnx"]
 
 

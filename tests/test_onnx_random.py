@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -18,13 +17,98 @@ import onnx_random
 from onnx_random import OPERATORS, apart, differs, random_model, session
 
 #: the list of the issue, and what a detector's tail adds
-LISTED = """Conv ConvTranspose MaxPool AveragePool GlobalAveragePool GlobalMaxPool Gemm BatchNormalization Clip Resize
-Upsample Pad Concat Slice Split Relu LeakyRelu PRelu Elu Selu Celu ThresholdedRelu HardSigmoid HardSwish Sigmoid Tanh
-Softplus Softsign Gelu Mish Add Sub Mul Div Max Min Mean Sum Neg Abs Exp Log Sqrt Reciprocal Pow Flatten Reshape Squeeze
-Unsqueeze Transpose DepthToSpace SpaceToDepth Softmax LogSoftmax Hardmax ReduceMean ReduceSum ReduceMax ReduceMin
-ReduceL1 ReduceL2 ReduceProd ReduceSumSquare ReduceLogSumExp MatMul Identity Dropout LRN InstanceNormalization
-GroupNormalization LayerNormalization LpPool LpNormalization MeanVarianceNormalization Gather Expand Tile Where Erf
-Floor Ceil Round Sign Cast Shrink Einsum CenterCropPad Col2Im TopK ArgMax""".split()
+LISTED = [
+    "Conv",
+    "ConvTranspose",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "Gemm",
+    "BatchNormalization",
+    "Clip",
+    "Resize",
+    "Upsample",
+    "Pad",
+    "Concat",
+    "Slice",
+    "Split",
+    "Relu",
+    "LeakyRelu",
+    "PRelu",
+    "Elu",
+    "Selu",
+    "Celu",
+    "ThresholdedRelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Sigmoid",
+    "Tanh",
+    "Softplus",
+    "Softsign",
+    "Gelu",
+    "Mish",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Max",
+    "Min",
+    "Mean",
+    "Sum",
+    "Neg",
+    "Abs",
+    "Exp",
+    "Log",
+    "Sqrt",
+    "Reciprocal",
+    "Pow",
+    "Flatten",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "Softmax",
+    "LogSoftmax",
+    "Hardmax",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceProd",
+    "ReduceSumSquare",
+    "ReduceLogSumExp",
+    "MatMul",
+    "Identity",
+    "Dropout",
+    "LRN",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "LayerNormalization",
+    "LpPool",
+    "LpNormalization",
+    "MeanVarianceNormalization",
+    "Gather",
+    "Expand",
+    "Tile",
+    "Where",
+    "Erf",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Sign",
+    "Cast",
+    "Shrink",
+    "Einsum",
+    "CenterCropPad",
+    "Col2Im",
+    "TopK",
+    "ArgMax",
+]
 AUTO = {"NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"}
 #: (operator, attribute) -> the values that 300 graphs must show
 VALUES = {
@@ -75,7 +159,7 @@ def wrong(seeds):
         theirs = session(model).run(None, feed)
         try:
             ours = reader.load(model).run(feed)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever gets out is reported with its seed
             found.append(f"seed {seed}: {type(error).__name__}: {error}")
             continue
         if why := differs(model, feed, ours, theirs):
@@ -120,10 +204,14 @@ def test_300_graphs_use_every_operator_and_most_values_of_attributes():
         features["several outputs"] += len(graph.output) > 1
         features["initializer that is an input"] += any(i.name in weights for i in graph.input)
         features["integer input"] += any(a.dtype.kind in "iu" for a in feed.values())
-        features["integer output"] += any(o.type.tensor_type.elem_type != TensorProto.FLOAT for o in graph.output)
+        features["integer output"] += any(
+            o.type.tensor_type.elem_type != TensorProto.FLOAT for o in graph.output
+        )
         features["shape that folds"] += any(n.op_type == "Shape" for n in graph.node)
     assert {op: used[op] for op in OPERATORS if used[op] < 5} == {}
-    missing = {key: sorted(map(str, want - values[key])) for key, want in VALUES.items() if want - values[key]}
+    missing = {
+        key: sorted(map(str, want - values[key])) for key, want in VALUES.items() if want - values[key]
+    }
     assert missing == {}
     assert set(opsets) == set(onnx_random.OPSETS) and set(ranks) >= {1, 2, 3, 4, 5}
     assert {name: n for name, n in features.items() if n < 20} == {}
@@ -144,25 +232,31 @@ def test_a_seed_gives_the_same_bytes_in_another_process(hash_seed):
     code = "import test_onnx_random; print(test_onnx_random.digest(range(5)))"
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
     other = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert other.stdout.split() == [digest(range(5))], other.stderr
 
 
-#: what onnx's own inference misreads: constants in value_ints, the function MeanVarianceNormalization, and the window
-#: of a ceil-mode pool that starts behind the input
-ONNX_ERRS = "K input must be|'pads' input must be|MeanVarianceNormalization|Pool"
+def misread(node):
+    """Whether onnx's own shape inference (1.16 to 1.23) may misread it: constants in value_ints, a function's body,
+    windows of a ceil-mode pool that start behind the input, an output_shape."""
+    names = {a.name for a in node.attribute}
+    return node.op_type == "MeanVarianceNormalization" or bool(
+        names & {"value_ints", "ceil_mode", "output_shape"}
+    )
 
 
 def test_models_pass_the_strict_checker():
     strict = 0
-    for seed in range(30):
-        model, _ = random_model(seed)
-        try:
+    for seed in range(40):
+        model, _ = random_model(seed, nodes=15)
+        if not any(map(misread, model.graph.node)):
             onnx.checker.check_model(model, full_check=True)
             strict += 1
-        except onnx.shape_inference.InferenceError as error:
-            assert re.search(ONNX_ERRS, str(error)), f"seed {seed}: {error}"
     assert strict > 15
 
 
@@ -170,7 +264,7 @@ def one_node(op, x, *constants, **attributes):
     names = [f"c{i}" for i in range(len(constants))]
     graph = helper.make_graph(
         [helper.make_node(op, ["x", *names], ["y"], **attributes)], "g", [onnx_random.value_info("x", x)],
-        [onnx.ValueInfoProto(name="y")], [numpy_helper.from_array(c, n) for c, n in zip(constants, names)],
+        [onnx.ValueInfoProto(name="y")], [numpy_helper.from_array(c, n) for c, n in zip(constants, names, strict=False)],
     )  # fmt: skip
     graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
@@ -200,5 +294,7 @@ def test_at_a_step_double_decides():
 
 def test_integers_and_booleans_must_be_equal():
     a = np.array([1, 2], np.int64)
-    assert apart(a, a) is None and apart(a, a + 1) and apart(a > 1, a > 0) and apart(a, a.astype(np.float32))
+    assert (
+        apart(a, a) is None and apart(a, a + 1) and apart(a > 1, a > 0) and apart(a, a.astype(np.float32))
+    )
     assert apart(np.array([np.nan], np.float32), np.ones(1, np.float32))
