@@ -1244,9 +1244,19 @@ def apart(a, b, rtol=1e-4):
     return None if error <= rtol * top else f"{error:.3g} apart, of {top:.3g}"
 
 
-def in_double(model):
-    """The model with double wherever it has float32."""
+def in_double(model, output):
+    """What of the model makes this output, with double wherever it has float32."""
     model = onnx.ModelProto.FromString(model.SerializeToString())
+    wanted, nodes = {output}, []
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output):
+            nodes.insert(0, node)
+            wanted |= set(node.input)
+    ends = [o for o in model.graph.output if o.name == output][:1]
+    for field, kept in (("node", nodes), ("output", ends)):
+        kept = [type(k).FromString(k.SerializeToString()) for k in kept]
+        model.graph.ClearField(field)
+        getattr(model.graph, field).extend(kept)
 
     def tensor(t):
         if t.data_type == TensorProto.FLOAT:
@@ -1272,14 +1282,14 @@ def in_double(model):
     return model
 
 
-def evaluate_in_double(model, feed):
-    """The outputs by onnx.reference in double; None where it cannot."""
+def evaluate_in_double(model, feed, output):
+    """An output by onnx.reference in double; None where it cannot."""
     from onnx.reference import ReferenceEvaluator
 
     try:
         with np.errstate(all="ignore"):
-            return ReferenceEvaluator(in_double(model)).run(None, {
-                n: a.astype(D) if a.dtype == F else a for n, a in feed.items()})  # fmt: skip
+            doubles = {n: a.astype(D) if a.dtype == F else a for n, a in feed.items()}
+            return ReferenceEvaluator(in_double(model, output)).run(None, doubles)[0]
     except Exception:  # noqa: BLE001 - some of its operators take float32 only
         return None
 
@@ -1311,9 +1321,10 @@ def differs(model, feed, ours: dict, theirs: list) -> str | None:
     found = {n: (i, why) for i, n in enumerate(names) if (why := apart(ours[n], theirs[i]))}
     if not found:
         return None
-    double, near = evaluate_in_double(model, feed), None
+    near = None
     for n, (i, _) in list(found.items()):
-        ours_off, theirs_off = (double is None or apart(a, double[i]) for a in (ours[n], theirs[i]))
+        double = evaluate_in_double(model, feed, n)
+        ours_off, theirs_off = (double is None or apart(a, double) for a in (ours[n], theirs[i]))
         if theirs_off and ours_off:
             if ours[n].shape != theirs[i].shape or ours[n].dtype != theirs[i].dtype:
                 continue
