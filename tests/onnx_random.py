@@ -357,6 +357,16 @@ def window(m, spatial, dilated=True, largest=3):
     return found
 
 
+def fits(found, spatial):
+    """Reject a window that is larger than the padded input: what a pool then gives, nobody says."""
+    pads = found.get("pads", [0] * 2 * len(spatial))
+    dilations = found.get("dilations", [1] * len(spatial))
+    for i, (d, k, e) in enumerate(zip(spatial, found["kernel_shape"], dilations, strict=True)):
+        if "SAME" not in found.get("auto_pad", "") and (k - 1) * e >= d + pads[i] + pads[len(spatial) + i]:
+            raise Reject
+    return found
+
+
 def weights(m, shape):
     return m.const(m.array(shape) * F(1.5 / math.sqrt(math.prod(shape[1:]))))
 
@@ -366,7 +376,7 @@ def conv(m, op):
     x = m.pick(3, 5)
     _n, c, *spatial = m[x].shape
     group = m.one(*[g for g in (1, 1, 2, 3, c) if c % g == 0])
-    found = window(m, spatial)
+    found = fits(window(m, spatial), spatial)
     k = group * m.int(1, max(1, 6 // group))
     inputs = [x, weights(m, [k, c // group, *found["kernel_shape"]])]
     inputs += m.one([], [""], [m.const(m.array(k))], [m.const(m.array(k))])
@@ -389,6 +399,9 @@ def conv_transpose(m, op):
     group = m.one(*[g for g in (1, 1, 2, c) if c % g == 0])
     found = window(m, spatial)
     strides, dilations = (found.get(k, [1] * len(spatial)) for k in ("strides", "dilations"))
+    extents = [(w - 1) * e + 1 for w, e in zip(found["kernel_shape"], dilations, strict=True)]
+    if "SAME" in found.get("auto_pad", "") and any(w < s for w, s in zip(extents, strides, strict=True)):
+        raise Reject  # a negative padding, or none
     k = m.int(1, 3)
     inputs = [x, weights(m, [c, k, *found["kernel_shape"]]), *m.one([], [m.const(m.array(k * group))])]
     if m.chance(0.35) and "SAME" not in found.get("auto_pad", ""):  # which of the two wins is not said
@@ -415,7 +428,7 @@ def pool(m, op):
     x = m.pick(3, 5)
     opset = m.opset
     dilated = opset >= {"MaxPool": 10, "AveragePool": 19, "LpPool": 18}[op]
-    found = window(m, m[x].shape[2:], dilated)
+    found = fits(window(m, m[x].shape[2:], dilated), m[x].shape[2:])
     if op == "LpPool" and "SAME" in found.get("auto_pad", ""):  # ONNX Runtime 1.32 pads as if not dilated
         found.pop("dilations", None)
     outputs = 1
@@ -702,7 +715,7 @@ def cast(m, op):
 @recipe("Dropout", often=1.5)
 def dropout(m, op):
     x = m.pick(0, 5)
-    outputs = [True, True] if m.opset >= 10 and m.chance(0.2) else [True]
+    outputs = [True, True] if m.opset >= 12 and m.chance(0.2) else [True]  # before, zeros or ones
     if m.opset < 12:
         y = m.add(op, [x], outputs, ratio=m.one(None, 0.3))[0]
     else:
@@ -1014,7 +1027,9 @@ def col2im(m, op):
     image = [m.int(3, 6) for _ in range(n)] if n < 3 else [m.int(1, 3) for _ in range(n)]
     pads = m.one(None, [m.int(0, 1) for _ in range(2 * n)])
     strides = m.one(None, [m.int(1, 2) for _ in range(n)])
-    dilations = m.one(None, [m.int(1, 2) for _ in range(n)])
+    dilations = (
+        m.one(None, [m.int(1, 2) for _ in range(n)]) if n == 2 else None
+    )  # ONNX Runtime 1.32 errs in 1-D
     length = 1
     for i in range(n):
         d = image[i] + (pads[i] + pads[n + i] if pads else 0)
