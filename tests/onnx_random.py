@@ -1251,7 +1251,8 @@ def random_model(seed: int, nodes: int = 30, opset: int | None = None) -> tuple[
 def apart(a, b, rtol=1e-4):
     """Why two outputs are not equal, or None: max|a-b| <= rtol max|b|, integers and booleans equal."""
     if not isinstance(a, np.ndarray) or a.shape != b.shape or a.dtype.kind != b.dtype.kind:
-        return f"{getattr(a, 'dtype', type(a))}{getattr(a, 'shape', '')} is not {b.dtype}{b.shape}"
+        kind = "" if isinstance(a, np.ndarray) else f"{type(a).__name__}: "
+        return f"{kind}{getattr(a, 'dtype', '')}{getattr(a, 'shape', '')} is not {b.dtype}{b.shape}"
     if a.dtype.kind != "f":
         return None if np.array_equal(a, b) else f"{np.count_nonzero(a != b)} of {a.size} {a.dtype} differ"
     a, b = a.astype(D), b.astype(D)
