@@ -958,7 +958,7 @@ def resize(m, op):
     ways = ["half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "tf_crop_and_resize"]
     ways += ["tf_half_pixel_for_nn"] * (2 * (opset < 13)) + ["half_pixel_symmetric"] * (2 * (opset >= 19))
     found["coordinate_transformation_mode"] = way = m.one(None, *ways)
-    if way == "align_corners":  # of a fraction of a pixel ONNX Runtime and ONNX's own node tests think differently
+    if way == "align_corners":  # of a fraction ONNX Runtime and the node tests think differently
         scale = [float(max(1, round(v))) for v in scale]
     roi = ""
     if way == "tf_crop_and_resize":
