@@ -331,4 +331,4 @@ HOST_ATTRIBUTES = ("fn", "handle", "macs")
 def evaluate(node: Use, *x: np.ndarray) -> Any:
     """One node on arrays (batch of any size), in NHWC; what overflows is infinite, without a word."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return node.operator.evaluate(node, *x)
+        return np.asarray(node.operator.evaluate(node, *x))  # numpy makes numbers of 0-d arrays

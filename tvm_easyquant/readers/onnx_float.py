@@ -18,20 +18,27 @@ from ..network.builder import AFFINE, Builder, per_channel
 from ..network.graph import Graph
 from ..network.layout import nhwc, nhwc_axis
 from . import geometry
-from .onnx_file import fixed_shapes, read_onnx, stem
+from .onnx_file import check, cut, fixed_shapes, inline, read_onnx, stem
 from .onnx_macs import multiply_accumulates
 from .onnx_model import FLOATS, Prepared, Site, prepare
 from .onnx_op import OnnxOp, from_node, plain
 from .onnx_quantized import QUANTIZED, Normalized, is_quantized, normalize
 
 
-def load(model, input_shapes: Mapping[str, Sequence[int]] | None = None, batch: int = 1) -> Graph:
+def load(
+    model,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int = 1,
+    outputs: Sequence[str] | None = None,
+) -> Graph:
     """An ONNX model (a path or an ``onnx.ModelProto``) as a `Graph`.
 
     input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open; ``batch``
-    is used for an open first dimension. Raises LoadError, which names the node and the cure.
+    is used for an open first dimension. outputs: tensors (or nodes) at which the network ends; those of the
+    model. Raises LoadError, which names the node and the cure.
     """
     read, name = read_onnx(model)
+    read = read if outputs is None else cut(read, outputs, name)
     if is_quantized(read):
         node = next(n for n in read.graph.node if n.op_type in QUANTIZED)
         raise LoadError(
@@ -56,6 +63,8 @@ def load_quantized(
 
 
 def _load(model, name, input_shapes, batch, called) -> Graph:
+    model = inline(model, name)
+    check(model, name, domains=())
     prepared = prepare(model, fixed_shapes(model, input_shapes or {}, batch, name), name)
     return _Walk(prepared).graph(called)
 
@@ -68,19 +77,19 @@ class _Walk:
         self.constants, self.types = prepared.constants, prepared.types
         self.maker = {output: site for site in prepared.sites for output in site.outputs if output}
         order = self._order()
-        uses: dict[str, int] = {}
+        uses: dict[Any, int] = {}
         for site in order:
             for tensor in filter(None, site.inputs):
                 uses[tensor] = uses.get(tensor, 0) + 1
         for tensor in prepared.outputs:
             uses[tensor] = uses.get(tensor, 0) + 1
         labels = {output: site.label for site in order for output in site.outputs}
-        self.builder = Builder(
-            uses, lambda value: labels.get(value if isinstance(value, str) else value[0], "")
-        )
-        self.padded: dict[
-            str, tuple
-        ] = {}  # a pad of a map -> what it pads, (top, left, bottom, right), fill
+
+        def label(value) -> str:  # a pair is a step on the way to a tensor
+            return labels.get(value if isinstance(value, str) else value[0], "")
+
+        self.builder = Builder(uses, label)
+        self.padded: dict[str, tuple] = {}  # a pad of a map -> what it pads, padding, fill
         self.rounded: dict[str, dict] = {}  # QuantizeLinear's output -> attributes of its fake_quant
         for tensor in prepared.inputs:
             self._input(tensor)
@@ -155,7 +164,7 @@ class _Walk:
         return any(place < len(site.inputs) and self.known(site.inputs[place]) for place in places)
 
     def unpadded(self, data: str, padding: Sequence[int], fill: float) -> tuple[str, tuple[int, ...]]:
-        """What a window reads, and its padding: what a Pad before it puts around, with ``fill``, joins it."""
+        """What a window reads, and its padding: that of a Pad before it, with ``fill``, joins its own."""
         while data in self.padded and self.padded[data][2] == fill:
             data, around, _ = self.padded[data]
             padding = [p + q for p, q in zip(padding, around, strict=True)]
@@ -351,15 +360,18 @@ def _function(name: str) -> Callable:
     )
 
 
-def _two(walk, value, name: str, a, b, shape) -> bool:
+def _two(walk, value, name: str, pair, shape) -> bool:
     """An operator of two tensors, or of a tensor and a constant (an array)."""
-    constants = [isinstance(operand, (np.ndarray, np.generic, float)) for operand in (a, b)]
+    a, b = pair
+    constants = [isinstance(operand, (np.ndarray, np.generic, float)) for operand in pair]
+    if all(constants):
+        return False
     if not any(constants):
         return walk.builder.join(value, name, a, b, shape)
     if name in AFFINE:
         data, constant = (b, a) if constants[0] else (a, b)
         return walk.builder.affine(value, name, data, np.asarray(constant), constants[0], shape)
-    operands = [_number(v) if known else v for v, known in zip((a, b), constants, strict=True)]
+    operands = [_number(v) if known else v for v, known in zip(pair, constants, strict=True)]
     return walk.builder.function(value, name, operands, shape)
 
 
@@ -386,7 +398,7 @@ def _steps(walk, site, steps) -> bool:
         elif len(values) == 1:
             if not walk.builder.function(made[key], name, values, shape):
                 return False
-        elif not _two(walk, made[key], name, *values, shape):
+        elif not _two(walk, made[key], name, values, shape):
             return False
     return True
 
@@ -461,7 +473,7 @@ def _prelu(walk, site):
 
 def _binary(name: str) -> Callable:
     """An operator of two tensors, or of a tensor and a constant."""
-    return lambda walk, site: _two(walk, site.outputs[0], name, *_operands(walk, site), walk.shape(site))
+    return lambda walk, site: _two(walk, site.outputs[0], name, _operands(walk, site), walk.shape(site))
 
 
 def _operands(walk, site) -> list:
@@ -480,7 +492,7 @@ def _many(name: str) -> Callable:
         for i, operand in enumerate(others, 1):
             made = site.outputs[0] if i == len(others) else (site.outputs[0], str(i))
             walk.builder.uses.setdefault(made, 1)
-            if not _two(walk, made, name, first, operand, walk.shape(site)):
+            if not _two(walk, made, name, (first, operand), walk.shape(site)):
                 return False
             first = made
         return True
@@ -569,10 +581,9 @@ def _slice(walk, site):
     bounds = [a.get(key) for key in ("starts", "ends", "axes", "steps")]
     if bounds[0] is None:
         bounds = [walk.constant(site, place) for place in range(1, 5)]
-    starts, ends, axes, steps = ([int(v) for v in b] if b is not None else None for b in bounds)
+    starts, ends, axes, steps = ([int(v) for v in b] if b is not None else [] for b in bounds)
     rank = len(walk.size(site.inputs[0]))
-    axes = list(range(len(starts))) if axes is None else axes
-    steps = [1] * len(starts) if steps is None else steps
+    axes, steps = axes or list(range(len(starts))), steps or [1] * len(starts)
     slices = {axis % rank: slice(*bound) for axis, *bound in zip(axes, starts, ends, steps, strict=True)}
     return walk.builder.crop(site.outputs[0], site.inputs[0], slices, walk.shape(site))
 

@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import LoadError, last_line
-from .onnx_op import attributes_of, plain
+from ..network.tensors import NUMPY
+from . import geometry
+from .onnx_file import topological
+from .onnx_op import NotConstant, attributes_of, from_node, plain
 
 #: as data of shape inference: shapes and the like, not weights
 SMALL = 4096
-#: elements of a tensor that is no mistake
+#: numbers of a tensor that is no mistake
 LARGEST = 1 << 31
+#: pools, whose windows onnx's inference counts otherwise than its specification in ceil mode
+POOLS = ("MaxPool", "AveragePool", "LpPool")
 #: operators whose outputs have shapes that the numbers decide
 BY_NUMBERS = ("NonZero", "Unique", "Compress", "NonMaxSuppression")
 FLOATS = ("float16", "bfloat16", "float64")
@@ -47,9 +52,11 @@ class Site:
 
 @dataclass
 class Prepared:
-    """inputs: those of the network, in its order; outputs: tensors, in the model's order; output_names: what
-    the model calls them. sites: in topological order. constants: tensor -> its array. types: tensor ->
-    (numpy dtype's name, NCHW shape), as the model has it. notes: what is to be told, in lines."""
+    """inputs, outputs: tensors, in the model's order; output_names: what the model calls its outputs.
+
+    sites: in topological order. constants: tensor -> its array. types: tensor -> (numpy dtype's name, NCHW
+    shape), as the model has it. notes: what is to be told, in lines.
+    """
 
     name: str
     opset: int
@@ -82,7 +89,7 @@ class _Preparation:
         self.result = Prepared(name, self.opset, list(shapes), [], outputs)
         self._constants(model.graph)
         self._inputs(model.graph, shapes)
-        for node in model.graph.node:
+        for node in topological(model, name):
             self._node(node)
         for output in outputs:
             tensor = self.renamed.get(output, output)
@@ -107,10 +114,6 @@ class _Preparation:
                 raise LoadError(
                     f"{self.name}: the numbers of {tensor.name} cannot be read ({last_line(error)})"
                 ) from None
-        for sparse in graph.sparse_initializer:
-            raise LoadError(
-                f"{self.name}: {sparse.values.name} is a sparse tensor; export the model with dense weights"
-            )
 
     def _inputs(self, graph, shapes):
         from onnx import helper
@@ -203,9 +206,8 @@ class _Preparation:
 
     def _fold(self, site):
         """The outputs of a node that reads constants only."""
-        values = {
-            name: self.result.constants[name] for name in (*site.inputs, *_captured(site.node)) if name
-        }
+        reads = (*site.inputs, *_captured(site.node))
+        values = {name: self.result.constants[name] for name in reads if name}
         self._check_size(site, values)
         for output, array in zip(site.outputs, run_node(site, self.imports, values), strict=True):
             if output:
@@ -214,14 +216,10 @@ class _Preparation:
                 self.result.constants[output] = np.asarray(array)
 
     def _check_size(self, site, values):
-        if site.node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range"):
-            wanted = values[site.inputs[-1]]
-            if (
-                site.node.op_type != "Range"
-                and wanted.size
-                and prod(map(int, wanted.reshape(-1))) > LARGEST
-            ):
-                raise LoadError(f"{site} makes a tensor of {prod(map(int, wanted.reshape(-1)))} numbers")
+        if site.node.op_type in ("ConstantOfShape", "Expand", "Tile") and site.inputs[-1]:
+            count = prod(map(int, values[site.inputs[-1]].reshape(-1)))
+            if count > LARGEST:
+                raise LoadError(f"{site} makes a tensor of {count} numbers{CUT}")
 
     def _infer(self, site) -> dict:
         """The types of its outputs; LoadError if one has no fixed shape."""
@@ -244,35 +242,49 @@ class _Preparation:
             )
         except Exception as error:  # noqa: BLE001  # InferenceError, and ValidationError of the checker
             raise LoadError(f"{site} is not valid: {last_line(error)}") from None
-        wanted = {output: found.get(output) for output in site.outputs if output}
+        wanted: dict[str, Any] = {output: found.get(output) for output in site.outputs if output}
         if not all(_fixed(proto) for proto in wanted.values()):
             wanted = self._by_running(site)
+        elif node.op_type in POOLS:
+            self._pooled(site, wanted)
         for output, proto in wanted.items():
-            shape = [d.dim_value for d in proto.tensor_type.shape.dim]
+            shape = tuple(d.dim_value for d in proto.tensor_type.shape.dim)
             if prod(shape) > LARGEST:
-                raise LoadError(f"{site}: its output {output} has {prod(shape)} numbers")
+                raise LoadError(f"{site}: its output {output} has {prod(shape)} numbers{CUT}")
             if prod(shape) <= 0:
-                raise LoadError(
-                    f"{site}: its output {output} has the shape {tuple(shape)}, which holds nothing"
-                )
+                raise LoadError(f"{site}: its output {output} has the empty shape {shape}{CUT}")
         return wanted
+
+    def _pooled(self, site, wanted):
+        """The windows of a pool, counted by the specification."""
+        a, (_, shape) = site.attributes, self.result.types[site.inputs[0]]
+        size, kernel = shape[2:], a["kernel_shape"]
+        strides = a.get("strides") or (1,) * len(size)
+        dilations = a.get("dilations") or (1,) * len(size)
+        padding = geometry.pads(a, size, kernel, strides, dilations)
+        ceil = bool(a.get("ceil_mode")) and a.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+        counts = geometry.outputs(size, kernel, strides, dilations, padding, ceil)
+        for proto in wanted.values():
+            for dim, count in zip(list(proto.tensor_type.shape.dim)[2:], counts, strict=True):
+                dim.dim_value = count
 
     def _by_running(self, site) -> dict:
         """The types of the outputs of a node that inference knows nothing of, from a run on zeros."""
         from onnx import helper
 
-        values = {}
-        for tensor in filter(None, site.inputs):
-            array = self.result.constants.get(tensor)
-            if array is None:
-                dtype, shape = self.result.types[tensor]
-                array = np.zeros(shape, dtype)
-            values[tensor] = array
+        constants = {t: self.result.constants[t] for t in site.inputs if t in self.result.constants}
+        types = {t: self.result.types[t] for t in site.inputs if t and t not in constants}
+        zeros = {t: np.zeros(shape, dtype) for t, (dtype, shape) in types.items()}
+        try:
+            op, tensors = from_node(site.node, self.opset, constants, [("float32", ())] * len(site.outputs))
+            made = op.outputs(NUMPY, [plain(zeros[t]) for t in tensors])
+        except NotConstant:
+            made = run_node(site, self.imports, constants | zeros)
         return {
             output: helper.make_tensor_type_proto(
-                helper.np_dtype_to_tensor_dtype(np.asarray(made).dtype), np.shape(made)
+                helper.np_dtype_to_tensor_dtype(np.asarray(array).dtype), np.shape(array)
             )
-            for output, made in zip(site.outputs, run_node(site, self.imports, values), strict=True)
+            for output, array in zip(site.outputs, made, strict=False)
             if output
         }
 

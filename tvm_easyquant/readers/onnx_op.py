@@ -51,13 +51,17 @@ class OnnxOp:
 
     def emit(self, t: Tensors, tensors: Sequence) -> Any:
         """The output on the tensors (NCHW) of a host; NotConstant where there is no rule for it."""
+        return self.outputs(t, tensors)[self.index]
+
+    def outputs(self, t: Tensors, tensors: Sequence) -> Sequence[Any]:
+        """All the outputs of the node; see `emit`."""
         from .meaning.rules import RULES
 
         rule = RULES.get(self.op)
         if rule is None:
             raise NotConstant(f"{self.op} has no rule")
         made = rule(Call(t, self, tensors))
-        return made[self.index] if isinstance(made, (tuple, list)) else made
+        return made if isinstance(made, (tuple, list)) else (made,)
 
     def evaluate(self, *arrays: np.ndarray) -> np.ndarray:
         """The output on arrays as a Graph has them (NHWC where they have four dimensions)."""
