@@ -72,6 +72,24 @@ def test_a_float_node_of_onnx_is_written_by_its_rule_without_the_importer(monkey
     check(graph, feeds, q)
 
 
+def test_a_chain_of_what_is_read_twice_compiles(monkeypatch):
+    """Story: the places of the largest of 25 are a chain of 25 choices, each of which reads the last one
+    twice; TVM wrote it out, 2**25 times."""
+
+    def chain(call):
+        t, made = call.t, call.x[0]
+        for i in range(40):
+            other = t.binary("multiply", made, t.constant(np.float32(0.9 + i / 1000)))
+            made = t.where(t.binary("less", made, other), other, made)
+        return made
+
+    monkeypatch.setitem(RULES, "Identity", chain)
+    graph, feeds, q = network(handle("Identity", (1, 8, 8, 8)))
+    found = calls(rewrite(graph, q.table))
+    assert 0 < found.count("annotation.stop_fusion") < 40 == found.count("where")
+    check(graph, feeds, q)
+
+
 def test_an_operator_without_a_rule_is_taken_from_the_importer_if_it_means_the_same(monkeypatch):
     monkeypatch.delitem(RULES, "Softsign", raising=False)
     graph, feeds, q = network(handle("Softsign", (1, 8, 8, 8)))

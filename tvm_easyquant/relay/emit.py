@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from .tensors import RELAY, Tensor
 
 #: largest difference from the meaning, of its largest number
 CLOSE = 1e-4
+#: operations that TVM may fuse, those it computes twice counted twice
+TOGETHER = 32
 
 
 def emit(
@@ -39,8 +42,10 @@ def emit(
     expressions = [x.expr for x in tensors]
     if not isinstance(handle, OnnxOp):
         return handle.rebuild(expressions)
+    inputs = [relay.var(f"x{i}", shape=x.shape, dtype=str(x.dtype)) for i, x in enumerate(tensors)]
     try:
-        return handle.emit(RELAY, tensors).expr
+        made = handle.emit(RELAY, [replace(x, expr=v) for x, v in zip(tensors, inputs, strict=True)])
+        return relay.bind(_apart(made.expr), dict(zip(inputs, expressions, strict=True)))
     except NotConstant:
         pass
     arrays = [_random(x) for x in tensors] if values is None else values()
@@ -55,6 +60,29 @@ def emit(
     return relay.bind(
         function.body, {p: expressions[i] for p, i in zip(function.params, which, strict=True)}
     )
+
+
+def _apart(expr):
+    """The expression in pieces of at most `TOGETHER` operations, counted as TVM fuses them: what is read
+    twice is computed twice, so that a chain of such would compile for ever."""
+    order: list = []
+    relay.analysis.post_order_visit(expr, order.append)
+    made: dict = {}
+    count: dict = {}
+    for old in order:
+        if isinstance(old, relay.Call):
+            new = relay.Call(old.op, [made[a] for a in old.args], old.attrs, old.type_args, old.span)
+            size = 1 + sum(count[a] for a in old.args)
+            if size > TOGETHER:
+                new, size = relay.annotation.stop_fusion(new), 1
+        elif isinstance(old, relay.Tuple):
+            new, size = relay.Tuple([made[f] for f in old.fields]), sum(count[f] for f in old.fields)
+        elif isinstance(old, relay.TupleGetItem):
+            new, size = relay.TupleGetItem(made[old.tuple_value], old.index), count[old.tuple_value]
+        else:
+            new, size = old, 0
+        made[old], count[old] = new, size
+    return made[expr]
 
 
 class Different(Exception):

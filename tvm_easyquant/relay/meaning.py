@@ -334,7 +334,7 @@ RULES: dict[str, Callable] = {
     "nn.softmax": _softmax,
     "nn.log_softmax": _log_softmax,
     "nn.lrn": _lrn,
-    "copy": lambda call, attrs, x: x,
+    **dict.fromkeys(("copy", "annotation.stop_fusion"), lambda call, attrs, x: x),
     "nn.dropout": lambda call, attrs, x: [x, np.ones_like(x)],
     **dict.fromkeys(("reshape", "squeeze", "expand_dims", "nn.batch_flatten"), _reshape),
     "transpose": _transpose,
