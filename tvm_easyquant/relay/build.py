@@ -342,6 +342,10 @@ def _sizes(graph: dict, params, functions) -> list[tuple[int, int]]:
     return sizes
 
 
+#: TVM's name of a dtype -> numpy's, where they differ
+TVM_DTYPES = {"uint1": "bool"}
+
+
 class Executor:
     """A built library with its inputs and outputs by name.
 
@@ -358,7 +362,7 @@ class Executor:
         self.module = graph_executor.GraphModule(library["default"](self.device))
         shapes, dtypes = self.module.get_input_info()
         self.inputs = {
-            name: (tuple(int(d) for d in shape), str(dtypes[name]))
+            name: (tuple(int(d) for d in shape), TVM_DTYPES.get(str(dtypes[name]), str(dtypes[name])))
             for name, shape in shapes.items()
             if not re.fullmatch(r"p\d+", name)  # TVM's names for bound constants
         }

@@ -1,7 +1,7 @@
 """Run a rewritten Relay module in numpy, every integer operator by the norm of `topi_ext.reference`.
 
-This reads the IR itself, not the graph it came from, so it also checks the rewriting. Float
-operators (what stays float) run through TVM one at a time.
+This reads the IR itself, not the graph it came from, so it also checks the rewriting. What stays float
+runs by `meaning`; what of a user's module has none there, through TVM, one operator at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ..network.layout import to_nchw, to_nhwc
 from ..network.ops import depth_to_space
 from .float_op import RelayOp
 from .framework import relay
+from .meaning import NoMeaning, compute
 
 
 def execute(module, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -49,7 +50,15 @@ def _call(call, x):
 
 
 def _float(call, x, index=None):
-    """A float operator, by TVM."""
+    """A float operator, or a field of what it makes."""
+    try:
+        made = compute(call, x)
+    except NoMeaning:
+        return _by_tvm(call, x, index)
+    return made if index is None else made[index]
+
+
+def _by_tvm(call, x, index):
     tensors, arrays = [], []
     for arg, value in zip(call.args, x, strict=True):
         fields = zip(arg.fields, value, strict=True) if isinstance(arg, relay.Tuple) else [(arg, value)]
@@ -116,18 +125,6 @@ def _qnn_mul(call, attrs, a, b, a_scale, a_zero, b_scale, b_zero, scale, zero):
     return reference.mul(a, b, a_scale, int(a_zero), b_scale, int(b_zero), scale, int(zero))
 
 
-def _take(call, attrs, table, index):
-    if table.dtype != np.uint8 or table.ndim != 1:
-        return _float(call, [table, index])
-    return table[index]
-
-
-def _repeat(call, attrs, x):
-    if x.dtype != np.uint8:
-        return _float(call, [x])
-    return x.repeat(int(attrs.repeats), axis=int(attrs.axis))
-
-
 def _nn_depth_to_space(call, attrs, x):
     if attrs.layout != "NHWC":
         return _float(call, [x])
@@ -140,27 +137,11 @@ def _nn_bias_add(call, attrs, x, bias):
     return reference.as_int32(x.astype(np.int64) + bias, "bias_add")
 
 
-def _clip(call, attrs, x):
-    return np.clip(x, x.dtype.type(attrs.a_min), x.dtype.type(attrs.a_max))
-
-
-def _cast(call, attrs, x):
-    return x.astype(attrs.dtype)
-
-
-def _subtract(call, attrs, a, b):
-    return a - b
-
-
 def _sum(call, attrs, x):
     if x.dtype != np.int32:
         return _float(call, [x])
     total = x.sum(axis=_ints(attrs.axis), keepdims=bool(attrs.keepdims), dtype=np.int64)
     return reference.as_int32(total, "sum")
-
-
-def _concatenate(call, attrs, fields):
-    return np.concatenate(fields, int(attrs.axis))
 
 
 def _nn_max_pool2d(call, attrs, x):
@@ -175,28 +156,7 @@ def _nn_max_pool2d(call, attrs, x):
     )
 
 
-def _strided_slice(call, attrs, x):
-    if attrs.axes is not None or attrs.slice_mode != "end":
-        return _float(call, [x])
-    axes = zip(_ints(attrs.begin), _ints(attrs.end), _ints(attrs.strides), strict=True)
-    return x[tuple(slice(*axis) for axis in axes)]
-
-
-def _nn_pad(call, attrs, x, value):
-    if attrs.pad_mode != "constant":
-        return _float(call, [x, value])
-    return np.pad(x, [_ints(pair) for pair in attrs.pad_width], constant_values=x.dtype.type(value))
-
-
-def _reshape(call, attrs, x):
-    return x.reshape([int(d) for d in call.checked_type.shape])
-
-
-def _transpose(call, attrs, x):
-    return np.ascontiguousarray(x.transpose(_ints(attrs.axes)))
-
-
-#: Relay operator -> its rule; all others are float, and TVM's
+#: Relay operator -> its rule, for those of integers; others have that of `meaning`
 RULES: dict[str, Callable] = {
     "qnn.quantize": _qnn_quantize,
     "qnn.dequantize": _qnn_dequantize,
@@ -205,18 +165,8 @@ RULES: dict[str, Callable] = {
     "qnn.dense": _qnn_dense,
     "qnn.add": _qnn_add,
     "qnn.mul": _qnn_mul,
-    "take": _take,
-    "repeat": _repeat,
     "nn.depth_to_space": _nn_depth_to_space,
     "nn.bias_add": _nn_bias_add,
-    "clip": _clip,
-    "cast": _cast,
-    "subtract": _subtract,
     "sum": _sum,
-    "concatenate": _concatenate,
     "nn.max_pool2d": _nn_max_pool2d,
-    "strided_slice": _strided_slice,
-    "nn.pad": _nn_pad,
-    "reshape": _reshape,
-    "transpose": _transpose,
 }

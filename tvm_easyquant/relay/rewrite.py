@@ -2,14 +2,15 @@
 
 Integer tensors are uint8 NHWC; each ``qnn.requantize`` names its rounding and compute type and each
 is followed by a ``clip`` to the range its scale allows, so that the 7-bit range can be read off the
-IR. What stays float is put back as the original Relay call, in NCHW, between ``qnn.dequantize`` and
-``qnn.quantize``. The module compiles with TVM's stock lowering, which rounds ties differently; with
-`topi_ext.lower` it computes the norm of `topi_ext.reference` exactly.
+IR. What stays float is float Relay in NCHW (`emit`), between ``qnn.dequantize`` and ``qnn.quantize``.
+The module compiles with TVM's stock lowering, which rounds ties differently; with `topi_ext.lower` it
+computes the norm of `topi_ext.reference` exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from math import inf
 
@@ -18,50 +19,62 @@ import numpy as np
 from topi_ext.reference import quantize
 
 from ..network.expression import PARAMETRIC
-from ..network.graph import Graph
-from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axis
+from ..network.graph import Graph, run
+from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axis, to_nchw
 from ..network.node import Node, model_shape
 from ..scales.integer import function_values
 from ..scales.layers import Records, records
 from ..scales.numerics import Scale
 from ..scales.table import ScaleTable
+from .emit import emit
 from .framework import relay, tvm
+from .tensors import Tensor
 
 #: how every requantize says it rounds; stock TVM has no half-even, this setting differs at ties only
 REQUANTIZE = {"rounding": "UPWARD", "compute_dtype": "float32"}
 
 
-def rewrite(graph: Graph, table: ScaleTable, taps: Sequence[str] = ()) -> object:
+def rewrite(
+    graph: Graph,
+    table: ScaleTable,
+    taps: Sequence[str] = (),
+    sample: Mapping[str, np.ndarray] | None = None,
+) -> object:
     """The integer Relay module (``tvm.IRModule``) of a graph under a scale table.
 
-    Inputs and outputs are those of the float model (float32, NCHW). With ``taps``, names of stored
+    Inputs and outputs are those of the float model (its dtypes, NCHW). With ``taps``, names of stored
     tensors, the module returns them too, behind the outputs, as uint8 NHWC: this is how a compiled
-    module is compared with the reference layer by layer. Raises TableError if the table does not fit,
-    OverflowError if a bias or accumulator does not fit int32.
+    module is compared with the reference layer by layer. sample: a feed of the network, on which a float
+    operator without a rule of ours is compared with its meaning; without one on random numbers. Raises
+    TableError if the table does not fit, OverflowError if a bias or accumulator does not fit int32,
+    GraphError for a float node that Relay cannot compute.
     """
-    return _Rewriter(records(graph, table)).module(taps)
+    return _Rewriter(records(graph, table), sample).module(taps)
 
 
 class _Rewriter:
-    def __init__(self, found: Records):
+    def __init__(self, found: Records, sample: Mapping[str, np.ndarray] | None):
+        self.sample = sample
         self.layers, self.scales = found.layers, found.scales
         fused = (layer.join for layer in found.layers.values() if layer.join is not None)
         self.joins = {**found.joins, **{join.name: join for join in fused}}
         self.graph, self.plan = self.scales.graph, self.scales.plan
         self.params: list = []
-        self.float_of: dict = {}  # tensor -> float32 expression in the model's layout
+        self.float_of: dict = {}  # tensor -> expression of its own dtype in the model's layout
         self.stored_of: dict = {}  # tensor -> uint8 expression, NHWC
 
     def module(self, taps):
         for node in self.graph:
             if node.op == "input":
-                var = relay.var(node.name, shape=model_shape(node), dtype="float32")
+                var = relay.var(node.name, shape=model_shape(node), dtype=_dtype(node))
                 self.params.append(var)
                 self.float_of[node.name] = var
             elif node.name in self.plan.fused:
                 pass  # done by its producer
             elif node.name in self.plan.integer:
                 INTEGER[node.op](self, node)
+            elif node.op == "float":
+                self.float_of[node.name] = self._emit(node)
             else:
                 inputs = [self.real(t) for t in node.inputs]
                 self.float_of[node.name] = FLOAT[node.op](node, *inputs)
@@ -89,7 +102,7 @@ class _Rewriter:
         return self.stored_of[tensor]
 
     def real(self, tensor: str):
-        """The tensor as float32 in the model's layout."""
+        """The tensor in the model's layout; float32 if it is stored."""
         if tensor not in self.float_of:
             s = self.scale(tensor)
             x = relay.qnn.dequantize(
@@ -97,6 +110,24 @@ class _Rewriter:
             )
             self.float_of[tensor] = _to_model(x, self.graph[tensor])
         return self.float_of[tensor]
+
+    def _emit(self, node):
+        """A float node, by its handle."""
+        sources = [self.graph[t] for t in node.inputs]
+        tensors = [Tensor.of(self.real(s.name), model_shape(s), _dtype(s)) for s in sources]
+        values = None if self.sample is None else partial(self._values, node, self.sample)
+        return emit(node.attrs["handle"], tensors, node.name, values)
+
+    def _values(self, node, sample):
+        """Of its inputs, in a sample."""
+        values: dict = {}
+
+        def keep(made, value):
+            if made.name in node.inputs:
+                values[made.name] = to_nchw(value)
+
+        run(self.graph, sample, keep)
+        return [values[t] for t in node.inputs]
 
     # -- integer nodes
 
@@ -159,6 +190,10 @@ class _Rewriter:
         numbers = [(_scalar(s.scale), _zero(s.zero_point)) for s in (*join.scales, made.scale)]
         q = JOINS[node.op](*tensors, *chain.from_iterable(numbers))
         self.stored_of[made.tensor] = _clip(q, made.lo, made.hi)
+
+
+def _dtype(node):
+    return getattr(node, "dtype", "float32")
 
 
 def _named(call, name):
@@ -331,7 +366,7 @@ INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "clip": _Rewriter._clip,
     **dict.fromkeys(MOVES, _Rewriter._move),
 }
-#: operator -> its float rule (node, tensors), for all but inputs
+#: operator -> its float rule (node, tensors), for all but inputs and "float", whose handle is the rule
 FLOAT: dict[str, Callable] = {
     "conv2d": _float_conv,
     "dense": _float_dense,
@@ -347,7 +382,6 @@ FLOAT: dict[str, Callable] = {
     "pad": lambda node, x: relay.nn.pad(x, nchw(node.attrs["widths"])),
     "resize": lambda node, x: _repeat(x, node.attrs["factors"], 2),
     "depth_to_space": _float_shuffle,
-    "float": lambda node, *x: node.attrs["handle"].rebuild(x),
 }
 #: function of an expression -> Relay's, for all of `expression.FUNCTIONS`
 EXPRESSIONS: dict[str, Callable] = {
