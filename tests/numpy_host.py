@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import json_reader
 import numpy as np
 
-from tvm_easyquant.errors import LoadError, QuantizedModelError, TargetError, TuneError
+from tvm_easyquant.errors import LoadError, TargetError, TuneError
 from tvm_easyquant.files import write_text
 from tvm_easyquant.network.graph import Graph, run
 from tvm_easyquant.network.node import model_shape
@@ -101,11 +101,8 @@ class Numpy:
             raise LoadError(f"the format {model_format} is not one of json")
         return json_reader.load(model)
 
-    def load_quantized(self, model, input_shapes=None, batch=1):
-        raise QuantizedModelError("numpy reads no quantized models")
-
-    def float_module(self, model, params=None, *, model_format=None, input_shapes=None, batch=1):
-        return model if self.is_module(model) else Network(self.load(model, model_format=model_format))
+    def float_module(self, graph):
+        return Network(graph)
 
     def is_module(self, model):
         return isinstance(model, Network)
@@ -116,7 +113,7 @@ class Numpy:
 
     # -- integer networks
 
-    def rewrite(self, graph, table, taps=()):
+    def rewrite(self, graph, table, taps=(), sample=None):
         table.check(graph)
         return Network(graph, table, tuple(taps))
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
     from .network.graph import Graph as Graph
     from .pipeline import Quantized as Quantized
     from .pipeline import import_quantized as import_quantized
+    from .pipeline import load as load
+    from .pipeline import load_onnx as load_onnx
     from .pipeline import quantize as quantize
     from .relay.build import BUILD_CONFIG as BUILD_CONFIG
     from .relay.build import Built as Built
@@ -22,7 +24,6 @@ if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
     from .relay.passes import EasyQuant as EasyQuant
     from .relay.passes import LowerInteger as LowerInteger
     from .relay.read import from_relay as from_relay
-    from .relay.read import load_onnx as load_onnx
     from .relay.rewrite import rewrite as rewrite
     from .scales.numerics import QuantConfig as QuantConfig
     from .scales.numerics import Scale as Scale
@@ -40,7 +41,8 @@ _PUBLIC = {
     "Scale": "scales.numerics",
     "ScaleTable": "scales.table",
     "Graph": "network.graph",
-    "load_onnx": "relay.read",
+    "load": "pipeline",
+    "load_onnx": "pipeline",
     "from_relay": "relay.read",
     "EasyQuant": "relay.passes",
     "LowerInteger": "relay.passes",

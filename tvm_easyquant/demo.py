@@ -62,9 +62,8 @@ def main(out: str = "easyquant_demo", host: Host | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     data = images()
     labels, target = data["test_labels"], host.this_cpu()
-    floats = host.float_module(network_path())
-    graph = host.read(floats, name=network_path().stem)
-    networks = [host.build_float(floats, target)]
+    graph = pipeline.load(network_path())
+    networks = [host.build_float(host.float_module(graph), target)]
     right = _classify(networks[0], data["test_images"]) == labels
     rows: list[tuple[str, np.ndarray, pipeline.Quantized | None]] = [("fp32", right, None)]
     for bits in (8, 7):

@@ -17,10 +17,8 @@ from .errors import ConfigError, TVMMissing
 
 if TYPE_CHECKING:
     import numpy as np
-    import onnx
 
     from .network.graph import Graph
-    from .readers.onnx_quantized import Normalized
     from .scales.numerics import QuantConfig
     from .scales.table import ScaleTable
 
@@ -96,39 +94,20 @@ class Host(Protocol):
 
     def load(
         self,
-        model: str | os.PathLike | onnx.ModelProto,
+        model: str | os.PathLike,
         *,
         model_format: str | None = None,
         input_shapes: Shapes | None = None,
         batch: int = 1,
     ) -> Graph:
-        """A float model (a path, or an ``onnx.ModelProto``) as a `Graph`.
+        """A model file of one of the `formats` but ONNX, which `readers` reads, as a `Graph`.
 
-        model_format: of a file, by default what its ending says. input_shapes: {input: NCHW shape} of
-        those that the model leaves open; batch: size of an open first dimension. Raises LoadError.
+        model_format: by default what the file's ending says. input_shapes: {input: NCHW shape} of those
+        that the model leaves open; batch: size of an open first dimension. Raises LoadError.
         """
 
-    def load_quantized(
-        self, model: str | os.PathLike | onnx.ModelProto, input_shapes: Shapes | None = None, batch: int = 1
-    ) -> tuple[Graph, Normalized]:
-        """A quantized ONNX model as a `Graph` with ``fake_quant`` nodes, and what it says of its integers.
-
-        Raises LoadError and QuantizedModelError.
-        """
-
-    def float_module(
-        self,
-        model: str | os.PathLike | onnx.ModelProto | Module,
-        params: Mapping | None = None,
-        *,
-        model_format: str | None = None,
-        input_shapes: Shapes | None = None,
-        batch: int = 1,
-    ) -> Module:
-        """The float module of what `load` takes, or of a module and its ``params``, which are bound.
-
-        Raises LoadError.
-        """
+    def float_module(self, graph: Graph) -> Module:
+        """A graph as a float module. Raises GraphError for a float node that the host cannot compute."""
 
     def is_module(self, model: object) -> bool:
         """Whether this is a module of the host's."""
@@ -138,11 +117,19 @@ class Host(Protocol):
 
     # -- integer networks
 
-    def rewrite(self, graph: Graph, table: ScaleTable, taps: Sequence[str] = ()) -> Module:
+    def rewrite(
+        self,
+        graph: Graph,
+        table: ScaleTable,
+        taps: Sequence[str] = (),
+        sample: Mapping[str, np.ndarray] | None = None,
+    ) -> Module:
         """The integer module of a graph under its table.
 
-        taps: stored tensors that it returns too, behind the outputs, as uint8 NHWC. Raises TableError if
-        the two do not fit, OverflowError if a bias or accumulator does not fit int32.
+        taps: stored tensors that it returns too, behind the outputs, as uint8 NHWC. sample: a feed, on
+        which a float node is compared with its meaning where the host has no rule for it. Raises TableError
+        if the two do not fit, OverflowError if a bias or accumulator does not fit int32, GraphError for a
+        float node that the host cannot compute.
         """
 
     def lower(self, module: Module, target: Target = None) -> Module:
@@ -243,6 +230,22 @@ class Host(Protocol):
 
     def untuned(self, layers: Sequence, target: Target = None) -> tuple[int, int]:
         """(kernels without a record, all kernels) of `layer_choices` under the records applied now."""
+
+
+class Late:
+    """The installed host, looked for when it is first asked for something: what needs none works without.
+
+    Asking raises what `installed` raises. Its compiler is kept `Host.quiet` until ``stack`` is closed.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack):
+        self._stack, self._host = stack, None
+
+    def __getattr__(self, name: str):
+        if self._host is None:
+            self._host = installed()
+            self._stack.enter_context(self._host.quiet())
+        return getattr(self._host, name)
 
 
 def installed(name: str | None = None) -> Host:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .errors import LoadError
 from .host import Built, Host, installed
 from .measure import accuracy as _evaluate
 from .measure.accuracy import Evaluation, Metric
 from .network.graph import Graph
 from .network.node import model_shape
-from .readers.onnx_file import stem
+from .readers import onnx_float
+from .readers.self_check import SelfCheck
 from .samples import labelled
 from .samples.images import Preprocess
 from .scales.integer import check_ranges
@@ -33,6 +35,8 @@ if TYPE_CHECKING:  # type checkers know it; Python 3.10 has no Unpack of its own
     from typing_extensions import Unpack
 
 Progress = Callable[[int, int, str], None]
+#: called with the first sample; returns a line to be told, or nothing; raises LoadError
+Check = Callable[[Mapping[str, np.ndarray]], "str | None"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Quantized:
     table: its scales; graph: the float network it came from, equalized if that is a setting; plan: what
     runs in integers; seconds: time of each step; warnings: lines about what is suspicious; decisions: what
     ``max_drop`` tried and did, in lines; drop: the `evaluate.Paired` that it ended at; host: what makes
-    ``module`` and builds it (None: the one that is installed).
+    ``module`` and builds it (None: the one that is installed); sample: the first of the calibration.
     """
 
     table: ScaleTable
@@ -53,6 +57,7 @@ class Quantized:
     decisions: tuple[str, ...] = ()
     drop: object = None
     host: Host | None = field(default=None, repr=False, compare=False)
+    sample: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     @functools.cached_property
     def module(self) -> Any:
@@ -60,7 +65,7 @@ class Quantized:
 
         Raises TVMMissing, which says what to install, where there is no host.
         """
-        return (self.host or installed()).rewrite(self.graph, self.table)
+        return (self.host or installed()).rewrite(self.graph, self.table, sample=self.sample)
 
     @property
     def coverage(self) -> float:
@@ -102,15 +107,85 @@ class Quantized:
         save(path, to_qdq(self.graph, self.table))
 
 
-def as_graph(model, params=None, host: Host | None = None, **load_options) -> Graph:
-    """A `Graph` from a Graph, the path of a model, an onnx.ModelProto, or the host's module (with params).
+@dataclass(frozen=True)
+class Opened:
+    """A model as `load` reads it. check: what compares the graph with the model on a sample, see
+    `readers.self_check`; None where nobody can."""
 
-    load_options: of `Host.load`; they say nothing to a module, whose shapes are set.
+    graph: Graph
+    check: Check | None = None
+
+
+def open_model(
+    model,
+    params=None,
+    *,
+    host: Host | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int = 1,
+    model_format: str | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Opened:
+    """A Graph, the path of a model, an ``onnx.ModelProto``, or the host's module (with params), opened.
+
+    The other arguments are those of `load`; they say nothing to a Graph or a module, whose shapes are set.
+    Raises LoadError.
     """
     if isinstance(model, Graph):
-        return model
+        return Opened(model)
+    if _is_onnx(model, model_format):
+        graph = onnx_float.load(model, input_shapes, batch, outputs)
+        return Opened(graph, SelfCheck(model, graph, input_shapes, batch, outputs))
+    if outputs is not None:
+        raise LoadError("outputs cuts ONNX models; export the model to ONNX")
     host = host or installed()
-    return host.read(model, params) if host.is_module(model) else host.load(model, **load_options)
+    if host.is_module(model):
+        return Opened(host.read(model, params))
+    shapes: dict = dict(input_shapes=input_shapes, batch=batch)
+    return Opened(host.load(model, model_format=model_format, **shapes))
+
+
+def load(
+    model,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int = 1,
+    model_format: str | None = None,
+    *,
+    outputs: Sequence[str] | None = None,
+) -> Graph:
+    """A float model as a `Graph`: its path (ONNX, or what an installed host loads) or ``onnx.ModelProto``.
+
+    input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open; ``batch`` is used
+    for an open first dimension. model_format: onnx, tflite, pytorch, ...; by default what the file's ending
+    says. outputs: names of tensors (or nodes) at which an ONNX model is cut. ``Graph.run`` runs it in
+    numpy. Raises LoadError, and TVMMissing for a format that needs a host where there is none.
+    """
+    return open_model(
+        model, input_shapes=input_shapes, batch=batch, model_format=model_format, outputs=outputs
+    ).graph
+
+
+load_onnx = load
+#: endings of model files that only a host loads
+OTHER_FORMATS = (
+    ".tflite",
+    ".pt",
+    ".pth",
+    ".zip",
+    ".h5",
+    ".hdf5",
+    ".keras",
+    ".pb",
+    ".pdmodel",
+    ".relay",
+    ".json",
+)
+
+
+def _is_onnx(model, model_format: str | None) -> bool:
+    if model_format is not None or not isinstance(model, (str, os.PathLike)):
+        return model_format == "onnx" or type(model).__name__ == "ModelProto"
+    return not os.fspath(model).lower().endswith(OTHER_FORMATS)
 
 
 def quantize(
@@ -134,6 +209,9 @@ def quantize(
     fp32: Callable[[dict], list | Mapping] | None = None,
     target: object = None,
     host: Host | None = None,
+    model_format: str | None = None,
+    outputs: Sequence[str] | None = None,
+    check: bool | Check = True,
     **settings: Unpack[Settings],
 ) -> Quantized:
     """Quantize a float CNN to integers.
@@ -152,8 +230,10 @@ def quantize(
     and ``target``. fp32: the float network as a function of {input: array}, where ``model`` is a Graph that
     is faster run otherwise than in numpy. With a checkpoint all of this goes on after an interruption, too.
 
-    host: what reads the model and compiles, see `tvm_easyquant.host`; the installed one. A Graph is
-    quantized without any, unless there is a drop to meet.
+    host: what compiles, and reads what is not ONNX, see `tvm_easyquant.host`; the installed one. ONNX and a
+    Graph are quantized without any, unless there is a drop to meet. input_shapes, batch, model_format,
+    outputs: see `load`. check: whether what was read is compared with the model on the first sample
+    (`readers.self_check`), or what does it.
 
     Raises LoadError, CalibrationError, ConfigError, GraphError, EvaluationError, DropError or
     CheckpointError, all ValueErrors whose message names the cause and the cure; TVMMissing where a host is
@@ -170,31 +250,39 @@ def quantize(
         raise ConfigError(NEEDS)
     config = _config(config or QuantConfig(), {"bits": bits, "method": method, "skip": skip}, settings)
     clock, judge = time.perf_counter(), None
-    shapes: dict = dict(input_shapes=input_shapes, batch=batch)
-    if judged is None:
-        graph = as_graph(model, params, host, **shapes)
-    else:
-        host = host or installed()
-        graph, module = _with_module(host, model, params, shapes)
-        judge = _Judge(host, graph, None if fp32 else module, fp32, judged, progress)
+    opened = open_model(
+        model, params, host=host, input_shapes=input_shapes, batch=batch, model_format=model_format,
+        outputs=outputs,
+    )  # fmt: skip
+    graph = opened.graph
+    if judged is not None:
+        judge = _Judge(host or installed(), graph, fp32, judged, progress)
     loaded = time.perf_counter() - clock
+    door = _Door(opened.check if check is True else check or None)
     found = find(
         graph, calibration, config, checkpoint, progress, record, preprocess,
-        max_drop=None if judged is None else judged.max_drop, judge=judge, fastest=auto,
+        max_drop=None if judged is None else judged.max_drop, judge=judge, fastest=auto, first=door,
     )  # fmt: skip
-    seconds = {"load": loaded, **found.seconds}
+    table = found.table
+    if outputs is not None:
+        table = replace(table, data={**table.data, "outputs": list(outputs)})
     decisions, drop = (found.met.lines, found.met.paired) if found.met else ((), None)
-    return Quantized(found.table, found.graph, found.plan, seconds, found.warnings, decisions, drop, host)
+    return Quantized(
+        table, found.graph, found.plan, {"load": loaded, **found.seconds},
+        (*graph.notes, *door.notes, *found.warnings), decisions, drop, host, door.sample,
+    )  # fmt: skip
 
 
-def _with_module(host: Host, model, params, shapes) -> tuple[Graph, object]:
-    """(`as_graph` of a model, the host's float module of it, None of a Graph), imported once."""
-    if isinstance(model, Graph):
-        return model, None
-    module = host.float_module(model, params, **shapes)
-    if host.is_module(model):
-        return host.read(model, params), module
-    return host.read(module, name=stem(model)), module
+class _Door:
+    """Sees the first sample: keeps it, and has the graph compared with its model."""
+
+    def __init__(self, check: Check | None):
+        self.check, self.sample, self.notes = check, None, ()
+
+    def __call__(self, sample):
+        self.sample = {name: array.copy() for name, array in sample.items()}
+        told = None if self.check is None else self.check(self.sample)
+        self.notes = () if told is None else (told,)
 
 
 NEEDS = 'max_drop and bits="auto" need labelled data (evaluation) and a max_drop'
@@ -233,22 +321,17 @@ def _config(
 class _Judge:
     """Measures tables against fp32 on labelled data, compiled for a target."""
 
-    def __init__(self, host: Host, graph, module, fp32, evaluation: Evaluation, progress):
+    def __init__(self, host: Host, graph, fp32, evaluation: Evaluation, progress):
         self.host, self.graph, self.progress = host, graph, progress
         self.target = host.target(evaluation.target)
         self.data, metric = labelled.load(evaluation.data), evaluation.metric
         self.metrics = {"top1": _evaluate.top(1) if metric is None else metric}
         self.batch = next(iter(graph)).shape[0]
         self.inputs = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
-        self.fp32 = fp32 or self._float(module)
+        self.fp32 = fp32 or host.build_float(host.float_module(graph), self.target)
         names = [getattr(metric, name, None) for name in ("__module__", "__qualname__")]
         self.identity = [self.data.name, len(self.data), *names, str(self.target)]
         self._reference: np.ndarray | None = None
-
-    def _float(self, module):
-        if module is None:
-            return self.graph.run
-        return self.host.build_float(module, self.target)
 
     def _scores(self, network, what):
         found = _evaluate.evaluate(
@@ -289,13 +372,13 @@ def import_quantized(model, input_shapes=None, batch: int = 1, *, host: Host | N
 
     model: a path or an ``onnx.ModelProto``, as ONNX Runtime, NNCF, Quark or PPQ write it. What it does not
     quantize, or what we do not cover, stays float and is in ``plan.floats`` with the reason.
-    input_shapes, batch: see `load_onnx`. host: what reads the model and compiles; the installed one.
+    input_shapes, batch: see `load`. host: what compiles; the installed one.
     Raises LoadError or QuantizedModelError, and OverflowError as `quantize` does.
     """
     from .readers.take_over import take_over
 
     clock = time.perf_counter()
-    graph, normal = (host or installed()).load_quantized(model, input_shapes, batch)
+    graph, normal = onnx_float.load_quantized(model, input_shapes, batch)
     scales = {name: w.scale for name, w in normal.weights.items()}
     reach = {name: w.reach for name, w in normal.weights.items()}
     taken = take_over(graph, scales, normal.reasons, reach)

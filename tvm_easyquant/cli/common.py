@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, one_line
@@ -19,6 +18,7 @@ from ..progress import Bar
 if TYPE_CHECKING:
     from ..host import Host
     from ..network.graph import Graph
+    from ..pipeline import Opened
     from ..scales.partition import Plan
     from ..scales.table import ScaleTable
 
@@ -54,6 +54,7 @@ def add_model(parser, help: str = "the model: ONNX, or what tvmc loads") -> None
     add("--model-format", metavar="NAME", help="onnx, tflite, pytorch, ... (by the file's ending)")
     add("--input-shapes", metavar="SHAPES", help='such as "data:[1,3,224,224]"')
     add("--batch", type=int, default=1, metavar="N", help="size of an open first dimension (1)")
+    add("--outputs", metavar="NAME,...", help="end the network at these tensors or nodes (ONNX)")
 
 
 def add_table(parser) -> None:
@@ -70,21 +71,28 @@ def add_quantized(parser) -> None:
     add("--json", action="store_true", help="print the result as JSON")
 
 
-def model_options(args) -> dict:
-    """The options of `add_model` as `Host.load` and `Host.float_module` take them."""
-    shapes = _shapes(args.input_shapes)
-    return {"model_format": args.model_format, "input_shapes": shapes, "batch": args.batch}
+def model_options(args, table: ScaleTable | None = None) -> dict:
+    """The options of `add_model` as `pipeline.load` takes them; ``table``: where the model is cut, if they
+    do not say."""
+    outputs = None if args.outputs is None else [name for name in args.outputs.split(",") if name]
+    if outputs is None and table is not None:
+        outputs = table.outputs
+    return {
+        "model_format": args.model_format, "input_shapes": _shapes(args.input_shapes), "batch": args.batch,
+        "outputs": outputs,
+    }  # fmt: skip
 
 
-def load_graph(args, host: Host) -> Graph:
+def open_model(args, host: Host, table: ScaleTable | None = None) -> Opened:
+    """The float network that `add_model`'s options name, with its check."""
+    from .. import pipeline
+
+    return pipeline.open_model(args.FILE, host=host, **model_options(args, table))
+
+
+def load_graph(args, host: Host, table: ScaleTable | None = None) -> Graph:
     """The float network that `add_model`'s options name."""
-    return host.load(args.FILE, **model_options(args))
-
-
-def load_both(args, host: Host) -> tuple[Graph, object]:
-    """The same network, and the host's float module that it was read from."""
-    module = host.float_module(args.FILE, **model_options(args))
-    return host.read(module, name=Path(args.FILE).stem), module
+    return open_model(args, host, table).graph
 
 
 def load_table(args, host: Host) -> tuple[Graph, ScaleTable, Plan]:
@@ -92,7 +100,7 @@ def load_table(args, host: Host) -> tuple[Graph, ScaleTable, Plan]:
     from ..scales.table import ScaleTable
 
     table = ScaleTable.load(args.table)
-    graph = table.prepared(load_graph(args, host))
+    graph = table.prepared(load_graph(args, host, table))
     return graph, table, table.check(graph)
 
 

@@ -139,6 +139,8 @@ def _options(args) -> dict:
     options = model_options(args)
     if options.pop("model_format") not in (None, "onnx"):
         raise UserError(f"--model-format {args.model_format}: a quantized model must be ONNX")
+    if options.pop("outputs") is not None:
+        raise UserError("--outputs cuts float models; a quantized one is taken over whole")
     return options
 
 
@@ -203,7 +205,7 @@ def _verify(args, host) -> int:
             raise UserError(f"{args.FILE}: nothing of it runs in integers, so there is nothing to compare")
         graph, table, model, names = taken.graph, taken.table, taken.model, taken.origin
     else:
-        graph = table.prepared(load_graph(args, host))
+        graph = table.prepared(load_graph(args, host, table))
     data = calibrate.samples(source(graph.inputs), graph)
     inputs = list(itertools.islice(data, args.count))
     integers = verify.compiled_integers(host, graph, table, args.target) if args.compiled else None

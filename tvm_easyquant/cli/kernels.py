@@ -48,7 +48,7 @@ def _quantized(args, host):
 
     target = host.target(args.target)
     table = ScaleTable.load(args.table)
-    return load_graph(args, host), table, target
+    return load_graph(args, host, table), table, target
 
 
 def _plan(args, host) -> int:

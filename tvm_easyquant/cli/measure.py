@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
+from ..errors import TVMMissing
 from .common import (
     UserError,
     add_pictures,
     add_quantized,
     add_verb,
-    load_both,
+    load_graph,
     preprocess_of,
     print_json,
     progress_bar,
@@ -51,9 +54,24 @@ def add(subparsers) -> None:
     add("--tuning-records", metavar="LOG", help="records of tune-kernels to choose kernels by")
 
 
-def built(host, graph, table, floats, target):
-    """(the float module ``floats``, the table's integers), both built for ``target``."""
-    return host.build_float(floats, target), host.build(host.rewrite(graph, table), target)
+def built(host, graph, table, target):
+    """(the float network, the table's integers), both built for ``target``."""
+    floats = host.build_float(host.float_module(graph), target)
+    return floats, host.build(host.rewrite(table.prepared(graph), table), target)
+
+
+def in_numpy(graph, table):
+    """The same without a host: they compute in numpy, the integers the same ones."""
+    from ..scales.integer import run_integer
+
+    prepared = table.prepared(graph)
+    table.check(prepared)
+
+    def integers(feed):
+        found = run_integer(prepared, table, feed)
+        return [found[name] for name in prepared.outputs]
+
+    return (lambda feed: list(graph.run(feed).values())), integers
 
 
 def labelled_data(args, table):
@@ -74,16 +92,20 @@ def labelled_data(args, table):
     return data, metrics
 
 
-def evaluation(judged, networks, batch, bar):
+def evaluation(judged, networks, batch, graph, bar):
     """{metric: `evaluate.Paired`} of the integers against the float network, both as from `built`.
 
     judged: of `labelled_data`.
     """
     from ..measure import accuracy as evaluate
+    from ..network.node import model_shape
 
     (data, metrics), (floats, integers) = judged, networks
+    inputs = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
     scores = [
-        evaluate.evaluate(network, data, metrics=metrics, batch=batch, progress=bar, what=what)
+        evaluate.evaluate(
+            network, data, inputs=inputs, metrics=metrics, batch=batch, progress=bar, what=what
+        )
         for network, what in ((floats, "float32"), (integers, "integers"))
     ]
     return {name: evaluate.compare(scores[1][name], scores[0][name]) for name in metrics}
@@ -94,12 +116,20 @@ def _evaluate(args, host) -> int:
 
     from ..scales.table import ScaleTable
 
-    target, table = host.target(args.target), ScaleTable.load(args.table)
-    graph, floats = load_both(args, host)
+    table = ScaleTable.load(args.table)
+    try:
+        target = host.target(args.target)
+    except TVMMissing:
+        if args.target is not None:
+            raise
+        target = None
+    graph = load_graph(args, host, table)
     judged = labelled_data(args, table)
-    networks = built(host, graph, table, floats, target)
+    if target is None:
+        print("note: no TVM here: both networks run in numpy, which takes its time", file=sys.stderr)
+    networks = in_numpy(graph, table) if target is None else built(host, graph, table, target)
     with progress_bar() as bar:
-        found = evaluation(judged, networks, args.batch, bar)
+        found = evaluation(judged, networks, args.batch, graph, bar)
     if args.json:
         print_json(
             {"data": args.data, "metrics": {n: {**asdict(p), "drop": p.drop} for n, p in found.items()}}
@@ -119,11 +149,10 @@ def _benchmark(args, host) -> int:
     for name in ("threads", "rounds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
-    graph, floats = load_both(args, host)
-    graph = table.prepared(graph)
+    graph = load_graph(args, host, table)
     with host.history(args.tuning_records, target), progress_bar() as bar:
-        networks = built(host, graph, table, floats, target)
-        found = timing(args, host, graph, table, networks, bar)
+        networks = built(host, graph, table, target)
+        found = timing(args, host, table.prepared(graph), table, networks, bar)
     if args.json:
         print_json({**asdict(found), "notes": found.notes})
         return 0

@@ -16,7 +16,8 @@ from .common import (
     add_model,
     add_pictures,
     add_verb,
-    load_both,
+    load_graph,
+    open_model,
     preprocess_of,
     print_json,
     progress_bar,
@@ -80,6 +81,8 @@ def add(subparsers) -> None:
     add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
         help=f"a setting of the search ({', '.join(SETTINGS)}); see below")  # fmt: skip
     add("--resume", action="store_true", help="save the search in OUTPUT.search and go on from it")
+    add("--no-check", action="store_true",
+        help="do not compare what was read with the model on the first sample")  # fmt: skip
     add("--dry-run", action="store_true", help="only say what would run in integers")
     add("--keep-if-faster", action="store_true",
         help="measure first; layers that are slower in integers than TVM's float32 stay float")  # fmt: skip
@@ -135,23 +138,24 @@ def _quantize(args, host) -> int:
     preprocess = preprocess_of(args)
     data = sources.calibration(args.calibration, preprocess) if args.calibration else None
     if args.dry_run:
-        graph, _ = load_both(args, host)
+        graph = load_graph(args, host)
         return _dry_run(graph, partition.plan(graph, config.skip), args.json)
     if data is None:
         raise UserError("quantize needs --calibration FILE.npz, FOLDER or module:function")
     _check_outputs(args)
-    graph, floats = load_both(args, host)
+    opened = open_model(args, host)
+    graph = opened.graph
     notes: tuple[str, ...] = ()
     if args.keep_if_faster:
-        config, notes = _faster(args, host, graph, floats, config)
+        config, notes = _faster(args, host, graph, config)
     checkpoint = Path(f"{args.output}.search") if args.resume else None
     curves = Curves(config.how.objective or "", graph.fingerprint) if args.record else None
-    judged = {} if args.eval is None else _judged(args, host, floats, preprocess, auto)
-    del floats  # its weights, beside the graph's
+    judged = {} if args.eval is None else _judged(args, host, graph, preprocess, auto)
+    check = False if args.no_check or opened.check is None else opened.check
     with progress_bar() as bar:
         result = pipeline.quantize(
             graph, data(graph.inputs), config=config, checkpoint=checkpoint, progress=bar,
-            preprocess=preprocess, record=curves, host=host, **judged,
+            preprocess=preprocess, record=curves, host=host, check=check, **judged,
         )  # fmt: skip
     _write(args, host, result, curves)
     warn(result.warnings)
@@ -190,17 +194,18 @@ def _write(args, host, result, curves) -> None:
         curves.save(args.record)
 
 
-def _faster(args, host, graph, floats, config):
+def _faster(args, host, graph, config):
     """The settings with the layers that are faster in float kept so, and what to say about it."""
     from dataclasses import replace
 
     target = host.target(args.target)
+    floats = host.build_float(host.float_module(graph), target)
     with progress_bar() as bar:
-        found = host.keep_if_faster(graph, host.build_float(floats, target), config, target, progress=bar)
+        found = host.keep_if_faster(graph, floats, config, target, progress=bar)
     return replace(config, skip=(*config.skip, *found.skip)), found.notes
 
 
-def _judged(args, host, floats, preprocess, auto) -> dict:
+def _judged(args, host, graph, preprocess, auto) -> dict:
     """What `pipeline.quantize` needs to meet ``--max-drop``."""
     from ..samples import labelled, sources
 
@@ -208,7 +213,7 @@ def _judged(args, host, floats, preprocess, auto) -> dict:
         "max_drop": args.max_drop,
         "evaluation": sources.labelled(args.eval, preprocess),
         "metric": labelled.named(args.metric, "outputs", "label") if args.metric else None,
-        "fp32": host.build_float(floats, args.target),
+        "fp32": host.build_float(host.float_module(graph), args.target),
         "target": args.target,
         **({"bits": "auto"} if auto else {}),
     }

@@ -9,7 +9,7 @@ from .common import (
     add_pictures,
     add_table,
     add_verb,
-    load_both,
+    load_graph,
     preprocess_of,
     print_json,
     progress_bar,
@@ -70,8 +70,8 @@ def _report(args, host) -> int:
     target, table = host.target(args.target), ScaleTable.load(args.table)
     curves = Curves.load(args.record) if args.record else None
     source = sources.calibration(args.calibration, preprocess_of(args, table)) if args.calibration else None
-    graph, floats = load_both(args, host)
-    graph = table.prepared(graph)
+    loaded = load_graph(args, host, table)
+    graph = table.prepared(loaded)
     plan = table.check(graph)
     samples = []
     if source is not None:
@@ -84,10 +84,10 @@ def _report(args, host) -> int:
         if judged is None and args.no_benchmark:  # nothing is to be run
             layers = host.layer_choices(graph, table, target)
         else:
-            networks = built(host, graph, table, floats, target)
+            networks = built(host, loaded, table, target)
             layers = networks[1].layers
             if judged is not None:
-                accuracy = evaluation(judged, networks, args.batch, bar)
+                accuracy = evaluation(judged, networks, args.batch, loaded, bar)
             if not args.no_benchmark:
                 benchmark = timing(args, host, graph, table, networks, bar)
         facts = collect(

@@ -1,8 +1,9 @@
 """``tvmc-easyquant``: our verbs, and those of TVM's tvmc where TVM 0.19 is installed.
 
-Ours are parsed here and given the installed host; a command line of tvmc's goes to it whole, with the
-target ``easyquant`` added. Nothing here imports TVM before a verb runs, so that ``--help`` is quick, and
-TVM's absence is one sentence and no traceback.
+Ours are parsed here and given the installed host, which they ask for when they need it: what needs no
+compiler runs without one. A command line of tvmc's goes to it whole, with the target ``easyquant`` added.
+Nothing here imports TVM before a verb needs it, so that ``--help`` is quick, and TVM's absence is one
+sentence and no traceback.
 
 Each other file here but `common` holds the verbs of one subject and adds them in ``add(subparsers)``;
 `VERBS` lists them.
@@ -11,6 +12,7 @@ Each other file here but `common` holds the verbs of one subject and adds them i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -19,7 +21,7 @@ from collections.abc import Sequence
 
 from ..errors import LinkerMissing, UserError, is_users, one_line
 from ..files import writable
-from ..host import installed
+from ..host import Late, installed
 from .common import INTERRUPTED, MISSING_PACKAGE, NOBODY_READS, USER_ERROR, Parser, fail, missing
 
 VERBS = (
@@ -103,9 +105,8 @@ def _ours(argv: Sequence[str]) -> int:
         raise UserError(f"--config is an option of {', '.join(TVMC)}; {args.verb} takes none")
     if args.verb != "demo":  # whose --out is a folder
         _check_output(argv)
-    host = installed()
-    with host.quiet():
-        return args.func(args, host)
+    with contextlib.ExitStack() as stack:
+        return args.func(args, Late(stack))
 
 
 def _explained(argv: Sequence[str], error: Exception):

@@ -118,7 +118,8 @@ def build(
 def build_float(module, target=None) -> Built:
     """Compile a float Relay module as TVM's user would by default (opt_level 3), to compare ours with."""
     target = cpu_target(target)
-    with no_tophub(), tvm.transform.PassContext(opt_level=3, config=NO_CSE):
+    clash = any(CONSTANT.fullmatch(param.name_hint) for param in module["main"].params)
+    with no_tophub(), tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG if clash else NO_CSE):
         return Built(relay.build(module, target), target)
 
 
@@ -342,6 +343,8 @@ def _sizes(graph: dict, params, functions) -> list[tuple[int, int]]:
     return sizes
 
 
+#: what TVM calls a constant that it stores beside the code; a network's own input may be called so, too
+CONSTANT = re.compile(r"p\d+")
 #: TVM's name of a dtype -> numpy's, where they differ
 TVM_DTYPES = {"uint1": "bool"}
 
@@ -361,10 +364,11 @@ class Executor:
         self.device, self._alone = device or tvm.cpu(), threading.Lock()
         self.module = graph_executor.GraphModule(library["default"](self.device))
         shapes, dtypes = self.module.get_input_info()
+        constants = set(library.get_params()) if hasattr(library, "get_params") else None
         self.inputs = {
             name: (tuple(int(d) for d in shape), TVM_DTYPES.get(str(dtypes[name]), str(dtypes[name])))
             for name, shape in shapes.items()
-            if not re.fullmatch(r"p\d+", name)  # TVM's names for bound constants
+            if not (CONSTANT.fullmatch(name) if constants is None else name in constants)
         }
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:

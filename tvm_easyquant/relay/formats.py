@@ -1,4 +1,4 @@
-"""Model files of any format: ONNX by `read`, others (TFLite, TorchScript, Keras, ...) by tvmc's importers.
+"""Model files of any format: ONNX by our own reader, others (TFLite, TorchScript, Keras, ...) by tvmc's importers.
 
 tvmc's errors are put into a line with the cure, and what it would do wrong without a word is refused: it
 fills the weights that a Relay text lacks with random numbers, and it loads a TensorFlow whose LLVM and
@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 
 from ..errors import LoadError, last_line
 from ..network.graph import Graph
+from ..readers import onnx_float
 from ..readers.onnx_file import stem
 from . import tvmc
 from .framework import relay, tvm
 from .layout import as_nchw
-from .read import from_relay, import_onnx
+from .read import from_relay
 
 #: (format, what its importer's error says, what to do)
 CURES = (
@@ -31,35 +32,27 @@ CURES = (
 )  # fmt: skip
 
 
-def load_model(
+def load(
     path: str | os.PathLike,
     model_format: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     batch: int = 1,
 ) -> Graph:
-    """Load a model file of any format that tvmc loads as a `Graph`; see `import_model`."""
-    return from_relay(import_model(path, model_format, input_shapes, batch), name=stem(path))
-
-
-def import_model(
-    path: str | os.PathLike,
-    model_format: str | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    batch: int = 1,
-):
-    """The float Relay module (NCHW, params bound) of a model file; what is not ONNX goes through tvmc.
+    """A model file in one of tvmc's formats as a `Graph`; ONNX, too, by our own reader.
 
     model_format: a name of tvmc's (onnx, tflite, pytorch, keras, pb, paddle, relay); by default the file's
-    ending decides. input_shapes and batch: see `load_onnx`; other formats take input_shapes only.
+    ending decides. input_shapes, batch: see `onnx_float.load`; other formats take input_shapes only.
     Raises LoadError.
     """
     kind = tvmc.frontend(path, model_format)
     if kind in (None, "onnx"):
-        return import_onnx(path, input_shapes, batch)
-    return load(path, kind, input_shapes)
+        return onnx_float.load(path, input_shapes, batch)
+    return from_relay(import_module(path, kind, input_shapes), name=stem(path))
 
 
-def load(path: str | os.PathLike, kind: str, input_shapes: Mapping[str, Sequence[int]] | None = None):
+def import_module(
+    path: str | os.PathLike, kind: str, input_shapes: Mapping[str, Sequence[int]] | None = None
+):
     """The float Relay module (NCHW, weights bound) of a model file in tvmc's format ``kind``.
 
     Raises LoadError.

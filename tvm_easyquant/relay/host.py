@@ -6,10 +6,9 @@ Each verb imports the file that does the work: importing this one says whether t
 from __future__ import annotations
 
 import contextlib
-import os
 
 from ..host import Host
-from .framework import quiet, relay, tvm
+from .framework import quiet, tvm
 
 
 class Relay:
@@ -26,31 +25,14 @@ class Relay:
         return tvmc.formats()
 
     def load(self, model, *, model_format=None, input_shapes=None, batch=1):
-        from .formats import load_model
-        from .read import load_onnx
+        from .formats import load
 
-        if isinstance(model, (str, os.PathLike)):
-            return load_model(model, model_format, input_shapes, batch)
-        return load_onnx(model, input_shapes, batch)
+        return load(model, model_format, input_shapes, batch)
 
-    def load_quantized(self, model, input_shapes=None, batch=1):
-        from .read import load_quantized
+    def float_module(self, graph):
+        from .rewrite import float_module
 
-        return load_quantized(model, input_shapes, batch)
-
-    def float_module(self, model, params=None, *, model_format=None, input_shapes=None, batch=1):
-        from .formats import import_model
-        from .read import import_onnx
-
-        if self.is_module(model):
-            if not params:
-                return model
-            return tvm.IRModule.from_expr(
-                relay.build_module.bind_params_by_name(model["main"], dict(params))
-            )
-        if isinstance(model, (str, os.PathLike)):
-            return import_model(model, model_format, input_shapes, batch)
-        return import_onnx(model, input_shapes, batch)
+        return float_module(graph)
 
     def is_module(self, model):
         return isinstance(model, tvm.IRModule)
@@ -62,10 +44,10 @@ class Relay:
 
     # -- integer networks
 
-    def rewrite(self, graph, table, taps=()):
+    def rewrite(self, graph, table, taps=(), sample=None):
         from .rewrite import rewrite
 
-        return rewrite(graph, table, taps)
+        return rewrite(graph, table, taps, sample)
 
     def lower(self, module, target=None):
         from topi_ext.lower import LowerInteger

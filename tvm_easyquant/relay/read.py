@@ -1,4 +1,4 @@
-"""Relay front end: an ONNX file or a Relay module -> `Graph`.
+"""Relay front end: a Relay module -> `Graph`, for the pass and for tvmc's formats that are not ONNX.
 
 Batch normalization, biases and per-channel constants are folded in numpy (TVM's FoldConstant takes
 50 to 90 ms a call and its FoldScaleAxis erases names). Names are those of the ONNX nodes, which the
@@ -7,8 +7,7 @@ importer leaves in ``call.span``; they are read here, before any Relay pass can 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from math import inf
 
 import numpy as np
@@ -18,75 +17,16 @@ from ..network.builder import AFFINE, Builder
 from ..network.expression import BINARY, UNARY
 from ..network.graph import Graph
 from ..network.layout import nhwc, nhwc_axis
-from ..readers.onnx_file import fixed_shapes, read_onnx, stem, why_not
-from ..readers.onnx_quantized import QUANTIZED, Normalized, is_quantized, normalize
 from .float_op import RelayOp, multiply_accumulates
 from .framework import relay, tvm
 
-OUTPUT_NAMES = "output_names"  # attribute of a module: what the model it came from calls its outputs
 
-
-def load_onnx(
-    model,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    batch: int = 1,
-) -> Graph:
-    """Load an ONNX model (a path or an ``onnx.ModelProto``) as a `Graph`.
-
-    input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open; ``batch``
-    is used for an open first dimension. Raises LoadError.
-    """
-    return from_relay(import_onnx(model, input_shapes, batch), name=stem(model))
-
-
-def load_quantized(
-    model, input_shapes: Mapping[str, Sequence[int]] | None = None, batch: int = 1
-) -> tuple[Graph, Normalized]:
-    """A quantized ONNX model as a `Graph` with ``fake_quant`` nodes, and what `onnx_quantized` kept of it.
-
-    Arguments as of `load_onnx`. Raises LoadError and QuantizedModelError.
-    """
-    read, name = read_onnx(model)
-    if not is_quantized(read):
-        raise LoadError(f"{name} is not quantized: it has no QuantizeLinear; quantize takes float models")
-    normal = normalize(read)
-    module = _import_onnx(normal.model, name, input_shapes, batch)
-    return from_relay(module, name=stem(model), quantized=True), normal
-
-
-def import_onnx(model, input_shapes=None, batch: int = 1):
-    """The float Relay module of an ONNX model, params bound; arguments and errors of `load_onnx`."""
-    model, name = read_onnx(model)
-    if is_quantized(model):
-        node = next(n for n in model.graph.node if n.op_type in QUANTIZED)
-        raise LoadError(
-            f"{name} is already quantized (node {node.name or node.output[0]} is {node.op_type}); "
-            "import-onnx (Python: import_quantized) takes its scales over"
-        )
-    return _import_onnx(model, name, input_shapes, batch)
-
-
-def _import_onnx(model, name, input_shapes, batch):
-    shapes = fixed_shapes(model, input_shapes or {}, batch, name)
-    try:
-        module, params = relay.frontend.from_onnx(model, shapes, freeze_params=True)
-    except Exception as error:  # noqa: BLE001  # the importer raises several unrelated types
-        raise LoadError(f"TVM cannot import {name}: {why_not(model, error)}") from None
-    module = tvm.IRModule.from_expr(relay.build_module.bind_params_by_name(module["main"], params))
-    return module.with_attr(OUTPUT_NAMES, [value.name for value in model.graph.output])
-
-
-def from_relay(
-    module, params: Mapping | None = None, name: str = "model", quantized: bool = False
-) -> Graph:
+def from_relay(module, params: Mapping | None = None, name: str = "model") -> Graph:
     """A float Relay module (NCHW) and its params as a `Graph`.
 
-    quantized: pairs of qnn.quantize and qnn.dequantize become ``fake_quant`` nodes, for `take_over`.
     Raises LoadError for control flow, several functions, or dynamic shapes.
     """
     function = module["main"]
-    names = dict(module.attrs or {}).get(OUTPUT_NAMES)
-    output_names = None if names is None else [plain(n) for n in names]
     if params:
         function = relay.build_module.bind_params_by_name(function, dict(params))
     module = tvm.IRModule.from_expr(function)
@@ -98,15 +38,14 @@ def from_relay(
     ]
     with tvm.transform.PassContext(opt_level=3):
         module = tvm.transform.Sequential(passes)(module)
-    return _Walk(module["main"], name, quantized).graph(output_names)
+    return _Walk(module["main"], name).graph()
 
 
 class _Walk:
     """One walk over the Relay function in post-order; see `from_relay`."""
 
-    def __init__(self, function, name: str, quantized: bool = False):
-        self.name, self.quantized = name, quantized
-        self.rounded: dict[object, dict] = {}  # qnn.quantize -> attributes of its fake_quant
+    def __init__(self, function, name: str):
+        self.name = name
         order: list = []
         relay.analysis.post_order_visit(function, order.append)
         body = function.body
@@ -125,11 +64,11 @@ class _Walk:
             elif isinstance(expr, (relay.If, relay.Let, relay.Match)):
                 raise LoadError(f"{name}: control flow ({type(expr).__name__}) cannot be quantized")
 
-    def graph(self, output_names=None) -> Graph:
+    def graph(self) -> Graph:
         if any(result not in self.builder.tensor for result in self.results):
             raise LoadError(f"{self.name}: an output does not depend on any input")
         outputs = [self.builder.tensor[result] for result in self.results]
-        return self.builder.graph(outputs, self.name, output_names)
+        return self.builder.graph(outputs, self.name)
 
     def _input(self, expr):
         shape = _shape(expr.checked_type, expr.name_hint)
@@ -137,8 +76,6 @@ class _Walk:
             raise LoadError(
                 f"input {expr.name_hint} is {expr.checked_type.dtype}; only float32 inputs are supported"
             )
-        if re.fullmatch(r"p\d+", expr.name_hint):
-            raise LoadError(f"input {expr.name_hint} has a name that TVM gives to constants; rename it")
         self.builder.input(expr, plain(expr.name_hint), nhwc(shape))
 
     def _call(self, call):
@@ -148,7 +85,7 @@ class _Walk:
             return  # a constant; read where it is used
         if call.op.name in FIELDS:
             return  # read through their field 0
-        rule = RULES.get(call.op.name)
+        rule = RULES.get(call.op.name) if _in_float32(call) else None
         if rule is None or rule(self, call) is False:
             self.stays_float(call)
 
@@ -203,6 +140,7 @@ class _Walk:
             [self.tensor(t) for t in handle.tensors],
             nhwc(_shape(expr.checked_type, handle.op)),
             {"fn": handle.evaluate, "handle": handle, "macs": multiply_accumulates(call)},
+            dtype=str(expr.checked_type.dtype),
         )
 
 
@@ -409,22 +347,6 @@ def _pad(walk, call):
     return walk.builder.pad(call, call.args[0], [_ints(pair) for pair in call.attrs.pad_width], _out(call))
 
 
-def _quantize(walk, call):
-    """The first half of a pair; `_dequantize` makes the node."""
-    encoding = _encoding(*(walk.constant(a) for a in call.args[1:]))
-    if not walk.quantized or encoding is None or call.attrs.out_dtype != "uint8":
-        return False
-    walk.rounded[call] = encoding
-    return _copy(walk, call)
-
-
-def _dequantize(walk, call):
-    source = call.args[0]
-    if source not in walk.rounded:
-        return False
-    return walk.add(call, "fake_quant", source, walk.rounded[source])
-
-
 def _copy(walk, call):
     walk.builder.alias(call, call.args[0])
 
@@ -456,8 +378,6 @@ RULES: dict[str, Callable[[_Walk, object], object]] = {
     "nn.batch_flatten": _reshape,
     "strided_slice": _strided_slice,
     "nn.pad": _pad,
-    "qnn.quantize": _quantize,
-    "qnn.dequantize": _dequantize,
     "copy": _copy,
 }
 #: Relay operator that makes a tuple -> the rule of its field 0: (walk, field, call)
@@ -476,6 +396,12 @@ def _label(expr) -> str:
 def plain(name) -> str:
     """A name without TVM: its strings are a class of TVM's, which a process without it cannot unpickle."""
     return str.__str__(name)
+
+
+def _in_float32(call) -> bool:
+    """Whether a call reads and makes float32 only."""
+    kinds = [expr.checked_type for expr in (call, *_arguments(call))]
+    return all(not isinstance(kind, relay.TensorType) or kind.dtype == "float32" for kind in kinds)
 
 
 def _out(call) -> tuple[int, ...]:
@@ -518,13 +444,6 @@ def _four(padding) -> tuple[int, int, int, int]:
     return top, left, bottom, right
 
 
-def _encoding(scale, zero_point):
-    """The attributes of a ``fake_quant`` from two constants; None if they are not one number each."""
-    if scale is None or zero_point is None or scale.size != 1 or zero_point.size != 1:
-        return None
-    return {"scale": float(scale.reshape(())), "zero_point": int(zero_point.reshape(()))}
-
-
 def _whole_windows(call, dilation):
     """Padding (t, l, b, r) grown at the end so that ceil mode's last windows are whole."""
     a = call.attrs
@@ -540,4 +459,4 @@ def _whole_windows(call, dilation):
     return (top, left, *ends)
 
 
-__all__ = ["GraphError", "LoadError", "from_relay", "load_onnx"]
+__all__ = ["GraphError", "LoadError", "from_relay"]

@@ -52,6 +52,36 @@ def rewrite(
     return _Rewriter(records(graph, table), sample).module(taps)
 
 
+def float_module(graph: Graph) -> object:
+    """The float Relay module (``tvm.IRModule``) of a graph: its inputs and outputs, its float meaning.
+
+    Raises GraphError for a float node that Relay cannot compute.
+    """
+    made: dict = {}
+    params: list = []
+    for node in graph:
+        inputs = [made[t] for t in node.inputs]
+        if node.op == "input":
+            made[node.name] = relay.var(node.name, shape=model_shape(node), dtype=node.dtype)
+            params.append(made[node.name])
+        elif node.op == "float":
+            made[node.name] = emit(node.attrs["handle"], _tensors(graph, node, inputs), node.name)
+        else:
+            made[node.name] = FLOAT[node.op](node, *inputs)
+    return _function(params, [made[t] for t in graph.outputs])
+
+
+def _function(params, results):
+    body = results[0] if len(results) == 1 else relay.Tuple(results)
+    return relay.transform.InferType()(tvm.IRModule.from_expr(relay.Function(params, body)))
+
+
+def _tensors(graph: Graph, node: Node, inputs) -> list[Tensor]:
+    """The inputs of a float node with what a graph knows of them."""
+    sources = [graph[t] for t in node.inputs]
+    return [Tensor.of(x, model_shape(s), s.dtype) for x, s in zip(inputs, sources, strict=True)]
+
+
 class _Rewriter:
     def __init__(self, found: Records, sample: Mapping[str, np.ndarray] | None):
         self.sample = sample
@@ -66,7 +96,7 @@ class _Rewriter:
     def module(self, taps):
         for node in self.graph:
             if node.op == "input":
-                var = relay.var(node.name, shape=model_shape(node), dtype=_dtype(node))
+                var = relay.var(node.name, shape=model_shape(node), dtype=node.dtype)
                 self.params.append(var)
                 self.float_of[node.name] = var
             elif node.name in self.plan.fused:
@@ -79,9 +109,7 @@ class _Rewriter:
                 inputs = [self.real(t) for t in node.inputs]
                 self.float_of[node.name] = FLOAT[node.op](node, *inputs)
         results = [self.real(t) for t in self.graph.outputs] + [self.stored(t) for t in taps]
-        body = results[0] if len(results) == 1 else relay.Tuple(results)
-        module = tvm.IRModule.from_expr(relay.Function(self.params, body))
-        return relay.transform.InferType()(module)
+        return _function(self.params, results)
 
     # -- tensors
 
@@ -113,8 +141,7 @@ class _Rewriter:
 
     def _emit(self, node):
         """A float node, by its handle."""
-        sources = [self.graph[t] for t in node.inputs]
-        tensors = [Tensor.of(self.real(s.name), model_shape(s), _dtype(s)) for s in sources]
+        tensors = _tensors(self.graph, node, [self.real(t) for t in node.inputs])
         values = None if self.sample is None else partial(self._values, node, self.sample)
         return emit(node.attrs["handle"], tensors, node.name, values)
 
@@ -190,10 +217,6 @@ class _Rewriter:
         numbers = [(_scalar(s.scale), _zero(s.zero_point)) for s in (*join.scales, made.scale)]
         q = JOINS[node.op](*tensors, *chain.from_iterable(numbers))
         self.stored_of[made.tensor] = _clip(q, made.lo, made.hi)
-
-
-def _dtype(node):
-    return getattr(node, "dtype", "float32")
 
 
 def _named(call, name):

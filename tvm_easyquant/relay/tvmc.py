@@ -24,7 +24,9 @@ import numpy as np
 
 from ..errors import EasyQuantError, LinkerMissing, LoadError, UserError, is_users, last_line, one_line
 from ..files import replacing, writable
+from ..network.graph import Graph
 from ..network.layout import layout_hint
+from ..readers import onnx_float
 from ..readers.onnx_file import check_onnx
 from ..samples.sources import reason
 from ..scales.table import ScaleTable
@@ -33,6 +35,7 @@ from .build import BUILD_CONFIG, cpu_target
 from .framework import quiet, relay, tvm
 from .layout import as_nchw, has_nhwc
 from .passes import EasyQuant
+from .rewrite import float_module, rewrite
 from .tune import check_compiler, read_log, records_for, untuned
 
 # isort: split
@@ -103,6 +106,10 @@ def tokens(theirs):
     return tokenize
 
 
+#: our composite target and its table
+ASKED = re.compile(r"""\beasyquant\b(?:\s+-table=(?:"([^"]+)"|'([^']+)'|([^\s,"']+)))?""")
+
+
 class Pipeline:
     """What ``--target "easyquant -table=FILE, llvm ..."`` does: quantize by the table, then lower.
 
@@ -113,6 +120,27 @@ class Pipeline:
     def __init__(self, records: str | None = None):
         """records: the file of ``--tuning-records``, which must be of the target's CPU."""
         self.target, self.records, self.asked_for = None, records, False
+        self.graph: Graph | None = None
+
+    def reading(self, load_model, argv):
+        """tvmc's ``load_model``, but ONNX for our target by our own reader: the module is the graph's float
+        one, and the graph is kept for the table, which says where it is cut."""
+
+        def loaded(path, model_format=None, shape_dict=None, **options):
+            wanted = ASKED.search(option(argv, "--target") or "")
+            if not wanted or frontend(path, model_format) not in (None, "onnx"):
+                return load_model(path, model_format, shape_dict, **options)
+            file = next(filter(None, wanted.groups()), None)
+            try:
+                cut = ScaleTable.load(file).outputs if file else None
+                self.graph = onnx_float.load(path, shape_dict, outputs=cut)
+                return TVMCModel(float_module(self.graph), {})
+            except Exception as error:
+                if not is_users(error):
+                    raise
+                raise TVMCException(one_line(error)) from None
+
+        return loaded
 
     def watching(self, target_from_cli):
         """tvmc's ``target_from_cli``, taking note of the target; an unknown one is tvmc's own error."""
@@ -152,21 +180,27 @@ class Pipeline:
             if self.records is not None:
                 records_for(self.records, target)
             table = ScaleTable.load(options["table"])
+            lower = LowerInteger(target)
+            if self.graph is not None:
+                lowered = lower(rewrite(table.prepared(self.graph), table))
+                return self._told(lower, lowered, target)
             if has_nhwc(mod):  # TFLite, Keras: as quantize has read the model
                 bound = relay.build_module.bind_params_by_name(mod["main"], params or {})
                 mod, params = as_nchw(tvm.IRModule.from_expr(bound)), None
-            lower = LowerInteger(target)
             lowered = tvm.transform.Sequential([EasyQuant(table, params=params), lower])(mod)
-            without, count = untuned(lower.layers, target)
-            print(
-                f"easyquant: {len(lower.layers)} integer layers, {without} of {count} kernels run untuned",
-                file=sys.stderr,
-            )
-            return lowered
+            return self._told(lower, lowered, target)
         except Exception as error:
             if not is_users(error):
                 raise
             raise TVMCException(one_line(error)) from None
+
+    def _told(self, lower, lowered, target):
+        without, count = untuned(lower.layers, target)
+        print(
+            f"easyquant: {len(lower.layers)} integer layers, {without} of {count} kernels run untuned",
+            file=sys.stderr,
+        )
+        return lowered
 
 
 # -- what it does not check of its user's files
@@ -312,9 +346,9 @@ def check_before(argv: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _plugged_in(records: str | None, others: Iterable[str]) -> Iterator[None]:
+def _plugged_in(argv: Sequence[str], others: Iterable[str]) -> Iterator[None]:
     """tvmc with our target and our checks; ``others`` are verbs that its usage shows beside its own."""
-    pipeline = Pipeline(records)
+    pipeline = Pipeline(option(argv, "--tuning-records"))
     entry = {"config_key": None, "pass_default": False, "default_target": None, "pass_pipeline": pipeline}
     codegen = {"easyquant": entry}
 
@@ -330,6 +364,7 @@ def _plugged_in(records: str | None, others: Iterable[str]) -> Iterator[None]:
             (tvmc_target, "tokenize_target", tokens(tvmc_target.tokenize_target)),
             (compiler, "target_from_cli", pipeline.watching(compiler.target_from_cli)),
             (autotuner, "target_from_cli", pipeline.watching(autotuner.target_from_cli)),
+            (frontends, "load_model", pipeline.reading(frontends.load_model, argv)),
             (compiler, "parse_configs", pipeline.configured(compiler.parse_configs)),
         ):
             stack.enter_context(replaced(owner, name, new))
@@ -344,7 +379,7 @@ def run(argv: Sequence[str], others: Iterable[str] = ()) -> int:
     Raises UserError, TuneError and WriteError for what is checked here, and what tvmc leaves to Python
     (see `explain`).
     """
-    with _plugged_in(option(argv, "--tuning-records"), others):
+    with _plugged_in(argv, others):
         check_before(argv)
         try:
             return tvmc_main._main(list(argv))

@@ -254,10 +254,16 @@ def _pieces(item, graph, number):
 
 
 def calibrate(
-    graph: Graph, plan: Plan, data, config: QuantConfig, progress: Progress | None = None
+    graph: Graph,
+    plan: Plan,
+    data,
+    config: QuantConfig,
+    progress: Progress | None = None,
+    first: Callable[[Mapping[str, np.ndarray]], object] | None = None,
 ) -> Calibration:
     """Run the float network on every sample of ``data`` and observe each site's values.
 
+    first: called with the first sample, before it runs.
     Raises CalibrationError; an empty ``data`` is one.
     """
     counted = config.how.start != "max"
@@ -276,6 +282,8 @@ def calibrate(
             result.answers.append(int(value.argmax()))
 
     for sample in samples(data, graph):
+        if first is not None and not result.seen:
+            first(sample)
         result.seen += 1
         with threadpool_limits(1):  # one BLAS order, one result on every machine
             run(graph, sample, observe)

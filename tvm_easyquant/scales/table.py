@@ -66,7 +66,8 @@ class ScaleTable:
     activations: site name -> `Scale`. weights: layer name -> float32 (K,) scales, real units per
     step. figures: layer name -> numbers worth reading (cosine, ...), for people. config: the settings
     they were found with. model: fingerprint of the graph. data: the calibration data: ``samples``,
-    ``digest``, and ``preprocess`` if they were made from pictures (`images.Preprocess`'s fields).
+    ``digest``, ``preprocess`` if they were made from pictures (`images.Preprocess`'s fields), and
+    ``outputs`` if the model was cut there.
 
     rounding: layer name -> int8 (weights of a channel, K), steps to add to the nearest integer, for layers
     whose weights were rounded otherwise. biases: layer name -> float32 (K,), real units, instead of the
@@ -92,6 +93,11 @@ class ScaleTable:
     def prepared(self, graph: Graph) -> Graph:
         """The graph that this table is of, for one as it was loaded: equalized, if that is a setting."""
         return equalized(graph) if self.config.equalize and self.model != graph.fingerprint else graph
+
+    @property
+    def outputs(self) -> list[str] | None:
+        """Where the model is cut that this table is of; None: nowhere."""
+        return self.data.get("outputs")  # type: ignore[return-value]  # a list, as `_facts` says
 
     def check(self, graph: Graph) -> Plan:
         """The graph's plan, if this table fits it exactly; otherwise TableError listing both sides."""
@@ -326,6 +332,9 @@ def _facts(entry) -> dict[str, object]:
                 raise ConfigError(f"data: samples is {shown(value)}; it must be a whole number, 0 or more")
         elif key in ("digest", "imported from"):
             _text(f"data: {key}", value)
+        elif key == "outputs":
+            if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+                raise ConfigError(f"data: outputs is {shown(value)}; it must be a list of names")
         elif key == "preprocess":
             Preprocess(**_fields("preprocess", _object("data: preprocess", value), Preprocess, ()))
         else:

@@ -75,6 +75,7 @@ def find(
     max_drop: float | None = None,
     judge: Judge | None = None,
     fastest: bool = False,
+    first: Callable[[Mapping[str, np.ndarray]], object] | None = None,
 ) -> Found:
     """Find the scales of a float network.
 
@@ -82,7 +83,8 @@ def find(
     on; it is removed at the end. progress(done, total, text) is called as the work proceeds. record: of
     `driver.search`; a `Curves` is resumed, too. preprocess: what made the samples, to be kept in the table.
     max_drop: points that ``judge`` may find lost; layers are then reverted until it is met, or, with
-    ``fastest``, get the kind that makes the network fastest within it (see `bits.meet`).
+    ``fastest``, get the kind that makes the network fastest within it (see `bits.meet`). first: called with
+    the first sample, before the work begins.
 
     A layer whose weights are not finite, or whose integers do not fit int32, stays float: a warning says
     so, and of the second kind the table's ``skip``.
@@ -96,7 +98,7 @@ def find(
     graph = equalized(graph) if config.equalize else graph
     plan_ = plan(graph, config.skip, config.integer)
     config.check_layers(node.name for node in graph.compute_nodes)
-    calibration = calibrate(graph, plan_, data, config, progress=progress)
+    calibration = calibrate(graph, plan_, data, config, progress, first)
     seconds = {"calibrate": time.perf_counter() - clock}
     identity = identity_of(graph, config, calibration) if resume is not None else {}
     if judge is not None:

@@ -1,0 +1,211 @@
+"""What was read, compared with ONNX Runtime on one sample: the check at the door.
+
+Both run the whole network. Where an output differs, every tensor is compared, and the first operator that
+makes other numbers of the same inputs is named. Without ONNX Runtime, `onnx.reference` judges small networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import LoadError, last_line
+from ..network.graph import Graph
+from ..network.tensors import NUMPY
+from .onnx_file import check, cut, fixed_shapes, inline, read_onnx
+from .onnx_float import load
+from .onnx_model import Site, prepare
+from .onnx_op import NotConstant, from_node, plain
+
+#: largest difference of an output, of its largest number: in float32, and of a model in half precision
+CLOSE, HALF = 1e-4, 2e-2
+#: multiply-accumulates that `onnx.reference` is asked for
+REFERENCE_MACS = 50_000_000
+HALVES = (10, 16)  # TensorProto.FLOAT16, BFLOAT16
+#: operators that jump: a rounding before them may change what they make
+JUMPS = ("Floor", "Ceil", "Round", "Sign", "TopK", "ArgMax", "ArgMin", "Cast", "Hardmax", "Equal", "Less",
+         "Greater", "LessOrEqual", "GreaterOrEqual", "ThresholdedRelu", "Shrink", "Resize", "Upsample",
+         "MaxPool", "Where")  # fmt: skip
+CURE = (
+    "export the model with another opset, cut the network before it (outputs, --outputs), or go on without "
+    "this check (check=False, --no-check), and report it"
+)
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What `load` made of an ONNX model, to be compared with it: called with a sample {input: NCHW array}.
+
+    model, input_shapes, batch, outputs: as `load` took them; graph: what it made of them.
+    """
+
+    model: Any
+    graph: Graph
+    input_shapes: Mapping[str, Sequence[int]] | None = None
+    batch: int = 1
+    outputs: Sequence[str] | None = None
+
+    def __call__(self, sample: Mapping[str, np.ndarray]) -> str | None:
+        """What there is to tell, in a line. Raises LoadError, which names the first node that differs."""
+        model, name = read_onnx(self.model)
+        model = inline(model if self.outputs is None else cut(model, self.outputs, name), name)
+        names = [value.name for value in model.graph.output]
+        judge, run = _judge(self.graph.macs)
+        if run is None:
+            return (
+                "what was read was not compared with the model: install onnxruntime (onnx.reference would "
+                "take long on a network of this size)"
+            )
+        try:
+            theirs = run(model, sample)
+        except Exception as error:  # noqa: BLE001  # both raise types of their own
+            return (
+                f"what was read was not compared with the model: {judge} cannot run it ({last_line(error)})"
+            )
+        ours = self.graph.run(sample)
+        close = HALF if _halves(model) else CLOSE
+        if all(same(ours[n], theirs[i], close) for i, n in enumerate(names)):
+            return None
+        return _Search(model, name, self, sample, judge, run, close).verdict()
+
+
+def _judge(macs: int):
+    """(who judges, what runs a model)."""
+    try:
+        import onnxruntime  # noqa: F401
+
+        return "ONNX Runtime", _by_onnxruntime
+    except ImportError:
+        return "onnx.reference", _by_reference if macs <= REFERENCE_MACS else None
+
+
+def _by_onnxruntime(model, sample) -> list:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, dict(sample))
+
+
+def _by_reference(model, sample) -> list:
+    from onnx.reference import ReferenceEvaluator
+
+    with np.errstate(all="ignore"):
+        return ReferenceEvaluator(model).run(None, dict(sample))
+
+
+def _halves(model) -> bool:
+    """Whether a model computes in half precision somewhere."""
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    kinds |= {value.type.tensor_type.elem_type for value in model.graph.input}
+    kinds |= {a.i for node in model.graph.node if node.op_type == "Cast" for a in node.attribute}
+    return bool(kinds & set(HALVES))
+
+
+def same(ours, theirs, close: float = CLOSE) -> bool:
+    """Whether two arrays are equal: integers exactly, floats by ``close`` of the largest number."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    if ours.shape != theirs.shape:
+        return False
+    if ours.dtype.kind != "f" or theirs.dtype.kind != "f":
+        return np.array_equal(ours, theirs)
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    finite = np.isfinite(theirs)
+    largest = np.abs(theirs[finite]).max(initial=0)
+    apart = np.abs(ours[finite] - theirs[finite]).max(initial=0)
+    return bool(apart <= close * largest and np.array_equal(ours[~finite], theirs[~finite], equal_nan=True))
+
+
+class _Search:
+    """For the first node that differs."""
+
+    def __init__(self, model, name, asked: SelfCheck, sample, judge, run, close):
+        self.judge, self.close, self.name = judge, close, name
+        check(model, name, domains=())
+        shapes = fixed_shapes(model, asked.input_shapes or {}, asked.batch, name)
+        self.prepared = prepare(model, shapes, name)
+        self.sites = self.prepared.sites
+        tensors = [output for site in self.sites for output in site.outputs if output]
+        whole = cut(model, tensors, name)
+        tensors = [value.name for value in whole.graph.output]
+        feed = {name: array for name, array in sample.items() if name in shapes}
+        theirs = dict(zip(tensors, run(whole, feed), strict=True))
+        self.theirs = {**theirs, **feed}
+        graph = load(whole, asked.input_shapes, asked.batch)
+        self.ours = graph.run({name: feed[name] for name in graph.inputs})
+
+    def verdict(self) -> str | None:
+        told, jumped = None, False
+        for site in self.sites:
+            for index, output in enumerate(site.outputs):
+                if not output or same(self.ours[output], self.theirs[output], self.close):
+                    continue
+                if same(self._alone(site, index), self.theirs[output], self.close):
+                    # on the same inputs it makes the same: it only hands a difference on
+                    if not jumped and told is None and site.node.op_type not in JUMPS:
+                        raise LoadError(self._line(site, output))
+                    jumped = True
+                elif self._by_specification(site, index):
+                    told = (
+                        told or f"{site}: {self.judge} computes other numbers than the ONNX specification"
+                    )
+                else:
+                    raise LoadError(self._line(site, output))
+        return told
+
+    def _line(self, site, output) -> str:
+        ours, theirs = np.asarray(self.ours[output]), np.asarray(self.theirs[output])
+        if ours.shape != theirs.shape:
+            what = f"its output {output} has the shape {ours.shape}, there it has {theirs.shape}"
+        elif ours.dtype.kind == "f":
+            with np.errstate(invalid="ignore"):
+                apart = np.nanmax(np.abs(ours.astype(np.float64) - theirs))
+            what = f"its output {output} is {apart:.3g} apart, of {np.nanmax(np.abs(theirs)):.3g}"
+        else:
+            what = f"its output {output} has other numbers"
+        return f"{self.name}: {site} computes otherwise than {self.judge}: {what}; {CURE}"
+
+    def _inputs(self, site: Site) -> tuple[dict, dict]:
+        constants = {t: self.prepared.constants[t] for t in site.inputs if t in self.prepared.constants}
+        tensors = {t: np.asarray(self.theirs[t]) for t in site.inputs if t and t not in constants}
+        return constants, tensors
+
+    def _alone(self, site, index):
+        """An output of a node by our rule, on the judge's inputs."""
+        constants, given = self._inputs(site)
+        outputs = [self.prepared.types.get(output, ("float32", ())) for output in site.outputs]
+        op, tensors = from_node(site.node, site.opset, constants, outputs, index)
+        try:
+            return op.emit(NUMPY, [plain(given[t]) for t in tensors])
+        except NotConstant:
+            return self.theirs[site.outputs[index]]  # by onnx.reference: not ours
+
+    def _by_specification(self, site, index) -> bool:
+        """Whether `onnx.reference` agrees with us about a node on the judge's inputs."""
+        if self.judge == "onnx.reference":
+            return False
+        from onnx import helper
+
+        constants, given = self._inputs(site)
+        feed = constants | given
+        kinds = {t: helper.np_dtype_to_tensor_dtype(a.dtype) for t, a in feed.items()}
+        values = [helper.make_tensor_value_info(t, kind, feed[t].shape) for t, kind in kinds.items()]
+        outputs = [helper.make_empty_tensor_value_info(output) for output in site.outputs if output]
+        graph = helper.make_graph([site.node], "node", values, outputs)
+        opset = helper.make_opsetid("", site.opset)
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+        try:
+            made = dict(zip([o for o in site.outputs if o], _by_reference(model, feed), strict=True))
+        except Exception:  # noqa: BLE001  # it raises types of its own
+            return False
+        return same(self._alone(site, index), made[site.outputs[index]], self.close)
+
+
+__all__ = ["SelfCheck", "same"]
