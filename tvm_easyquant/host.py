@@ -239,7 +239,8 @@ class Late:
     """
 
     def __init__(self, stack: contextlib.ExitStack):
-        self._stack, self._host = stack, None
+        self._stack = stack
+        self._host: Host | None = None
 
     def __getattr__(self, name: str):
         if self._host is None:

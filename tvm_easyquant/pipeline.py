@@ -277,7 +277,9 @@ class _Door:
     """Sees the first sample: keeps it, and has the graph compared with its model."""
 
     def __init__(self, check: Check | None):
-        self.check, self.sample, self.notes = check, None, ()
+        self.check = check
+        self.sample: Mapping[str, np.ndarray] | None = None
+        self.notes: tuple[str, ...] = ()
 
     def __call__(self, sample):
         self.sample = {name: array.copy() for name, array in sample.items()}

@@ -1,7 +1,8 @@
 """What was read, compared with ONNX Runtime on one sample: the check at the door.
 
 Both run the whole network. Where an output differs, every tensor is compared, and the first operator that
-makes other numbers of the same inputs is named. Without ONNX Runtime, `onnx.reference` judges small networks.
+makes other numbers of the same inputs is named. Without ONNX Runtime, `onnx.reference` judges small
+networks.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ HALVES = (10, 16)  # TensorProto.FLOAT16, BFLOAT16
 JUMPS = ("Floor", "Ceil", "Round", "Sign", "TopK", "ArgMax", "ArgMin", "Cast", "Hardmax", "Equal", "Less",
          "Greater", "LessOrEqual", "GreaterOrEqual", "ThresholdedRelu", "Shrink", "Resize", "Upsample",
          "MaxPool", "Where")  # fmt: skip
+UNCHECKED = "what was read was not compared with the model"
 CURE = (
     "export the model with another opset, cut the network before it (outputs, --outputs), or go on without "
     "this check (check=False, --no-check), and report it"
@@ -55,16 +57,11 @@ class SelfCheck:
         names = [value.name for value in model.graph.output]
         judge, run = _judge(self.graph.macs)
         if run is None:
-            return (
-                "what was read was not compared with the model: install onnxruntime (onnx.reference would "
-                "take long on a network of this size)"
-            )
+            return f"{UNCHECKED}: onnx.reference would take long on a network of this size; install onnxruntime"
         try:
             theirs = run(model, sample)
         except Exception as error:  # noqa: BLE001  # both raise types of their own
-            return (
-                f"what was read was not compared with the model: {judge} cannot run it ({last_line(error)})"
-            )
+            return f"{UNCHECKED}: {judge} cannot run it ({last_line(error)})"
         ours = self.graph.run(sample)
         close = HALF if _halves(model) else CLOSE
         if all(same(ours[n], theirs[i], close) for i, n in enumerate(names)):
@@ -98,7 +95,7 @@ def _by_reference(model, sample) -> list:
     from onnx.reference import ReferenceEvaluator
 
     with np.errstate(all="ignore"):
-        return ReferenceEvaluator(model).run(None, dict(sample))
+        return list(ReferenceEvaluator(model).run(None, dict(sample)))
 
 
 def _halves(model) -> bool:
@@ -153,9 +150,7 @@ class _Search:
                         raise LoadError(self._line(site, output))
                     jumped = True
                 elif self._by_specification(site, index):
-                    told = (
-                        told or f"{site}: {self.judge} computes other numbers than the ONNX specification"
-                    )
+                    told = told or f"{site}: {self.judge} computes otherwise than ONNX's specification"
                 else:
                     raise LoadError(self._line(site, output))
         return told

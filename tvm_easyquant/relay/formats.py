@@ -1,4 +1,4 @@
-"""Model files of any format: ONNX by our own reader, others (TFLite, TorchScript, Keras, ...) by tvmc's importers.
+"""Model files of any format: ONNX by our own reader, others (TFLite, Keras, ...) by tvmc's importers.
 
 tvmc's errors are put into a line with the cure, and what it would do wrong without a word is refused: it
 fills the weights that a Relay text lacks with random numbers, and it loads a TensorFlow whose LLVM and
