@@ -32,11 +32,10 @@ from topi_ext.conv2d import Bound, ConvSpec, Refusal, fold_zero_point, pack
 from topi_ext.emit import DefaultKnobs
 from topi_ext.relay import op as relay_op
 from topi_ext.targets import arm
-from tvm_easyquant import cli, demo
+from tvm_easyquant import cli, demo, load_onnx
 from tvm_easyquant.relay import tune as relay_tune
 from tvm_easyquant.relay.build import TargetError, cpu_target
 from tvm_easyquant.relay.framework import no_tophub
-from tvm_easyquant.relay.read import load_onnx
 from tvm_easyquant.relay.reference import execute
 from tvm_easyquant.scales.integer import run_integer
 

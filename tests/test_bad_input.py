@@ -21,8 +21,7 @@ import pytest
 from test_cli import tvmc
 
 pytest.importorskip("tvm")
-from tvm_easyquant import ScaleTable, cli
-from tvm_easyquant.relay.read import load_onnx
+from tvm_easyquant import ScaleTable, cli, load_onnx
 from tvm_easyquant.writers.qdq import to_qdq
 
 Q = ["quantize", "net.onnx", "--calibration", "images.npz", "-o", "out.json"]
@@ -414,8 +413,7 @@ def test_a_table_edited_wrongly_is_refused(folder, monkeypatch, capfd, name):
 
 def test_the_table_that_the_edits_spoil_is_good(folder):
     """Otherwise the test above could pass without its edits."""
-    from tvm_easyquant import ScaleTable
-    from tvm_easyquant.relay.read import load_onnx
+    from tvm_easyquant import ScaleTable, load_onnx
 
     ScaleTable.load(folder / "table.json").check(load_onnx(folder / "net.onnx"))
 

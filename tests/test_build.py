@@ -22,7 +22,7 @@ from tvm_easyquant import cli, deploy
 from tvm_easyquant.relay import artefact
 from tvm_easyquant.relay.build import build_float, host_target
 from tvm_easyquant.relay.framework import no_tophub
-from tvm_easyquant.relay.read import import_onnx
+from tvm_easyquant.relay.rewrite import float_module
 from tvm_easyquant.scales.integer import run_integer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +103,7 @@ def test_the_digest_is_the_table_s(network, built):
 
 
 def test_a_float_build_has_no_layers_of_ours():
-    built = build_float(import_onnx(networks.small_onnx()), "llvm")
+    built = build_float(float_module(eq.load_onnx(networks.small_onnx())), "llvm")
     x = np.zeros((1, 3, 8, 8), np.float32)
     assert (
         built.layers == () and built({"x": x})[0].shape == (1, 4) and built.layer_times({"x": x}, 1) == {}

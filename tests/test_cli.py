@@ -13,9 +13,8 @@ import pytest
 pytest.importorskip("tvm")
 import onnx
 
-from tvm_easyquant import ScaleTable
+from tvm_easyquant import ScaleTable, load_onnx
 from tvm_easyquant.network import graph as graphs
-from tvm_easyquant.relay.read import load_onnx
 from tvm_easyquant.scales.integer import run_integer
 
 

@@ -92,37 +92,40 @@ def test_the_module_is_made_when_it_is_asked_for_and_once(any_host):
     assert asked == [(q.graph, q.table)]
 
 
-def test_a_model_whose_drop_is_judged_is_imported_once(host, tmp_path):
+def test_a_model_whose_drop_is_judged_is_read_by_us_and_built_once(host, tmp_path):
     onnx = pytest.importorskip("onnx")
     onnx.save(networks.small_onnx(), tmp_path / "net.onnx")
     images = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
-    imported = []
+    made = []
 
     class Counting(type(host)):
         def float_module(self, *arguments, **options):
-            imported.append(arguments)
+            made.append(arguments)
             return super().float_module(*arguments, **options)
 
         def load(self, *arguments, **options):
-            raise AssertionError("imported a second time")
+            raise AssertionError("ONNX is read by us")
 
     q = eq.quantize(
         tmp_path / "net.onnx", images, max_drop=100, evaluation=[(x, 0) for x in images], method="minmax",
         target="llvm", host=Counting(),
     )  # fmt: skip
-    assert len(imported) == 1 and q.graph.name == "net" and q.drop.n == 3
+    assert len(made) == 1 and q.graph.name == "net" and q.drop.n == 3
 
 
 def test_a_model_comes_through_the_host_in_every_form(host, tmp_path):
     onnx = pytest.importorskip("onnx")
     model = networks.small_onnx()
     onnx.save(model, tmp_path / "net.onnx")
-    module = host.float_module(tmp_path / "net.onnx")
-    graphs = [
-        host.load(model), host.load(tmp_path / "net.onnx"), host.read(module), host.read(host.float_module(model)),
-        host.read(host.float_module(module)),
-    ]  # fmt: skip
+    graph = eq.load(model)
+    module = host.float_module(graph)
+    graphs = [graph, eq.load(tmp_path / "net.onnx"), host.load(tmp_path / "net.onnx"), host.load(
+        tmp_path / "net.onnx", model_format="onnx")]  # fmt: skip
     assert len({graph.fingerprint for graph in graphs}) == 1
+    x = {"x": np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)}
+    for read in (graph, host.read(module)):
+        for found, wanted in zip(read.run(x).values(), graph.run(x).values(), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     assert host.is_module(module) and not host.is_module(model)
     assert "onnx" in host.formats()
 
@@ -169,7 +172,7 @@ def test_a_model_is_read_quantized_built_and_run_without_tvm(model, tmp_path):
         (mine,), truth = built({"image": image}), run(q.graph, {"image": image})["last"]
         np.testing.assert_array_equal(mine, run_integer(q.graph, q.table, {"image": image})["last"])
         assert np.abs(mine - truth).max() < 0.1 * np.abs(truth).max()
-    floats = numpy_host.HOST.build_float(numpy_host.HOST.float_module(path))
+    floats = numpy_host.HOST.build_float(numpy_host.HOST.float_module(q.graph))
     assert built.digest == q.build("numpy").digest != floats.digest
     with pytest.raises(TargetError, match="target 'llvm' is not numpy"):
         q.build("llvm")

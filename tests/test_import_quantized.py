@@ -410,7 +410,8 @@ def test_weights_with_a_zero_point_are_shifted_if_they_fit():
 
 def test_float_and_quantized_models_are_told_apart():
     pytest.importorskip("tvm")
-    from tvm_easyquant.relay.read import LoadError, load_onnx
+    from tvm_easyquant import load_onnx
+    from tvm_easyquant.errors import LoadError
 
     with pytest.raises(LoadError, match="is not quantized: it has no QuantizeLinear"):
         eq.import_quantized(networks.small_onnx())

@@ -10,11 +10,11 @@ import pytest
 pytest.importorskip("tvm")
 import onnx
 
-from tvm_easyquant import cli, quantize
+from tvm_easyquant import cli, load_onnx, quantize
 from tvm_easyquant.network.graph import run
 from tvm_easyquant.relay.build import Call, build_float, host_target, named
 from tvm_easyquant.relay.profile import Benchmark, LayerTime, _rows, benchmark, keep_if_faster
-from tvm_easyquant.relay.read import import_onnx, load_onnx
+from tvm_easyquant.relay.rewrite import float_module
 from tvm_easyquant.scales.integer import run_integer
 from tvm_easyquant.scales.numerics import QuantConfig
 
@@ -148,7 +148,9 @@ def test_layers_kept_float_and_residual_branches_get_their_own_times():
     x = [rng.standard_normal((1, 64, 12, 12)).astype(np.float32)]
     for skip in ((), ("last",)):
         q = quantize(load_onnx(model), x, method="minmax", skip=skip)
-        found = benchmark(q.graph, build_float(import_onnx(model), "llvm"), q.build("llvm"), rounds=3)
+        found = benchmark(
+            q.graph, build_float(float_module(load_onnx(model)), "llvm"), q.build("llvm"), rounds=3
+        )
         layers = {row.name: row for row in found.layers}
         assert list(layers) == ["big", "small", "last"]
         assert layers["last"].kind == ("float32" if skip else "int8") and layers["last"].ms > 0

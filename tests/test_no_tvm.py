@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,8 +17,8 @@ def run(code):
 
 @pytest.mark.parametrize(
     "code",
-    ["import tvm_easyquant as eq; eq.load_onnx", "from tvm_easyquant.relay.passes import EasyQuant",
-     "import tvm_easyquant as eq; eq.quantize('net.onnx', [])"],
+    ["import tvm_easyquant as eq; eq.from_relay", "from tvm_easyquant.relay.passes import EasyQuant",
+     "import tvm_easyquant as eq; eq.load('net.tflite')"],
 )  # fmt: skip
 def test_the_front_end_says_what_to_install(code):
     result = run(
@@ -75,6 +76,48 @@ def test_a_graph_is_quantized_without_tvm(tmp_path):
         line.startswith("tvm_easyquant needs Apache TVM 0.19") for line in lines[1:]
     )
     assert (tmp_path / "net.onnx").stat().st_size
+
+
+def command(*words, cwd):
+    code = f"from tvm_easyquant import cli; sys.exit(cli.run({[str(w) for w in words]}))"
+    path = f"sys.path.insert(0, {str(ROOT)!r})\n"
+    return subprocess.run(
+        [sys.executable, "-c", HIDE + path + code], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def test_an_onnx_model_goes_all_the_way_without_tvm(tmp_path):
+    """Quantized, exported, compared with ONNX Runtime, evaluated, taken over again: a compiler has no part."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    import networks
+
+    onnx.save(networks.small_onnx(island=True), tmp_path / "net.onnx")
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((6, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=images)
+    np.savez(tmp_path / "labelled.npz", images=images, labels=np.zeros(6, np.int64))
+    table = ("net.onnx", "--table", "t.json")
+    steps = (
+        ("quantize", "net.onnx", "--calibration", "x.npz", "--method", "minmax", "-o", "t.json",
+         "--qdq-out", "other.onnx"),
+        ("export-onnx", *table, "-o", "qdq.onnx"),
+        ("verify-onnx", *table, "--inputs", "x.npz"),
+        ("verify-onnx", "qdq.onnx", "--inputs", "x.npz"),
+        ("export-ncnn", *table, "-o", "net.table"),
+        ("import-onnx", "qdq.onnx", "--table-out", "again.json"),
+        ("evaluate", *table, "--data", "labelled.npz"),
+        ("quantize", "net.onnx", "--dry-run"),
+    )  # fmt: skip
+    for step in steps:
+        done = command(*step, cwd=tmp_path)
+        assert done.returncode == 0, (step, done.stderr)
+    assert "both networks run in numpy" in command(*steps[6], cwd=tmp_path).stderr
+    for step in (("benchmark", *table), ("quantize", "net.onnx", "--calibration", "x.npz", "--module-out", "m"),
+                 ("import-onnx", "qdq.onnx", "-o", "net.tar")):  # fmt: skip
+        done = command(*step, cwd=tmp_path)
+        assert done.returncode == 5 and done.stderr.startswith("error: tvm_easyquant needs Apache TVM 0.19")
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_accumulator_beyond_int32_of_the_only_layer_is_refused_by_quantize_itself():

@@ -8,10 +8,10 @@ tvm = pytest.importorskip("tvm")
 from test_relay import check_exact, float_output, images
 
 import tvm_easyquant as eq
+from tvm_easyquant import load_onnx
 from tvm_easyquant.network import expression as elementwise
 from tvm_easyquant.network.graph import run
 from tvm_easyquant.relay.build import Executor
-from tvm_easyquant.relay.read import load_onnx
 from tvm_easyquant.scales.integer import run_integer
 
 RNG = np.random.default_rng(0)

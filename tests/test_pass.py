@@ -9,12 +9,10 @@ from tvm import autotvm, relay
 
 import tvm_easyquant as eq
 from topi_ext.lower import LowerInteger
-from tvm_easyquant import demo
-from tvm_easyquant.host import installed
+from tvm_easyquant import demo, load_onnx
 from tvm_easyquant.relay import tune as relay_tune
 from tvm_easyquant.relay.build import Executor, host_target
 from tvm_easyquant.relay.framework import no_tophub
-from tvm_easyquant.relay.read import load_onnx
 from tvm_easyquant.relay.reference import execute
 from tvm_easyquant.samples.images import Preprocess
 from tvm_easyquant.scales.integer import run_integer
@@ -81,7 +79,8 @@ def test_a_second_module_gets_a_table_of_its_own():
     """The pass kept the first module's table: the second was refused, or worse, quantized by it."""
     first, second = (onnx_relay(networks.small_onnx(seed=seed)) for seed in (0, 1))
     one = eq.EasyQuant(calibration=pictures(), config=eq.QuantConfig(method="minmax"))
-    bound = [installed().float_module(*pair) for pair in (first, second)]
+    bind = tvm.relay.build_module.bind_params_by_name
+    bound = [tvm.IRModule.from_expr(bind(mod["main"], params)) for mod, params in (first, second)]
     modules = [one(module) for module in bound]
     assert one.table.model == eq.from_relay(bound[1]).fingerprint
     for module, float_module in zip(modules, bound, strict=True):

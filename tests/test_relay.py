@@ -14,7 +14,7 @@ from tvm import relay
 import tvm_easyquant as eq
 from topi_ext import cost, reference
 from topi_ext.lower import LoweringError, LowerInteger
-from tvm_easyquant import pipeline
+from tvm_easyquant import load_onnx, pipeline
 from tvm_easyquant.evaluate import compare
 from tvm_easyquant.network import graph as graphs
 from tvm_easyquant.network.layout import to_nhwc
@@ -22,7 +22,7 @@ from tvm_easyquant.network.node import model_shape
 from tvm_easyquant.relay import meaning
 from tvm_easyquant.relay.build import Executor, TargetError, build, cpu_target, host_target
 from tvm_easyquant.relay.framework import no_tophub
-from tvm_easyquant.relay.read import LoadError, from_relay, load_onnx
+from tvm_easyquant.relay.read import LoadError, from_relay
 from tvm_easyquant.relay.reference import execute
 from tvm_easyquant.relay.rewrite import rewrite
 from tvm_easyquant.relay.tune import TuneError, layer_times

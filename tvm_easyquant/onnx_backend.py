@@ -1,19 +1,19 @@
-"""Our compiler as an ``onnx.backend``: quantized ONNX models, imported, compiled for a CPU and run.
+"""An ``onnx.backend`` of ours: quantized models are imported, compiled for a CPU and run, float ones are
+read and run in numpy, without TVM.
 
-What quantization needs as constants (scales, zero points, weights) may be an input of the model, as it
-is in ONNX's own node tests; then it is bound when the model runs, and the model compiled anew if it
-changed.
+What must be a constant (scales, zero points, weights, axes) may be an input of the model, as it is in
+ONNX's own node tests; then it is bound when the model runs, and the model read anew if it changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx.backend.base import Backend, BackendRep
 
-from .readers.onnx_quantized import check_types
+from .readers.onnx_quantized import check_types, is_quantized
 
 if TYPE_CHECKING:
     from .host import Built
@@ -26,47 +26,91 @@ CONSTANT = {
 }  # fmt: skip
 
 
-class QuantizedRep(BackendRep):
-    """A model ready to run: ``run(inputs)`` takes its inputs in order and returns its outputs."""
+#: operators that compute with all of their inputs; of the others all but the first say how
+OPERANDS = (
+    "Add", "And", "BitShift", "Concat", "Div", "Einsum", "Equal", "Greater", "GreaterOrEqual", "Less",
+    "LessOrEqual", "MatMul", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where",
+    "Xor",
+)  # fmt: skip
 
-    def __init__(self, model, target: str):
-        check_types(model)
-        self.model, self.target = model, target
+
+class _Rep(BackendRep):
+    """A model ready to run: ``run(inputs)`` takes its inputs in order and returns its outputs.
+
+    constants: those of its inputs that are bound when it runs.
+    """
+
+    def __init__(self, model, constants):
+        self.model = model
         given = {t.name for t in model.graph.initializer}
         self.inputs = [value.name for value in model.graph.input if value.name not in given]
         wanted = {
-            node.input[i]
-            for node in model.graph.node
-            for i in CONSTANT.get(node.op_type, ())
-            if i < len(node.input)
+            node.input[i] for node in model.graph.node for i in constants(node) if i < len(node.input)
         }
         self.constants = [name for name in self.inputs if name in wanted]
-        self.bound: tuple = ()
-        self.compiled: tuple[Imported, Built] | None = None
+        self.bound: tuple | None = None
+        self.ready: Any = None
 
-    def _compile(self, values: Mapping[str, np.ndarray]):
-        """The model with its constants bound, imported and compiled; kept until they change."""
+    def _prepared(self, values: Mapping[str, np.ndarray]) -> Any:
+        """What `_prepare` makes of the model with its constants bound; kept until they change."""
         import onnx
         from onnx import numpy_helper
 
-        from .host import installed
-        from .pipeline import import_quantized
-
         bound = tuple((name, values[name].dtype, values[name].tobytes()) for name in self.constants)
-        if self.compiled is None or bound != self.bound:
+        if bound != self.bound:
             model = onnx.ModelProto()
             model.CopyFrom(self.model)
             for name in self.constants:
                 model.graph.initializer.append(numpy_helper.from_array(values[name], name))
-            host = installed()
-            taken = import_quantized(model, host=host)
-            self.bound, self.compiled = bound, (taken, taken.build(self.target))
-        return self.compiled
+            self.bound, self.ready = bound, self._prepare(model)
+        return self.ready
+
+    def _values(self, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self.inputs, map(np.asarray, inputs), strict=True))
+
+    def _prepare(self, model) -> Any:
+        raise NotImplementedError
+
+
+class FloatRep(_Rep):
+    """A float model, read by `readers.onnx_float` and run in numpy."""
+
+    def __init__(self, model):
+        super().__init__(model, lambda node: () if node.op_type in OPERANDS else range(1, len(node.input)))
+
+    def _prepare(self, model):
+        from .readers import onnx_float
+
+        return onnx_float.load(model)
+
+    def run(self, inputs: Sequence[np.ndarray], **kwargs) -> tuple:
+        """Outputs in the model's own types. Raises LoadError where the model is refused."""
+        values = self._values(inputs)
+        graph = self._prepared(values)
+        found = graph.run({name: values[name] for name in graph.inputs})
+        return tuple(found[value.name] for value in self.model.graph.output)
+
+
+class QuantizedRep(_Rep):
+    """A quantized model, compiled for ``target``."""
+
+    def __init__(self, model, target: str):
+        check_types(model)
+        super().__init__(model, lambda node: CONSTANT.get(node.op_type, ()))
+        self.target = target
+
+    def _prepare(self, model) -> tuple[Imported, Built]:
+        from .host import installed
+        from .pipeline import import_quantized
+
+        host = installed()
+        taken = import_quantized(model, host=host)
+        return taken, taken.build(self.target)
 
     def run(self, inputs: Sequence[np.ndarray], **kwargs) -> tuple:
         """Outputs as the model's own types: integers where it has integers."""
-        values = dict(zip(self.inputs, map(np.asarray, inputs), strict=True))
-        taken, run = self._compile(values)
+        values = self._values(inputs)
+        taken, run = self._prepared(values)
         feed = {}
         for name in run.inputs:
             encoding = taken.inputs.get(name)
@@ -79,13 +123,13 @@ class QuantizedRep(BackendRep):
 
 
 class QuantizedBackend(Backend):
-    """``prepare(model)``, for quantized models on a CPU; ``target`` is TVM's (plain ``llvm``)."""
+    """``prepare(model)``, on a CPU; ``target`` is TVM's (plain ``llvm``), for quantized models."""
 
     @classmethod
-    def prepare(cls, model, device: str = "CPU", target: str = "llvm", **kwargs) -> QuantizedRep:
+    def prepare(cls, model, device: str = "CPU", target: str = "llvm", **kwargs) -> FloatRep | QuantizedRep:
         """A model (``onnx.ModelProto``) ready to run; QuantizedModelError where we refuse it."""
         super().prepare(model, device, **kwargs)
-        return QuantizedRep(model, target)
+        return QuantizedRep(model, target) if is_quantized(model) else FloatRep(model)
 
     @classmethod
     def supports_device(cls, device: str) -> bool:

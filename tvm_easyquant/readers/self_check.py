@@ -57,7 +57,7 @@ class SelfCheck:
         names = [value.name for value in model.graph.output]
         judge, run = _judge(self.graph.macs)
         if run is None:
-            return f"{UNCHECKED}: onnx.reference would take long on a network of this size; install onnxruntime"
+            return f"{UNCHECKED}: onnx.reference would take long on this network; install onnxruntime"
         try:
             theirs = run(model, sample)
         except Exception as error:  # noqa: BLE001  # both raise types of their own

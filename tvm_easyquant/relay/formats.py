@@ -32,7 +32,7 @@ CURES = (
 )  # fmt: skip
 
 
-def load(
+def load_model(
     path: str | os.PathLike,
     model_format: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
@@ -47,12 +47,10 @@ def load(
     kind = tvmc.frontend(path, model_format)
     if kind in (None, "onnx"):
         return onnx_float.load(path, input_shapes, batch)
-    return from_relay(import_module(path, kind, input_shapes), name=stem(path))
+    return from_relay(load(path, kind, input_shapes), name=stem(path))
 
 
-def import_module(
-    path: str | os.PathLike, kind: str, input_shapes: Mapping[str, Sequence[int]] | None = None
-):
+def load(path: str | os.PathLike, kind: str, input_shapes: Mapping[str, Sequence[int]] | None = None):
     """The float Relay module (NCHW, weights bound) of a model file in tvmc's format ``kind``.
 
     Raises LoadError.

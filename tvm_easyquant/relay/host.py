@@ -25,9 +25,9 @@ class Relay:
         return tvmc.formats()
 
     def load(self, model, *, model_format=None, input_shapes=None, batch=1):
-        from .formats import load
+        from .formats import load_model
 
-        return load(model, model_format, input_shapes, batch)
+        return load_model(model, model_format, input_shapes, batch)
 
     def float_module(self, graph):
         from .rewrite import float_module

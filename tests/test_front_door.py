@@ -1,0 +1,186 @@
+"""Models as users have them come in: read by us, compared at the door, cut where they are asked to be. No TVM."""
+
+import networks
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper, numpy_helper
+
+import tvm_easyquant as eq
+from tvm_easyquant import onnx_backend
+from tvm_easyquant.errors import LoadError
+from tvm_easyquant.readers import meaning, onnx_float
+from tvm_easyquant.readers.meaning import rules
+from tvm_easyquant.readers.self_check import SelfCheck, same
+
+RNG = np.random.default_rng(0)
+
+
+def pictures(count=4, shape=(1, 3, 8, 8)):
+    return [RNG.standard_normal(shape).astype(np.float32) for _ in range(count)]
+
+
+def two_heads():
+    """A convolution, whose map goes to a second one and to a Softmax behind it."""
+    weights = {"w1": RNG.standard_normal((4, 3, 3, 3)) * 0.3, "w2": RNG.standard_normal((4, 4, 1, 1)) * 0.5}
+    nodes = [
+        ("Conv", ["x", "w1"], ["a"], "stem", dict(kernel_shape=[3, 3], pads=[1] * 4)),
+        ("Relu", ["a"], ["b"], "relu", {}),
+        ("Conv", ["b", "w2"], ["map"], "head", dict(kernel_shape=[1, 1])),
+        ("Softmax", ["map"], ["y"], "soft", dict(axis=1)),
+    ]
+    weights = {name: array.astype(np.float32) for name, array in weights.items()}
+    return networks.onnx_model(nodes, {"x": [1, 3, 8, 8]}, {"y": [1, 4, 8, 8]}, weights)
+
+
+def runtime(model, feed):
+    return pytest.importorskip("onnxruntime").InferenceSession(model.SerializeToString()).run(None, feed)
+
+
+def test_a_loaded_model_runs_in_its_own_layout_and_types():
+    model, x = two_heads(), pictures(1)[0]
+    graph = eq.load(model)
+    (found,) = graph.run({"x": x}).values()
+    assert list(graph.run({"x": x})) == ["y"] and found.dtype == np.float32
+    assert same(found, runtime(model, {"x": x})[0])
+    assert eq.load_onnx is eq.load
+
+
+def test_outputs_cuts_the_network_and_the_table_remembers_where(tmp_path):
+    model, images = two_heads(), pictures()
+    whole, head = eq.load(model), eq.load(model, outputs=["head"])
+    assert head.output_names == ("map",) and "soft" not in head.nodes and "soft" in whole.nodes
+    assert eq.load(model, outputs=["map", "b"]).output_names == ("map", "b")
+    onnx.save(model, tmp_path / "net.onnx")
+    q = eq.quantize(tmp_path / "net.onnx", images, method="minmax", outputs=["map"])
+    q.table.save(tmp_path / "t.json")
+    table = eq.ScaleTable.load(tmp_path / "t.json")
+    assert table.outputs == ["map"] and table.check(head) and q.coverage == 100
+    with pytest.raises(LoadError, match="no tensor and no node 'maps'; did you mean map"):
+        eq.load(model, outputs=["maps"])
+
+
+def test_what_was_read_is_compared_at_the_door(monkeypatch):
+    """TVM's importer dropped a Clip with one bound and nobody noticed; a wrong rule of ours is noticed."""
+    pytest.importorskip("onnxruntime")
+    model, images = two_heads(), pictures()
+    assert eq.quantize(model, images, method="minmax").warnings == ()
+    monkeypatch.setitem(rules.RULES, "Softmax", lambda call: call.x[0])
+    with pytest.raises(
+        LoadError, match=r"node soft \(Softmax\) computes otherwise than ONNX Runtime: its output y is"
+    ):
+        eq.quantize(model, images, method="minmax")
+    assert eq.quantize(model, images, method="minmax", check=False).table
+
+
+def test_a_wrong_reading_is_found_where_every_operator_alone_is_right(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setitem(
+        onnx_float.RULES, "Relu", lambda walk, site: walk.builder.alias(*site.outputs, *site.inputs)
+    )
+    with pytest.raises(LoadError, match=r"node relu \(Relu\) computes otherwise"):
+        eq.quantize(two_heads(), pictures(), method="minmax")
+
+
+def test_without_onnxruntime_the_reference_judges_what_is_small(monkeypatch):
+    from tvm_easyquant.readers import self_check
+
+    model, images = two_heads(), pictures()
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    assert eq.quantize(model, images, method="minmax").warnings == ()
+    monkeypatch.setattr(self_check, "REFERENCE_MACS", 10)
+    (told,) = eq.quantize(model, images, method="minmax").warnings
+    assert told.startswith("what was read was not compared with the model: onnx.reference would take long")
+
+
+def test_a_rounding_before_a_jump_is_no_difference():
+    """Floor of 0.99999997 and of 1.0: both sides are right."""
+    weights = {"w": RNG.standard_normal((4, 3, 3, 3)).astype(np.float32), "k": np.float32(1e5)}
+    nodes = [
+        ("Conv", ["x", "w"], ["a"], "conv", dict(kernel_shape=[3, 3])),
+        ("Mul", ["a", "k"], ["b"], "large", {}),
+        ("Floor", ["b"], ["c"], "floor", {}),
+        ("Sub", ["b", "c"], ["y"], "rest", {}),
+    ]
+    pytest.importorskip("onnxruntime")
+    model = networks.onnx_model(nodes, {"x": [1, 3, 8, 8]}, {"y": [1, 4, 6, 6]}, weights)
+    graph, sample = eq.load(model), {"x": pictures(1)[0]}
+    assert not same(graph.run(sample)["y"], runtime(model, sample)[0])
+    assert SelfCheck(model, graph)(sample) is None
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64"])
+def test_other_floats_are_computed_in_float32_and_it_is_said(kind):
+    proto = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    weight = (RNG.standard_normal((4, 3, 3, 3)) * 0.3).astype(kind)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["a"], "conv", kernel_shape=[3, 3]),
+         helper.make_node("Relu", ["a"], ["y"], "relu")], "net",
+        [helper.make_tensor_value_info("x", proto, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", proto, [1, 4, 6, 6])],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    images = [x.astype(kind) for x in pictures()]
+    found = eq.load(model).run({"x": images[0]})["y"]
+    assert found.dtype == kind and same(found, runtime(model, {"x": images[0]})[0], 2e-3)
+    q = eq.quantize(model, images, method="minmax")
+    assert (
+        q.warnings == (f"the model's {kind} numbers are computed in float32",) and "conv" in q.plan.integer
+    )
+
+
+def test_a_branch_on_a_constant_is_taken_and_one_on_a_tensor_refused():
+    def branch(op, name):
+        node = helper.make_node(op, ["a"], [name], f"{name}_node")
+        return helper.make_graph(
+            [node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)]
+        )
+
+    def model(condition):
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["a"], "conv", kernel_shape=[1, 1]),
+            helper.make_node("ReduceMax", ["x"], ["top"], "top", keepdims=0),
+            helper.make_node("Cast", ["top"], ["computed"], "cast", to=TensorProto.BOOL),
+            helper.make_node("If", [condition], ["y"], "choice", then_branch=branch("Relu", "t"),
+                             else_branch=branch("Neg", "e")),
+        ]  # fmt: skip
+        weight = numpy_helper.from_array(RNG.standard_normal((2, 3, 1, 1)).astype(np.float32), "w")
+        yes = numpy_helper.from_array(np.asarray(False), "constant")
+        graph = helper.make_graph(
+            nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 4, 4])], [weight, yes],
+        )  # fmt: skip
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+    x = pictures(1, (1, 3, 4, 4))[0]
+    taken = model("constant")
+    assert same(eq.load(taken).run({"x": x})["y"], runtime(taken, {"x": x})[0])
+    with pytest.raises(LoadError, match=r"node choice \(If\).*--outputs"):
+        eq.load(model("computed"))
+    assert eq.load(model("computed"), outputs=["conv"]).output_names == ("a",)
+
+
+def test_the_backend_runs_float_models_and_binds_what_must_be_constant():
+    """ONNX's own suite feeds axes, weights and shapes as inputs."""
+    node = helper.make_node("ReduceSum", ["x", "axes"], ["y"], "sum", keepdims=0)
+    graph = helper.make_graph(
+        [node], "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 4]),
+         helper.make_tensor_value_info("axes", TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    rep = onnx_backend.prepare(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    )
+    x = RNG.standard_normal((2, 3, 4)).astype(np.float32)
+    for axis in (1, 2, -1):
+        (found,) = rep.run([x, np.array([axis])])
+        np.testing.assert_allclose(found, x.sum(axis), rtol=1e-6)
+
+
+def test_names_are_plain_strings():
+    graph = eq.load(two_heads())
+    assert {type(name) for node in graph for name in (node.name, *node.inputs, *node.source)} == {str}
+    assert meaning  # the room of the operators
