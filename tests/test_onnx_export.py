@@ -12,6 +12,7 @@ pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 import onnx
 import onnx_islands
+import onnx_random
 from onnx import numpy_helper
 
 import tvm_easyquant as eq
@@ -243,6 +244,32 @@ def test_float_islands_of_any_opset_are_written_as_they_were(opset):
         assert floats & changed == changed
         kept = (*changed - {"Pad", "Split"}, "Upsample")
         assert not set(written) & set(kept) and {"PRelu", "Transpose", "LRN", "AveragePool"} <= set(written)
+
+
+def nothing_quantized(model):
+    """The export of a model under a table that keeps all of it float."""
+    graph = onnx_float.load(model)
+    config = eq.QuantConfig(method="imported", integer=())
+    return graph, to_qdq(graph, eq.ScaleTable(graph.fingerprint, config, {}, {}))
+
+
+def written_differently(seeds):
+    """A line for each random model whose export is refused or runs differently in ONNX Runtime."""
+    found = []
+    for seed in seeds:
+        model, feed = onnx_random.random_model(seed)
+        theirs = onnx_random.session(model).run(None, feed)
+        graph, written = nothing_quantized(model)
+        onnx.checker.check_model(written)
+        ours = onnx_random.session(written).run(None, feed)
+        named = dict(zip(graph.output_names, ours, strict=True))
+        if why := onnx_random.differs(model, feed, named, theirs):
+            found.append(f"seed {seed}, opset {model.opset_import[0].version}: {why}")
+    return found
+
+
+def test_random_models_are_written_as_they_were():
+    assert written_differently(range(1000, 1030)) == []
 
 
 def small(dtype, opset=13):
