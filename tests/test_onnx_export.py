@@ -272,6 +272,18 @@ def test_random_models_are_written_as_they_were():
     assert written_differently(range(1000, 1030)) == []
 
 
+@pytest.mark.parametrize("op", ["Softplus", "Mish", "Elu", "Selu", "Celu", "Gelu", "HardSwish", "Softsign"])
+def test_functions_in_pieces_hold_large_numbers(op):
+    """Story: a softplus is log(1 + exp(x)) here, in double; written like that it was infinite from 89 on."""
+    m = onnx_islands.Model(20)
+    m.result(m.op(op, m.op("Sqrt", "x")))
+    _, model = nothing_quantized(m.build({"x": (1, (1, 4))}))
+    x = np.square(np.array([[0, 2, 100, 276]], np.float32))
+    found = onnx_verify.session(model, optimize=False).run(None, {"x": x})[0]
+    theirs = onnx_verify.session(m.build({"x": (1, (1, 4))}), optimize=False).run(None, {"x": x})[0]
+    np.testing.assert_allclose(found, theirs, rtol=1e-6, atol=1e-6)
+
+
 def small(dtype, opset=13):
     """conv, softmax, conv in numbers of ``dtype``; a Cast from places to them in the middle."""
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

@@ -367,6 +367,9 @@ class _Exporter:
         """An expression of `elementwise`; its parts are named after ``output``."""
         if e == "x":
             return self.add("Identity", [x], output)
+        if (inner := _softplus_of(e)) is not None:
+            inner = x if inner == "x" else self._expression(inner, x, f"{output}_0")
+            return self.add("Softplus", [inner], output)
         name, *arguments = e
         values = []
         for i, argument in enumerate(arguments):
@@ -385,6 +388,14 @@ class _Exporter:
         if name == "rsqrt":
             return self.add("Reciprocal", [self.add("Sqrt", values, f"{output}_root")], output)
         return self.add(EXPRESSIONS[name], values, output)
+
+
+def _softplus_of(e):
+    """``a`` of log(1 + exp(a)), whose exponential float32 may not hold; None of other expressions."""
+    match e:
+        case ("log", ("add", ("exp", a), 1.0) | ("add", 1.0, ("exp", a))):
+            return a
+    return None
 
 
 def _has_form(op: str, old: int, new: int) -> bool:
