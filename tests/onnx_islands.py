@@ -84,9 +84,8 @@ def _average(m, x):
 def _norms(m, x):
     scale, bias = (m.rng.uniform(0.5, 1.5, CHANNELS).astype("f4") for _ in range(2))
     x = m.op("InstanceNormalization", x, scale, bias)
-    if m.opset >= 18:
-        groups = CHANNELS if m.opset >= 21 else 2
-        x = m.op("GroupNormalization", x, scale[:groups], bias[:groups], num_groups=2)
+    if m.opset >= 21:  # what was so called before is deprecated
+        x = m.op("GroupNormalization", x, scale, bias, num_groups=2)
     if m.opset >= 17:
         x = m.op("LayerNormalization", x, np.full(SIZE, 0.75, "f4"), axis=-1)
     return m.op("LpNormalization", m.op("LRN", x, size=3), axis=1)

@@ -291,7 +291,8 @@ class _Comparison:
                 np.float32 if self.graph[tensor].dtype == "float32" else np.float64
             )  # bool has no difference
             theirs_, mine = values[name].astype(kind), ours[f"output {tensor}"].astype(kind)
-            apart = float(np.abs(theirs_ - mine).max(initial=0))
+            with np.errstate(invalid="ignore"):  # infinities that are equal
+                apart = float(np.where(theirs_ == mine, 0, np.abs(theirs_ - mine)).max(initial=0))
             self.result.outputs[name] = max(self.result.outputs.get(name, 0.0), apart)
             same &= int(values[name].argmax()) == int(ours[f"output {tensor}"].argmax())
         self.result.labels += same
