@@ -283,6 +283,28 @@ def test_functions_in_pieces_hold_large_numbers(op):
     np.testing.assert_allclose(found, theirs, rtol=1e-6, atol=1e-6)
 
 
+def test_names_of_ours_are_nobody_else_s():
+    """Story: the parts of a function kept float are called after it, "Mul_0" and "Mul_1" of "Mul", as exporters
+    call a model's next multiplications."""
+    m = onnx_islands.Model(13)
+    names = iter(
+        ["Mul", "Mul_1", "Mul_1_0", "Mul_0", "Mul_input_1", "Mul_1_weight", "Mul_saturated", "Mul_float"]
+    )
+    m.name = lambda op: next(names) if op in ("Mul", "Conv") else f"{op}{len(m.nodes)}_{len(m.constants)}"
+    x = m.op("Mul", m.op("Sigmoid", m.op("Abs", "x")), m.op("Exp", "x"))
+    x = m.conv(m.op("Mul", x, np.full((1, 1, 1, 6), 2, "f4")), 4, 3)
+    for _ in range(2):
+        x = m.op("Mul", m.op("Sigmoid", x), x)
+    x = m.conv(x, 4, 4)
+    m.result(m.op("Mul", m.conv(x, 4, 4), m.op("Sigmoid", x)))
+    model = m.build({"x": (1, (1, 3, 6, 6))})
+    graph = onnx_float.load(model)
+    images = [x.astype("f4") for x in np.random.default_rng(2).standard_normal((3, 1, 3, 6, 6))]
+    same_in_onnx_runtime(graph, images)
+    _, written = nothing_quantized(model)
+    onnx.checker.check_model(written)
+
+
 def small(dtype, opset=13):
     """conv, softmax, conv in numbers of ``dtype``; a Cast from places to them in the middle."""
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

@@ -46,16 +46,28 @@ class Tensor:
 
 
 class Onnx:
-    """Nodes of a model of ``opset``; add(operator, inputs, output, **attributes) and constant(name, array)
-    write them, and ``prefix`` begins the names of what is made."""
+    """Nodes of a model of ``opset``; ``prefix`` begins the names of what is made.
 
-    def __init__(self, add: Callable, constant: Callable[[str, np.ndarray], str], opset: int, prefix: str):
-        self._add, self._constant, self._opset, self._prefix = add, constant, opset, prefix
-        self._made = 0
+    add(operator, inputs, output, **attributes) and constant(name, array) -> name write into the model;
+    free(name): that name, or one like it that no tensor has.
+    """
+
+    def __init__(
+        self,
+        add: Callable,
+        constant: Callable[[str, np.ndarray], str],
+        free: Callable[[str], str],
+        opset: int,
+        prefix: str,
+    ):
+        self._add, self._constant, self._free = add, constant, free
+        self._opset, self._prefix, self._made = opset, prefix, 0
 
     def constant(self, array):
         array = np.asarray(array)
-        return Tensor.of(self._constant(self._name(), array), array.shape, array.dtype)
+        self._made += 1
+        name = self._constant(f"{self._prefix}_part_{self._made}", array)
+        return Tensor.of(name, array.shape, array.dtype)
 
     def cast(self, x, dtype):
         from onnx import helper
@@ -164,7 +176,7 @@ class Onnx:
 
     def _name(self) -> str:
         self._made += 1
-        return f"{self._prefix}_part_{self._made}"
+        return self._free(f"{self._prefix}_part_{self._made}")
 
     def _numbers(self, values) -> Tensor:
         return self.constant(np.array([int(v) for v in values], np.int64))

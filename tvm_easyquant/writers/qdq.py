@@ -72,9 +72,9 @@ class _Exporter:
         self.real_of: dict[str, str] = {}  # tensor -> the ONNX model's float tensor, as float nodes read it
         self.dequantized_of: dict[str, str] = {}  # tensor -> float tensor, as integer nodes read it
         self.stored_of: set[str] = set()
-        self.beside: set[str] = (
-            set()
-        )  # float nodes that were written with another output of their ONNX node
+        self.beside: set[str] = set()  # float nodes written with another output of their ONNX node
+        self.taken = {*graph.nodes, *graph.output_names}  # names of tensors, with those that are to come
+        self.taken.update(f(t) for t in graph.nodes for f in (stored_name, _dequantized_name))
         handles = [node.attrs["handle"] for node in graph if node.op == "float"]
         self.opset = max([OPSET, *(handle.opset for handle in handles if isinstance(handle, OnnxOp))])
 
@@ -137,15 +137,26 @@ class _Exporter:
         self.nodes.append(helper.make_node(op, list(inputs), outputs, name=name or outputs[0], **attrs))
         return output
 
+    def free(self, name):
+        """A name for a tensor of ours, which a tensor of the model may have: a node Mul has parts Mul_0 and
+        Mul_1, as a second and third Mul are called."""
+        while name in self.taken or name in self.constants:
+            name += "_"
+        self.taken.add(name)
+        return name
+
     def constant(self, name, array, dtype=None):
-        self.constants[name] = np.array(array, dtype, order="C")  # keeps a scalar a scalar
+        array = np.array(array, dtype, order="C")  # keeps a scalar a scalar
+        while name in self.taken or not _same(self.constants.get(name), array):
+            name += "_"
+        self.constants[name] = array
         return name
 
     def quantize(self, source, tensor, lo, hi):
         """``source`` (float) as the stored tensor, clipped to ``lo`` .. ``hi``."""
         s, target = self.scales.decided(tensor), stored_name(tensor)
         narrow = (lo, hi) != (0, 255)
-        output = f"{tensor}_saturated" if narrow else target
+        output = self.free(f"{tensor}_saturated") if narrow else target
         self.add("QuantizeLinear", [source, *self._numbers(s)], output, f"{tensor}_QuantizeLinear")
         if narrow:
             limits = [self.constant(f"clip_{value}", np.uint8(value)) for value in (lo, hi)]
@@ -162,7 +173,7 @@ class _Exporter:
             s = self.scales.decided(tensor)
             if tensor not in self.stored_of:
                 self.quantize(self.real_of[tensor], tensor, s.lo, s.hi)
-            name = f"{tensor}_dequantized" if tensor in self.real_of else tensor
+            name = _dequantized_name(tensor) if tensor in self.real_of else tensor
             inputs = [stored_name(tensor), *self._numbers(s)]
             self.add("DequantizeLinear", inputs, name, f"{tensor}_DequantizeLinear")
             self.dequantized_of[tensor] = name
@@ -182,7 +193,7 @@ class _Exporter:
             return
         target = self.plan.stored(node, self.graph)
         s = self.scales.decided(target)
-        raw = RULES[node.op](self, node, x, f"{node.name}_float")
+        raw = RULES[node.op](self, node, x, self.free(f"{node.name}_float"))
         limits = (0, 255) if node.operator.moves else integer_limits(s, node_limits(node, self.scales))
         self.quantize(raw, target, *limits)
 
@@ -196,8 +207,11 @@ class _Exporter:
             return array.reshape(array.shape[: len(node.shape)])
 
         if node.name not in self.plan.integer:
-            self.constant(weight, onnx_layout(node.weight), np.float32)
-            return weight, self.constant(bias, node.bias, np.float32)
+            return (
+                self.constant(weight, onnx_layout(node.weight), np.float32),
+                self.constant(bias, node.bias, np.float32),
+            )
+        real = []
         for name, array, unit in (
             (weight, onnx_layout(self.scales.integer_weight(node)), self.scales.weights[node.name]),
             (bias, self.scales.integer_bias(node), self.scales.unit(node)),
@@ -207,8 +221,9 @@ class _Exporter:
                 self.constant(f"{name}_scale", unit, np.float32),
                 self.constant(f"{name}_zero_point", np.zeros(node.channels, array.dtype)),
             ]
-            self.add("DequantizeLinear", inputs, name, f"{name}_DequantizeLinear", axis=0)
-        return weight, bias
+            label = f"{name}_DequantizeLinear"
+            real.append(self.add("DequantizeLinear", inputs, self.free(name), label, axis=0))
+        return real
 
     # -- the rules: a node's float operator from the tensors ``x`` to ``output``; each returns ``output``
 
@@ -295,7 +310,7 @@ class _Exporter:
         self.beside.update(outputs.values())
         for place, name in enumerate(made.output):
             if name:
-                made.output[place] = outputs.get(place, f"{node.name}_unread_{place}")
+                made.output[place] = outputs.get(place) or self.free(f"{node.name}_unread_{place}")
         for attribute in made.attribute:
             if attribute.name in ("to", "dtype"):  # a float is float32 here, but at inputs and outputs
                 attribute.i = self._type(node.name)
@@ -318,7 +333,7 @@ class _Exporter:
             for name, t in zip(x, node.inputs, strict=True)
         ]
         try:
-            made = handle.emit(Onnx(self.add, self.constant, self.opset, node.name), tensors)
+            made = handle.emit(Onnx(self.add, self.constant, self.free, self.opset, node.name), tensors)
         except NotConstant:
             raise ExportError(
                 f"node {node.name} ({handle.op}) is of opset {handle.opset} and has no form in opset "
@@ -346,7 +361,8 @@ class _Exporter:
             lowest = -inf if op == "MaxPool" else 0.0
             amounts = self.constant(f"{node.name}_pads", [0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64)
             value = self.constant(f"{node.name}_padding", np.float32(lowest))
-            x, pads = [self.add("Pad", [*x, amounts, value], f"{node.name}_padded")], (0,) * 4
+            padded = self.free(f"{node.name}_padded")
+            x, pads = [self.add("Pad", [*x, amounts, value], padded)], (0,) * 4
         return self.add(
             op, x, output, node.name,
             kernel_shape=a["pool_size"], strides=a["strides"], pads=pads, **more,
@@ -368,7 +384,7 @@ class _Exporter:
         if e == "x":
             return self.add("Identity", [x], output)
         if (inner := _softplus_of(e)) is not None:
-            inner = x if inner == "x" else self._expression(inner, x, f"{output}_0")
+            inner = x if inner == "x" else self._expression(inner, x, self.free(f"{output}_0"))
             return self.add("Softplus", [inner], output)
         name, *arguments = e
         values = []
@@ -377,7 +393,7 @@ class _Exporter:
             if argument == "x":
                 values.append(x)
             elif isinstance(argument, tuple):
-                values.append(self._expression(argument, x, part))
+                values.append(self._expression(argument, x, self.free(part)))
             elif name not in PARAMETRIC:
                 values.append(self.constant(part, np.float32(argument)))
         if name == "clip":
@@ -386,8 +402,21 @@ class _Exporter:
         if name == "leaky_relu":
             return self.add("LeakyRelu", values, output, alpha=arguments[1])
         if name == "rsqrt":
-            return self.add("Reciprocal", [self.add("Sqrt", values, f"{output}_root")], output)
+            root = self.add("Sqrt", values, self.free(f"{output}_root"))
+            return self.add("Reciprocal", [root], output)
         return self.add(EXPRESSIONS[name], values, output)
+
+
+def _dequantized_name(tensor: str) -> str:
+    """Of a float tensor that is also stored, as integer nodes read it."""
+    return f"{tensor}_dequantized"
+
+
+def _same(known: np.ndarray | None, array: np.ndarray) -> bool:
+    """Whether a constant may have the name of a known one, if any."""
+    if known is None:
+        return True
+    return known.dtype == array.dtype and known.shape == array.shape and known.tobytes() == array.tobytes()
 
 
 def _softplus_of(e):
