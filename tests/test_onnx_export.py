@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 import onnx
+import onnx_islands
+import onnx_random
 from onnx import numpy_helper
 
 import tvm_easyquant as eq
@@ -18,7 +20,10 @@ from topi_ext import isa
 from tvm_easyquant.host import installed
 from tvm_easyquant.network import expression
 from tvm_easyquant.network.graph import Graph
+from tvm_easyquant.readers import onnx_float
+from tvm_easyquant.readers.meaning import rules
 from tvm_easyquant.scales.calibrate import calibrate, start_table
+from tvm_easyquant.scales.integer import run_integer
 from tvm_easyquant.scales.partition import plan
 from tvm_easyquant.scales.table import TableError
 from tvm_easyquant.writers import verify as onnx_verify
@@ -190,6 +195,167 @@ def test_a_float_operator_without_translation_is_named():
         to_qdq(graph, table_of(graph, images))
 
 
+# -- float nodes that were ONNX nodes
+
+
+def same_in_onnx_runtime(graph, images, **settings):
+    """The exported model, checked, and run with and without optimizations as the integers run in numpy."""
+    table = table_of(graph, images, **{"bits": 7, **settings})
+    model = to_qdq(graph, table)
+    onnx.checker.check_model(model, full_check=True)
+    for optimize in (True, False):
+        session = onnx_verify.session(model, optimize)
+        for feed in feeds(graph, images):
+            ours = run_integer(graph, table, feed)
+            for found, tensor in zip(session.run(None, feed), graph.outputs, strict=True):
+                assert (found.dtype, found.shape) == (ours[tensor].dtype, ours[tensor].shape)
+                rounding = 1e-3 if found.dtype == np.float16 else 1e-5
+                np.testing.assert_allclose(found, ours[tensor], rounding, rounding, err_msg=tensor)
+        checked = verify(graph, table, feeds(graph, images), optimize=optimize)
+        assert checked.unexplained == 0 and checked.largest <= 1, str(checked)
+    return model
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 18, 21])
+def test_float_islands_of_any_opset_are_written_as_they_were(opset):
+    """Story: a Resize to sizes that are no multiple, a pool that counts its padding in ceil mode were refused,
+    although the node came from ONNX and could be copied."""
+    graph = onnx_float.load(onnx_islands.islands(opset))
+    rng = np.random.default_rng(opset)
+    images = [
+        rng.integers(0, 256, (1, 3, onnx_islands.SIZE, onnx_islands.SIZE), np.uint8) for _ in range(3)
+    ]
+    model = same_in_onnx_runtime(graph, images)
+    assert model.opset_import[0].version == max(13, opset)
+    assert model.ir_version == onnx.helper.find_min_ir_version_for(model.opset_import) or opset < 19
+    kinds = [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)]
+    image, *maps, places = kinds
+    assert (image, places, set(maps)) == (onnx.TensorProto.UINT8, onnx.TensorProto.INT64, {1})
+    written = [node.op_type for node in model.graph.node]
+    assert written.count("TopK") == (3 if opset < 10 else 2)  # both outputs of a node at once
+    floats = {node.attrs["handle"].op for node in graph if node.op == "float"}
+    if opset >= 13:
+        assert floats <= set(written) and "Exp" not in written
+        (split,) = [node for node in model.graph.node if node.op_type == "Split"]
+        assert len(split.output) == 3 and split.output[1].endswith("_unread_1")
+    else:  # in pieces: what is of another form in opset 13
+        changed = {"Softmax", "LogSoftmax", "Hardmax", "Squeeze", "Unsqueeze", "Pad", "Split", "Dropout"}
+        assert floats & changed == changed
+        kept = (*changed - {"Pad", "Split"}, "Upsample")
+        assert not set(written) & set(kept) and {"PRelu", "Transpose", "LRN", "AveragePool"} <= set(written)
+
+
+def nothing_quantized(model):
+    """The export of a model under a table that keeps all of it float."""
+    graph = onnx_float.load(model)
+    config = eq.QuantConfig(method="imported", integer=())
+    return graph, to_qdq(graph, eq.ScaleTable(graph.fingerprint, config, {}, {}))
+
+
+def written_differently(seeds):
+    """A line for each random model whose export is refused or runs differently in ONNX Runtime."""
+    found = []
+    for seed in seeds:
+        model, feed = onnx_random.random_model(seed)
+        theirs = onnx_random.session(model).run(None, feed)
+        graph, written = nothing_quantized(model)
+        onnx.checker.check_model(written)
+        ours = onnx_random.session(written).run(None, feed)
+        named = dict(zip(graph.output_names, ours, strict=True))
+        if why := onnx_random.differs(model, feed, named, theirs):
+            found.append(f"seed {seed}, opset {model.opset_import[0].version}: {why}")
+    return found
+
+
+def test_random_models_are_written_as_they_were():
+    assert written_differently(range(1000, 1030)) == []
+
+
+@pytest.mark.parametrize("op", ["Softplus", "Mish", "Elu", "Selu", "Celu", "Gelu", "HardSwish", "Softsign"])
+def test_functions_in_pieces_hold_large_numbers(op):
+    """Story: a softplus is log(1 + exp(x)) here, in double; written like that it was infinite from 89 on."""
+    m = onnx_islands.Model(20)
+    m.result(m.op(op, m.op("Sqrt", "x")))
+    _, model = nothing_quantized(m.build({"x": (1, (1, 4))}))
+    x = np.square(np.array([[0, 2, 100, 276]], np.float32))
+    found = onnx_verify.session(model, optimize=False).run(None, {"x": x})[0]
+    theirs = onnx_verify.session(m.build({"x": (1, (1, 4))}), optimize=False).run(None, {"x": x})[0]
+    np.testing.assert_allclose(found, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_names_of_ours_are_nobody_else_s():
+    """Story: the parts of a function kept float are called after it, "Mul_0" and "Mul_1" of "Mul", as exporters
+    call a model's next multiplications."""
+    m = onnx_islands.Model(13)
+    names = iter(
+        ["Mul", "Mul_1", "Mul_1_0", "Mul_0", "Mul_input_1", "Mul_1_weight", "Mul_saturated", "Mul_float"]
+    )
+    m.name = lambda op: next(names) if op in ("Mul", "Conv") else f"{op}{len(m.nodes)}_{len(m.constants)}"
+    x = m.op("Mul", m.op("Sigmoid", m.op("Abs", "x")), m.op("Exp", "x"))
+    x = m.conv(m.op("Mul", x, np.full((1, 1, 1, 6), 2, "f4")), 4, 3)
+    for _ in range(2):
+        x = m.op("Mul", m.op("Sigmoid", x), x)
+    x = m.conv(x, 4, 4)
+    m.result(m.op("Mul", m.conv(x, 4, 4), m.op("Sigmoid", x)))
+    model = m.build({"x": (1, (1, 3, 6, 6))})
+    graph = onnx_float.load(model)
+    images = [x.astype("f4") for x in np.random.default_rng(2).standard_normal((3, 1, 3, 6, 6))]
+    same_in_onnx_runtime(graph, images)
+    _, written = nothing_quantized(model)
+    onnx.checker.check_model(written)
+
+
+def small(dtype, opset=13):
+    """conv, softmax, conv in numbers of ``dtype``; a Cast from places to them in the middle."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    m = onnx_islands.Model(opset)
+    m.weights = lambda *shape: np.random.default_rng(len(m.nodes)).standard_normal(shape).astype(dtype)
+    x = m.conv("x", 4, 3, kernel=3)
+    place = m.op("Cast", m.op("ArgMax", x, axis=1, keepdims=1), to=kind)
+    x = m.op("Mul", m.op("Softmax", x, axis=1), place)
+    m.result(m.conv(x, 2, 4), kind)
+    return m.build({"x": (kind, (1, 3, 6, 6))})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_inputs_and_outputs_keep_their_types_and_all_between_is_float32(dtype):
+    graph = onnx_float.load(small(dtype))
+    images = [x.astype(dtype) for x in np.random.default_rng(1).standard_normal((3, 1, 3, 6, 6))]
+    model = same_in_onnx_runtime(graph, images, unsigned=True)
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    ends = [*model.graph.input, *model.graph.output]
+    assert [value.type.tensor_type.elem_type for value in ends] == [kind, kind]
+    casts = [a.i for node in model.graph.node if node.op_type == "Cast" for a in node.attribute]
+    assert casts == [onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT, kind]
+
+
+def test_a_node_without_a_form_in_the_opset_that_is_written_is_named(monkeypatch):
+    graph = onnx_float.load(small("float32", opset=11))
+    images = [x.astype("f4") for x in np.random.default_rng(1).standard_normal((2, 1, 3, 6, 6))]
+    table = table_of(graph, images)
+    monkeypatch.delitem(rules.RULES, "Softmax")
+    with pytest.raises(
+        ExportError, match=r"softmax\d \(Softmax\) is of opset 11 and has no form in opset 13"
+    ):
+        to_qdq(graph, table)
+
+
+def test_a_pool_whose_padding_reaches_beyond_its_window_is_padded_before():
+    """Story: a pad that joined a pool made a padding as wide as the window, which ONNX Runtime refuses."""
+    m = onnx_islands.Model(13)
+    x = m.conv("x", 4, 3)
+    low, zero = (np.array(v, np.float32) for v in (-np.inf, 0))
+    pads = np.array([0, 0, 2, 1, 0, 0, 0, 3], np.int64)
+    y = m.op("MaxPool", m.op("Pad", x, pads, low), kernel_shape=[2, 2], dilations=[3, 4])
+    z = m.op("AveragePool", m.op("Pad", x, pads, zero), kernel_shape=[2, 3], count_include_pad=1)
+    m.result(m.conv(y, 2, 4))
+    m.result(m.conv(z, 2, 4))
+    graph = onnx_float.load(m.build({"x": (1, (1, 3, 6, 6))}))
+    assert [n.attrs["padding"] for n in graph if "pool" in n.op] == [(2, 1, 0, 3)] * 2
+    images = [x.astype("f4") for x in np.random.default_rng(2).standard_normal((3, 1, 3, 6, 6))]
+    same_in_onnx_runtime(graph, images)
+
+
 def test_a_table_of_another_model_is_refused():
     graph, images = networks.chain()
     other, _ = networks.chain(seed=5)
@@ -268,6 +434,21 @@ def test_models_that_do_not_belong_together_are_refused(tmp_path):
         onnx_verify.load(tmp_path / "text.onnx")
     with pytest.raises(VerifyError, match="ONNX Runtime does not load the model"):
         onnx_verify.session(b"no model")
+
+
+def test_equal_infinities_and_other_types_are_no_difference():
+    """Story: of an output with the same infinity in both, "nan" was said to be the difference."""
+    m = onnx_islands.Model(13)
+    x = m.conv("x", 4, 3)
+    above = m.op("Greater", x, np.float32(0))
+    m.result(m.op("Where", above, np.float32(1), np.float32(-np.inf)))
+    m.result(above, onnx.TensorProto.BOOL)
+    m.result(m.op("ArgMax", x, axis=1), onnx.TensorProto.INT64)
+    graph = onnx_float.load(m.build({"x": (1, (1, 3, 6, 6))}))
+    images = [x.astype("f4") for x in np.random.default_rng(2).standard_normal((2, 1, 3, 6, 6))]
+    found = verify(graph, table_of(graph, images), feeds(graph, images), optimize=False)
+    assert list(found.outputs.values()) == [0.0, 0.0, 0.0], found.outputs
+    assert json.loads(json.dumps(found.to_dict()))["inputs"] == 2
 
 
 # -- with TVM

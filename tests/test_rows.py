@@ -16,7 +16,7 @@ from tvm_easyquant.network.node import Node
 from tvm_easyquant.network.ops import INTEGER, OPERATORS
 from tvm_easyquant.readers import onnx_quantized, take_over
 from tvm_easyquant.scales import integer
-from tvm_easyquant.writers import qdq
+from tvm_easyquant.writers import qdq, verify
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {name for name, row in OPERATORS.items() if row.integer not in ("input", "float")}
@@ -35,6 +35,7 @@ RULES = {
     "taken over": (lambda: take_over.RULES, set(OPERATORS)),
     "integers in numpy": (lambda: integer.RULES, RUNS),  # an input is fed, "float" is no integer
     "QDQ": (lambda: qdq.RULES, set(OPERATORS) - {"input", "fake_quant"}),  # a table has no fake_quant
+    "verified": (lambda: verify.EXACT, RUNS - MOVES),  # what moves is equal or wrong
     "Relay, integer": (lambda: relay("rewrite", "INTEGER"), RUNS),
     "Relay, moves": (lambda: relay("rewrite", "MOVES"), MOVES),
     "Relay, products": (lambda: relay("rewrite", "PRODUCTS"), ACCUMULATE),

@@ -25,11 +25,13 @@ from ..network.expression import PARAMETRIC
 from ..network.graph import Graph
 from ..network.layout import nchw, nchw_axis
 from ..network.node import Node, model_shape
+from ..readers.onnx_op import NotConstant, OnnxOp
 from ..scales.integer import Scales, node_limits
 from ..scales.numerics import Scale, integer_limits
 from ..scales.table import ScaleTable
+from .onnx_tensors import Onnx, Tensor
 
-OPSET = 13  # the first with scales per channel
+OPSET = 13  # the first with scales per channel; what is written here means the same in every later one
 
 #: functions of an expression that are one ONNX operator each
 EXPRESSIONS = {
@@ -70,6 +72,11 @@ class _Exporter:
         self.real_of: dict[str, str] = {}  # tensor -> the ONNX model's float tensor, as float nodes read it
         self.dequantized_of: dict[str, str] = {}  # tensor -> float tensor, as integer nodes read it
         self.stored_of: set[str] = set()
+        self.beside: set[str] = set()  # float nodes written with another output of their ONNX node
+        self.taken = {*graph.nodes, *graph.output_names}  # names of tensors, with those that are to come
+        self.taken.update(f(t) for t in graph.nodes for f in (stored_name, _dequantized_name))
+        handles = [node.attrs["handle"] for node in graph if node.op == "float"]
+        self.opset = max([OPSET, *(handle.opset for handle in handles if isinstance(handle, OnnxOp))])
 
     def model(self, taps):
         import onnx
@@ -107,8 +114,9 @@ class _Exporter:
             [info(*result) for result in results],
             [numpy_helper.from_array(array, name) for name, array in self.constants.items()],
         )
-        opset = [helper.make_opsetid("", OPSET)]
-        model = helper.make_model(graph, opset_imports=opset, ir_version=8, producer_name="tvm_easyquant")
+        opset = [helper.make_opsetid("", self.opset)]
+        ir = max(8, helper.find_min_ir_version_for(opset, ignore_unknown=True))
+        model = helper.make_model(graph, opset_imports=opset, ir_version=ir, producer_name="tvm_easyquant")
         onnx.checker.check_model(model)
         return model
 
@@ -121,22 +129,34 @@ class _Exporter:
         return helper.np_dtype_to_tensor_dtype(np.dtype(self.graph[tensor].dtype))
 
     def add(self, op, inputs, output, name=None, **attrs):
-        """One ONNX node; its name is that of its output."""
+        """One ONNX node; its name is that of its output, or of the first of a list of them."""
         from onnx import helper
 
         attrs = {key: value for key, value in attrs.items() if value is not None}
-        self.nodes.append(helper.make_node(op, list(inputs), [output], name=name or output, **attrs))
+        outputs = [output] if isinstance(output, str) else list(output)
+        self.nodes.append(helper.make_node(op, list(inputs), outputs, name=name or outputs[0], **attrs))
         return output
 
+    def free(self, name):
+        """A name for a tensor of ours, which a tensor of the model may have: a node Mul has parts Mul_0 and
+        Mul_1, as a second and third Mul are called."""
+        while name in self.taken or name in self.constants:
+            name += "_"
+        self.taken.add(name)
+        return name
+
     def constant(self, name, array, dtype=None):
-        self.constants[name] = np.array(array, dtype, order="C")  # keeps a scalar a scalar
+        array = np.array(array, dtype, order="C")  # keeps a scalar a scalar
+        while name in self.taken or not _same(self.constants.get(name), array):
+            name += "_"
+        self.constants[name] = array
         return name
 
     def quantize(self, source, tensor, lo, hi):
         """``source`` (float) as the stored tensor, clipped to ``lo`` .. ``hi``."""
         s, target = self.scales.decided(tensor), stored_name(tensor)
         narrow = (lo, hi) != (0, 255)
-        output = f"{tensor}_saturated" if narrow else target
+        output = self.free(f"{tensor}_saturated") if narrow else target
         self.add("QuantizeLinear", [source, *self._numbers(s)], output, f"{tensor}_QuantizeLinear")
         if narrow:
             limits = [self.constant(f"clip_{value}", np.uint8(value)) for value in (lo, hi)]
@@ -153,7 +173,7 @@ class _Exporter:
             s = self.scales.decided(tensor)
             if tensor not in self.stored_of:
                 self.quantize(self.real_of[tensor], tensor, s.lo, s.hi)
-            name = f"{tensor}_dequantized" if tensor in self.real_of else tensor
+            name = _dequantized_name(tensor) if tensor in self.real_of else tensor
             inputs = [stored_name(tensor), *self._numbers(s)]
             self.add("DequantizeLinear", inputs, name, f"{tensor}_DequantizeLinear")
             self.dequantized_of[tensor] = name
@@ -173,7 +193,7 @@ class _Exporter:
             return
         target = self.plan.stored(node, self.graph)
         s = self.scales.decided(target)
-        raw = RULES[node.op](self, node, x, f"{node.name}_float")
+        raw = RULES[node.op](self, node, x, self.free(f"{node.name}_float"))
         limits = (0, 255) if node.operator.moves else integer_limits(s, node_limits(node, self.scales))
         self.quantize(raw, target, *limits)
 
@@ -187,8 +207,11 @@ class _Exporter:
             return array.reshape(array.shape[: len(node.shape)])
 
         if node.name not in self.plan.integer:
-            self.constant(weight, onnx_layout(node.weight), np.float32)
-            return weight, self.constant(bias, node.bias, np.float32)
+            return (
+                self.constant(weight, onnx_layout(node.weight), np.float32),
+                self.constant(bias, node.bias, np.float32),
+            )
+        real = []
         for name, array, unit in (
             (weight, onnx_layout(self.scales.integer_weight(node)), self.scales.weights[node.name]),
             (bias, self.scales.integer_bias(node), self.scales.unit(node)),
@@ -198,8 +221,9 @@ class _Exporter:
                 self.constant(f"{name}_scale", unit, np.float32),
                 self.constant(f"{name}_zero_point", np.zeros(node.channels, array.dtype)),
             ]
-            self.add("DequantizeLinear", inputs, name, f"{name}_DequantizeLinear", axis=0)
-        return weight, bias
+            label = f"{name}_DequantizeLinear"
+            real.append(self.add("DequantizeLinear", inputs, self.free(name), label, axis=0))
+        return real
 
     # -- the rules: a node's float operator from the tensors ``x`` to ``output``; each returns ``output``
 
@@ -257,6 +281,8 @@ class _Exporter:
         return self.add("DepthToSpace", x, output, node.name, blocksize=a["block"], mode=a["mode"])
 
     def _float(self, node, x, output):
+        if isinstance(node.attrs["handle"], OnnxOp):
+            return self._onnx(node, node.attrs["handle"], x, output)
         translate = getattr(node.attrs["handle"], "to_onnx", None)
         if translate is None or translate(self, x, output) is None:
             raise ExportError(
@@ -264,6 +290,56 @@ class _Exporter:
                 "translation to ONNX; cut the model there"
             )
         return output
+
+    def _onnx(self, node: Node, handle: OnnxOp, x, output):
+        """The ONNX node as it was, with all of its outputs at once; of an older opset, where that is not
+        its form any more, the same in pieces."""
+        if output in self.beside:
+            return output
+        if not _has_form(handle.op, handle.opset, self.opset):
+            return self._in_pieces(node, handle, x, output)
+        made = type(handle.node)()
+        made.CopyFrom(handle.node)
+        made.name, made.domain = node.name, ""
+        for place, name in enumerate(made.input):
+            if name and place in handle.constants:
+                made.input[place] = self.constant(f"{node.name}_input_{place}", handle.constants[place])
+            elif name:
+                made.input[place] = x[handle.tensors[place]]
+        outputs = self._outputs(node, handle)
+        self.beside.update(outputs.values())
+        for place, name in enumerate(made.output):
+            if name:
+                made.output[place] = outputs.get(place) or self.free(f"{node.name}_unread_{place}")
+        for attribute in made.attribute:
+            if attribute.name in ("to", "dtype"):  # a float is float32 here, but at inputs and outputs
+                attribute.i = self._type(node.name)
+        self.nodes.append(made)
+        return output
+
+    def _outputs(self, node, handle) -> dict[int, str]:
+        """place -> the float node that is that output of the same ONNX node."""
+        alike = (n for n in self.graph if n.op == "float" and n.inputs == node.inputs)
+        handles = ((n.name, n.attrs["handle"]) for n in alike)
+        return {
+            other.index: name
+            for name, other in handles
+            if isinstance(other, OnnxOp) and other.node is handle.node
+        }
+
+    def _in_pieces(self, node, handle, x, output):
+        tensors = [
+            Tensor.of(name, model_shape(self.graph[t]), self.graph[t].dtype)
+            for name, t in zip(x, node.inputs, strict=True)
+        ]
+        try:
+            made = handle.emit(Onnx(self.add, self.constant, self.free, self.opset, node.name), tensors)
+        except NotConstant:
+            raise ExportError(
+                f"node {node.name} ({handle.op}) is of opset {handle.opset} and has no form in opset "
+                f"{self.opset}; convert the model to that or cut it there"
+            ) from None
+        return self.add("Identity", [made.name], output)
 
     def _global(self, node) -> dict:
         """The window of a pool over the whole map."""
@@ -280,9 +356,16 @@ class _Exporter:
 
     def _pool(self, op, node, x, output, **more):
         a = node.attrs
+        pads = a["padding"]
+        if any(p >= k for p, k in zip(pads, a["pool_size"] * 2, strict=True)):  # no pool may have so much
+            lowest = -inf if op == "MaxPool" else 0.0
+            amounts = self.constant(f"{node.name}_pads", [0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64)
+            value = self.constant(f"{node.name}_padding", np.float32(lowest))
+            padded = self.free(f"{node.name}_padded")
+            x, pads = [self.add("Pad", [*x, amounts, value], padded)], (0,) * 4
         return self.add(
             op, x, output, node.name,
-            kernel_shape=a["pool_size"], strides=a["strides"], pads=a["padding"], **more,
+            kernel_shape=a["pool_size"], strides=a["strides"], pads=pads, **more,
         )  # fmt: skip
 
     def _clip(self, x, lo, hi, output):
@@ -300,6 +383,9 @@ class _Exporter:
         """An expression of `elementwise`; its parts are named after ``output``."""
         if e == "x":
             return self.add("Identity", [x], output)
+        if (inner := _softplus_of(e)) is not None:
+            inner = x if inner == "x" else self._expression(inner, x, self.free(f"{output}_0"))
+            return self.add("Softplus", [inner], output)
         name, *arguments = e
         values = []
         for i, argument in enumerate(arguments):
@@ -307,7 +393,7 @@ class _Exporter:
             if argument == "x":
                 values.append(x)
             elif isinstance(argument, tuple):
-                values.append(self._expression(argument, x, part))
+                values.append(self._expression(argument, x, self.free(part)))
             elif name not in PARAMETRIC:
                 values.append(self.constant(part, np.float32(argument)))
         if name == "clip":
@@ -316,8 +402,53 @@ class _Exporter:
         if name == "leaky_relu":
             return self.add("LeakyRelu", values, output, alpha=arguments[1])
         if name == "rsqrt":
-            return self.add("Reciprocal", [self.add("Sqrt", values, f"{output}_root")], output)
+            root = self.add("Sqrt", values, self.free(f"{output}_root"))
+            return self.add("Reciprocal", [root], output)
         return self.add(EXPRESSIONS[name], values, output)
+
+
+def _dequantized_name(tensor: str) -> str:
+    """Of a float tensor that is also stored, as integer nodes read it."""
+    return f"{tensor}_dequantized"
+
+
+def _same(known: np.ndarray | None, array: np.ndarray) -> bool:
+    """Whether a constant may have the name of a known one, if any."""
+    if known is None:
+        return True
+    return known.dtype == array.dtype and known.shape == array.shape and known.tobytes() == array.tobytes()
+
+
+def _softplus_of(e):
+    """``a`` of log(1 + exp(a)), whose exponential float32 may not hold; None of other expressions."""
+    match e:
+        case ("log", ("add", ("exp", a), 1.0) | ("add", 1.0, ("exp", a))):
+            return a
+    return None
+
+
+def _has_form(op: str, old: int, new: int) -> bool:
+    """Whether a node of an older opset can stand in a newer one as it is: of what its schema has, nothing
+    is gone and no default is another. (A change of the meaning has always been one of these.)"""
+    from onnx import defs
+
+    before, after = (defs.get_schema(op, opset, "") for opset in (old, new))
+    if after.deprecated:  # the checker refuses it
+        return False
+    if before.since_version == after.since_version:
+        return True
+
+    def attributes(schema):
+        return {(k, a.type, a.required, str(a.default_value)) for k, a in schema.attributes.items()}
+
+    def begins(those, these):
+        return [v.name for v in these[: len(those)]] == [v.name for v in those]
+
+    return (
+        attributes(before) <= attributes(after)
+        and begins(before.inputs, after.inputs)
+        and begins(before.outputs, after.outputs)
+    )
 
 
 #: operator -> its rule, for all that a model that was not quantized has

@@ -30,7 +30,7 @@ from ..network.layout import to_nchw, to_nhwc
 from ..network.node import Node, model_shape
 from ..network.ops import is_depthwise, linear
 from ..scales.integer import Sample, Scales, function_values, node_limits
-from ..scales.numerics import integer_limits
+from ..scales.numerics import Scale, integer_limits
 from ..scales.table import ScaleTable
 from .qdq import stored_name, to_qdq
 
@@ -291,7 +291,8 @@ class _Comparison:
                 np.float32 if self.graph[tensor].dtype == "float32" else np.float64
             )  # bool has no difference
             theirs_, mine = values[name].astype(kind), ours[f"output {tensor}"].astype(kind)
-            apart = float(np.abs(theirs_ - mine).max(initial=0))
+            with np.errstate(invalid="ignore"):  # infinities that are equal
+                apart = float(np.where(theirs_ == mine, 0, np.abs(theirs_ - mine)).max(initial=0))
             self.result.outputs[name] = max(self.result.outputs.get(name, 0.0), apart)
             same &= int(values[name].argmax()) == int(ours[f"output {tensor}"].argmax())
         self.result.labels += same
@@ -313,7 +314,7 @@ class _Comparison:
         got = theirs[row.tensor][apart]
         row.own += int(apart.sum())
         row.own_largest = max(row.own_largest, int(np.abs(ours[apart] - got).max()))
-        if node.operator.moves or node.op == "input":
+        if node.operator.integer in ("move", "input"):
             row.unexplained += int(apart.sum())
             return
         exact, error = (np.broadcast_to(a, apart.shape)[apart] for a in self._exact(node, sample))
@@ -329,7 +330,8 @@ class _Comparison:
         wrong = ~reaches(exact)
         saturated = np.zeros_like(wrong)
         if wrong.any() and node.operator.layer:
-            unit = np.broadcast_to(self._steps_of(node), apart.shape)[apart]
+            made = _Run(node, self.scales, [], self.theirs)
+            unit = np.broadcast_to(made.unit, apart.shape)[apart]
             (tensor,) = node.inputs
             weight, zero = self.scales.integer_weight(node), self.scales.decided(tensor).zero_point
             lost = lost_pairs(node, weight, sample.stored[tensor], zero, apart)
@@ -339,47 +341,98 @@ class _Comparison:
         exact = exact[~saturated]
         row.tie = max(row.tie, float(np.abs(np.abs(exact - np.floor(exact)) - 0.5).max(initial=0.0)))
 
-    def _steps_of(self, node):
-        """float64: steps of the stored result per step of the accumulator."""
-        target = self.plan.stored(node, self.graph)
-        return np.asarray(self.scales.unit(node), np.float64) / float(self.scales.decided(target).scale)
-
     def _exact(self, node: Node, sample: Sample):
         """The result before rounding, in steps, as float64, and how far float32 may be from it."""
-        target = self.plan.stored(node, self.graph)
-        step = float(self.scales.decided(target).scale)
-        q = [sample.stored[t].astype(np.float64) for t in node.inputs]
-        s = [self.scales.decided(t) for t in node.inputs]
-        steps = [a - z.zero_point for a, z in zip(q, s, strict=True)]
-        if node.operator.in_float:
-            if node.op == "add":
-                parts = [a * float(z.scale) / step for a, z in zip(steps, s, strict=True)]
-                return parts[0] + parts[1], _error(2, np.abs(parts[0]) + np.abs(parts[1]))
-            value = function_values(node, s[0])[sample.stored[node.inputs[0]]].astype(np.float64)
-            # a float function of another library: 2**-18 of its value, or of 1
-            return value / step, 2.0**-18 * (1 + np.abs(value)) / step
-        unit = self._steps_of(node)
-        if node.op == "clip":
-            return steps[0] * unit, _error(1, np.abs(steps[0]) * unit)
-        if node.op == "mul":
-            exact = steps[0] * steps[1] * unit
-            return exact, _error(2, np.abs(exact))
-        if node.op == "avg_pool2d":
-            a = node.attrs
-            window = (a["pool_size"], a["strides"], a["padding"], (1, 1), 0)
-            total, size = (
-                reference.windows(v, *window).sum(axis=(3, 4)) * unit for v in (steps[0], np.abs(steps[0]))
-            )
-            return total, _error(prod(a["pool_size"]), size)
-        weight = self.scales.integer_weight(node).astype(np.float64)
-        bias = self.scales.integer_bias(node).astype(np.float64)
-        exact = (linear(steps[0], node, weight) + bias) * unit
-        size = (linear(np.abs(steps[0]), node, np.abs(weight)) + np.abs(bias)) * unit
-        error = _error(node.weight.size // node.channels, size)
-        if self.theirs:  # a float bias, which ours rounds to a step of the accumulator
-            accumulator = np.asarray(self.scales.unit(node), np.float64)
-            error = error + np.abs(self.scales.bias(node) / accumulator - bias) * unit
-        return exact, error
+        stored = [sample.stored[t] for t in node.inputs]
+        return EXACT[node.op](_Run(node, self.scales, stored, self.theirs))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One layer on its inputs; stored: uint8; theirs: the model is of others, whose biases may be float."""
+
+    node: Node
+    scales: Scales
+    stored: list[np.ndarray]
+    theirs: bool
+
+    @property
+    def steps(self) -> list[np.ndarray]:
+        """float64: the inputs less their zero points."""
+        zeros = (s.zero_point for s in self.inputs)
+        return [q.astype(np.float64) - zero for q, zero in zip(self.stored, zeros, strict=True)]
+
+    @property
+    def inputs(self) -> list[Scale]:
+        return [self.scales.decided(t) for t in self.node.inputs]
+
+    @property
+    def step(self) -> float:
+        """Real units per step of the stored result."""
+        return float(self.scales.decided(self.scales.plan.stored(self.node, self.scales.graph)).scale)
+
+    @property
+    def unit(self) -> np.ndarray:
+        """float64: steps of the stored result per step of the accumulator."""
+        return np.asarray(self.scales.unit(self.node), np.float64) / self.step
+
+
+def _exact_layer(run: _Run):
+    node, scales, unit, (steps,) = run.node, run.scales, run.unit, run.steps
+    weight = scales.integer_weight(node).astype(np.float64)
+    bias = scales.integer_bias(node).astype(np.float64)
+    exact = (linear(steps, node, weight) + bias) * unit
+    size = (linear(np.abs(steps), node, np.abs(weight)) + np.abs(bias)) * unit
+    error = _error(node.weight.size // node.channels, size)
+    if run.theirs:  # a float bias, which ours rounds to a step of the accumulator
+        accumulator = np.asarray(scales.unit(node), np.float64)
+        error = error + np.abs(scales.bias(node) / accumulator - bias) * unit
+    return exact, error
+
+
+def _exact_sum(run: _Run):
+    a, b = (
+        steps * float(s.scale) / run.step for steps, s in zip(run.steps, run.inputs, strict=True)
+    )  # fmt: skip
+    return a + b, _error(2, np.abs(a) + np.abs(b))
+
+
+def _exact_product(run: _Run):
+    exact = run.steps[0] * run.steps[1] * run.unit
+    return exact, _error(2, np.abs(exact))
+
+
+def _exact_function(run: _Run):
+    values = function_values(run.node, run.inputs[0])[run.stored[0]].astype(np.float64)
+    # a float function of another library: 2**-18 of its value, or of 1
+    return values / run.step, 2.0**-18 * (1 + np.abs(values)) / run.step
+
+
+def _exact_average(run: _Run):
+    a, (steps,) = run.node.attrs, run.steps
+    window = (a["pool_size"], a["strides"], a["padding"], (1, 1), 0)
+    total, size = (
+        reference.windows(v, *window).sum(axis=(3, 4)) * run.unit for v in (steps, np.abs(steps))
+    )  # fmt: skip
+    return total, _error(prod(a["pool_size"]), size)
+
+
+def _exact_limit(run: _Run):
+    exact = run.steps[0] * run.unit
+    return exact, _error(1, np.abs(exact))
+
+
+#: operator -> its result before rounding, in steps, and how far float32 may be from it (both float64); for
+#: all that computes in integers
+EXACT: dict[str, Callable[[_Run], tuple]] = {
+    "conv2d": _exact_layer,
+    "dense": _exact_layer,
+    "add": _exact_sum,
+    "mul": _exact_product,
+    "elementwise": _exact_function,
+    "avg_pool2d": _exact_average,
+    "clip": _exact_limit,
+}
 
 
 def lost_pairs(node: Node, weight, stored, zero: int, where) -> np.ndarray:
