@@ -82,9 +82,9 @@ def test_the_module_is_made_when_it_is_asked_for_and_once(any_host):
     asked = []
 
     class Counting(type(any_host)):
-        def rewrite(self, *arguments):
+        def rewrite(self, *arguments, sample):
             asked.append(arguments)
-            return super().rewrite(*arguments)
+            return super().rewrite(*arguments, sample=sample)
 
     q = eq.quantize(graph, images, method="minmax", host=Counting())
     assert not asked and q.table and q.coverage == 100

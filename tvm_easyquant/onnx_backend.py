@@ -29,8 +29,8 @@ CONSTANT = {
 #: operators that compute with all of their inputs; of the others all but the first say how
 OPERANDS = (
     "Add", "And", "BitShift", "Concat", "Div", "Einsum", "Equal", "Greater", "GreaterOrEqual", "Less",
-    "LessOrEqual", "MatMul", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where",
-    "Xor",
+    "LessOrEqual", "MatMul", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum",
+    "Where", "Xor",
 )  # fmt: skip
 
 

@@ -150,7 +150,8 @@ def _import(args, host) -> int:
     from .. import pipeline
     from ..files import write_text
 
-    host.linker(args.cross_compiler)
+    if args.output or args.cross_compiler:
+        host.linker(args.cross_compiler)
     paths = [path for path in (args.output, args.table_out, args.module_out) if path]
     if len({writable(path) for path in paths}) < len(paths):
         raise UserError("--output, --table-out and --module-out must name different files")
