@@ -101,6 +101,9 @@ class Numpy:
             raise LoadError(f"the format {model_format} is not one of json")
         return json_reader.load(model)
 
+    def original(self, model, *, model_format=None, input_shapes=None, batch=1):
+        return Built(Network(self.load(model, model_format=model_format)))
+
     def float_module(self, graph):
         return Network(graph)
 

@@ -106,6 +106,16 @@ class Host(Protocol):
         that the model leaves open; batch: size of an open first dimension. Raises LoadError.
         """
 
+    def original(
+        self,
+        model: str | os.PathLike,
+        *,
+        model_format: str | None = None,
+        input_shapes: Shapes | None = None,
+        batch: int = 1,
+    ) -> Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]:
+        """What `load` reads, run as the host itself runs it: {input: array} -> outputs."""
+
     def float_module(self, graph: Graph) -> Module:
         """A graph as a float module. Raises GraphError for a float node that the host cannot compute."""
 

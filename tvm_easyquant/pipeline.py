@@ -20,7 +20,7 @@ from .measure.accuracy import Evaluation, Metric
 from .network.graph import Graph
 from .network.node import model_shape
 from .readers import onnx_float
-from .readers.self_check import SelfCheck
+from .readers.self_check import HostCheck, SelfCheck
 from .samples import labelled
 from .samples.images import Preprocess
 from .scales.integer import check_ranges
@@ -141,8 +141,9 @@ def open_model(
     host = host or installed()
     if host.is_module(model):
         return Opened(host.read(model, params))
-    shapes: dict = dict(input_shapes=input_shapes, batch=batch)
-    return Opened(host.load(model, model_format=model_format, **shapes))
+    options: dict = dict(model_format=model_format, input_shapes=input_shapes, batch=batch)
+    graph = host.load(model, **options)
+    return Opened(graph, HostCheck(graph, functools.partial(host.original, model, **options)))
 
 
 def load(

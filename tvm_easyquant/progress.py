@@ -29,8 +29,10 @@ class Bar:
 
 
 def peak_memory_gib() -> float:
-    """The peak memory of this process, in GiB."""
-    import resource
-
+    """The peak memory of this process, in GiB; NaN where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import LoadError, last_line
-from ..network.graph import Graph
+from ..network.graph import Graph, run
 from ..network.tensors import NUMPY
 from .onnx_file import check, cut, fixed_shapes, inline, read_onnx
 from .onnx_float import load
@@ -57,9 +57,9 @@ class SelfCheck:
         model = inline(model if self.outputs is None else cut(model, self.outputs, name), name)
         names = [value.name for value in model.graph.output]
         told = f"{UNCHECKED}: onnx.reference would take long on this network; install onnxruntime"
-        for judge, run in _judges(self.graph.macs):
+        for judge, judged in _judges(self.graph.macs):
             try:
-                theirs = run(model, sample)
+                theirs = judged(model, sample)
                 break
             except Exception as error:  # noqa: BLE001  # both raise types of their own
                 told = f"{UNCHECKED}: {judge} cannot run it ({last_line(error)})"
@@ -69,7 +69,27 @@ class SelfCheck:
         close = HALF if _halves(model) else CLOSE
         if all(same(ours[n], theirs[i], close) for i, n in enumerate(names)):
             return None
-        return _Search(model, name, self, sample, judge, run, close).verdict()
+        return _Search(model, name, self, sample, judge, judged, close).verdict()
+
+
+@dataclass(frozen=True)
+class HostCheck:
+    """A model of another format, compared with what loaded it: ``original()`` makes the function that runs
+    it, {input: array} -> outputs in the order of the graph's."""
+
+    graph: Graph
+    original: Callable[[], Callable[[dict], Sequence[np.ndarray]]]
+
+    def __call__(self, sample: Mapping[str, np.ndarray]) -> str | None:
+        """None. Raises LoadError, which names the first output that differs."""
+        theirs, ours = self.original()(dict(sample)), run(self.graph, sample)
+        for name, wanted in zip(self.graph.outputs, theirs, strict=True):
+            if not same(ours[name], wanted):
+                raise LoadError(
+                    f"{self.graph.name}: output {name} is not what the model's own framework computes: "
+                    "export it to ONNX, or go on without this check (check=False, --no-check), and report it"
+                )
+        return None
 
 
 def _judges(macs: int) -> Iterator[tuple[str, Callable]]:
@@ -124,7 +144,7 @@ def same(ours, theirs, close: float = CLOSE) -> bool:
 class _Search:
     """For the first node that differs."""
 
-    def __init__(self, model, name, asked: SelfCheck, sample, judge, run, close):
+    def __init__(self, model, name, asked: SelfCheck, sample, judge, judged, close):
         self.judge, self.close, self.name = judge, close, name
         check(model, name, domains=())
         shapes = fixed_shapes(model, asked.input_shapes or {}, asked.batch, name)
@@ -134,7 +154,7 @@ class _Search:
         whole = cut(model, tensors, name)
         tensors = [value.name for value in whole.graph.output]
         feed = {name: array for name, array in sample.items() if name in shapes}
-        theirs = dict(zip(tensors, run(whole, feed), strict=True))
+        theirs = dict(zip(tensors, judged(whole, feed), strict=True))
         self.theirs = {**theirs, **feed}
         graph = load(whole, asked.input_shapes, asked.batch)
         self.ours = {**graph.run({name: feed[name] for name in graph.inputs}), **feed}
@@ -207,4 +227,4 @@ class _Search:
         return same(self._alone(site, index, self.theirs), made[site.outputs[index]], self.close)
 
 
-__all__ = ["SelfCheck", "same"]
+__all__ = ["HostCheck", "SelfCheck", "same"]

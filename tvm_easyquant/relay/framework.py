@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 from ..errors import TVMMissing
@@ -13,6 +14,11 @@ INSTALL = (
     "tvm_easyquant needs Apache TVM 0.19 with Relay: install the extra with "
     "pip install 'tvm_easyquant[relay]', or put your own build of TVM 0.19 on PYTHONPATH"
 )
+if sys.platform != "linux":
+    INSTALL = (
+        "building and timing a network is for Linux, where pip install 'tvm_easyquant[relay]' brings TVM 0.19 "
+        "with Relay; what needs no compiler works here: quantize, export-onnx, verify-onnx, evaluate"
+    )
 
 
 try:

@@ -29,6 +29,13 @@ class Relay:
 
         return load_model(model, model_format, input_shapes, batch)
 
+    def original(self, model, *, model_format=None, input_shapes=None, batch=1):
+        from . import formats, tvmc
+        from .build import build_float
+
+        module = formats.load(model, tvmc.frontend(model, model_format) or "", input_shapes)
+        return build_float(module)
+
     def float_module(self, graph):
         from .rewrite import float_module
 
