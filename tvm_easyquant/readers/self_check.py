@@ -87,7 +87,7 @@ class HostCheck:
             if not same(ours[name], wanted):
                 raise LoadError(
                     f"{self.graph.name}: output {name} is not what the model's own framework computes: "
-                    "export it to ONNX, or go on without this check (check=False, --no-check), and report it"
+                    "export it to ONNX, or go on without this check (--no-check), and report it"
                 )
         return None
 

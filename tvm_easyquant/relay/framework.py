@@ -16,7 +16,7 @@ INSTALL = (
 )
 if sys.platform != "linux":
     INSTALL = (
-        "building and timing a network is for Linux, where pip install 'tvm_easyquant[relay]' brings TVM 0.19 "
+        "building a network is for Linux, where pip install 'tvm_easyquant[relay]' brings TVM 0.19 "
         "with Relay; what needs no compiler works here: quantize, export-onnx, verify-onnx, evaluate"
     )
 
