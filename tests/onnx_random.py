@@ -429,8 +429,10 @@ def pool(m, op):
     opset = m.opset
     dilated = opset >= {"MaxPool": 10, "AveragePool": 19, "LpPool": 18}[op]
     found = fits(window(m, m[x].shape[2:], dilated), m[x].shape[2:])
-    if op == "LpPool" and "SAME" in found.get("auto_pad", ""):  # ONNX Runtime 1.32 pads as if not dilated
+    if "SAME" in found.get("auto_pad", ""):  # ONNX Runtime 1.32 pads as if not dilated, and below zero
         found.pop("dilations", None)
+        if any(k < s for k, s in zip(found["kernel_shape"], found.get("strides", ()), strict=False)):
+            raise Reject
     outputs = 1
     if opset >= (18 if op == "LpPool" else 10) and m.chance(0.5):
         found["ceil_mode"] = m.int(0, 1)
@@ -958,13 +960,17 @@ def resize(m, op):
     ways = ["half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "tf_crop_and_resize"]
     ways += ["tf_half_pixel_for_nn"] * (2 * (opset < 13)) + ["half_pixel_symmetric"] * (2 * (opset >= 19))
     found["coordinate_transformation_mode"] = way = m.one(None, *ways)
-    if way == "align_corners":  # of a fraction ONNX Runtime and the node tests think differently
+    # of a fraction ONNX Runtime rounds the new size first; the node tests and onnx.reference do not
+    if way in ("align_corners", "tf_crop_and_resize"):
         scale = [float(max(1, round(v))) for v in scale]
     roi = ""
     if way == "tf_crop_and_resize":
         begin, end = [0.0] * rank, [1.0] * rank
         for a in range(fixed, rank):
             begin[a], end[a] = m.real(0, 0.4), m.real(0.6, 1.2)
+        # an axis that keeps its size ONNX Runtime does not crop
+        begin = [b if s != 1 else 0.0 for b, s in zip(begin, scale, strict=True)]
+        end = [e if s != 1 else 1.0 for e, s in zip(end, scale, strict=True)]
         roi = m.const(np.array(begin + end, F))
         found["extrapolation_value"] = m.one(None, 0.5)
     if mode in (None, "nearest"):

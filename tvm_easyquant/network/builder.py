@@ -365,6 +365,6 @@ def per_channel(constant: np.ndarray, shape: Sequence[int]) -> np.ndarray | None
     if constant.size == 1:
         return constant.reshape(()).astype(np.float64)
     padded = (1,) * (len(shape) - constant.ndim) + constant.shape
-    if len(padded) == len(shape) and constant.size == shape[1] == padded[1]:
+    if len(padded) == len(shape) > 1 and constant.size == shape[1] == padded[1]:
         return constant.reshape(-1).astype(np.float64)
     return None

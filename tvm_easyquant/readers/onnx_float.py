@@ -18,7 +18,7 @@ from ..network.builder import AFFINE, Builder, per_channel
 from ..network.graph import Graph
 from ..network.layout import nhwc, nhwc_axis
 from . import geometry
-from .onnx_file import check, cut, fixed_shapes, inline, read_onnx, stem
+from .onnx_file import check, cut, fixed_shapes, inline, read_onnx, stem, told
 from .onnx_macs import multiply_accumulates
 from .onnx_model import FLOATS, Prepared, Site, prepare
 from .onnx_op import OnnxOp, from_node, plain
@@ -63,10 +63,11 @@ def load_quantized(
 
 
 def _load(model, name, input_shapes, batch, called) -> Graph:
-    model = inline(model, name)
-    check(model, name, domains=())
-    prepared = prepare(model, fixed_shapes(model, input_shapes or {}, batch, name), name)
-    return _Walk(prepared).graph(called)
+    with told(name):
+        model = inline(model, name)
+        check(model, name, domains=())
+        prepared = prepare(model, fixed_shapes(model, input_shapes or {}, batch, name), name)
+        return _Walk(prepared).graph(called)
 
 
 class _Walk:
@@ -94,7 +95,8 @@ class _Walk:
         for tensor in prepared.inputs:
             self._input(tensor)
         for site in order:
-            self._site(site)
+            with told(site):
+                self._site(site)
 
     def _order(self) -> list[Site]:
         """The sites that an output needs, each behind what it reads, depth first."""
@@ -291,7 +293,9 @@ def _conv_transpose(walk, site):
     dilations = tuple(a.get("dilations") or (1, 1))
     if strides[0] != strides[1] or dilations != (1, 1):
         return False
-    begin, shape = _begin(walk, site, weight.shape[2:], strides), walk.shape(site)
+    size, shape = walk.size(site.inputs[0])[2:], walk.shape(site)
+    padding, _ = geometry.transposed(a, size, weight.shape[2:], strides, dilations)
+    begin = padding[:2]
     if min(begin) < 0:
         return False
     return _with_bias(
@@ -300,20 +304,6 @@ def _conv_transpose(walk, site):
             value, site.inputs[0], weight, strides[0], begin, shape
         ),
     )  # fmt: skip
-
-
-def _begin(walk, site, kernel, strides):
-    """What a transposed convolution leaves out at the begin of each axis."""
-    a, size = site.attributes, walk.size(site.inputs[0])[2:]
-    rank, mode = len(size), a.get("auto_pad", "NOTSET")
-    if mode == "NOTSET" and not a.get("output_shape"):
-        return tuple((a.get("pads") or (0,) * rank * 2)[:rank])
-    if mode == "VALID":
-        return (0,) * rank
-    extra = a.get("output_padding") or (0,) * rank
-    out = walk.size(site.outputs[0])[2:]
-    total = [strides[i] * (size[i] - 1) + extra[i] + kernel[i] - out[i] for i in range(rank)]
-    return tuple(t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total)
 
 
 def _gemm(walk, site):
