@@ -508,7 +508,12 @@ def lp_norm(m, op):
 @recipe("MeanVarianceNormalization", since=9, often=2)
 def mean_variance_norm(m, op):
     x = m.pick(4, 4) if m.chance(0.8) else m.pick(2, 5)
-    return m.add(op, [x], axes=m.one(None, [0, 2, 3], [0, 1, 2, 3], m.axes(m[x].ndim, 99)))
+    axes = m.one(None, [0, 2, 3], [0, 1, 2, 3], m.axes(m[x].ndim, 99))
+    if m[x].ndim <= max(
+        [0, 2, 3] if axes is None else axes
+    ):  # ONNX Runtime counts such an axis from 0 again
+        raise Reject
+    return m.add(op, [x], axes=axes)
 
 
 @recipe("LRN", often=1.5)
@@ -954,6 +959,8 @@ def resize(m, op):
     scale = [1.0] * fixed + [
         m.one(2.0, 0.5, 1.5, 3.0, 1.0, 0.75, m.real(0.4, 2.5)) for _ in range(rank - fixed)
     ]
+    # an axis that keeps its size is as it was in ONNX Runtime, whatever its scale
+    scale = [1.0 if int(d * s) == d else s for d, s in zip(shape, scale, strict=True)]
     if opset == 10:
         return m.add(op, [x, m.const(np.array(scale, F))], mode=mode)
     found = dict(mode=mode)

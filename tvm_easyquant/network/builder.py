@@ -236,7 +236,7 @@ class Builder:
     def reshape(self, value: Value, data: Value, shape: Sequence[int]) -> bool:
         """Flat maps, and vectors as maps of one place; shape: NCHW."""
         before, after = model_shape(self.node(data)), tuple(shape)
-        flat = len(after) == 2 and after[0] == before[0]
+        flat = len(after) == 2 and after[:1] == before[:1]
         unflat = len(before) == 2 and len(after) == 4 and after[2:] == (1, 1) and after[0] == before[0]
         if not ((flat and len(before) in (2, 4)) or unflat):
             return False

@@ -302,27 +302,13 @@ class _Preparation:
 
     def _infer(self, site) -> dict:
         """The types of its outputs; LoadError if one has no fixed shape."""
-        import onnx
-        from onnx import helper, numpy_helper
-
-        node, types, data = site.node, {}, {}
-        for tensor in filter(None, site.inputs):
-            array = self.result.constants.get(tensor)
-            if array is None:
-                types[tensor] = self.protos[tensor]
-                continue
-            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-            types[tensor] = helper.make_tensor_type_proto(kind, array.shape)
-            if array.size <= SMALL:
-                data[tensor] = numpy_helper.from_array(array, tensor)
         try:
-            found = onnx.shape_inference.infer_node_outputs(
-                self._schema(site), node, types, data, opset_imports=self.imports
-            )
+            found = self._inferred(site)
         except Exception as error:  # noqa: BLE001  # InferenceError, and ValidationError of the checker
             raise LoadError(
                 f"{site} is not valid: {readable(last_line(error), 120)}; export it again"
             ) from None
+        node = site.node
         wanted: dict[str, Any] = {output: found.get(output) for output in site.outputs if output}
         if any(
             proto is not None and proto.WhichOneof("value") != "tensor_type" for proto in wanted.values()
@@ -341,6 +327,38 @@ class _Preparation:
             if prod(shape) <= 0:
                 raise LoadError(f"{site}: its output {readable(output)} has the empty shape {shape}{CUT}")
         return wanted
+
+    def _inferred(self, site) -> dict:
+        """What onnx's own inference says of the outputs of a node."""
+        import onnx
+        from onnx import helper, numpy_helper
+
+        types, data = {}, {}
+        for tensor in filter(None, site.inputs):
+            array = self.result.constants.get(tensor)
+            if array is None:
+                types[tensor] = self.protos[tensor]
+                continue
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+            types[tensor] = helper.make_tensor_type_proto(kind, array.shape)
+            if array.size <= SMALL:
+                data[tensor] = numpy_helper.from_array(array, tensor)
+        if "" in site.inputs:  # onnx 1.16 looks that up, too
+            return self._of_a_model(site.node, types, data)
+        return onnx.shape_inference.infer_node_outputs(
+            self._schema(site), site.node, types, data, opset_imports=self.imports
+        )
+
+    def _of_a_model(self, node, types, data) -> dict:
+        """What inference says of the outputs of a node alone."""
+        from onnx import helper, shape_inference
+
+        inputs = [helper.make_value_info(tensor, proto) for tensor, proto in types.items()]
+        outputs = [helper.make_empty_tensor_value_info(output) for output in node.output if output]
+        graph = helper.make_graph([node], "node", inputs, outputs, list(data.values()))
+        model = helper.make_model(graph, opset_imports=self.imports, ir_version=8)
+        inferred = shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        return {v.name: v.type for v in inferred.graph.output if v.type.HasField("tensor_type")}
 
     def _keeps(self, site, wanted):
         before, after = self.result.types[site.inputs[0]][1], wanted[site.outputs[0]].tensor_type.shape
