@@ -96,13 +96,16 @@ def _graphs(graph) -> Iterator[Any]:
                 yield from _graphs(inner)
 
 
+def _nested(graph) -> list[Any]:
+    """The nodes of a graph or function and of the graphs inside it."""
+    return [node for inner in _graphs(graph) for node in inner.node]
+
+
 def _tensors(model) -> Iterator[Any]:
     """Every ``onnx.TensorProto`` of a model, but those of sparse tensors."""
-    nodes = [node for function in model.functions for node in function.node]
     for graph in _graphs(model.graph):
         yield from graph.initializer
-        nodes += graph.node
-    for node in nodes:
+    for node in (node for of in (model.graph, *model.functions) for node in _nested(of)):
         for attribute in node.attribute:
             yield from attribute.tensors
             if attribute.HasField("t"):
@@ -326,7 +329,7 @@ def _check_calls(model, name) -> None:
         if key in callers:
             raise LoadError(f"{name}: the function {readable(key[1])} calls itself; export it without it")
         if key not in done:
-            for node in functions[key].node:
+            for node in _nested(functions[key]):
                 called_there = (node.domain, node.op_type)
                 if called_there in functions:
                     visit(called_there, (*callers, key))
