@@ -92,6 +92,18 @@ def residual(seed=0, **options):
     return b.graph("logits"), b.images(6)
 
 
+def turned(seed=0, **options):
+    """Height and width change places between layers, and back: (graph, images)."""
+    b = Builder(seed, **options)
+    x = b.relu("stem.relu", b.conv("stem", "image", 8, stride=2))
+    for name in ("over", "back"):
+        n, height, width, channels = b.nodes[x].shape
+        x = b.add(name, "transpose", [x], (n, width, height, channels), dict(axes=(0, 2, 1, 3)))
+        x = b.relu(f"{name}.relu", b.conv(f"{name}.conv", x, 8))
+    b.dense("logits", b.flatten("flat", b.global_pool("gap", x)), 5)
+    return b.graph("logits"), b.images(6)
+
+
 def chain(seed=0, relu=True, channels=4, **options):
     """conv - (relu) - conv: the smallest network with a searched activation scale."""
     b = Builder(seed, **options)

@@ -429,8 +429,10 @@ def pool(m, op):
     opset = m.opset
     dilated = opset >= {"MaxPool": 10, "AveragePool": 19, "LpPool": 18}[op]
     found = fits(window(m, m[x].shape[2:], dilated), m[x].shape[2:])
-    if op == "LpPool" and "SAME" in found.get("auto_pad", ""):  # ONNX Runtime 1.32 pads as if not dilated
+    if "SAME" in found.get("auto_pad", ""):  # ONNX Runtime 1.32 pads as if not dilated, and below zero
         found.pop("dilations", None)
+        if any(k < s for k, s in zip(found["kernel_shape"], found.get("strides", ()), strict=False)):
+            raise Reject
     outputs = 1
     if opset >= (18 if op == "LpPool" else 10) and m.chance(0.5):
         found["ceil_mode"] = m.int(0, 1)
@@ -506,7 +508,12 @@ def lp_norm(m, op):
 @recipe("MeanVarianceNormalization", since=9, often=2)
 def mean_variance_norm(m, op):
     x = m.pick(4, 4) if m.chance(0.8) else m.pick(2, 5)
-    return m.add(op, [x], axes=m.one(None, [0, 2, 3], [0, 1, 2, 3], m.axes(m[x].ndim, 99)))
+    axes = m.one(None, [0, 2, 3], [0, 1, 2, 3], m.axes(m[x].ndim, 99))
+    if m[x].ndim <= max(
+        [0, 2, 3] if axes is None else axes
+    ):  # ONNX Runtime counts such an axis from 0 again
+        raise Reject
+    return m.add(op, [x], axes=axes)
 
 
 @recipe("LRN", often=1.5)
@@ -952,19 +959,25 @@ def resize(m, op):
     scale = [1.0] * fixed + [
         m.one(2.0, 0.5, 1.5, 3.0, 1.0, 0.75, m.real(0.4, 2.5)) for _ in range(rank - fixed)
     ]
+    # an axis that keeps its size is as it was in ONNX Runtime, whatever its scale
+    scale = [1.0 if int(d * s) == d else s for d, s in zip(shape, scale, strict=True)]
     if opset == 10:
         return m.add(op, [x, m.const(np.array(scale, F))], mode=mode)
     found = dict(mode=mode)
     ways = ["half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "tf_crop_and_resize"]
     ways += ["tf_half_pixel_for_nn"] * (2 * (opset < 13)) + ["half_pixel_symmetric"] * (2 * (opset >= 19))
     found["coordinate_transformation_mode"] = way = m.one(None, *ways)
-    if way == "align_corners":  # of a fraction ONNX Runtime and the node tests think differently
+    # of a fraction ONNX Runtime rounds the new size first; the node tests and onnx.reference do not
+    if way in ("align_corners", "tf_crop_and_resize"):
         scale = [float(max(1, round(v))) for v in scale]
     roi = ""
     if way == "tf_crop_and_resize":
         begin, end = [0.0] * rank, [1.0] * rank
         for a in range(fixed, rank):
             begin[a], end[a] = m.real(0, 0.4), m.real(0.6, 1.2)
+        # an axis that keeps its size ONNX Runtime does not crop
+        begin = [b if s != 1 else 0.0 for b, s in zip(begin, scale, strict=True)]
+        end = [e if s != 1 else 1.0 for e, s in zip(end, scale, strict=True)]
         roi = m.const(np.array(begin + end, F))
         found["extrapolation_value"] = m.one(None, 0.5)
     if mode in (None, "nearest"):

@@ -236,6 +236,7 @@ EVERY_OPERATOR = {
     make.__name__: make
     for make in (
         networks.residual,
+        networks.turned,
         golden_networks.gate,
         golden_networks.functions,
         golden_networks.moves,

@@ -322,6 +322,41 @@ def recursive():
     return model
 
 
+def recursive_in_a_branch():
+    """A local function that calls itself in a branch: onnx's inliner dies of it."""
+    call = helper.make_node("Again", ["a"], ["d"], domain="local")
+    taken = helper.make_graph([call], "then", [], [helper.make_empty_tensor_value_info("d")])
+    other = helper.make_graph(
+        [helper.make_node("Neg", ["a"], ["e"])], "else", [], [helper.make_empty_tensor_value_info("e")]
+    )
+    nodes = [
+        helper.make_node("Constant", [], ["go"], value=numpy_helper.from_array(np.array(True))),
+        helper.make_node("If", ["go"], ["b"], then_branch=taken, else_branch=other),
+    ]
+    opsets = [helper.make_opsetid("local", 1), helper.make_opsetid("", 13)]
+    again = helper.make_function("local", "Again", ["a"], ["b"], nodes, opsets)
+    model = net(helper.make_node("Again", ["c"], ["y"], "again", domain="local"), functions=[again])
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    return model
+
+
+def endless():
+    """A loop of constants of 2**40 turns."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Neg", ["v"], ["u"])], "body",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("v", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("on", TensorProto.BOOL, []), helper.make_tensor_value_info("u", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    return net(node("Loop", "times", "", "w", output="k", name="repeat", body=body), node("Conv", "x", "k"),
+               constants=[numpy_helper.from_array(np.array(2**40), "times")])  # fmt: skip
+
+
+def trained():
+    true = numpy_helper.from_array(np.array(True), "true")
+    return net(node("Dropout", "c", "", "true", name="drop"), constants=[true])
+
+
 def open_shape(*dims):
     return net(RELU, x=dims)
 
@@ -380,6 +415,14 @@ WRONG = {
         lambda: changed(net(RELU), lambda m: m.graph.initializer[0].dims.__setitem__(0, -4)), r"\bw\b"),
     "an input of 2**60": (lambda: open_shape(1, 3, 2**60, 8), r"\bx\b|conv"),
     "a function that calls itself": (recursive, r"[Aa]gain"),
+    "a function that calls itself in a branch": (recursive_in_a_branch, r"[Aa]gain"),
+    "a loop of 2**40 turns": (endless, r"repeat"),
+    "a dropout in training": (trained, r"drop.*random"),
+    "an operator that is gone": (lambda: net(node("Upsample", "c", "s", name="twice"), constants=[
+        numpy_helper.from_array(np.array([1, 1, 2, 2], F), "s")]), r"twice \(Upsample\).*opset 13"),
+    "an attribute given twice": (
+        lambda: changed(net(node("LeakyRelu", name="act", alpha=0.1)), lambda m: m.graph.node[1].attribute.append(
+            m.graph.node[1].attribute[0])), r"act.*alpha"),
     "a reference to a function's attribute": (
         lambda: changed(net(node("LeakyRelu", name="act")), lambda m: m.graph.node[1].attribute.append(
             AttributeProto(name="alpha", type=AttributeProto.FLOAT, ref_attr_name="slope"))), r"act.*(alpha|slope)|slope"),
@@ -414,6 +457,23 @@ def test_an_open_shape_is_read_with_the_option_that_its_refusal_names(load):
     assert refusal(load, open_shape("n", 3, 8, 8), batch=2) is None
     wrong = refusal(load, net(RELU), input_shapes={"z": [2, 3, 8, 8]})
     assert one_line(wrong) and "'z'" in wrong and "'x'" in wrong
+
+
+def test_a_number_as_an_input_is_read(load):
+    """An input of rank 0 has a shape: an empty one."""
+    model = net(node("Mul", "c", "s", name="scaled"))
+    model.graph.input.append(helper.make_tensor_value_info("s", TensorProto.FLOAT, []))
+    x = np.ones((1, 3, 8, 8), F)
+    made = load(model).run({"x": x, "s": np.array(3, F)})["y"]
+    np.testing.assert_allclose(made, np.full((1, 4, 8, 8), 0.9, F), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dims, says", [
+    ((1, 3, "rows", 8), r"dimension 2 \(rows\) is open.*x:\[1,3,224,8\]"), ((None, 3, 8, None), r"dimension 3 is open"),
+    (("n", "c"), r"dimension 1 \(c\) is open.*x:\[1,1\]"),
+])  # fmt: skip
+def test_an_open_dimension_is_named_with_its_option(load, dims, says):
+    assert re.search(says, refusal(load, open_shape(*dims)))
 
 
 def external(folder, location, **more):

@@ -6,28 +6,19 @@ promises to a host.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 onnx = pytest.importorskip("onnx")
-from onnx import TensorProto, helper, numpy_helper
-from onnx.backend.test.loader import load_model_tests
+from onnx import helper
+from onnx_cases import differs, node_cases
 
 from tvm_easyquant.network.tensors import BINARY, COMPARE, NUMPY, REDUCE, UNARY
 from tvm_easyquant.readers.meaning.rules import RULES
 from tvm_easyquant.readers.onnx_op import NotConstant, from_node, plain
-
-T = TensorProto
-#: what a float node may hold; float8, int4, text and sequences are left out
-TYPES = {T.FLOAT, T.FLOAT16, T.BFLOAT16, T.DOUBLE, T.BOOL, T.INT8, T.INT16, T.INT32, T.INT64,
-         T.UINT8, T.UINT16, T.UINT32, T.UINT64}  # fmt: skip
-#: half a step of these types in the expected numbers is not our mistake
-COARSE = {T.FLOAT16: 2**-10, T.BFLOAT16: 2**-7}
 
 
 class Hidden:
@@ -153,60 +144,17 @@ def cases(op: str) -> list:
     return [case for case in every_case() if case[1].op_type == op]
 
 
-def data_of(case, graph) -> tuple[list, list]:
-    """Inputs and outputs as arrays: from onnx 1.19 or so on they come with the case, before in files beside it."""
-    if case.data_sets:
-        return tuple(
-            [numpy_helper.to_array(x) if isinstance(x, TensorProto) else np.asarray(x) for x in of]
-            for of in case.data_sets[0]
-        )
-    folder = Path(case.model_dir) / "test_data_set_0"
-
-    def stored(kind, place, declared):
-        tensor = TensorProto.FromString((folder / f"{kind}_{place}.pb").read_bytes())
-        if declared.type.tensor_type.elem_type == T.BFLOAT16:  # they store its bits as uint16
-            tensor.data_type = T.BFLOAT16
-        return numpy_helper.to_array(tensor)
-
-    sides = (("input", graph.input), ("output", graph.output))
-    return tuple([stored(kind, i, v) for i, v in enumerate(of)] for kind, of in sides)
-
-
 @cache
 def every_case() -> list:
-    """(name, node, opset, inputs, outputs) of ONNX's node tests of one node of ai.onnx that holds tensors of
-    `TYPES` with numbers in them; inputs: name -> array, outputs: name -> (array, type)."""
-    found = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer ones compute their cases here
-        every = load_model_tests(kind="node")
-    for case in every:
-        if "_expanded" in case.name:
-            continue
-        model = case.model or onnx.load(Path(case.model_dir) / "model.onnx")
-        graph, node = model.graph, model.graph.node[0]
-        if len(graph.node) != 1 or node.domain or node.op_type not in RULES:
-            continue
-        values = [*graph.input, *graph.output]
-        if not all(v.type.tensor_type.elem_type in TYPES for v in values):
-            continue
-        inputs, outputs = data_of(case, graph)
-        if any(x.size == 0 for x in (*inputs[:1], *outputs)):  # an empty list of axes is none
-            continue
-        feed = {v.name: x for v, x in zip(graph.input, inputs, strict=True)}
-        wanted = {
-            v.name: (x, v.type.tensor_type.elem_type) for v, x in zip(graph.output, outputs, strict=True)
-        }
-        opset = next(o.version for o in model.opset_import if not o.domain)
-        found.append((case.name, node, opset, feed, wanted))
-    return found
-
-
-def differs(made: np.ndarray, want: np.ndarray, kind: int, rtol=1e-3, atol=1e-5) -> bool:
-    expected = plain(want)
-    if expected.dtype.kind != "f":
-        return not np.array_equal(made, expected)
-    return not np.allclose(made, expected, max(rtol, COARSE.get(kind, 0)), atol, equal_nan=True)
+    """(name, node, opset, inputs, outputs) of the cases whose operator has a rule, with numbers in them."""
+    return [
+        (case.name, case.node, case.opset, case.inputs, case.outputs)
+        for case in node_cases()
+        if case.node.op_type in RULES
+        # an empty list of axes is none
+        and not any(x.size == 0 for x in [*case.inputs.values()][:1])
+        and not any(x.size == 0 for x, _ in case.outputs.values())
+    ]
 
 
 def attempt(case, constants) -> list[str]:

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from .graph import Graph
-from .layout import nchw, nhwc
+from .layout import nchw, nhwc, nhwc_axes
 from .node import Node, model_shape
 
 Value = Hashable
@@ -32,7 +32,9 @@ class Builder:
         self.nodes: dict[str, Node] = {}
         self.tensor: dict[Value, str] = {}
         self.taken: set[str] = set()
-        self.transposed: dict[str, str] = {}  # last node of a transposed convolution -> its conv2d
+        #: last node of a transposed convolution, or of a layer on a tensor that is no map -> its conv2d
+        self.transposed: dict[str, str] = {}
+        self.lowered: dict[str, bool] = {}  # a tensor of `of_map` -> whether its channels are its last axis
 
     def node(self, value: Value) -> Node:
         """The node whose tensor the value is."""
@@ -99,14 +101,22 @@ class Builder:
 
     # -- scale * data + shift
 
-    def fold_affine(self, value: Value, data: Value, scale, shift) -> bool:
-        """Fold ``scale * data + shift`` (each () or (K,)) into the layer before it; False if not."""
+    def fold_affine(self, value: Value, data: Value, scale, shift, last: bool = False) -> bool:
+        """Fold ``scale * data + shift`` (each () or (K,)) into the layer before it; False if not.
+
+        last: of the last axis, not of the channels.
+        """
         name = self.transposed.get(self.tensor[data], self.tensor[data])
         node = self.nodes[name]
         if node.weight is None or self.uses[data] != 1:
             return False
-        if name != self.tensor[data]:  # every phase has all the channels
-            scale, shift = (np.tile(v, node.channels // np.size(v)) for v in (scale, shift))
+        if max(np.size(scale), np.size(shift)) > 1 and self.lowered.get(self.tensor[data], False) != last:
+            return False
+        if (
+            name != self.tensor[data]
+        ):  # every phase has all the channels; of groups, every channel its phases
+            spread = np.tile if node.groups == 1 else np.repeat
+            scale, shift = (spread(v, node.channels // np.size(v)) for v in (scale, shift))
         scale = np.broadcast_to(scale, (node.channels,)).astype(np.float64)
         shift = np.broadcast_to(shift, (node.channels,)).astype(np.float64)
         label = self.label(value)
@@ -182,16 +192,19 @@ class Builder:
         """
         if self.node(data).shape != tuple(shape):
             return False
-        vector = per_channel(constant, nchw(shape))
+        last = self.lowered.get(self.tensor[data], False)
+        vector = per_channel(constant, nchw(shape), -1 if last else 1)
         if vector is None:
             return False
         rule = AFFINE[name][1 if left else 0]
-        if rule is not None and self.fold_affine(value, data, *rule(vector)):
-            return True
+        if rule is not None:
+            scale, shift = rule(vector)
+            if self.fold_affine(value, data, scale, shift, last):
+                return True
         if vector.ndim == 0:
             number = float(vector)
             return self.function(value, name, [number, data] if left else [data, number], shape)
-        if rule is None or len(shape) != 4:
+        if rule is None or len(shape) != 4 or last:
             return False
         self.channels(value, data, *rule(vector))
         return True
@@ -234,15 +247,21 @@ class Builder:
         return True
 
     def reshape(self, value: Value, data: Value, shape: Sequence[int]) -> bool:
-        """Flat maps, and vectors as maps of one place; shape: NCHW."""
+        """Another shape of the same batch, where one side at most is a map; shape: NCHW."""
         before, after = model_shape(self.node(data)), tuple(shape)
-        flat = len(after) == 2 and after[0] == before[0]
-        unflat = len(before) == 2 and len(after) == 4 and after[2:] == (1, 1) and after[0] == before[0]
-        if not ((flat and len(before) in (2, 4)) or unflat):
+        if not before or before[:1] != after[:1] or len(before) == len(after) == 4:
             return False
-        first = len(before) == 4 and prod(before[2:]) > 1
+        maps = [shape for shape in (before, after) if len(shape) == 4]
+        first = any(prod(shape[2:]) > 1 for shape in maps)
         after = nhwc(after)
         self.one(value, "reshape", data, after, dict(shape=after, channels_first=first))
+        return True
+
+    def move(self, value: Value, data: Value, axes: Sequence[int], shape: Sequence[int]) -> bool:
+        """A transposition of the axes of NCHW that leaves the batch where it is; shape: NHWC."""
+        if axes[0] != 0:
+            return False
+        self.one(value, "transpose", data, shape, dict(axes=nhwc_axes(axes)))
         return True
 
     def crop(self, value: Value, data: Value, slices: Mapping[int, slice], shape: Sequence[int]) -> bool:
@@ -288,6 +307,55 @@ class Builder:
         self.one(value, "resize", data, shape, dict(factors=factors))
         return True
 
+    # -- layers on what is no map
+
+    def as_map(self, data: Value, rows: bool = False) -> Value:
+        """``data`` as a map: (N, C, L) of height 1; with ``rows``, (N, ..., C), whose last axis are the
+        channels."""
+        node, key = self.node(data), (data, "rows" if rows else "map")
+        if key in self.tensor:
+            return key
+        self.uses[key] = 2  # nothing is folded into what others may read, too
+        n, *inner = node.shape
+        made = self._map_behind(node.name, rows)
+        if made is not None:
+            self.tensor[key] = made
+        elif rows and len(inner) == 3:  # NHWC, of a tensor that is (N, A, B, C) in the model
+            self.one(key, "transpose", data, (n, inner[2], *inner[:2]), dict(axes=(0, 3, 1, 2)))
+        elif rows:
+            length, channels = prod(inner[:-1]), inner[-1]
+            shape = (n, length, channels, 1)  # the map (N, 1, L, C) of the model
+            self.one(key, "reshape", data, shape, dict(shape=shape, channels_first=True))
+            self.one(key, "transpose", key, (n, length, 1, channels), dict(axes=(0, 1, 3, 2)))
+        else:
+            shape = (n, 1, inner[1], inner[0])
+            self.one(key, "reshape", data, shape, dict(shape=shape, channels_first=True))
+        return key
+
+    def _map_behind(self, name: str, rows: bool) -> str | None:
+        """The map of which `of_map` made a tensor: what comes next reads it at once."""
+        if self.lowered.get(name) != rows:
+            return None
+        node = self.nodes[name]
+        for _ in range(2 if rows and len(node.shape) != 4 else 1):
+            node = self.nodes[node.inputs[0]]
+        return node.name
+
+    def of_map(self, value: Value, made: Value, shape: Sequence[int], rows: bool = False) -> None:
+        """``value``, of the ``shape``, of the map ``made``, as `as_map` gave it to what made that."""
+        layer = self.node(made)
+        shape = tuple(shape)
+        if rows and len(shape) == 4:
+            self.one(value, "transpose", made, shape, dict(axes=(0, 2, 3, 1)))
+        else:
+            if rows:
+                n, length, _, channels = layer.shape
+                self.one(value, "transpose", made, (n, length, channels, 1), dict(axes=(0, 1, 3, 2)))
+                made = value
+            self.one(value, "reshape", made, shape, dict(shape=shape, channels_first=True))
+        self.transposed[self.tensor[value]] = layer.name
+        self.lowered[self.tensor[value]] = rows
+
     # -- clips and transposed convolutions
 
     def clip(self, value: Value, data: Value, lo: float, hi: float) -> None:
@@ -302,31 +370,43 @@ class Builder:
             self.add(value, "clip", [node.name], node.shape, dict(lo=lo, hi=hi))
 
     def conv2d_transpose(
-        self, value: Value, data: Value, weight: np.ndarray, stride: int, begin: Sequence[int], out
-    ) -> bool:
+        self,
+        value: Value,
+        data: Value,
+        weight: np.ndarray,
+        stride: int,
+        begin: Sequence[int],
+        out: Sequence[int],
+        groups: int = 1,
+    ) -> None:
         """A transposed convolution as one that makes every phase of the output, then depth to space, then
-        a crop; False if the output goes beyond the last tap.
+        a crop.
 
-        weight: float32 IOHW; begin: padding (top, left); out: the output's shape, NHWC. Output o reads
-        input i with weight k where ``o + pad = stride * i + k``: the phase ``(o + pad) % stride`` takes
-        every stride-th weight.
+        weight: float32 IOHW, O of one group; begin: padding (top, left); out: the output's shape, NHWC.
+        Output o reads input i with weight k where ``o + pad = stride * i + k``: the phase
+        ``(o + pad) % stride`` takes every stride-th weight. Behind the last tap are taps of zeros.
         """
         n, height, width, depth = self.node(data).shape
-        channels, r, s = weight.shape[1:]
-        taps = [-(-k // stride) for k in (r, s)]
+        per, r, s = weight.shape[1:]
+        taps = [
+            max(-(-k // stride), -(-(p + o) // stride) - size + 1)
+            for k, p, o, size in zip((r, s), begin, out[1:3], (height, width), strict=True)
+        ]
         full = [(size + t - 1) * stride for size, t in zip((height, width), taps, strict=True)]
-        if any(p + o > f for p, o, f in zip(begin, out[1:3], full, strict=True)):
-            return False
-        spread = np.zeros((depth, channels, taps[0] * stride, taps[1] * stride), np.float32)
+        channels = groups * per
+        spread = np.zeros((depth, per, taps[0] * stride, taps[1] * stride), np.float32)
         spread[:, :, :r, :s] = weight
-        spread = spread.reshape(depth, channels, taps[0], stride, taps[1], stride)[:, :, ::-1, :, ::-1]
-        kernel = spread.transpose(2, 4, 0, 3, 5, 1).reshape(*taps, depth, stride**2 * channels)
+        spread = spread.reshape(groups, depth // groups, per, taps[0], stride, taps[1], stride)
+        spread = spread[:, :, :, ::-1, :, ::-1]
+        # the phases of a channel lie side by side where groups must, else the channels of a phase
+        order = (3, 5, 1, 4, 6, 0, 2) if groups == 1 else (3, 5, 1, 0, 2, 4, 6)
+        kernel = spread.transpose(order).reshape(*taps, depth // groups, stride**2 * channels)
         padding = (taps[0] - 1, taps[1] - 1) * 2
-        attrs = dict(strides=(1, 1), padding=padding, dilation=(1, 1), groups=1)
+        attrs = dict(strides=(1, 1), padding=padding, dilation=(1, 1), groups=groups)
         phases = (n, full[0] // stride, full[1] // stride, kernel.shape[3])
         kernel = np.ascontiguousarray(kernel)
         name = self.add(value, "conv2d", [self.tensor[data]], phases, attrs, kernel)
-        shuffle = dict(block=stride, mode="DCR")
+        shuffle = dict(block=stride, mode="DCR" if groups == 1 else "CRD")
         last = self.add(value, "depth_to_space", [name], (n, *full, channels), shuffle)
         if tuple(full) != tuple(out[1:3]) or any(begin):
             first = (0, *begin, 0)
@@ -334,14 +414,13 @@ class Builder:
             crop = dict(begin=first, end=end, strides=(1, 1, 1, 1))
             last = self.add(value, "slice", [last], out, crop)
         self.transposed[last] = name
-        return True
 
     def _clip_before_moves(self, value, last, lo, hi):
         """A clip behind a transposed convolution: put at once behind its conv2d, where it is free."""
         conv = self.nodes[self.transposed.pop(last)]
         names = list(self.nodes)
         moves = [self.nodes.pop(name) for name in names[names.index(conv.name) + 1 :]]
-        if any(node.op not in ("depth_to_space", "slice") for node in moves):  # something came between
+        if any(node.op not in SHUFFLES for node in moves):  # something came between
             self.nodes.update((node.name, node) for node in moves)
             self.add(value, "clip", [last], self.nodes[last].shape, dict(lo=lo, hi=hi))
             return
@@ -351,6 +430,8 @@ class Builder:
         self.tensor[value] = last
 
 
+#: what moves the numbers of a transposed convolution, or of a layer on what is no map
+SHUFFLES = ("depth_to_space", "slice", "reshape", "transpose")
 #: operator of a tensor and a constant c -> (scale, shift) of c on the right, and on the left; None: no such
 AFFINE: dict[str, tuple[Callable | None, Callable | None]] = {
     "add": (lambda c: (1.0, c), lambda c: (1.0, c)),
@@ -360,11 +441,14 @@ AFFINE: dict[str, tuple[Callable | None, Callable | None]] = {
 }
 
 
-def per_channel(constant: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:
-    """A constant as () or (C,), float64, if it is one number per channel of ``shape`` (NCHW), else None."""
+def per_channel(constant: np.ndarray, shape: Sequence[int], axis: int = 1) -> np.ndarray | None:
+    """A constant as () or (C,), float64, if it is one number per channel of ``shape`` (NCHW), else None.
+
+    axis: that of the channels.
+    """
     if constant.size == 1:
         return constant.reshape(()).astype(np.float64)
     padded = (1,) * (len(shape) - constant.ndim) + constant.shape
-    if len(padded) == len(shape) and constant.size == shape[1] == padded[1]:
+    if len(padded) == len(shape) > 1 and constant.size == shape[axis] == padded[axis]:
         return constant.reshape(-1).astype(np.float64)
     return None

@@ -38,6 +38,16 @@ def nchw_axis(axis: int, rank: int) -> int:
     return NCHW_TO_NHWC[axis] if rank == 4 else axis
 
 
+def nhwc_axes(axes: Sequence[int]) -> tuple[int, ...]:
+    """The transposition of NCHW tensors as one of the same tensors in NHWC."""
+    return nhwc(nhwc_axis(axis, len(axes)) for axis in axes)
+
+
+def nchw_axes(axes: Sequence[int]) -> tuple[int, ...]:
+    """The transposition of NHWC tensors as one of the same tensors in NCHW."""
+    return nchw(nchw_axis(axis, len(axes)) for axis in axes)
+
+
 def to_nhwc(array: np.ndarray) -> np.ndarray:
     """NCHW -> NHWC for 4-D arrays, others unchanged."""
     return np.ascontiguousarray(array.transpose(NCHW_TO_NHWC)) if array.ndim == 4 else array

@@ -16,7 +16,7 @@ import numpy as np
 from topi_ext.reference import dequantize, quantize, windows
 
 from . import expression
-from .layout import to_nchw
+from .layout import nchw, to_nchw, to_nhwc
 
 
 class Use(Protocol):
@@ -217,8 +217,14 @@ def _max_pool(node, x):
 
 
 def reshape(node: Use, x: np.ndarray) -> np.ndarray:
-    source = to_nchw(x) if node.attrs["channels_first"] else x
-    return source.reshape(x.shape[0], *node.attrs["shape"][1:])
+    n, shape = x.shape[0], node.attrs["shape"]
+    if not node.attrs["channels_first"]:
+        return x.reshape(n, *shape[1:])
+    return to_nhwc(to_nchw(x).reshape(n, *nchw(shape)[1:]))
+
+
+def transpose(node: Use, x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x.transpose(node.attrs["axes"]))
 
 
 def crop(node: Use, x: np.ndarray) -> np.ndarray:
@@ -305,8 +311,10 @@ _ROWS = (
     ),
     # relu has the limits 0 and inf, relu6 has 0 and 6
     Operator("clip", ("lo", "hi"), "requantize", _clip, ("Clip", "Relu"), _by_limit),
-    # channels_first: flattened in the order N, C, H, W
+    # channels_first: in the order N, C, H, W of the one side that is a map
     Operator("reshape", ("shape", "channels_first"), "move", reshape, ("Reshape", "Flatten"), _by_inputs),
+    # the batch stays first
+    Operator("transpose", ("axes",), "move", transpose, ("Transpose",), _by_inputs),
     Operator("slice", ("begin", "end", "strides"), "move", crop, ("Slice",), _by_inputs),
     Operator("pad", ("widths",), "move", pad, ("Pad",), _by_inputs),  # with zeros
     # nearest: every row and column repeated (down, across)

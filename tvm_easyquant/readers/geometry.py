@@ -36,6 +36,35 @@ def pads(
     return small + large if mode == "SAME_UPPER" else large + small
 
 
+def transposed(
+    attributes: Mapping[str, Any],
+    size: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(what a transposed convolution leaves out of its sum, as ``pads``; the size of its output).
+
+    The former is negative where zeros are added; ``output_padding``, which only ends later, is not in it.
+    """
+    rank, mode = len(size), attributes.get("auto_pad") or "NOTSET"
+    extra = attributes.get("output_padding") or (0,) * rank
+    spans = reach(kernel, dilations)
+    natural = [s * (n - 1) + e + r for n, s, e, r in zip(size, strides, extra, spans, strict=True)]
+    wanted = attributes.get("output_shape")
+    if wanted:  # some exporters write the batch and the channels, too
+        wanted = wanted[-rank:]
+    elif mode.startswith("SAME"):
+        wanted = [n * s for n, s in zip(size, strides, strict=True)]
+    if wanted:
+        total = [n - w for n, w in zip(natural, wanted, strict=True)]
+        halves = [max(0, n) // 2 if mode == "SAME_UPPER" else -(-max(0, n) // 2) for n in total]
+        padding = (*halves, *(n - half for n, half in zip(total, halves, strict=True)))
+    else:
+        padding = pads(attributes, size, kernel, strides, dilations)
+    return padding, tuple(n - padding[i] - padding[rank + i] for i, n in enumerate(natural))
+
+
 def outputs(
     size: Sequence[int],
     kernel: Sequence[int],
@@ -78,4 +107,4 @@ def whole_windows(
     return (*padding[:rank], *ends)
 
 
-__all__ = ["outputs", "pads", "reach", "whole_windows"]
+__all__ = ["outputs", "pads", "reach", "transposed", "whole_windows"]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-from ..errors import LoadError, last_line
+from ..errors import EasyQuantError, LoadError, last_line
 
 OLDEST_OPSET = 7  # before it, broadcasting was an attribute
 OWN_DOMAINS = ("", "ai.onnx")
@@ -66,6 +66,18 @@ def _damaged(name: str) -> Iterator[None]:
         raise LoadError(f"{name} is not an ONNX file, or a damaged one ({why})") from None
 
 
+@contextlib.contextmanager
+def told(what: object) -> Iterator[None]:
+    """What is no error of ours as a LoadError that begins with ``what``: a node, or the name of a file."""
+    try:
+        yield
+    except EasyQuantError:
+        raise
+    except Exception as error:  # whatever onnx, protobuf and numpy raise
+        why = readable(f"{type(error).__name__}: {last_line(error)}", 120)
+        raise LoadError(f"{what} cannot be read ({why}); {CUT}, or export it again") from error
+
+
 def readable(text: str, length: int = 80) -> str:
     """Text of a file as a message may show it: in a line, without control characters, not too long."""
     text = "".join(c if c.isprintable() else "?" for c in text)
@@ -84,13 +96,16 @@ def _graphs(graph) -> Iterator[Any]:
                 yield from _graphs(inner)
 
 
+def _nested(graph) -> list[Any]:
+    """The nodes of a graph or function and of the graphs inside it."""
+    return [node for inner in _graphs(graph) for node in inner.node]
+
+
 def _tensors(model) -> Iterator[Any]:
     """Every ``onnx.TensorProto`` of a model, but those of sparse tensors."""
-    nodes = [node for function in model.functions for node in function.node]
     for graph in _graphs(model.graph):
         yield from graph.initializer
-        nodes += graph.node
-    for node in nodes:
+    for node in (node for of in (model.graph, *model.functions) for node in _nested(of)):
         for attribute in node.attribute:
             yield from attribute.tensors
             if attribute.HasField("t"):
@@ -131,7 +146,8 @@ def _check_tensor(tensor, what: str) -> None:
     kinds, dims = onnx.TensorProto, list(tensor.dims)
     if tensor.data_type not in kinds.DataType.values() or tensor.data_type == kinds.UNDEFINED:
         raise LoadError(
-            f"{what} has the element type {tensor.data_type}, which the installed onnx does not know"
+            f"{what} has the element type {tensor.data_type}, which the installed onnx does not know; "
+            "upgrade onnx, or export it again"
         )
     if tensor.data_location == kinds.EXTERNAL:
         raise LoadError(
@@ -142,7 +158,7 @@ def _check_tensor(tensor, what: str) -> None:
     count, raw = prod(dims), len(tensor.raw_data)
     text = readable(str(tuple(dims)))
     if min(dims, default=0) < 0 or count > LARGEST:
-        raise LoadError(f"{what} has the shape {text}; the file is damaged")
+        raise LoadError(f"{what} has the shape {text}; the file is damaged: export it again")
     kind = kinds.DataType.Name(tensor.data_type)
     if tensor.HasField("raw_data"):
         bits = next((size for start, size in BITS.items() if kind.startswith(start)), 8)
@@ -153,7 +169,10 @@ def _check_tensor(tensor, what: str) -> None:
         least = -(-count // 2) if kind in ("INT4", "UINT4", "FLOAT4E2M1") else count
         good = held in (least, 2 * count if "COMPLEX" in kind else least)
     if not good:
-        raise LoadError(f"{what} has the shape {text} and another number of values; the file is damaged")
+        raise LoadError(
+            f"{what} has the shape {text} and another number of values; the file is damaged: "
+            "export it again"
+        )
 
 
 # -- what a model must be
@@ -174,7 +193,7 @@ def _check(model, name, domains):
     if not any(opset.domain in OWN_DOMAINS for opset in model.opset_import):
         raise LoadError(f"{name} does not say its opset; export it again")
     if not graph.output:
-        raise LoadError(f"{name} has no output")
+        raise LoadError(f"{name} has no output; name one with outputs (--outputs), or export it again")
     for what, values in (("input", graph.input), ("output", graph.output)):
         for value in values:
             _check_type(value, what, name)
@@ -292,11 +311,32 @@ def inline(model, name: str = "model") -> Any:
         return model
     from onnx import inliner
 
+    with _damaged(name):
+        _check_calls(model, name)
     try:
         return inliner.inline_local_functions(model)
     except Exception as error:  # noqa: BLE001  # onnx raises types of its own
         why = readable(last_line(error), 200)
         raise LoadError(f"{name}: its functions cannot be inlined ({why}); export it without") from None
+
+
+def _check_calls(model, name) -> None:
+    """LoadError if a function of the model calls itself, or one of its nodes lacks what it takes."""
+    functions = {(function.domain, function.name): function for function in model.functions}
+    done: set[tuple[str, str]] = set()
+
+    def visit(key, callers):
+        if key in callers:
+            raise LoadError(f"{name}: the function {readable(key[1])} calls itself; export it without it")
+        if key not in done:
+            for node in _nested(functions[key]):
+                called_there = (node.domain, node.op_type)
+                if called_there in functions:
+                    visit(called_there, (*callers, key))
+            done.add(key)
+
+    for key in functions:
+        visit(key, ())
 
 
 def cut(model, outputs: Sequence[str], name: str = "model") -> Any:
@@ -385,26 +425,24 @@ def fixed_shapes(
     for value in model.graph.input:
         if value.name in constants:
             continue
-        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        label, kind = readable(value.name), value.type.tensor_type
+        dims = [d.dim_value for d in kind.shape.dim]
         if value.name in given:
             shape = [int(d) for d in given.pop(value.name)]
             fixed = all(d in (0, s) for d, s in zip(dims[1:], shape[1:], strict=False))
-            if (dims and len(dims) != len(shape)) or not fixed or min(shape, default=1) < 1:
+            known = kind.HasField("shape")
+            if (known and len(dims) != len(shape)) or not fixed or min(shape, default=1) < 1:
                 raise LoadError(
-                    f"{name}: input {value.name} was given shape {tuple(shape)}, the model says "
+                    f"{name}: input {label} was given shape {tuple(shape)}, the model says "
                     f"{tuple(d or '?' for d in dims)}"
                 )
         else:
             shape = [batch, *dims[1:]] if dims and dims[0] <= 0 else dims
-            if not shape or any(d <= 0 for d in shape):
-                raise LoadError(
-                    f"{name}: input {value.name} has the dynamic shape "
-                    f"{tuple(d or '?' for d in dims)}; fix it with input_shapes "
-                    f"(--input-shapes on the command line), for example {value.name}:[1,3,224,224]"
-                )
+            if not kind.HasField("shape") or any(d <= 0 for d in shape):
+                raise LoadError(f"{name}: input {label} {_open(kind, shape, label)}")
         if prod(shape) > LARGEST:
             raise LoadError(
-                f"{name}: input {readable(value.name)} has the shape {tuple(shape)}; is it damaged?"
+                f"{name}: input {label} has the shape {tuple(shape)}; the file is damaged: export it again"
             )
         shapes[value.name] = shape
     if given:
@@ -412,6 +450,20 @@ def fixed_shapes(
     if not shapes:
         raise LoadError(f"{name} has no input")
     return shapes
+
+
+def _open(kind, shape, label) -> str:
+    """Which dimension of an input is open, and the option that fixes it."""
+    cure = "fix it with input_shapes (--input-shapes on the command line), for example"
+    if not kind.HasField("shape"):
+        return f"has a dynamic rank, the model gives no shape; {cure} {label}:[1,3,224,224]"
+    at = next(i for i, size in enumerate(shape) if size <= 0)
+    text = tuple(d if d > 0 else "?" for d in shape)
+    usual = [1, 3, 224, 224] if len(shape) == 4 else [1] * len(shape)
+    example = ",".join(str(d if d > 0 else u) for d, u in zip(shape, usual, strict=True))
+    name = readable(kind.shape.dim[at].dim_param, 30)
+    which = f"dimension {at} ({name})" if name else f"dimension {at}"
+    return f"has the dynamic shape {text}: {which} is open; {cure} {label}:[{example}]"
 
 
 def why_not(model, error: BaseException) -> str:

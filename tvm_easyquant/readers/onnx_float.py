@@ -18,7 +18,7 @@ from ..network.builder import AFFINE, Builder, per_channel
 from ..network.graph import Graph
 from ..network.layout import nhwc, nhwc_axis
 from . import geometry
-from .onnx_file import check, cut, fixed_shapes, inline, read_onnx, stem
+from .onnx_file import check, cut, fixed_shapes, inline, read_onnx, stem, told
 from .onnx_macs import multiply_accumulates
 from .onnx_model import FLOATS, Prepared, Site, prepare
 from .onnx_op import OnnxOp, from_node, plain
@@ -63,10 +63,11 @@ def load_quantized(
 
 
 def _load(model, name, input_shapes, batch, called) -> Graph:
-    model = inline(model, name)
-    check(model, name, domains=())
-    prepared = prepare(model, fixed_shapes(model, input_shapes or {}, batch, name), name)
-    return _Walk(prepared).graph(called)
+    with told(name):
+        model = inline(model, name)
+        check(model, name, domains=())
+        prepared = prepare(model, fixed_shapes(model, input_shapes or {}, batch, name), name)
+        return _Walk(prepared).graph(called)
 
 
 class _Walk:
@@ -94,7 +95,8 @@ class _Walk:
         for tensor in prepared.inputs:
             self._input(tensor)
         for site in order:
-            self._site(site)
+            with told(site):
+                self._site(site)
 
     def _order(self) -> list[Site]:
         """The sites that an output needs, each behind what it reads, depth first."""
@@ -242,10 +244,13 @@ def _batch_norm(walk, site):
     value, data = site.outputs[0], site.inputs[0]
     if walk.builder.fold_affine(value, data, scale, shift):
         return True
-    if len(walk.size(data)) != 4:
-        return False
-    walk.builder.channels(value, data, scale, shift)
-    return True
+    rank = len(walk.size(data))
+    if rank == 4:
+        walk.builder.channels(value, data, scale, shift)
+        return True
+    return rank == 3 and _on_map(
+        walk, site, data, lambda value, data, _: walk.builder.channels(value, data, scale, shift)
+    )
 
 
 def _window(walk, site, kernel, *, counts=None):
@@ -271,49 +276,68 @@ def _with_bias(walk, site, layer: Callable[[Any], Any]) -> bool:
 
 def _conv(walk, site):
     weight, rank = walk.constant(site, 1), len(walk.size(site.inputs[0]))
-    if weight is None or rank != 4 or walk.computed(site, 2):
+    if weight is None or rank not in (3, 4) or walk.computed(site, 2):
         return False
     strides, dilations, padding = _window(walk, site, weight.shape[2:])
     data, padding = walk.unpadded(site.inputs[0], padding, 0.0)
-    attrs = dict(strides=strides, padding=padding, dilation=dilations, groups=site.attributes["group"])
-    kernel = np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
-    shape = walk.shape(site)
-    return _with_bias(
-        walk, site, lambda value: walk.builder.one(value, "conv2d", data, shape, attrs, weight=kernel)
-    )
+    groups = site.attributes["group"]
+
+    def layer(value, data, shape):
+        attrs = dict(_high(strides, dilations, padding), groups=groups)
+        kernel = weight if rank == 4 else weight[:, :, None]
+        kernel = np.ascontiguousarray(kernel.transpose(2, 3, 1, 0))
+        walk.builder.one(value, "conv2d", data, shape, attrs, weight=kernel)
+
+    if rank == 4:
+        return _with_bias(walk, site, lambda value: layer(value, data, walk.shape(site)))
+    return _on_map(walk, site, data, layer, bias=walk.constant(site, 2))
+
+
+def _high(strides, dilations, padding) -> dict[str, tuple[int, ...]]:
+    """The windows of one axis as those of a map of height 1; those of a map as they are."""
+    if len(strides) == 1:
+        strides, dilations, padding = (1, *strides), (1, *dilations), (0, padding[0], 0, padding[1])
+    return dict(strides=strides, padding=padding, dilation=dilations)
+
+
+def _on_map(walk, site, data, layer: Callable, bias=None, rows=False) -> bool:
+    """A layer or pool on what is no map; layer(value, data, shape): on the map that is made of it, NHWC."""
+    value, shape = site.outputs[0], walk.size(site.outputs[0])
+    made, data = (value, "on a map"), walk.builder.as_map(data, rows)
+    if rows:
+        n, *inner, channels = shape
+        high = (n, *inner, channels) if len(inner) == 2 else (n, int(np.prod(inner)), 1, channels)
+    else:
+        high = (shape[0], 1, shape[2], shape[1])
+    walk.builder.uses[made] = 1
+    layer(made, data, high)
+    if bias is not None:
+        walk.builder.fold_affine(made, made, 1.0, bias)
+    walk.builder.of_map(value, made, nhwc(shape), rows)
+    return True
 
 
 def _conv_transpose(walk, site):
     weight, a = walk.constant(site, 1), site.attributes
-    if weight is None or weight.ndim != 4 or walk.computed(site, 2) or a["group"] != 1:
+    if weight is None or weight.ndim != 4 or walk.computed(site, 2):
         return False
     strides = tuple(a.get("strides") or (1, 1))
     dilations = tuple(a.get("dilations") or (1, 1))
-    if strides[0] != strides[1] or dilations != (1, 1):
+    size, shape = walk.size(site.inputs[0])[2:], walk.shape(site)
+    padding, _ = geometry.transposed(a, size, weight.shape[2:], strides, dilations)
+    begin = padding[:2]
+    if strides[0] != strides[1] or min(begin) < 0:
         return False
-    begin, shape = _begin(walk, site, weight.shape[2:], strides), walk.shape(site)
-    if min(begin) < 0:
-        return False
+    if dilations != (1, 1):  # zeros between the weights
+        whole = np.zeros((*weight.shape[:2], *geometry.reach(weight.shape[2:], dilations)), np.float32)
+        whole[:, :, :: dilations[0], :: dilations[1]] = weight
+        weight = whole
     return _with_bias(
         walk, site,
         lambda value: walk.builder.conv2d_transpose(
-            value, site.inputs[0], weight, strides[0], begin, shape
+            value, site.inputs[0], weight, strides[0], begin, shape, a["group"]
         ),
     )  # fmt: skip
-
-
-def _begin(walk, site, kernel, strides):
-    """What a transposed convolution leaves out at the begin of each axis."""
-    a, size = site.attributes, walk.size(site.inputs[0])[2:]
-    rank, mode = len(size), a.get("auto_pad", "NOTSET")
-    if mode == "NOTSET" and not a.get("output_shape"):
-        return tuple((a.get("pads") or (0,) * rank * 2)[:rank])
-    if mode == "VALID":
-        return (0,) * rank
-    extra = a.get("output_padding") or (0,) * rank
-    out = walk.size(site.outputs[0])[2:]
-    total = [strides[i] * (size[i] - 1) + extra[i] + kernel[i] - out[i] for i in range(rank)]
-    return tuple(t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total)
 
 
 def _gemm(walk, site):
@@ -346,11 +370,18 @@ def _gemm(walk, site):
 
 
 def _matmul(walk, site):
-    weight = walk.constant(site, 1)
-    if weight is None or weight.ndim != 2 or len(walk.size(site.inputs[0])) != 2:
+    weight, data = walk.constant(site, 1), site.inputs[0]
+    if weight is None or weight.ndim != 2 or len(walk.size(data)) < 2:
         return False
     kernel = np.ascontiguousarray(weight.T).T[None, None]
-    return walk.one(site, "dense", {}, weight=kernel)
+    if len(walk.size(data)) == 2:
+        return walk.one(site, "dense", {}, weight=kernel)
+    attrs = dict(strides=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1)
+
+    def layer(value, data, shape):
+        walk.builder.one(value, "conv2d", data, shape, attrs, weight=kernel)
+
+    return _on_map(walk, site, data, layer, rows=True)
 
 
 def _function(name: str) -> Callable:
@@ -533,33 +564,52 @@ def _concat(walk, site):
 
 def _max_pool(walk, site):
     a, size = site.attributes, walk.size(site.outputs[0])
-    if len(size) != 4 or any(output in walk.builder.uses for output in site.outputs[1:]):
+    if len(size) not in (3, 4) or any(output in walk.builder.uses for output in site.outputs[1:]):
         return False
     kernel = tuple(a["kernel_shape"])
     strides, dilations, padding = _window(walk, site, kernel, counts=size[2:])
     data, padding = walk.unpadded(site.inputs[0], padding, -inf)
-    attrs = dict(pool_size=kernel, strides=strides, padding=padding, dilation=dilations)
-    return walk.builder.one(site.outputs[0], "max_pool2d", data, walk.shape(site), attrs)
+    attrs = dict(pool_size=(1, *kernel)[-2:], **_high(strides, dilations, padding))
+    return _pooled(walk, site, "max_pool2d", data, attrs)
+
+
+def _pooled(walk, site, op, data, attrs) -> bool:
+    def pool(value, data, shape):
+        walk.builder.one(value, op, data, shape, attrs)
+
+    if len(walk.size(data)) == 3:
+        return _on_map(walk, site, data, pool)
+    pool(site.outputs[0], data, walk.shape(site))
+    return True
 
 
 def _avg_pool(walk, site):
     a, size = site.attributes, walk.size(site.outputs[0])
-    if len(size) != 4:
+    if len(size) not in (3, 4):
         return False
     kernel = tuple(a["kernel_shape"])
     strides, dilations, own = _window(walk, site, kernel)
     _, _, padding = _window(walk, site, kernel, counts=size[2:])
-    if dilations != (1, 1) or padding != own:
+    if any(d != 1 for d in dilations) or padding != own:
         return False
     counts, data = bool(a.get("count_include_pad")) or not any(padding), site.inputs[0]
     if counts:
         data, padding = walk.unpadded(data, padding, 0.0)
-    attrs = dict(pool_size=kernel, strides=strides, padding=padding, count_include_pad=counts)
-    return walk.builder.one(site.outputs[0], "avg_pool2d", data, walk.shape(site), attrs)
+    attrs = dict(
+        pool_size=(1, *kernel)[-2:], **_high(strides, dilations, padding), count_include_pad=counts
+    )
+    del attrs["dilation"]
+    return _pooled(walk, site, "avg_pool2d", data, attrs)
 
 
 def _global(op: str) -> Callable:
-    return lambda walk, site: walk.builder.whole_map(site.outputs[0], op, site.inputs[0])
+    def rule(walk, site):
+        data = site.inputs[0]
+        if len(walk.size(data)) == 3:
+            return _on_map(walk, site, data, lambda value, data, _: walk.builder.whole_map(value, op, data))
+        return walk.builder.whole_map(site.outputs[0], op, data)
+
+    return rule
 
 
 def _reduce_mean(walk, site):
@@ -572,6 +622,12 @@ def _reduce_mean(walk, site):
 
 def _reshape(walk, site):
     return walk.builder.reshape(site.outputs[0], site.inputs[0], walk.size(site.outputs[0]))
+
+
+def _transpose(walk, site):
+    rank = len(walk.size(site.inputs[0]))
+    axes = site.attributes.get("perm") or range(rank)[::-1]
+    return rank > 0 and walk.builder.move(site.outputs[0], site.inputs[0], list(axes), walk.shape(site))
 
 
 def _slice(walk, site):
@@ -705,6 +761,7 @@ RULES: dict[str, Callable[[_Walk, Site], Any]] = {
     "Flatten": _reshape,
     "Squeeze": _reshape,
     "Unsqueeze": _reshape,
+    "Transpose": _transpose,
     "Slice": _slice,
     "Split": _split,
     "Pad": _pad,

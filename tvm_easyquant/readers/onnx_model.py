@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import LoadError, last_line
 from ..network.tensors import NUMPY
 from . import geometry
-from .onnx_file import topological
+from .onnx_file import readable, told, topological
 from .onnx_op import NotConstant, attributes_of, from_node, plain
 
 #: as data of shape inference: shapes and the like, not weights
@@ -27,6 +27,19 @@ LARGEST = 1 << 31
 POOLS = ("MaxPool", "AveragePool", "LpPool")
 #: operators whose outputs have shapes that the numbers decide
 BY_NUMBERS = ("NonZero", "Unique", "Compress", "NonMaxSuppression")
+#: operators that give other numbers in every run; Dropout, too, in training
+RANDOM = (
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+)
+#: operators that move or name numbers, and make or lose none
+KEEP = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
+#: the most turns of a loop that is unrolled
+TURNS = 1 << 16
 FLOATS = ("float16", "bfloat16", "float64")
 CUT = "; cut the network before it with outputs (--outputs on the command line)"
 
@@ -47,7 +60,7 @@ class Site:
     outputs: tuple[str, ...]
 
     def __str__(self):
-        return f"node {self.label} ({self.node.op_type})"
+        return f"node {readable(self.label)} ({readable(self.node.op_type)})"
 
 
 @dataclass
@@ -94,7 +107,10 @@ class _Preparation:
         for output in outputs:
             tensor = self.renamed.get(output, output)
             if tensor in self.result.constants or tensor not in self.protos:
-                raise LoadError(f"{name}: output {output} does not depend on any input")
+                raise LoadError(
+                    f"{name}: output {readable(output)} does not depend on any input; "
+                    "name others with outputs (--outputs on the command line)"
+                )
             self.result.outputs.append(tensor)
         self._say_floats()
 
@@ -111,8 +127,10 @@ class _Preparation:
             try:
                 self.result.constants[tensor.name] = numpy_helper.to_array(tensor)
             except (ValueError, TypeError) as error:
+                why = readable(last_line(error), 120)
                 raise LoadError(
-                    f"{self.name}: the numbers of {tensor.name} cannot be read ({last_line(error)})"
+                    f"{self.name}: the numbers of {readable(tensor.name)} cannot be read ({why}); "
+                    "export it again"
                 ) from None
 
     def _inputs(self, graph, shapes):
@@ -143,8 +161,18 @@ class _Preparation:
 
     def _node(self, node):
         site = self._site(node)
+        with told(site):
+            self._take(site)
+
+    def _take(self, site):
+        node = site.node
         if node.op_type == "If":
             return self._branch(site)
+        if node.op_type in RANDOM or (node.op_type == "Dropout" and self._trains(site)):
+            raise LoadError(
+                f"{site} makes random numbers; export the model for inference, or cut it before that node "
+                "with outputs (--outputs on the command line)"
+            )
         if node.op_type in ("Shape", "Size") and site.inputs[0] in self.protos:
             shape = np.asarray(self.result.types[site.inputs[0]][1], np.int64)
             if node.op_type == "Shape":
@@ -164,6 +192,13 @@ class _Preparation:
         self.result.sites.append(site)
         return None
 
+    def _trains(self, site) -> bool:
+        """Whether a Dropout drops anything, as far as is known."""
+        ratio, training = (*site.inputs[1:], "", "")[:2]
+        if not training or not np.any(self.result.constants.get(training, True)):
+            return False
+        return not ratio or bool(np.any(self.result.constants.get(ratio, 1.0)))
+
     def _site(self, node) -> Site:
         if any(name in self.renamed for name in node.input):
             original, node = node, type(node)()
@@ -173,12 +208,47 @@ class _Preparation:
         inputs, outputs = (tuple(map(str, names)) for names in (node.input, node.output))
         site = Site(node, self._label(node), self.opset, {}, inputs, outputs)
         if node.domain not in ("", "ai.onnx"):
-            raise LoadError(f"{site} is of the domain {node.domain}, which nobody here knows{CUT}")
-        self._schema(site)
+            raise LoadError(
+                f"{site} is of the domain {readable(node.domain)}, which nobody here knows{CUT}"
+            )
+        self._valid(site)
         for tensor in inputs:
             if tensor and tensor not in self.result.constants and tensor not in self.protos:
-                raise LoadError(f"{site} reads {tensor}, which nothing before it makes")
-        return replace(site, attributes=attributes_of(node, self.opset))
+                raise LoadError(f"{site} reads {readable(tensor)}, which nothing before it makes{CUT}")
+        with told(site):
+            return replace(site, attributes=attributes_of(node, self.opset))
+
+    def _valid(self, site):
+        """LoadError unless a node has the inputs, outputs and attributes that its operator takes."""
+        schema, node = self._schema(site), site.node
+        if schema.deprecated:
+            raise LoadError(f"{site} is no operator of opset {self.opset} any more; export it again")
+        for what, names, least, most in (
+            ("inputs", site.inputs, schema.min_input, schema.max_input),
+            ("outputs", site.outputs, schema.min_output, schema.max_output),
+        ):
+            if not least <= len(names) <= most:
+                raise LoadError(
+                    f"{site} has {len(names)} {what}, its operator has {least} to {most}; export it again"
+                )
+        given = set()
+        for attribute in node.attribute:
+            label, known = readable(attribute.name), schema.attributes.get(attribute.name)
+            if attribute.ref_attr_name:
+                what = f"refers to {readable(attribute.ref_attr_name)} of a function, and is in none"
+            elif known is None:
+                what = f"is none of opset {self.opset}"
+            elif attribute.type != int(known.type):
+                what = "is of another type than its operator's"
+            elif attribute.name in given:
+                what = "is given twice"
+            else:
+                given.add(attribute.name)
+                continue
+            raise LoadError(f"{site}: its attribute {label} {what}; export it again")
+        for name, known in schema.attributes.items():
+            if known.required and name not in given:
+                raise LoadError(f"{site} has no attribute {name}; export it again")
 
     def _schema(self, site):
         from onnx import defs
@@ -211,11 +281,20 @@ class _Preparation:
         self._check_size(site, values)
         for output, array in zip(site.outputs, run_node(site, self.imports, values), strict=True):
             if output:
-                if not isinstance(array, (np.ndarray, np.generic)):
-                    raise LoadError(f"{site} makes a sequence, not a tensor{CUT}")
+                self._is_tensor(site, array)
                 self.result.constants[output] = np.asarray(array)
 
+    def _is_tensor(self, site, array):
+        if not isinstance(array, (np.ndarray, np.generic)) or np.asarray(array).dtype.kind in "OUS":
+            raise LoadError(f"{site} makes a sequence or strings, not a tensor of numbers{CUT}")
+
     def _check_size(self, site, values):
+        if (
+            site.node.op_type == "Loop"
+            and site.inputs[0]
+            and int(values[site.inputs[0]].reshape(-1)[0]) > TURNS
+        ):
+            raise LoadError(f"{site} turns more than {TURNS} times{CUT}")
         if site.node.op_type in ("ConstantOfShape", "Expand", "Tile") and site.inputs[-1]:
             count = prod(map(int, values[site.inputs[-1]].reshape(-1)))
             if count > LARGEST:
@@ -223,10 +302,38 @@ class _Preparation:
 
     def _infer(self, site) -> dict:
         """The types of its outputs; LoadError if one has no fixed shape."""
+        try:
+            found = self._inferred(site)
+        except Exception as error:  # noqa: BLE001  # InferenceError, and ValidationError of the checker
+            raise LoadError(
+                f"{site} is not valid: {readable(last_line(error), 120)}; export it again"
+            ) from None
+        node = site.node
+        wanted: dict[str, Any] = {output: found.get(output) for output in site.outputs if output}
+        if any(
+            proto is not None and proto.WhichOneof("value") != "tensor_type" for proto in wanted.values()
+        ):
+            raise LoadError(f"{site} makes a sequence, not a tensor{CUT}")
+        if not all(_fixed(proto) for proto in wanted.values()):
+            wanted = self._by_running(site)
+        if node.op_type in (*POOLS, "ConvTranspose"):
+            self._windows(site, wanted)
+        if node.op_type in KEEP:
+            self._keeps(site, wanted)
+        for output, proto in wanted.items():
+            shape = tuple(d.dim_value for d in proto.tensor_type.shape.dim)
+            if prod(shape) > LARGEST:
+                raise LoadError(f"{site}: its output {readable(output)} has {prod(shape)} numbers{CUT}")
+            if prod(shape) <= 0:
+                raise LoadError(f"{site}: its output {readable(output)} has the empty shape {shape}{CUT}")
+        return wanted
+
+    def _inferred(self, site) -> dict:
+        """What onnx's own inference says of the outputs of a node."""
         import onnx
         from onnx import helper, numpy_helper
 
-        node, types, data = site.node, {}, {}
+        types, data = {}, {}
         for tensor in filter(None, site.inputs):
             array = self.result.constants.get(tensor)
             if array is None:
@@ -236,37 +343,56 @@ class _Preparation:
             types[tensor] = helper.make_tensor_type_proto(kind, array.shape)
             if array.size <= SMALL:
                 data[tensor] = numpy_helper.from_array(array, tensor)
-        try:
-            found = onnx.shape_inference.infer_node_outputs(
-                self._schema(site), node, types, data, opset_imports=self.imports
-            )
-        except Exception as error:  # noqa: BLE001  # InferenceError, and ValidationError of the checker
-            raise LoadError(f"{site} is not valid: {last_line(error)}") from None
-        wanted: dict[str, Any] = {output: found.get(output) for output in site.outputs if output}
-        if not all(_fixed(proto) for proto in wanted.values()):
-            wanted = self._by_running(site)
-        elif node.op_type in POOLS:
-            self._pooled(site, wanted)
-        for output, proto in wanted.items():
-            shape = tuple(d.dim_value for d in proto.tensor_type.shape.dim)
-            if prod(shape) > LARGEST:
-                raise LoadError(f"{site}: its output {output} has {prod(shape)} numbers{CUT}")
-            if prod(shape) <= 0:
-                raise LoadError(f"{site}: its output {output} has the empty shape {shape}{CUT}")
-        return wanted
+        if "" in site.inputs:  # onnx 1.16 looks that up, too
+            return self._of_a_model(site.node, types, data)
+        return onnx.shape_inference.infer_node_outputs(
+            self._schema(site), site.node, types, data, opset_imports=self.imports
+        )
 
-    def _pooled(self, site, wanted):
-        """The windows of a pool, counted by the specification."""
-        a, (_, shape) = site.attributes, self.result.types[site.inputs[0]]
-        size, kernel = shape[2:], a["kernel_shape"]
+    def _of_a_model(self, node, types, data) -> dict:
+        """What inference says of the outputs of a node alone."""
+        from onnx import helper, shape_inference
+
+        inputs = [helper.make_value_info(tensor, proto) for tensor, proto in types.items()]
+        outputs = [helper.make_empty_tensor_value_info(output) for output in node.output if output]
+        graph = helper.make_graph([node], "node", inputs, outputs, list(data.values()))
+        model = helper.make_model(graph, opset_imports=self.imports, ir_version=8)
+        inferred = shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        return {v.name: v.type for v in inferred.graph.output if v.type.HasField("tensor_type")}
+
+    def _keeps(self, site, wanted):
+        before, after = self.result.types[site.inputs[0]][1], wanted[site.outputs[0]].tensor_type.shape
+        size = tuple(d.dim_value for d in after.dim)
+        if prod(before) != prod(size):
+            raise LoadError(
+                f"{site} makes the shape {size} of {before}, another number of elements; export it again"
+            )
+
+    def _windows(self, site, wanted):
+        """The places of a pool or a transposed convolution, counted by the specification."""
+        from onnx import helper
+
+        a, size = site.attributes, self._size_of(site.inputs[0])[2:]
+        transposes = site.node.op_type == "ConvTranspose"
+        kernel = self._size_of(site.inputs[1])[2:] if transposes else a["kernel_shape"]
         strides = a.get("strides") or (1,) * len(size)
         dilations = a.get("dilations") or (1,) * len(size)
-        padding = geometry.pads(a, size, kernel, strides, dilations)
-        ceil = bool(a.get("ceil_mode")) and a.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
-        counts = geometry.outputs(size, kernel, strides, dilations, padding, ceil)
-        for proto in wanted.values():
-            for dim, count in zip(list(proto.tensor_type.shape.dim)[2:], counts, strict=True):
-                dim.dim_value = count
+        if transposes:
+            _, counts = geometry.transposed(a, size, kernel, strides, dilations)
+        else:
+            padding = geometry.pads(a, size, kernel, strides, dilations)
+            ceil = bool(a.get("ceil_mode")) and a.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+            counts = geometry.outputs(size, kernel, strides, dilations, padding, ceil)
+        for output, proto in wanted.items():
+            batch, channels = self._size_of(site.inputs[0])[:2]
+            if transposes:
+                channels = self._size_of(site.inputs[1])[1] * a["group"]
+            kind = proto.tensor_type.elem_type
+            wanted[output] = helper.make_tensor_type_proto(kind, (batch, channels, *counts))
+
+    def _size_of(self, tensor):
+        array = self.result.constants.get(tensor)
+        return self.result.types[tensor][1] if array is None else array.shape
 
     def _by_running(self, site) -> dict:
         """The types of the outputs of a node that inference knows nothing of, from a run on zeros."""
@@ -280,6 +406,9 @@ class _Preparation:
             made = op.outputs(NUMPY, [plain(zeros[t]) for t in tensors])
         except NotConstant:
             made = run_node(site, self.imports, constants | zeros)
+        for output, array in zip(site.outputs, made, strict=False):
+            if output:
+                self._is_tensor(site, array)
         return {
             output: helper.make_tensor_type_proto(
                 helper.np_dtype_to_tensor_dtype(np.asarray(array).dtype), np.shape(array)
@@ -306,7 +435,7 @@ def run_node(site: Site, imports, values: Mapping[str, np.ndarray]) -> list:
         with np.errstate(all="ignore"):
             made = iter(ReferenceEvaluator(model).run(None, feed))
     except Exception as error:  # noqa: BLE001  # every operator of it raises its own
-        raise LoadError(f"{site} cannot be computed: {last_line(error)}{CUT}") from None
+        raise LoadError(f"{site} cannot be computed: {readable(last_line(error), 120)}{CUT}") from None
     return [next(made) if name else None for name in site.outputs]
 
 

@@ -333,6 +333,7 @@ RULES: dict[str, Callable[[_TakeOver, Node], None]] = {
     "avg_pool2d": _TakeOver._arithmetic,
     "clip": _TakeOver._arithmetic,
     "reshape": _TakeOver._move,
+    "transpose": _TakeOver._move,
     "slice": _TakeOver._move,
     "pad": _TakeOver._move,
     "resize": _TakeOver._move,

@@ -20,7 +20,7 @@ from topi_ext.reference import quantize
 
 from ..network.expression import PARAMETRIC
 from ..network.graph import Graph, run
-from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axis, to_nchw
+from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis, to_nchw
 from ..network.node import Node, model_shape
 from ..scales.integer import function_values
 from ..scales.layers import Records, records
@@ -345,8 +345,18 @@ def _max_pool(node, fill, x):
 
 
 def _reshape(node, fill, x):
-    source = relay.transpose(x, NHWC_TO_NCHW) if node.attrs["channels_first"] else x
-    return relay.reshape(source, node.attrs["shape"])
+    shape = node.attrs["shape"]
+    if not node.attrs["channels_first"]:
+        return relay.reshape(x, shape)
+    if len(shape) == 4:  # which is the map
+        return relay.transpose(relay.reshape(x, nchw(shape)), NCHW_TO_NHWC)
+    return relay.reshape(relay.transpose(x, NHWC_TO_NCHW), shape)
+
+
+def _transpose(node, fill, x):
+    axes = node.attrs["axes"]
+    long = [axis for axis, size in zip(axes, node.shape, strict=True) if size > 1]
+    return relay.reshape(x, node.shape) if long == sorted(long) else relay.transpose(x, axes)
 
 
 def _slice(node, fill, x):
@@ -370,6 +380,7 @@ MOVES: dict[str, Callable] = {
     "concat": _concat,
     "max_pool2d": _max_pool,
     "reshape": _reshape,
+    "transpose": _transpose,
     "slice": _slice,
     "pad": _pad,
     "resize": _resize,
@@ -401,6 +412,7 @@ FLOAT: dict[str, Callable] = {
     "avg_pool2d": lambda node, x: relay.nn.avg_pool2d(x, **node.attrs),
     "clip": _float_clip,
     "reshape": lambda node, x: relay.reshape(x, model_shape(node)),
+    "transpose": lambda node, x: relay.transpose(x, nchw_axes(node.attrs["axes"])),
     "slice": _float_slice,
     "pad": lambda node, x: relay.nn.pad(x, nchw(node.attrs["widths"])),
     "resize": lambda node, x: _repeat(x, node.attrs["factors"], 2),

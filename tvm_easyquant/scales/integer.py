@@ -371,6 +371,7 @@ RULES = {
     "avg_pool2d": Rule(_average, _share),
     "clip": Rule(_steps),
     "reshape": Rule(_move),
+    "transpose": Rule(_move),
     "slice": Rule(_move),
     "pad": Rule(_pad),
     "resize": Rule(_move),

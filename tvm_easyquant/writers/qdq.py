@@ -23,7 +23,7 @@ from ..errors import ExportError
 from ..files import replacing
 from ..network.expression import PARAMETRIC
 from ..network.graph import Graph
-from ..network.layout import nchw, nchw_axis
+from ..network.layout import nchw, nchw_axes, nchw_axis
 from ..network.node import Node, model_shape
 from ..readers.onnx_op import NotConstant, OnnxOp
 from ..scales.integer import Scales, node_limits
@@ -257,6 +257,9 @@ class _Exporter:
         shape = self.constant(f"{node.name}_shape", model_shape(node), np.int64)
         return self.add("Reshape", [x[0], shape], output, node.name)
 
+    def _transpose(self, node, x, output):
+        return self.add("Transpose", x, output, node.name, perm=nchw_axes(node.attrs["axes"]))
+
     def _slice(self, node, x, output):
         bounds = {key: nchw(node.attrs[key]) for key in ("begin", "end", "strides")}
         lists = {"begin": bounds["begin"], "end": bounds["end"], "axes": range(4)}
@@ -463,6 +466,7 @@ RULES: dict[str, Callable[[_Exporter, Node, list, str], str]] = {
     "avg_pool2d": _Exporter._average,
     "clip": _Exporter._limit,
     "reshape": _Exporter._reshape,
+    "transpose": _Exporter._transpose,
     "slice": _Exporter._slice,
     "pad": _Exporter._pad,
     "resize": _Exporter._resize,

@@ -135,7 +135,8 @@ def _space_to_depth(call: Call):
     n, c, h, w = call.x[0].shape
     b = call["blocksize"]
     x = call.t.reshape(call.x[0], (n, c, h // b, b, w // b, b))
-    return call.t.reshape(call.t.transpose(x, (0, 3, 5, 1, 2, 4)), (n, c * b**2, h // b, w // b))
+    order = (0, 1, 3, 5, 2, 4) if call.get("mode") == "CRD" else (0, 3, 5, 1, 2, 4)
+    return call.t.reshape(call.t.transpose(x, order), (n, c * b**2, h // b, w // b))
 
 
 def _gather(call: Call):

@@ -24,25 +24,8 @@ def _conv(call: Call):
 def _conv_transpose(call: Call):
     x, weight = call.x[0], call.x[1]
     kernel, strides, dilations = _steps(call, weight.shape[2:])
-    rank, mode = len(kernel), call.get("auto_pad", "NOTSET")
-    extra = call.get("output_padding") or (0,) * rank
-    natural = [
-        s * (n - 1) + more + r
-        for n, s, more, r in zip(
-            x.shape[2:], strides, extra, geometry.reach(kernel, dilations), strict=True
-        )
-    ]
-    wanted = call.get("output_shape")
-    if wanted:  # some exporters write the batch and the channels, too
-        wanted = wanted[-rank:]
-    elif mode.startswith("SAME"):
-        wanted = [n * s for n, s in zip(x.shape[2:], strides, strict=True)]
-    if wanted:
-        total = [n - w for n, w in zip(natural, wanted, strict=True)]
-        halves = [max(0, n) // 2 if mode == "SAME_UPPER" else -(-max(0, n) // 2) for n in total]
-        padding = (*halves, *(n - half for n, half in zip(total, halves, strict=True)))
-    else:
-        padding = geometry.pads(call.op.attributes, x.shape[2:], kernel, strides, dilations)
+    extra = call.get("output_padding") or (0,) * len(kernel)
+    padding, _ = geometry.transposed(call.op.attributes, x.shape[2:], kernel, strides, dilations)
     out = _scattered(call.t, x, weight, strides, padding, dilations, call.get("group", 1), extra)
     return _biased(call, out)
 

@@ -1,0 +1,163 @@
+"""What is lowered to the layers of maps: 1-D layers, products of rows, transposed convolutions of every kind.
+
+Each is read as integers can run it, equals ONNX Runtime in float, and is exact in every executor.
+"""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import tvm_easyquant as eq
+from tvm_easyquant.readers.onnx_float import load
+
+F = np.float32
+RNG = np.random.default_rng(15)
+
+
+def draw(*shape):
+    return RNG.standard_normal(shape).astype(F)
+
+
+def net(nodes, shape, **constants):
+    """x of the ``shape`` -> y."""
+    output = onnx.ValueInfoProto(name="y")
+    output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("x", 1, shape)], [output],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), shape
+
+
+def node(op, inputs, output, name="", **attributes):
+    return helper.make_node(op, inputs.split(), [output], name, **attributes)
+
+
+def norm(channels):
+    return dict(s=draw(channels), o=draw(channels), v=np.abs(draw(channels)) + F(0.1))
+
+
+def one_dimension():
+    nodes = [
+        node("Conv", "x w b", "c", "c1", strides=[2], pads=[1, 2], group=2),
+        node("BatchNormalization", "c s o o v", "n", "bn"),
+        node("Relu", "n", "r"),
+        node("Conv", "r w2", "c2", "c2", dilations=[2]),
+        node("Relu", "c2", "r2"),
+        node("MaxPool", "r2", "p", "mp", kernel_shape=[2], strides=[2]),
+        node("AveragePool", "p", "q", "ap", kernel_shape=[3], pads=[1, 1], count_include_pad=1),
+        node("Add", "q p", "a", "add"),
+        node("GlobalAveragePool", "a", "g", "gap"),
+        node("Flatten", "g", "f"),
+        node("Gemm", "f w3", "y", "fc"),
+    ]
+    return net(nodes, [1, 4, 33], w=draw(8, 2, 3), b=draw(8), w2=draw(6, 8, 3), w3=draw(6, 5), **norm(8))
+
+
+def norm_first():
+    nodes = [node("BatchNormalization", "x s o o v", "n", "bn"), node("Conv", "n w", "y", "c")]
+    return net(nodes, [1, 4, 9], w=draw(3, 4, 3), **norm(4))
+
+
+def rows(*batch):
+    """Two products of rows with a bias each side of the sum can have, and a join."""
+    nodes = [
+        node("MatMul", "x w", "c", "m1"), node("Add", "b c", "d", "bias"), node("Relu", "d", "r"),
+        node("MatMul", "r w2", "e", "m2"), node("Add", "e x", "y", "join"),
+    ]  # fmt: skip
+    return net(nodes, [*batch, 8], w=draw(8, 12), b=draw(12), w2=draw(12, 8))
+
+
+def channel_shuffle():
+    nodes = [
+        node("Conv", "x w", "c", "c1", group=2), node("Reshape", "c apart", "d"),
+        node("Transpose", "d", "e", perm=[0, 2, 1, 3, 4]), node("Reshape", "e again", "f"),
+        node("Conv", "f w", "y", "c2", group=2),
+    ]  # fmt: skip
+    apart, again = np.array([1, 2, 4, 6, 5]), np.array([1, 8, 6, 5])
+    return net(nodes, [1, 8, 6, 5], w=draw(8, 4, 1, 1), apart=apart, again=again)
+
+
+def upsampled(shape, channels, **attributes):
+    """A transposed convolution, its batch norm and relu, which are folded into it, and a layer."""
+    nodes = [
+        node("ConvTranspose", "x w b", "c", "up", **attributes),
+        node("BatchNormalization", "c s o o v", "n", "bn"),
+        node("Relu", "n", "r"),
+        node("Conv", "r w2", "y", "c2"),
+    ]
+    weights = dict(w=draw(*shape), b=draw(channels), w2=draw(2, channels, 1, 1))
+    return net(nodes, [1, 4, 5, 6], **weights, **norm(channels))
+
+
+TWICE = dict(strides=[2, 2])
+#: what is lowered -> (a model, its input's shape)
+NETWORKS = {
+    "layers of one dimension": one_dimension,
+    "a batch norm of one dimension": norm_first,
+    "rows": lambda: rows(2, 7),
+    "rows of rows": lambda: rows(2, 5, 7),
+    "rows of rank 5": lambda: rows(2, 2, 3, 4),
+    "a channel shuffle": channel_shuffle,
+    "transposed in groups": lambda: upsampled((4, 3, 3, 3), 6, group=2, **TWICE),
+    "transposed, depthwise": lambda: upsampled((4, 1, 4, 4), 4, group=4, **TWICE),
+    "transposed and dilated": lambda: upsampled((4, 3, 3, 3), 3, dilations=[2, 2], pads=[1] * 4, **TWICE),
+    "transposed beyond the last tap": lambda: upsampled(
+        (4, 3, 2, 2), 3, output_padding=[1, 1], pads=[1, 1, 0, 0], **TWICE
+    ),
+    "transposed, SAME": lambda: upsampled((4, 3, 3, 3), 3, auto_pad="SAME_UPPER", **TWICE),
+    "transposed to a size": lambda: upsampled((4, 3, 3, 3), 3, output_shape=[9, 11], **TWICE),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_is_read_without_a_float_node_and_equals_onnx_runtime(name):
+    runtime = pytest.importorskip("onnxruntime")
+    model, shape = NETWORKS[name]()
+    graph, x = load(model), draw(*shape)
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (want,) = session.run(None, {"x": x})
+    assert [n.name for n in graph if n.op == "float"] == []
+    np.testing.assert_allclose(graph.run({"x": x})["y"], want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_is_exact_in_every_executor(name):
+    check_exact = pytest.importorskip("test_relay").check_exact
+    model, shape = NETWORKS[name]()
+    feeds = [{"x": draw(*shape)} for _ in range(4)]
+    check_exact(eq.quantize(load(model), feeds), feeds[:2], "llvm")
+
+
+@pytest.mark.parametrize("name", ["layers of one dimension", "rows", "rows of rows", "a channel shuffle"])
+def test_what_follows_is_folded_and_no_move_is_left_between_layers(name):
+    """Story: each layer went to a map and back, so a bias behind it stayed an operator of its own."""
+    graph = load(NETWORKS[name]()[0])
+    assert not {"bn", "bias"} & set(graph.nodes)
+    if name != "a channel shuffle":
+        first, second = graph.compute_nodes[:2]
+        (between,) = second.inputs
+        assert graph[between].op == "clip" and graph[between].inputs == (first.name,)
+
+
+def test_a_bias_of_another_axis_is_not_folded_into_rows():
+    """Its numbers belong to the rows: as many as there are channels, by chance."""
+    nodes = [node("MatMul", "x w", "c", "m"), node("Add", "c b", "y", "add")]
+    model, shape = net(nodes, [1, 4, 3], w=draw(3, 4), b=draw(4, 1))
+    x, graph = draw(*shape), load(model)
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    want = x @ constants["w"] + constants["b"]
+    np.testing.assert_allclose(graph.run({"x": x})["y"], want, rtol=0, atol=1e-5)
+    assert "add" in graph.nodes
+
+
+def test_a_batch_norm_of_the_rows_is_not_folded_into_their_channels():
+    nodes = [node("MatMul", "x w", "c", "m"), node("BatchNormalization", "c s o o v", "y", "bn")]
+    values = norm(4)
+    model, shape = net(nodes, [1, 4, 3], w=draw(3, 4), **values)
+    x, s, o, v = draw(*shape), *(values[k][:, None] for k in "sov")
+    weight = numpy_helper.to_array(model.graph.initializer[0])
+    want = (x @ weight - o) / np.sqrt(v + F(1e-5)) * s + o
+    np.testing.assert_allclose(load(model).run({"x": x})["y"], want, rtol=0, atol=1e-4)
