@@ -109,11 +109,11 @@ def test_a_backend_compiles_once_for_the_same_constants():
     model = onnx_backend.prepare(the_model(case))
     ((inputs, _),) = data_sets(case)
     model.run(inputs)
-    first = model.compiled
+    first = model.ready
     inputs[0] = inputs[0] ^ np.uint8(1)  # another picture
     model.run(inputs)
-    assert model.compiled is first
+    assert model.ready is first
     inputs[1] = inputs[1] * np.float32(2)  # another scale
     model.run(inputs)
-    assert model.compiled is not first
+    assert model.ready is not first
     assert onnx_backend.supports_device("CPU") and not onnx_backend.supports_device("CUDA")

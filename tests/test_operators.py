@@ -206,7 +206,7 @@ def test_what_is_not_a_repetition_stays_float():
     )  # fmt: skip
     graph = load_onnx(model)
     q = eq.quantize(graph, images(graph), method="minmax")
-    assert q.plan.floats == {"up": "image.resize2d is not covered"}
+    assert q.plan.floats == {"up": "Resize is not covered"}
 
 
 def test_expressions():

@@ -20,11 +20,11 @@ from tvm_easyquant.network import graph as graphs
 from tvm_easyquant.network.layout import to_nhwc
 from tvm_easyquant.network.node import model_shape
 from tvm_easyquant.relay import meaning
-from tvm_easyquant.relay.build import Executor, TargetError, build, cpu_target, host_target
+from tvm_easyquant.relay.build import Executor, TargetError, build, build_float, cpu_target, host_target
 from tvm_easyquant.relay.framework import no_tophub
 from tvm_easyquant.relay.read import LoadError, from_relay
 from tvm_easyquant.relay.reference import execute
-from tvm_easyquant.relay.rewrite import rewrite
+from tvm_easyquant.relay.rewrite import float_module, rewrite
 from tvm_easyquant.relay.tune import TuneError, layer_times
 from tvm_easyquant.scales.integer import integer_weight, run_integer
 from tvm_easyquant.scales.numerics import quantize_bias
@@ -309,7 +309,7 @@ def test_the_float_island_is_named_and_counted():
     graph = load_onnx(model)
     q = eq.quantize(model, images(graph), method="minmax")
     assert q.coverage == 100 and q.plan.floats == {
-        "gate": "nn.softmax is not covered",
+        "gate": "Softmax is not covered",
         "swish": "an input is float",
         "relu1": "only float nodes or outputs read it",
     }
@@ -528,11 +528,26 @@ def test_another_layout_is_refused_with_the_cure():
         from_relay(tvm.IRModule.from_expr(y))
 
 
-def test_an_input_named_like_tvm_s_constants_is_refused():
-    """TVM's graph executor would take the constant p0 and the input p0 for one another."""
-    y = relay.nn.relu(relay.var("p0", shape=(1, 3, 6, 6)))
-    with pytest.raises(LoadError, match="input p0 has a name that TVM gives to constants; rename it"):
-        from_relay(tvm.IRModule.from_expr(y))
+def test_inputs_may_be_named_like_tvm_s_constants():
+    """p3, p4 and p5 are the inputs of every FPN head, and p0, p1, ... what TVM calls a constant: they were
+    refused, and the executor left them out."""
+    weights = {k: np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32) for k in "vw"}
+    nodes = [
+        ("Conv", ["p0", "v"], ["a"], "c0", dict(kernel_shape=[3, 3])),
+        ("Conv", ["p3", "w"], ["b"], "c3", dict(kernel_shape=[3, 3])),
+        ("Add", ["a", "b"], ["y"], "sum", {}),
+    ]
+    model = networks.onnx_model(
+        nodes, {n: [1, 3, 6, 6] for n in ("p0", "p3")}, {"y": [1, 4, 4, 4]}, weights
+    )
+    feeds = [{"p0": x, "p3": x[:, ::-1].copy()} for x in images(eq.load(model))]
+    q = eq.quantize(model, feeds, method="minmax")
+    expected = run_integer(q.graph, q.table, feeds[0])[q.graph.outputs[0]]
+    for built in (q.build("llvm"), eq.Executor(q.build("llvm").library)):
+        assert set(built.inputs) == {"p0", "p3"}
+        np.testing.assert_array_equal(built(feeds[0])[0], expected)
+    floats = build_float(float_module(q.graph), "llvm")
+    np.testing.assert_allclose(floats(feeds[0])[0], q.graph.run(feeds[0])["y"], rtol=1e-4, atol=1e-5)
 
 
 def test_dynamic_relay_is_refused():
