@@ -54,7 +54,8 @@ SOURCES = (
         "search/weights", "search/workers", "search/objectives", "search/reconstruct", "scales/partition",
         "network/graph", "network/node", "network/ops", "network/layout", "network/builder",
         "network/expression", "network/equalize", "scales/integer", "scales/table", "pipeline",
-        "relay/read", "relay/rewrite")),
+        "network/tensors", "readers/onnx_file", "readers/onnx_model", "readers/onnx_float",
+        "readers/onnx_op", "relay/rewrite")),
     "topi_ext/reference.py",
 )  # fmt: skip
 #: name -> settings of `quantize`; kl_signed is the baseline of the paper

@@ -11,7 +11,8 @@ import tvm_easyquant as eq
 from tvm_easyquant import load_onnx
 from tvm_easyquant.network import expression as elementwise
 from tvm_easyquant.network.graph import run
-from tvm_easyquant.relay.build import Executor
+from tvm_easyquant.relay.build import Executor, build_float
+from tvm_easyquant.relay.rewrite import float_module
 from tvm_easyquant.scales.integer import run_integer
 
 RNG = np.random.default_rng(0)
@@ -197,6 +198,27 @@ def test_a_function_that_stays_float_is_put_back(name):
     assert q.plan.floats[function] == "kept float by skip"
     (mine,) = run_integer(graph, q.table, feeds[0]).values()
     np.testing.assert_allclose(Executor(q.build())(feeds[0])[0], mine, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_a_softplus_that_stays_float_is_right_beyond_exp(pieces):
+    """log(1 + exp(100)) is 100, and infinity in float32: it was so in a module, and nobody said it."""
+    steps = [
+        ("Exp", ["b"], ["e"], "e", {}), ("Add", ["e", "one"], ["p"], "p", {}), ("Log", ["p"], ["y"], "l", {}),
+    ] if pieces else [("Softplus", ["b"], ["y"], "soft", {})]  # fmt: skip
+    nodes = [
+        ("Conv", ["x", "w"], ["a"], "conv", dict(kernel_shape=[1, 1])),
+        ("Mul", ["a", "many"], ["b"], "scale", {}),
+        *steps,
+    ]
+    constants = {"w": normal(4, 3, 1, 1), "many": np.float32([500, 1, -500, 0.1]).reshape(1, 4, 1, 1),
+                 "one": np.float32(1)}  # fmt: skip
+    model = networks.onnx_model(nodes, {"x": [1, 3, 4, 4]}, {"y": [1, 4, 4, 4]}, constants, 13)
+    graph, x = load_onnx(model), normal(1, 3, 4, 4)
+    expected = graph.run({"x": x})["y"]
+    assert np.isfinite(expected).all() and expected.max() > 100
+    floats = build_float(float_module(graph), "llvm")
+    np.testing.assert_allclose(floats({"x": x})[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_not_a_repetition_stays_float():

@@ -63,6 +63,14 @@ def compute(expression, x: np.ndarray) -> np.ndarray:
         return np.broadcast_to(result, x.shape).astype(np.float32)
 
 
+def softplus_of(expression):
+    """``a`` of log(1 + exp(a)), whose exponential float32 may not hold; None of other expressions."""
+    match expression:
+        case ("log", ("add", ("exp", a), 1.0) | ("add", 1.0, ("exp", a))):
+            return a
+    return None
+
+
 def nonnegative(expression, x_nonnegative: bool = False) -> bool:
     """Whether the expression is proven never to be negative."""
 

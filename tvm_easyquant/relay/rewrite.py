@@ -18,7 +18,7 @@ import numpy as np
 
 from topi_ext.reference import quantize
 
-from ..network.expression import PARAMETRIC
+from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph, run
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis, to_nchw
 from ..network.node import Node, model_shape
@@ -292,6 +292,10 @@ def _expression(e, x):
         return x
     if not isinstance(e, tuple):
         return relay.const(np.float32(e))
+    if (inner := softplus_of(e)) is not None:
+        inner = _expression(inner, x)
+        small = relay.log(relay.exp(relay.negative(relay.abs(inner))) + relay.const(np.float32(1)))
+        return relay.maximum(inner, relay.const(np.float32(0))) + small
     name, first, *others = e
     others = others if name in PARAMETRIC else [_expression(other, x) for other in others]
     return EXPRESSIONS[name](_expression(first, x), *others)

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import ExportError
 from ..files import replacing
-from ..network.expression import PARAMETRIC
+from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph
 from ..network.layout import nchw, nchw_axes, nchw_axis
 from ..network.node import Node, model_shape
@@ -386,7 +386,7 @@ class _Exporter:
         """An expression of `elementwise`; its parts are named after ``output``."""
         if e == "x":
             return self.add("Identity", [x], output)
-        if (inner := _softplus_of(e)) is not None:
+        if (inner := softplus_of(e)) is not None:
             inner = x if inner == "x" else self._expression(inner, x, self.free(f"{output}_0"))
             return self.add("Softplus", [inner], output)
         name, *arguments = e
@@ -420,14 +420,6 @@ def _same(known: np.ndarray | None, array: np.ndarray) -> bool:
     if known is None:
         return True
     return known.dtype == array.dtype and known.shape == array.shape and known.tobytes() == array.tobytes()
-
-
-def _softplus_of(e):
-    """``a`` of log(1 + exp(a)), whose exponential float32 may not hold; None of other expressions."""
-    match e:
-        case ("log", ("add", ("exp", a), 1.0) | ("add", 1.0, ("exp", a))):
-            return a
-    return None
 
 
 def _has_form(op: str, old: int, new: int) -> bool:
