@@ -95,6 +95,21 @@ def test_without_onnxruntime_the_reference_judges_what_is_small(monkeypatch):
     assert told.startswith("what was read was not compared with the model: onnx.reference would take long")
 
 
+def test_the_reference_is_not_believed_where_it_is_wrong(monkeypatch):
+    """It takes every batch normalization before opset 14 for one in training: the demo's network was refused
+    where there is no ONNX Runtime."""
+    from tvm_easyquant import demo
+
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    images = demo.images()["calibration_images"][:2]
+    assert eq.quantize(demo.network_path(), images, method="minmax").warnings == ()
+    monkeypatch.setitem(
+        onnx_float.RULES, "Relu", lambda walk, site: walk.builder.alias(*site.outputs, *site.inputs)
+    )
+    with pytest.raises(LoadError, match=r"\(Relu\) computes otherwise than onnx.reference"):
+        eq.quantize(demo.network_path(), images, method="minmax")
+
+
 def test_a_rounding_before_a_jump_is_no_difference():
     """Floor of 0.99999997 and of 1.0: both sides are right."""
     weights = {"w": RNG.standard_normal((4, 3, 3, 3)).astype(np.float32), "k": np.float32(1e5)}
