@@ -41,6 +41,10 @@ COMPARE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "greater_equal": np.greater_equal,
 }
 REDUCE: dict[str, Callable] = {"sum": np.sum, "max": np.max, "min": np.min, "prod": np.prod}
+#: functions of `UNARY` that leave an integer as it is
+WHOLE = ("floor", "ceil", "round")
+#: function of `BINARY` -> what it is of two bool
+BOOL = {"add": "or", "maximum": "or", "multiply": "and", "minimum": "and"}
 
 
 class Tensors(Protocol):

@@ -254,9 +254,9 @@ def _makers(graph, name) -> dict[str, Any]:
     return made
 
 
-def _reads(node) -> set[str]:
-    """The tensors that a node reads, those its inner graphs take from outside included."""
-    found = set(node.input) - {""}
+def captured(node) -> set[str]:
+    """The tensors of the graph around a node that its inner graphs read."""
+    found: set[str] = set()
     for attribute in node.attribute:
         for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
             own = {v.name for v in (*inner.input, *inner.initializer)}
@@ -264,6 +264,11 @@ def _reads(node) -> set[str]:
             read = {tensor for n in inner.node for tensor in _reads(n)} | {v.name for v in inner.output}
             found |= read - own
     return found
+
+
+def _reads(node) -> set[str]:
+    """The tensors that a node reads, those its inner graphs take from outside included."""
+    return (set(node.input) - {""}) | captured(node)
 
 
 def topological(model, name: str = "model") -> list[Any]:
@@ -464,28 +469,6 @@ def _open(kind, shape, label) -> str:
     name = readable(kind.shape.dim[at].dim_param, 30)
     which = f"dimension {at} ({name})" if name else f"dimension {at}"
     return f"has the dynamic shape {text}: {which} is open; {cure} {label}:[{example}]"
-
-
-def why_not(model, error: BaseException) -> str:
-    """Why an importer gave up on a ModelProto, in a line: a bare KeyError of its own says too little."""
-    import onnx
-
-    if isinstance(error, KeyError):
-        try:
-            onnx.checker.check_model(model)
-        except onnx.checker.ValidationError as found:
-            return " ".join(str(found).split("==>")[0].split())
-        except Exception:  # noqa: BLE001, S110  # the checker itself gave up
-            pass
-    kinds = {
-        value.name: onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
-        for value in model.graph.input
-        if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT
-    }
-    if kinds:
-        which = ", ".join(f"{name} is {kind}" for name, kind in kinds.items())
-        return f"input {which}; export the model with float32 inputs"
-    return last_line(error)
 
 
 def stem(model) -> str:

@@ -20,8 +20,8 @@ from ..network.layout import nhwc, nhwc_axis
 from . import geometry
 from .onnx_file import check, cut, fixed_shapes, inline, read_onnx, stem, told
 from .onnx_macs import multiply_accumulates
-from .onnx_model import FLOATS, Prepared, Site, prepare
-from .onnx_op import OnnxOp, from_node, plain
+from .onnx_model import Prepared, Site, prepare
+from .onnx_op import FLOATS, OnnxOp, plain
 from .onnx_quantized import QUANTIZED, Normalized, is_quantized, normalize
 
 
@@ -177,17 +177,11 @@ class _Walk:
         shape = shape or self.shape(site)
         return self.builder.one(site.outputs[0], op, site.inputs[0], shape, attrs, **more)
 
-    def handle(self, site: Site, index: int = 0) -> tuple[OnnxOp, list[str]]:
-        """What a float node keeps of an output, and the tensors that it reads."""
-        constants = {t: self.constants[t] for t in site.inputs if t and not self.known(t)}
-        outputs = [self.types.get(output, ("float32", ())) for output in site.outputs]
-        return from_node(site.node, site.opset, constants, outputs, index)
-
     def stays_float(self, site: Site) -> None:
         """A node for each output of a site that no rule takes."""
         for index, output in enumerate(site.outputs):
             if output in self.builder.uses:
-                self._float(output, *self.handle(site, index))
+                self._float(output, *self.prepared.handle(site, index))
 
     def _float(self, value, op: OnnxOp, tensors: Sequence[str]) -> None:
         sizes = [self.size(tensor) for tensor in tensors]
@@ -679,7 +673,7 @@ def _pad(walk, site):
 def _resize(walk, site):
     if walk.computed(site, 1, 2, 3) or len(walk.shape(site)) != 4:
         return False
-    resized = walk.handle(site)[0].evaluate
+    resized = walk.prepared.handle(site, 0)[0].evaluate
     return walk.builder.repeat(site.outputs[0], site.inputs[0], walk.shape(site), resized)
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from ..errors import LoadError, last_line
 from ..network.tensors import NUMPY
 from . import geometry
-from .onnx_file import readable, told, topological
-from .onnx_op import NotConstant, attributes_of, from_node, plain
+from .onnx_file import captured, readable, told, topological
+from .onnx_op import FLOATS, NotConstant, OnnxOp, attributes_of, from_node, plain
 
 #: as data of shape inference: shapes and the like, not weights
 SMALL = 4096
@@ -40,7 +40,6 @@ RANDOM = (
 KEEP = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 #: the most turns of a loop that is unrolled
 TURNS = 1 << 16
-FLOATS = ("float16", "bfloat16", "float64")
 CUT = "; cut the network before it with outputs (--outputs on the command line)"
 
 
@@ -80,6 +79,12 @@ class Prepared:
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     types: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def handle(self, site: Site, index: int) -> tuple[OnnxOp, list[str]]:
+        """What a float node keeps of an output of a site, and the tensors that it reads."""
+        constants = {t: self.constants[t] for t in site.inputs if t and t not in self.types}
+        outputs = [self.types.get(output, ("float32", ())) for output in site.outputs]
+        return from_node(site.node, site.opset, constants, outputs, index)
 
 
 def prepare(model, shapes: Mapping[str, Sequence[int]], name: str) -> Prepared:
@@ -181,7 +186,7 @@ class _Preparation:
                 found = np.asarray(prod(shape.tolist()), np.int64)
             self.result.constants[site.outputs[0]] = found
             return None
-        if not any(tensor in self.protos for tensor in (*site.inputs, *_captured(node))):
+        if not any(tensor in self.protos for tensor in (*site.inputs, *captured(node))):
             return self._fold(site)
         if node.op_type in ("Loop", "Scan"):
             raise LoadError(f"{site} is control flow that is not constant{CUT}")
@@ -276,7 +281,7 @@ class _Preparation:
 
     def _fold(self, site):
         """The outputs of a node that reads constants only."""
-        reads = (*site.inputs, *_captured(site.node))
+        reads = (*site.inputs, *sorted(captured(site.node)))
         values = {name: self.result.constants[name] for name in reads if name}
         self._check_size(site, values)
         for output, array in zip(site.outputs, run_node(site, self.imports, values), strict=True):
@@ -423,7 +428,7 @@ def run_node(site: Site, imports, values: Mapping[str, np.ndarray]) -> list:
     from onnx import helper
     from onnx.reference import ReferenceEvaluator
 
-    feed = {name: values[name] for name in (*site.inputs, *_captured(site.node)) if name}
+    feed = {name: values[name] for name in (*site.inputs, *sorted(captured(site.node))) if name}
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in feed.items()
@@ -437,20 +442,6 @@ def run_node(site: Site, imports, values: Mapping[str, np.ndarray]) -> list:
     except Exception as error:  # noqa: BLE001  # every operator of it raises its own
         raise LoadError(f"{site} cannot be computed: {readable(last_line(error), 120)}{CUT}") from None
     return [next(made) if name else None for name in site.outputs]
-
-
-def _captured(node) -> list[str]:
-    """The tensors of the graph around it that a node's own graphs read."""
-    found: dict[str, None] = {}
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            made = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-            for inner in graph.node:
-                for name in (*inner.input, *_captured(inner)):
-                    if name and name not in made:
-                        found[str(name)] = None
-                made.update(inner.output)
-    return list(found)
 
 
 def _fixed(proto) -> bool:

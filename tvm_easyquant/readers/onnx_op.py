@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..network.layout import to_nchw, to_nhwc
 from ..network.tensors import NUMPY, Tensors
+
+#: what is computed in float32 here
+FLOATS = ("float16", "bfloat16", "float64")
 
 
 class NotConstant(Exception):
@@ -35,7 +38,6 @@ class OnnxOp:
     index: int
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
-    _memo: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def op(self) -> str:
@@ -154,7 +156,7 @@ def plain(array: np.ndarray) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype.names == ("bfloat16",):  # onnx < 1.19 marks its bits; later it is ml_dtypes' type
         return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16", "float64") else array
+    return array.astype(np.float32) if array.dtype.name in FLOATS else array
 
 
 def attributes_of(node: Any, opset: int) -> dict[str, Any]:
@@ -205,4 +207,4 @@ def _text(value) -> str:
     return value.tobytes().hex() if isinstance(value, np.ndarray) else repr(value)
 
 
-__all__ = ["Call", "NotConstant", "OnnxOp", "attributes_of", "from_node", "plain"]
+__all__ = ["FLOATS", "Call", "NotConstant", "OnnxOp", "attributes_of", "from_node", "plain"]

@@ -19,8 +19,8 @@ from ..network.graph import Graph, run
 from ..network.tensors import NUMPY
 from .onnx_file import check, cut, fixed_shapes, inline, read_onnx
 from .onnx_float import load
-from .onnx_model import Site, prepare
-from .onnx_op import NotConstant, from_node, plain
+from .onnx_model import Site, prepare, run_node
+from .onnx_op import NotConstant, plain
 
 #: largest difference of an output, of its largest number: in float32, and of a model in half precision
 CLOSE, HALF = 1e-4, 2e-2
@@ -208,18 +208,11 @@ class _Search:
             what = f"its output {output} has other numbers"
         return f"{self.name}: {site} computes otherwise than {self.judge}: {what}; {CURE}"
 
-    def _inputs(self, site: Site, values) -> tuple[dict, dict]:
-        constants = {t: self.prepared.constants[t] for t in site.inputs if t in self.prepared.constants}
-        tensors = {t: np.asarray(values[t]) for t in site.inputs if t and t not in constants}
-        return constants, tensors
-
     def _alone(self, site, index, values):
         """An output of a node by our rule, on these tensors."""
-        constants, given = self._inputs(site, values)
-        outputs = [self.prepared.types.get(output, ("float32", ())) for output in site.outputs]
-        op, tensors = from_node(site.node, site.opset, constants, outputs, index)
+        op, tensors = self.prepared.handle(site, index)
         try:
-            return op.emit(NUMPY, [plain(given[t]) for t in tensors])
+            return op.emit(NUMPY, [plain(np.asarray(values[t])) for t in tensors])
         except NotConstant:
             return values[site.outputs[index]]  # by onnx.reference: not ours
 
@@ -229,19 +222,12 @@ class _Search:
             return False
         from onnx import helper
 
-        constants, given = self._inputs(site, self.theirs)
-        feed = constants | given
-        kinds = {t: helper.np_dtype_to_tensor_dtype(a.dtype) for t, a in feed.items()}
-        values = [helper.make_tensor_value_info(t, kind, feed[t].shape) for t, kind in kinds.items()]
-        outputs = [helper.make_empty_tensor_value_info(output) for output in site.outputs if output]
-        graph = helper.make_graph([site.node], "node", values, outputs)
-        opset = helper.make_opsetid("", site.opset)
-        model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+        known = {t: np.asarray(array) for t, array in self.theirs.items()} | self.prepared.constants
         try:
-            made = dict(zip([o for o in site.outputs if o], _by_reference(model, feed), strict=True))
-        except Exception:  # noqa: BLE001  # it raises types of its own
+            made = run_node(site, [helper.make_opsetid("", site.opset)], known)
+        except LoadError:
             return False
-        return same(self._alone(site, index, self.theirs), made[site.outputs[index]], self.close)
+        return same(self._alone(site, index, self.theirs), made[index], self.close)
 
 
 __all__ = ["HostCheck", "SelfCheck", "same"]

@@ -17,12 +17,11 @@ import numpy as np
 from ..errors import GraphError, last_line
 from ..network.layout import to_nchw, to_nhwc
 from ..readers.onnx_op import NotConstant, OnnxOp
+from ..readers.self_check import same
 from .build import Executor
 from .framework import NO_CSE, quiet, relay, tvm
 from .tensors import RELAY, Tensor
 
-#: largest difference from the meaning, of its largest number
-CLOSE = 1e-4
 #: operations that TVM may fuse, those it computes twice counted twice
 TOGETHER = 32
 
@@ -116,12 +115,7 @@ def accepted(handle: OnnxOp, arrays: Sequence[np.ndarray]) -> Any:
         raise
     except Exception as error:  # noqa: BLE001  # the importer and the compiler raise many unrelated types
         raise Different(f"TVM's importer fails ({last_line(error)})") from None
-    if want.dtype.kind != "f":
-        same = np.array_equal(made, want)
-    else:
-        largest = np.abs(want, where=np.isfinite(want), out=np.zeros_like(want)).max(initial=0)
-        same = np.allclose(made, want, rtol=0, atol=CLOSE * largest, equal_nan=True)
-    if not same:
+    if not same(made, want):
         raise Different("what TVM's importer makes of it computes other numbers")
     return function
 

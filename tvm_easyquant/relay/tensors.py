@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..network.tensors import COMPARE, Tensors
+from ..network.tensors import BOOL, COMPARE, WHOLE, Tensors
 from .framework import relay
 
 
@@ -40,16 +40,12 @@ _FLOAT_UNARY: dict[str, Callable] = {
 _UNARY: dict[str, Callable] = {
     "abs": relay.abs, "negative": relay.negative, "sign": relay.sign, "not": relay.logical_not,
 }  # fmt: skip
-#: of integers, the number itself
-_WHOLE = ("floor", "ceil", "round")
 _BINARY: dict[str, Callable] = {
     "add": relay.add, "subtract": relay.subtract, "multiply": relay.multiply, "divide": relay.divide,
     "maximum": relay.maximum, "minimum": relay.minimum, "power": relay.power, "and": relay.logical_and,
     "or": relay.logical_or, "equal": relay.equal, "less": relay.less, "less_equal": relay.less_equal,
     "greater": relay.greater, "greater_equal": relay.greater_equal,
 }  # fmt: skip
-#: of two bool, the same as
-_BOOL = {"add": "or", "maximum": "or", "multiply": "and", "minimum": "and"}
 _REDUCE: dict[str, Callable] = {"sum": relay.sum, "max": relay.max, "min": relay.min, "prod": relay.prod}
 _CONV: dict[int, Callable] = {1: relay.nn.conv1d, 2: relay.nn.conv2d, 3: relay.nn.conv3d}
 _MAX_POOL: dict[int, Callable] = {1: relay.nn.max_pool1d, 2: relay.nn.max_pool2d, 3: relay.nn.max_pool3d}
@@ -102,7 +98,7 @@ class _Relay:
         return Tensor.of(relay.take(x.expr, indices.expr, axis=int(axis), mode="clip"), shape, x.dtype)
 
     def unary(self, name, x):
-        if name in _WHOLE:
+        if name in WHOLE:
             return x if x.dtype.kind in "iub" else self._whole(name, x)
         if name in _FLOAT_UNARY:
             real = self._real(x)
@@ -113,7 +109,7 @@ class _Relay:
         if a.dtype.kind == "b" and name not in ("and", "or"):
             if name in COMPARE:
                 return self.binary(name, self.cast(a, np.int32), self.cast(b, np.int32))
-            name = _BOOL[name]
+            name = BOOL[name]
         if name == "divide" and a.dtype.kind in "iu":
             return self._divide(a, b)
         if name == "power" and a.dtype.kind in "iu":  # exact below 2^53

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..network.tensors import COMPARE
+from ..network.tensors import BOOL, COMPARE, WHOLE
 
 #: function of `network.tensors` -> the ONNX operator that it is
 UNARY = {
@@ -24,10 +24,6 @@ BINARY = {
     "less_equal": "LessOrEqual", "greater": "Greater", "greater_equal": "GreaterOrEqual",
 }  # fmt: skip
 REDUCE = {"sum": "ReduceSum", "max": "ReduceMax", "min": "ReduceMin", "prod": "ReduceProd"}
-#: of integers, the number itself
-WHOLE = ("floor", "ceil", "round")
-#: of two bool, the same as
-BOOL = {"add": "or", "maximum": "or", "multiply": "and", "minimum": "and"}
 #: reductions whose axes are an input, since
 AXES_AS_INPUT = {"sum": 13, "max": 18, "min": 18, "prod": 18}
 
