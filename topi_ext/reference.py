@@ -24,6 +24,9 @@ elementwise     ``table[q]``, the table made of ``quantize(f(dequantize(q)))``
 average pool    requantize of the exact int32 sum, with ``multiplier(in, 1 / count, out)``
 ==============  ==========================================================================
 
+A function between a layer and its rounding (LeakyReLU, hard-swish, SiLU) is part of the requantize:
+``clip(rint(function(float32(acc) * multiplier)) + zero_point, lo, hi)``; `function` defines it.
+
 This is the meaning ONNX gives to QuantizeLinear, DequantizeLinear and QLinearConv, and what a SIMD
 unit does (``cvtdq2ps``, ``mulps``, round to nearest even). Max pool, concat, reshape, slice, pad, resize
 and depth to space move integers and compute nothing; their inputs and output share one scale.
@@ -36,6 +39,8 @@ arithmetic such a layer may be one step off, next to a tie, which is below float
 from __future__ import annotations
 
 import numpy as np
+
+from .function import apply
 
 INT32_MAX = 2**31 - 1
 
@@ -71,15 +76,25 @@ def dequantize(q, scale, zero_point):
     return steps.astype(np.float32) * np.asarray(scale, np.float32)
 
 
-def requantize(acc, multiplier, zero_point, lo=0, hi=255):
-    """int32 (..., K) -> uint8: ``clip(rint(float32(acc) * multiplier) + zero_point, lo, hi)``."""
+def requantize(acc, multiplier, zero_point, lo=0, hi=255, function=None, other=None):
+    """int32 (..., K) -> uint8: ``clip(rint(float32(acc) * multiplier) + zero_point, lo, hi)``.
+
+    function: of the product, before it is rounded (`function.Fused`), with the vector ``other``.
+    """
     scaled = np.asarray(acc, np.int32).astype(np.float32) * np.asarray(multiplier, np.float32)
+    if function is not None:
+        scaled = apply(function, scaled, other)
     return _store(np.rint(scaled), zero_point, lo, hi)
 
 
-def add(a, b, a_scale, a_zero_point, b_scale, b_zero_point, scale, zero_point, lo=0, hi=255):
-    """uint8 + uint8 -> uint8, each with its own scale: dequantize, add, quantize in float32."""
+def add(a, b, a_scale, a_zero_point, b_scale, b_zero_point, scale, zero_point, lo=0, hi=255,
+        function=None):  # fmt: skip
+    """uint8 + uint8 -> uint8, each with its own scale: dequantize, add, quantize in float32.
+
+    function: of the sum, before it is quantized, in the form of `function.canonical` without vectors.
+    """
     total = dequantize(a, a_scale, a_zero_point) + dequantize(b, b_scale, b_zero_point)
+    total = total if function is None else apply(function, total)
     return quantize(total, scale, zero_point, lo, hi)
 
 

@@ -3,7 +3,8 @@
 An expression is ``"x"``, a float, or a tuple ``(function, argument, ...)`` with a name of `FUNCTIONS`:
 hard-swish is ``("multiply", "x", ("clip", ("add", "x", 3.0), 0.0, 6.0))`` divided by 6. A front end
 gathers every chain of such operators on one tensor into one node, so that sigmoid, hard-swish, SiLU,
-leaky ReLU, tanh or GELU cost one table lookup each. The names are Relay's.
+leaky ReLU, tanh or GELU are part of a requantize, or cost one table lookup each. The names are Relay's.
+A tuple of numbers stands for one number a channel, as PReLU's slopes are: along the last axis, NHWC's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from math import erf
 
 import numpy as np
+
+from topi_ext.function import is_vector
 
 
 def _sigmoid(x):
@@ -54,9 +57,11 @@ def compute(expression, x: np.ndarray) -> np.ndarray:
     """
 
     def value(e):
-        if e == "x":
+        if isinstance(e, str):
             return x.astype(np.float64)
-        return FUNCTIONS[e[0]](*map(value, e[1:])) if isinstance(e, tuple) else np.float64(e)
+        if not isinstance(e, tuple) or is_vector(e):
+            return np.asarray(e, np.float64)
+        return FUNCTIONS[e[0]](*map(value, e[1:]))
 
     with np.errstate(all="ignore"):
         result = np.nan_to_num(value(expression), nan=0.0)
@@ -77,8 +82,8 @@ def nonnegative(expression, x_nonnegative: bool = False) -> bool:
     def proven(e):
         if e == "x":
             return x_nonnegative
-        if not isinstance(e, tuple):
-            return e >= 0
+        if not isinstance(e, tuple) or is_vector(e):
+            return np.min(e) >= 0
         name, *arguments = e
         if name in ("sigmoid", "exp", "abs", "sqrt", "rsqrt"):
             return True
