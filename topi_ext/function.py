@@ -362,6 +362,11 @@ def _homogeneous(e) -> bool:
     return e[0] == "multiply" and _homogeneous(e[1]) and _constant(e[2])
 
 
+def homogeneous(expression) -> bool:
+    """Whether f(s x) = s f(x) for every s > 0, by the form of the expression."""
+    return (form := canonical(expression)) is not None and _homogeneous(form)
+
+
 def _with_vector(form, factor, lo, hi) -> Fused:
     found = list(vectors(form))
     if not found:
@@ -381,6 +386,11 @@ def _named(e, vector):
     if e == vector:
         return "other"
     return (e[0], *(_named(argument, vector) for argument in e[1:])) if isinstance(e, tuple) else e
+
+
+def plain(expression):
+    """A function without vectors in the norm's form, of real numbers: what an add computes on its sum."""
+    return _single(canonical(expression))
 
 
 def uses_other(function) -> bool:

@@ -16,6 +16,7 @@ from math import inf
 
 import numpy as np
 
+from topi_ext.function import is_vector
 from topi_ext.reference import quantize
 
 from ..network.expression import PARAMETRIC, softplus_of
@@ -92,6 +93,7 @@ class _Rewriter:
         self.params: list = []
         self.float_of: dict = {}  # tensor -> expression of its own dtype in the model's layout
         self.stored_of: dict = {}  # tensor -> uint8 expression, NHWC
+        self.unrounded = set(self.plan.accumulators)  # and what float nodes make of those alone
 
     def module(self, taps):
         for node in self.graph:
@@ -103,11 +105,10 @@ class _Rewriter:
                 pass  # done by its producer
             elif node.name in self.plan.integer:
                 INTEGER[node.op](self, node)
-            elif node.op == "float":
-                self.float_of[node.name] = self._emit(node)
             else:
-                inputs = [self.real(t) for t in node.inputs]
-                self.float_of[node.name] = FLOAT[node.op](node, *inputs)
+                if self.unrounded.issuperset(node.inputs):
+                    self.unrounded.add(node.name)
+                self.float_of[node.name] = self._float(node)
         results = [self.real(t) for t in self.graph.outputs] + [self.stored(t) for t in taps]
         return _function(self.params, results)
 
@@ -120,8 +121,11 @@ class _Rewriter:
         """The tensor as uint8 NHWC; quantized here if a float node made it."""
         if tensor not in self.stored_of:
             s = self.scale(tensor)
+            x = self.float_of[tensor]
+            if tensor in self.unrounded:  # else it would look like a function fused to the layer
+                x = relay.annotation.stop_fusion(x)
             q = relay.qnn.quantize(
-                self.float_of[tensor], _scalar(s.scale), _zero(s.zero_point), out_dtype="uint8"
+                x, _scalar(s.scale), _zero(s.zero_point), out_dtype="uint8"
             )
             q = _clip(q, s.lo, s.hi)
             if len(self.graph[tensor].shape) == 4:
@@ -139,8 +143,10 @@ class _Rewriter:
             self.float_of[tensor] = _to_model(x, self.graph[tensor])
         return self.float_of[tensor]
 
-    def _emit(self, node):
-        """A float node, by its handle."""
+    def _float(self, node):
+        """A node that stays float, by its rule or its handle."""
+        if node.op != "float":
+            return FLOAT[node.op](node, *(self.real(t) for t in node.inputs))
         tensors = _tensors(self.graph, node, [self.real(t) for t in node.inputs])
         values = None if self.sample is None else partial(self._values, node, self.sample)
         return emit(node.attrs["handle"], tensors, node.name, values)
@@ -174,10 +180,20 @@ class _Rewriter:
             return
         layer = self.layers.get(node.name)
         made = (layer and layer.own) or self.scales.stored(node)
+        if made.function is not None:
+            x = relay.qnn.dequantize(acc, unit, _zero(zero_point), axis=-1, out_dtype="float32")
+            return self._quantized(made, x, node)
         q = relay.qnn.requantize(
             acc, unit, _zero(zero_point), _scalar(made.scale.scale), _zero(made.scale.zero_point),
             axis=len(node.shape) - 1, out_dtype="uint8", **REQUANTIZE,
         )  # fmt: skip
+        self.stored_of[made.tensor] = _clip(q, made.lo, made.hi)
+
+    def _quantized(self, made, x, node):
+        """A float32 NHWC tensor through the function that is fused to its node -> the stored tensor."""
+        x = _expression(made.function, x, len(node.shape), len(node.shape) - 1)
+        scale = made.scale
+        q = relay.qnn.quantize(x, _scalar(scale.scale), _zero(scale.zero_point), out_dtype="uint8")
         self.stored_of[made.tensor] = _clip(q, made.lo, made.hi)
 
     def _layer(self, node):
@@ -214,9 +230,25 @@ class _Rewriter:
         join = self.joins[node.name]
         made = join.output
         tensors = [self.stored(tensor) for tensor in join.inputs]
+        if made.function is not None:
+            return WITH_FUNCTION[node.op](self, node, join, tensors)
         numbers = [(_scalar(s.scale), _zero(s.zero_point)) for s in (*join.scales, made.scale)]
         q = JOINS[node.op](*tensors, *chain.from_iterable(numbers))
         self.stored_of[made.tensor] = _clip(q, made.lo, made.hi)
+
+    def _sum(self, node, join, tensors):
+        a, b = (
+            relay.qnn.dequantize(x, _scalar(s.scale), _zero(s.zero_point), out_dtype="float32")
+            for x, s in zip(tensors, join.scales, strict=True)
+        )
+        self._quantized(join.output, a + b, node)
+
+    def _product(self, node, join, tensors):
+        a, b = (
+            relay.cast(x, "int32") - relay.const(s.zero_point, "int32")
+            for x, s in zip(tensors, join.scales, strict=True)
+        )
+        self._finish(node, a * b, _number(self.scales.unit(node)))
 
 
 def _named(call, name):
@@ -286,19 +318,23 @@ def _repeat(x, factors, first_axis):
     return x
 
 
-def _expression(e, x):
-    """An expression of `elementwise` as Relay calls."""
-    if e == "x":
+def _expression(e, x, rank, axis):
+    """An expression of `elementwise` as Relay calls; axis: of the channels in ``x``, of this rank."""
+    if isinstance(e, str):
         return x
-    if not isinstance(e, tuple):
-        return relay.const(np.float32(e))
+    if not isinstance(e, tuple) or is_vector(e):
+        e = np.asarray(e, np.float32)
+        return relay.const(e.reshape(-1, *(1,) * (rank - 1 - axis)) if e.ndim else e)
     if (inner := softplus_of(e)) is not None:
-        inner = _expression(inner, x)
+        inner = _expression(inner, x, rank, axis)
         small = relay.log(relay.exp(relay.negative(relay.abs(inner))) + relay.const(np.float32(1)))
         return relay.maximum(inner, relay.const(np.float32(0))) + small
     name, first, *others = e
-    others = others if name in PARAMETRIC else [_expression(other, x) for other in others]
-    return EXPRESSIONS[name](_expression(first, x), *others)
+    first = _expression(first, x, rank, axis)
+    if name == "leaky_relu" and is_vector(others[0]):
+        return relay.nn.prelu(first, relay.const(np.asarray(others[0], np.float32)), axis)
+    others = others if name in PARAMETRIC else [_expression(other, x, rank, axis) for other in others]
+    return EXPRESSIONS[name](first, *others)
 
 
 # -- a node that stays float, on NCHW tensors
@@ -318,6 +354,11 @@ def _float_conv(node, x):
 def _float_dense(node, x):
     y = relay.nn.dense(x, relay.const(np.ascontiguousarray(node.weight[0, 0].T)), units=node.channels)
     return relay.nn.bias_add(y, relay.const(node.bias), axis=1)
+
+
+def _float_function(node, x):
+    rank = len(node.shape)
+    return _expression(node.attrs["expression"], x, rank, nchw_axis(rank - 1, rank))
 
 
 def _float_clip(node, x):
@@ -394,6 +435,8 @@ MOVES: dict[str, Callable] = {
 PRODUCTS: dict[str, Callable] = {"conv2d": _conv, "avg_pool2d": _conv, "dense": _dense}
 #: join -> the operator of qnn
 JOINS: dict[str, Callable] = {"add": relay.qnn.add, "mul": relay.qnn.mul}
+#: join -> how it is made where a function is fused to it
+WITH_FUNCTION: dict[str, Callable] = {"add": _Rewriter._sum, "mul": _Rewriter._product}
 #: operator -> its integer rule, for all that runs in integers
 INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "conv2d": _Rewriter._layer,
@@ -410,7 +453,7 @@ FLOAT: dict[str, Callable] = {
     "dense": _float_dense,
     "add": lambda node, a, b: a + b,
     "mul": lambda node, a, b: a * b,
-    "elementwise": lambda node, x: _expression(node.attrs["expression"], x),
+    "elementwise": _float_function,
     "concat": _float_concat,
     "max_pool2d": lambda node, x: relay.nn.max_pool2d(x, **node.attrs),
     "avg_pool2d": lambda node, x: relay.nn.avg_pool2d(x, **node.attrs),

@@ -16,13 +16,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..errors import CalibrationError
+from ..network.channelwise import channelwise, factors, place
 from ..network.graph import Graph, GraphError, run
 from ..network.layout import layout_hint
 from ..network.node import Node, exactly, model_shape
 from . import histogram as _histogram
 from .histogram import Histogram
-from .numerics import QuantConfig, Scale, scale_for, steps, weight_scales
-from .partition import Plan
+from .numerics import QuantConfig, Scale, scale_between, scale_for, steps, weight_scales
+from .partition import Plan, plan_of
 from .table import ScaleTable
 
 Progress = Callable[[int, int, str], None]
@@ -31,23 +32,36 @@ Progress = Callable[[int, int, str], None]
 @dataclass
 class Range:
     """Observer of one site: the smallest and largest value seen, and a histogram of the absolute values
-    where the start needs one; the order of the values does not matter."""
+    where the start needs one, and of those of the negative values where the range may have two ends; the
+    order of the values does not matter."""
 
     low: float = 0.0
     high: float = 0.0
     histogram: Histogram | None = None
+    negative: Histogram | None = None
+
+    @classmethod
+    def of(cls, config: QuantConfig) -> Range:
+        """One that sees what a start needs."""
+        counted = config.how.start != "max"
+        both = counted and config.how.asymmetric
+        return cls(histogram=Histogram() if counted else None, negative=Histogram() if both else None)
 
     def see(self, value: np.ndarray) -> None:
         self.low = min(self.low, float(value.min(initial=0.0)))
         self.high = max(self.high, float(value.max(initial=0.0)))
         if self.histogram is not None:
             self.histogram.see(value)
+        if self.negative is not None:
+            self.negative.see(value[value < 0])
 
     def merge(self, other: Range) -> None:
         """Take in what another has seen, which stays as it is."""
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         if self.histogram is not None and other.histogram is not None:
             self.histogram.merge(other.histogram)
+        if self.negative is not None and other.negative is not None:
+            self.negative.merge(other.negative)
 
     @property
     def absmax(self) -> float:
@@ -62,11 +76,20 @@ class Range:
             return _histogram.percentile(self.histogram, percentile)
         return getattr(_histogram, start)(self.histogram, levels)
 
+    def ends(self, start: str, levels: int, percentile: float) -> tuple[float, float]:
+        """The smallest and the largest value to be held, by a start of `numerics.SWITCHES`."""
+        if start == "mse" and self.absmax > 0:
+            assert self.histogram is not None and self.negative is not None  # noqa: S101, PT018  # this start's
+            return _histogram.between(self.histogram, self.negative, levels)
+        largest = self.threshold(start, levels // 2, percentile)
+        return max(self.low, -largest), min(self.high, largest)
+
 
 @dataclass
 class Calibration:
     """What calibration found: ranges by site, the samples kept for the search, their number, the largest
-    output (its index) of the float network on each, and the ranges of single tensors."""
+    output (its index) of the float network on each, the ranges of single tensors, and of those that may be
+    divided by a factor a channel the mean over the samples of each channel's largest |x|."""
 
     ranges: dict[str, Range]
     samples: list[dict[str, np.ndarray]] = field(default_factory=list)
@@ -74,6 +97,7 @@ class Calibration:
     answers: list[int] = field(default_factory=list)
     asked: int = 1
     tensors: dict[str, Range] = field(default_factory=dict)
+    channels: dict[str, np.ndarray] = field(default_factory=dict)
 
     def of(self, plan: Plan) -> Calibration:
         """What calibration finds for ``plan``, in which fewer nodes are integer than in this one's."""
@@ -266,17 +290,20 @@ def calibrate(
     first: called with the first sample, before it runs.
     Raises CalibrationError; an empty ``data`` is one.
     """
-    counted = config.how.start != "max"
-    # a sum with a fused clip is stored itself where the clip's readers stay float, see `Calibration.of`
+    # a sum with a fused clip or function is stored itself where its readers stay float, see `Calibration.of`
     sums = [name for name in plan.fused.values() if graph[name].operator.integer == "sum"]
-    tensors = {name: Range(histogram=Histogram() if counted else None) for name in (*plan.site_of, *sums)}
-    result = Calibration({}, asked=config.search_images if config.searches else 1, tensors=tensors)
+    tensors = {name: Range.of(config) for name in (*plan.site_of, *sums)}
+    asked = config.search_images if config.searches else 1
+    channels = {name: np.zeros(graph[name].shape[-1]) for name in divisible(graph, plan, config)}
+    result = Calibration({}, asked=asked, tensors=tensors, channels=channels)
 
     def observe(node, value):
         if node.name in tensors:
             if not np.isfinite(value).all():
                 raise GraphError(f"{node.name} overflows float32 on calibration sample {result.seen}")
             tensors[node.name].see(value)
+        if node.name in channels:
+            channels[node.name] += np.abs(value).max(axis=tuple(range(1, value.ndim - 1))).mean(axis=0)
         scores = node.name == graph.outputs[0] and node.dtype == "float32" and value.ndim > 0
         if scores and value.size == value.shape[-1] > 2:  # classes
             result.answers.append(int(value.argmax()))
@@ -294,7 +321,46 @@ def calibrate(
             progress(result.seen, 0, "calibrate")
     if not result.seen:
         raise CalibrationError("calibration data is empty; give at least one sample, better 50")
+    for largest in channels.values():
+        largest /= result.seen
     return result.of(plan)
+
+
+def divisible(graph: Graph, plan: Plan, config: QuantConfig) -> list[str]:
+    """The stored tensors that factors of channels are for: those that only depthwise layers read."""
+    if not config.how.channel_factors:
+        return []
+    found = []
+    for site in plan.sites.values():
+        (tensor, *more), functions = site.tensors, config.how.fuse_functions
+        layer = None if more else place(graph, tensor, functions)
+        integer = layer is not None and {layer.name, tensor, *graph.users[tensor]} <= plan.integer
+        if integer and (layer.name == tensor or plan.fused.get(tensor) == layer.name):
+            found.append(tensor)
+    return found
+
+
+def divided(
+    graph: Graph, plan: Plan, calibration: Calibration, config: QuantConfig
+) -> tuple[Graph, Plan, Calibration, dict[str, np.ndarray]]:
+    """The network with the tensors that only depthwise layers read divided by `channelwise.factors`, its plan,
+    what calibration finds for it, and the factors. The changed ranges are those of the kept samples."""
+    found = {tensor: factors(largest) for tensor, largest in calibration.channels.items()}
+    found = {tensor: f for tensor, f in found.items() if (f != 1).any()}
+    if not found:
+        return graph, plan, calibration, {}
+    other = channelwise(graph, found)
+    tensors = calibration.tensors | {name: Range.of(config) for name in found}
+
+    def observe(node, value):
+        if node.name in found:
+            tensors[node.name].see(value)
+
+    for sample in calibration.samples:
+        with threadpool_limits(1):
+            run(other, sample, observe)
+    plan = plan_of(other, config)
+    return other, plan, replace(calibration, tensors=tensors, channels={}).of(plan), found
 
 
 def _by_site(plan: Plan, tensors: Mapping[str, Range]) -> dict[str, Range]:
@@ -312,6 +378,8 @@ def site_scale(plan: Plan, name: str, found: Range, config: QuantConfig) -> Scal
     site, how = plan.sites[name], config.how
     bits = config.bits_of(*site.readers) if site.readers else 8
     signed = not (how.unsigned and (site.nonnegative or found.low >= 0))
+    if how.asymmetric and found.low < 0:
+        return scale_between(*found.ends(how.start, steps(bits, False), config.percentile), bits)
     return scale_for(found.threshold(how.start, steps(bits, signed), config.percentile), bits, signed)
 
 

@@ -67,6 +67,35 @@ class Histogram:  # noqa: PLW1641  # it grows, so it has no hash
         return self.counts[: int(self.absmax / width) + 1], width
 
 
+def between(histogram: Histogram, negative: Histogram, levels: int) -> tuple[float, float]:
+    """The ends (low, high), of 13 parts of the negative and 19 of the positive values' range, that make the
+    least squared rounding and clipping error in ``levels`` steps with zero among them.
+
+    histogram: of all absolute values; negative: of those of the negative ones.
+    """
+    counts, width = histogram.used()
+    below = np.zeros(len(counts))
+    if negative.exponent is not None:
+        assert histogram.exponent is not None  # noqa: S101  # it holds those values, too
+        below += _coarser(negative.counts, histogram.exponent - negative.exponent)[: len(counts)]
+    sides = below, counts - below
+    centres = width * (np.arange(len(counts)) + 0.5)
+    ends = [width * (np.flatnonzero(side).max(initial=-1) + 1) for side in sides]
+    used = [(side[:n], centres[:n]) for side, n in zip(sides, (round(e / width) for e in ends), strict=True)]
+    best, found = np.inf, (0.0, 0.0)
+    for low in np.linspace(0.1, 1, 13) * ends[0] if ends[0] else (0.0,):
+        for high in np.linspace(0.1, 1, 19) * ends[1] if ends[1] else (0.0,):
+            step = (low + high) / levels
+            zero = np.rint(low / step)
+            total = 0.0
+            for (side, values), top in zip(used, (zero, levels - zero), strict=True):
+                error = values - step * np.minimum(np.rint(values / step), top)
+                total += float(side @ (error * error))
+            if total < best:
+                best, found = total, (-float(low), float(high))
+    return found
+
+
 def _coarser(counts, powers):
     """The counts in bins ``2**powers`` times as wide."""
     if powers >= BITS:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from topi_ext import reference
+from topi_ext.function import REACH, Fused, fuse, plain
+from topi_ext.function import apply as apply_function
 
 from ..errors import RangeError
 from ..network import expression, ops
@@ -39,12 +41,21 @@ def function_values(node: Node, scale: Scale) -> np.ndarray:
 
 class Stored(NamedTuple):
     """A tensor as a node stores it: in steps of ``scale``, clipped to the stored range lo..hi that the clip
-    fused to it, if there is one, leaves."""
+    fused to it, if there is one, leaves. function: the expression of the function fused to it, or None."""
 
     tensor: str
     scale: Scale
     lo: int
     hi: int
+    function: object = None
+
+    def fused(self, unit) -> Fused:
+        """How a requantize makes it of an accumulator in steps of ``unit``, float32 () or (K,).
+
+        There is a function; its limits are in steps, without the zero point.
+        """
+        zero = self.scale.zero_point
+        return fuse(self.function, unit, self.scale.scale, self.lo - zero, self.hi - zero)
 
 
 class Scales:
@@ -122,7 +133,12 @@ class Scales:
         """What an integer node stores, the scale of its site decided."""
         target = self.plan.stored(node, self.graph)
         scale = self.decided(target)
-        return Stored(target, scale, *integer_limits(scale, node_limits(node, self)))
+        return Stored(target, scale, *integer_limits(scale, node_limits(node, self)), self.function(node))
+
+    def function(self, node: Node):
+        """The expression of the function that is fused to ``node``, None if there is none."""
+        fused = self.graph[self.plan.stored(node, self.graph)]
+        return fused.attrs["expression"] if fused.op == "elementwise" and fused is not node else None
 
 
 def check_range(node: Node, weight: np.ndarray, source: Scale) -> None:
@@ -134,6 +150,19 @@ def check_range(node: Node, weight: np.ndarray, source: Scale) -> None:
     worst = int(np.abs(weight.astype(np.int64)).sum(axis=(0, 1, 2)).max()) * reach
     if worst > 2**30:  # the other half of int32 is the bias
         raise RangeError(node.name, f"its int32 accumulator may reach {worst}, beyond 2**30")
+
+
+def check_reach(node: Node, scales: Scales) -> None:
+    """Prove that the function fused to a layer is asked for numbers within its `REACH` only; RangeError."""
+    if scales.plan.stored(node, scales.graph) == node.name or scales.function(node) is None:
+        return
+    source = scales.decided(node.inputs[0])
+    most = max(source.hi - source.zero_point, source.zero_point - source.lo)
+    weight = np.abs(scales.integer_weight(node).astype(np.int64)).sum(axis=(0, 1, 2))
+    acc = weight * most + np.abs(scales.integer_bias(node).astype(np.int64))
+    worst = float((acc * np.asarray(scales.unit(node), np.float64)).max())
+    if not worst <= REACH:
+        raise RangeError(node.name, f"its output may reach {worst:g}, beyond the {REACH:g} of its function")
 
 
 def check_ranges(graph: Graph, table) -> None:
@@ -151,6 +180,8 @@ def misfits(graph: Graph, plan: Plan, table) -> dict[str, RangeError]:
             try:
                 check_range(node, scales.integer_weight(node), scales.decided(node.inputs[0]))
                 scales.integer_bias(node)
+                if node.name not in plan.accumulators:
+                    check_reach(node, scales)
             except RangeError as error:
                 found[node.name] = error
     return found
@@ -234,20 +265,29 @@ class Sample:
         self.stored[node.name] = self._run(node, scales)
 
     def unstored(self, node: Node, scales: Scales) -> np.ndarray:
-        """What ``node`` produced, as float32 before it is rounded to its site, fused clip applied."""
+        """What ``node`` produced, as float32 before it is rounded to its site, what is fused to it applied."""
         raw = self.raw[node.name]
         value = raw if node.operator.in_float else reference.dequantize(raw, scales.unit(node), 0)
+        if (function := scales.function(node)) is not None:
+            return expression.compute(function, value)
         lo, hi = node_limits(node, scales)
         return np.clip(value, np.float32(lo), np.float32(hi))
 
     def store(self, node: Node, scales: Scales) -> None:
         """Round what ``node`` produced to the scale of its site, by the norm."""
-        (target, s, lo, hi), raw = scales.stored(node), self.raw.pop(node.name)
+        made, raw = scales.stored(node), self.raw.pop(node.name)
+        target, s, lo, hi, function = made
         if node.operator.in_float:
-            self.stored[target] = reference.quantize(raw, s.scale, s.zero_point, lo, hi)
-        else:
+            value = raw if function is None else apply_function(plain(function), raw)
+            self.stored[target] = reference.quantize(value, s.scale, s.zero_point, lo, hi)
+        elif function is None:
             factor = reference.multiplier(1, scales.unit(node), s.scale)
             self.stored[target] = reference.requantize(raw, factor, s.zero_point, lo, hi)
+        else:
+            factor, zero = made.fused(scales.unit(node)), s.zero_point
+            self.stored[target] = reference.requantize(
+                raw, factor.multiplier, zero, factor.lo + zero, factor.hi + zero, factor.function, factor.other
+            )
 
     def settle(self, tensors, scales: Scales) -> None:
         """Store what waited for the scale of a site; ``tensors``: the site's, in topological order."""
@@ -405,6 +445,7 @@ def run_integer(graph: Graph, table, feed: Mapping[str, np.ndarray]) -> dict[str
 
     Equal, bit for bit, to the compiled module. Raises TableError if the table does not fit.
     """
+    graph = table.prepared(graph)
     plan = table.check(graph)
     scales = Scales.of_table(graph, plan, table)
     sample = Sample(graph.check_inputs(feed))

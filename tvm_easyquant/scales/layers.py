@@ -2,9 +2,9 @@
 its table. No TVM here.
 
 A layer is what runs as an integer convolution: a convolution, a dense layer (1x1 on a 1x1 map), or the
-window sums of an average pool (a depthwise convolution with ones). The clip that follows it is fused into
-its requantize, and so is a residual add, where the layer's tensor has no other reader. A join is every
-other add or mul of two stored tensors.
+window sums of an average pool (a depthwise convolution with ones). The clip or function that follows it is
+fused into its requantize, and so is a residual add, where the layer's tensor has no other reader and no
+function was fused. A join is every other add or mul of two stored tensors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from topi_ext import reference
 from topi_ext.conv2d import Convolution, ConvSpec, Residual, fold_zero_point
+from topi_ext.function import plain
 
 from ..network.graph import Graph
 from ..network.node import Node
@@ -68,11 +69,16 @@ class Layer:
     @property
     def convolution(self) -> Convolution:
         """What its kernel is chosen by: the zero point folded into the bias; multipliers of the requantize,
-        or of the dequantize where only float nodes read it."""
+        with the second vector of its function, or of the dequantize where only float nodes read it."""
         bias = fold_zero_point(self.bias, self.weight, self.source.zero_point)
-        step = self.unit if self.own is None else reference.multiplier(1, self.unit, self.own.scale.scale)
-        channels = np.broadcast_to(step, (self.spec.out_channels,))
-        return Convolution(self.spec, self.weight, bias, np.ascontiguousarray(channels))
+        if self.own is not None and self.own.function is not None:
+            fused = self.own.fused(self.unit)
+            steps = [fused.multiplier] if fused.other is None else [fused.multiplier, fused.other]
+        else:
+            one = self.own is None
+            steps = [self.unit if one else reference.multiplier(1, self.unit, self.own.scale.scale)]
+        channels = np.stack([np.broadcast_to(step, (self.spec.out_channels,)) for step in steps])
+        return Convolution(self.spec, self.weight, bias, channels[0] if len(steps) == 1 else channels)
 
     @property
     def residual(self) -> str | None:
@@ -163,7 +169,7 @@ class _Deriver:
         for tensor in add.inputs:
             node = self.graph[self.plan.fused.get(tensor, tensor)]
             convolution = node.name in self.plan.integer and node.op != "dense" and self._convolves(node)
-            if convolution and self._reads(tensor) == 1:
+            if convolution and self._reads(tensor) == 1 and self.scales.function(node) is None:
                 return node.name
         return None
 
@@ -195,7 +201,8 @@ class _Deriver:
             window["groups"] = c
         spec = ConvSpec(
             batch=n, height=h, width=w, in_channels=c, out_channels=node.shape[-1], kernel=weight.shape[:2],
-            data_max=self._bound(data), zero_point=source.zero_point, **window, **_epilogue(own, join),
+            data_max=self._bound(data), zero_point=source.zero_point, **window,
+            **_epilogue(own, join, self.scales.unit(node)),
         )  # fmt: skip
         return Layer(node.name, spec, weight, self.scales.factor(node), bias, data, source, own, join)
 
@@ -227,14 +234,19 @@ class _Deriver:
         return self.scales.stored(node).hi
 
 
-def _epilogue(own: Stored | None, join: Join | None) -> dict:
+def _epilogue(own: Stored | None, join: Join | None, unit) -> dict:
     """The fields of `ConvSpec` that say what becomes of the accumulator."""
     if own is None:
         return {"epilogue": "dequantize"}
     made = own if join is None else join.output
     fields = {"out_zero_point": made.scale.zero_point, "lo": made.lo, "hi": made.hi}
+    if join is None and made.function is not None:
+        fused, zero = made.fused(unit), made.scale.zero_point
+        fields |= {"lo": fused.lo + zero, "hi": fused.hi + zero, "function": fused.function}
     if join is None:
         return {"epilogue": "requantize", **fields}
+    if made.function is not None:
+        fields["function"] = plain(made.function)
     first = join.inputs[0] == own.tensor
     other = join.scales[1 if first else 0]
     residual = Residual(

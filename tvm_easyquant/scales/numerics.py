@@ -36,6 +36,10 @@ class Method(NamedTuple):
     bias_correction: the bias that removes each output channel's mean error on the calibration data.
     rounding: "nearest", or "descent": weights rounded up or down by coordinate descent on the layer's
         squared error, which its Gram matrix gives (AdaRound's aim, without gradients).
+    fuse_functions: a function behind a layer, an add or a mul (LeakyReLU, hard-swish, SiLU) is computed on the
+        float32 of its requantize: one rounding; without it the layer is rounded and a table of 256 entries read.
+    asymmetric: any zero point for tensors that can be negative, both ends of the range searched.
+    channel_factors: one scale per channel for tensors that only depthwise layers read (`network.channelwise`).
     exhaustive: every candidate on all data; otherwise successive halving on growing samples of the output
         positions drops most activation scales early.
     """
@@ -48,6 +52,9 @@ class Method(NamedTuple):
     bias_correction: bool = False
     rounding: str = "nearest"
     exhaustive: bool = False
+    fuse_functions: bool = False
+    asymmetric: bool = False
+    channel_factors: bool = False
 
 
 METHODS = {
@@ -57,8 +64,9 @@ METHODS = {
     "easyquant_mse": Method("mse"),
     # what measured best at 7 bits (benchmarks/ablation.py)
     "easyquant_layerwise": Method(
-        "mse", start="mse", order="layerwise", gain_correction=True, bias_correction=True
-    ),
+        "mse", start="mse", order="layerwise", gain_correction=True, bias_correction=True,
+        fuse_functions=True, asymmetric=True, channel_factors=True,
+    ),  # fmt: skip
     # the starting points of the search, unsearched
     "minmax": Method(None),
     "percentile": Method(None, start="percentile"),
@@ -75,7 +83,14 @@ SWITCHES = {
     "bias_correction": (True, False),
     "rounding": ("nearest", "descent"),
     "exhaustive": (True, False),
+    "fuse_functions": (True, False),
+    "asymmetric": (True, False),
+    "channel_factors": (True, False),
 }
+#: the switches that tables of version 1 do not know, where each of them is off
+NEW_SWITCHES = ("fuse_functions", "asymmetric", "channel_factors")
+#: what a method without search has a say in
+UNSEARCHED = ("start", "unsigned", *NEW_SWITCHES)
 #: the method of a table whose scales a quantized model brought along
 IMPORTED = "imported"
 BITS = (7, 8)
@@ -99,6 +114,9 @@ class Settings(TypedDict, total=False):
     bias_correction: bool | None
     rounding: Literal["nearest", "descent"] | None
     exhaustive: bool | None
+    fuse_functions: bool | None
+    asymmetric: bool | None
+    channel_factors: bool | None
     equalize: bool
     layer_bits: Mapping[str, int] | Iterable[tuple[str, int]]
     integer: Iterable[str] | None
@@ -144,8 +162,8 @@ class QuantConfig:
     rounds: the whole search, repeated from where it is; a round that makes the network's output worse on
         the search images is undone and ends it (paper: 1).
     percentile: of the absolute values that the start "percentile" keeps.
-    objective, unsigned, start, order, gain_correction, bias_correction, rounding, exhaustive: switches, see
-        `Method`; None is what ``method`` says. ``method="easyquant"`` is the paper and takes none.
+    objective, unsigned, start, order, gain_correction, bias_correction, rounding, exhaustive,
+        fuse_functions, asymmetric, channel_factors: switches, see `Method`; None is what ``method`` says. ``method="easyquant"`` is the paper and takes none.
     equalize: cross-layer equalization first (`equalize`); of any method but the paper's.
     layer_bits: ((layer, bits), ...) of the layers whose bits differ from ``bits``.
     integer: the nodes that run in integers, exactly these, where an imported model says so; None: all that
@@ -170,6 +188,9 @@ class QuantConfig:
     bias_correction: bool | None = None
     rounding: str | None = None
     exhaustive: bool | None = None
+    fuse_functions: bool | None = None
+    asymmetric: bool | None = None
+    channel_factors: bool | None = None
     equalize: bool = False
     layer_bits: tuple[tuple[str, int], ...] = ()
     integer: tuple[str, ...] | None = None
@@ -188,6 +209,9 @@ class QuantConfig:
         for name, values in SWITCHES.items():
             if getattr(self, name) is not None:
                 self._check_switch(name, values)
+        for name in NEW_SWITCHES:  # said or not: one form
+            if getattr(self, name) == getattr(METHODS.get(self.method, Method(None)), name):
+                object.__setattr__(self, name, None)
         if not isinstance(self.equalize, bool):
             raise ConfigError(f"equalize is {shown(self.equalize)}; use one of True, False")
         if self.equalize and self.method in ("easyquant", IMPORTED):
@@ -236,7 +260,9 @@ class QuantConfig:
                 f"{name}={value!r} is no part of the paper's method easyquant; use it with "
                 "easyquant_unsigned or easyquant_mse"
             )
-        if not self.searches and name not in ("start", "unsigned"):
+        if self.method == IMPORTED and name in NEW_SWITCHES and value:
+            raise ConfigError(f"{name}=True is no part of the method imported: its scales are settled")
+        if not self.searches and name not in UNSEARCHED:
             raise ConfigError(f"method {self.method} does not search: {name} says nothing there")
 
     @property
@@ -314,6 +340,16 @@ def scale_for(absmax: float, bits: int, signed: bool) -> Scale:
     scale = float(np.float32(absmax / top)) if absmax > 0 else 1.0
     scale = max(scale, float(np.finfo(np.float32).tiny))
     return Scale(scale, zero_point, zero_point - top if signed else 0, zero_point + top)
+
+
+def scale_between(low: float, high: float, bits: int) -> Scale:
+    """The scale and zero point of ``[low, high]``, which has 0 inside, in all integers of ``bits``."""
+    top = steps(bits, signed=False)
+    low, high = min(low, 0.0), max(high, 0.0)
+    if high == low:
+        return Scale(1.0, 0, 0, top)
+    scale = max(float(np.float32((high - low) / top)), float(np.finfo(np.float32).tiny))
+    return Scale(scale, min(top, int(np.rint(-low / scale))), 0, top)
 
 
 def weight_scales(

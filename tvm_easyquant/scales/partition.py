@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
+from topi_ext import function
+
 from ..network.graph import Graph, GraphError
 from ..network.node import Node
+from .numerics import QuantConfig
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Plan:
     """The integer part of a graph.
 
     integer: names of nodes that run in integers. floats: the others, each with its reason.
-    fused: clip -> the node in whose requantize it happens. sites: by name. site_of: tensor -> site.
+    fused: clip, or function (an elementwise node) -> the node in whose requantize it happens. sites: by name. site_of: tensor -> site.
     accumulators: integer nodes read by float nodes only; their int32 result is dequantized directly.
     """
 
@@ -72,7 +75,7 @@ class Plan:
     accumulators: frozenset[str]
 
     def stored(self, node: Node, graph: Graph) -> str:
-        """The tensor that is stored when ``node`` runs: its own, or that of the clip fused to it."""
+        """The tensor that is stored when ``node`` runs: its own, or that of the clip or function fused to it."""
         for user in graph.users[node.name]:
             if self.fused.get(user) == node.name:
                 return user
@@ -117,7 +120,7 @@ def _broken(graph: Graph) -> dict[str, str]:
 
 
 def _why_float(
-    node: Node, graph: Graph, integer: set[str], skip: set[str], broken: dict[str, str]
+    node: Node, graph: Graph, integer: set[str], skip: set[str], broken: dict[str, str], functions: bool
 ) -> str | None:
     if node.name in skip:
         return "kept float by skip"
@@ -127,9 +130,28 @@ def _why_float(
         mine = f"its numbers are {node.dtype}"
         return mine if other is node else f"it reads {other.name}, which is {other.dtype}"
     refusal = node.operator.refusal(node)
+    if node.op == "elementwise" and function.vectors(node.attrs["expression"]):
+        if not _fuses(node, graph, integer, functions):
+            return "its numbers differ by channel, and no layer that only it reads is before it"
     if refusal is None and not node.operator.layer and not all(t in integer for t in node.inputs):
         return "an input is float"  # a layer is worth quantizing it
     return refusal
+
+
+def _fuses(node: Node, graph: Graph, integer: set[str], functions: bool) -> bool:
+    """Whether a clip or a function happens in the requantize of the node before it."""
+    if node.op not in (("clip", "elementwise") if functions else ("clip",)):
+        return False
+    (producer,) = node.inputs
+    alone = graph.users[producer] == (node.name,) and producer not in graph.outputs
+    if not (alone and producer in integer and graph[producer].operator.requantizes):
+        return False
+    if node.op == "clip":
+        return True
+    expression = node.attrs["expression"]
+    return function.fusable(expression) and not (
+        graph[producer].operator.integer == "sum" and function.vectors(expression)
+    )
 
 
 def skipped(graph: Graph, patterns: Iterable[str]) -> set[str]:
@@ -159,14 +181,17 @@ def skipped(graph: Graph, patterns: Iterable[str]) -> set[str]:
     return found
 
 
-def plan(graph: Graph, skip: Iterable[str] = (), integer: Iterable[str] | None = None) -> Plan:
+def plan(
+    graph: Graph, skip: Iterable[str] = (), integer: Iterable[str] | None = None, functions: bool = False
+) -> Plan:
     """Decide what runs in integers; raises GraphError if there is nothing to quantize.
 
+    functions: whether a function is fused to the layer before it, as a clip is (`numerics.Method`).
     skip: patterns of what stays float, see `skipped`. integer: what runs in integers, where that is
     settled (`QuantConfig.integer`).
     """
     if integer is not None:
-        return _settled(graph, set(integer))
+        return _settled(graph, set(integer), functions)
     skip = skipped(graph, skip)
     if not graph.compute_nodes:
         raise GraphError("the model has no convolution and no dense layer: nothing to quantize")
@@ -174,7 +199,7 @@ def plan(graph: Graph, skip: Iterable[str] = (), integer: Iterable[str] | None =
     floats: dict[str, str] = {}
     broken = _broken(graph)
     for node in graph:
-        reason = _why_float(node, graph, chosen, skip, broken)
+        reason = _why_float(node, graph, chosen, skip, broken, functions)
         if reason is None:
             chosen.add(node.name)
         elif node.op != "input" or node.name in skip:
@@ -189,16 +214,25 @@ def plan(graph: Graph, skip: Iterable[str] = (), integer: Iterable[str] | None =
     if not chosen & {node.name for node in graph.compute_nodes}:
         why = next((f" (layer {node.name}: {node.broken})" for node in graph if node.broken), "")
         raise GraphError(f"every convolution and dense layer is kept float{why}: nothing to quantize")
-    return _plan(graph, chosen, floats)
+    return _plan(graph, chosen, floats, functions)
 
 
-def _settled(graph: Graph, integer: set[str]) -> Plan:
+def plan_of(graph: Graph, config: QuantConfig) -> Plan:
+    """What runs in integers by a config; raises as `plan`."""
+    return plan(graph, config.skip, config.integer, config.how.fuse_functions)
+
+
+def _settled(graph: Graph, integer: set[str], functions: bool) -> Plan:
     unknown = sorted(integer - set(graph.nodes))
     if unknown:
         raise GraphError(f"the table runs {unknown} in integers, which are no nodes of the model")
     wrong = sorted(name for name in integer if graph[name].operator.integer == "float")
     if wrong:
         raise GraphError(f"the table runs {wrong} in integers, which cannot: {graph[wrong[0]].op}")
+    for name in sorted(integer):
+        vectors = graph[name].op == "elementwise" and function.vectors(graph[name].attrs["expression"])
+        if vectors and not _fuses(graph[name], graph, integer, functions):
+            raise GraphError(f"the table runs {name} in integers, which cannot: its numbers differ by channel")
     broken = _broken(graph)
     for name in sorted(integer & set(broken)):
         raise GraphError(f"the table runs {name} in integers, which cannot: {broken[name]}")
@@ -208,23 +242,21 @@ def _settled(graph: Graph, integer: set[str]) -> Plan:
                 f"the table runs {name} in integers, which cannot: {tensor.name} is {tensor.dtype}"
             )
     floats = {
-        node.name: _why_float(node, graph, set(graph.nodes), set(), broken)
+        node.name: _why_float(node, graph, set(graph.nodes), set(), broken, functions)
         or "the imported model keeps it float"
         for node in graph
         if node.name not in integer and node.op != "input"
     }
-    return _plan(graph, integer, floats)
+    return _plan(graph, integer, floats, functions)
 
 
-def _plan(graph: Graph, integer: set[str], floats: dict[str, str]) -> Plan:
+def _plan(graph: Graph, integer: set[str], floats: dict[str, str], functions: bool) -> Plan:
     """What follows from which nodes are integer."""
-    fused = {}
-    for node in graph:
-        if node.op == "clip" and node.name in integer:
-            (producer,) = node.inputs
-            alone = graph.users[producer] == (node.name,) and producer not in graph.outputs
-            if alone and producer in integer and graph[producer].operator.requantizes:
-                fused[node.name] = producer
+    fused = {
+        node.name: node.inputs[0]
+        for node in graph
+        if node.name in integer and _fuses(node, graph, integer, functions)
+    }
     accumulators = frozenset(
         node.name
         for node in graph
@@ -267,6 +299,6 @@ def _sites(graph, integer, fused, accumulators):
 def clip_limits(graph: Graph, plan_: Plan, node: Node) -> tuple[float, float]:
     """The real limits (lo, hi) that the clip fused to ``node`` sets; (-inf, inf) if there is none."""
     clip = plan_.stored(node, graph)
-    if clip == node.name:
+    if clip == node.name or graph[clip].op != "clip":
         return (-inf, inf)
     return (float(graph[clip].attrs["lo"]), float(graph[clip].attrs["hi"]))

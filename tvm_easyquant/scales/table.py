@@ -19,18 +19,21 @@ import numpy as np
 
 from ..errors import ImageError, TableError
 from ..files import parse_json, read_json, shown, write_text
+from ..network.channelwise import channelwise
 from ..network.equalize import equalized
-from ..network.graph import Graph
+from ..network.graph import Graph, GraphError
 from ..samples.images import Preprocess
-from .numerics import ConfigError, QuantConfig, Scale, ungained
-from .partition import Plan, plan
+from .numerics import NEW_SWITCHES, ConfigError, QuantConfig, Scale, ungained
+from .partition import Plan, plan_of
 
 FORMAT = "tvm_easyquant scale table"
-VERSION = 1
+#: 2 knows functions fused to layers, zero points that were searched, and factors of channels; a table that has
+#: none of them is written as 1
+VERSION = 2
 UNIT = "real units per step: real = scale * (q - zero_point)"
 #: what every table has, and what it may have
 KEYS = ("format", "version", "model", "config", "unit", "activations", "weights", "figures")
-MORE = ("data", "rounding", "biases", "gains")
+MORE = ("data", "rounding", "biases", "gains", "factors")
 #: the settings that the first tables had; those that came later may be absent
 SETTINGS = ("bits", "method", "search_images", "grid", "alpha", "beta", "rounds", "skip")
 
@@ -73,7 +76,10 @@ class ScaleTable:
     whose weights were rounded otherwise. biases: layer name -> float32 (K,), real units, instead of the
     model's, for layers whose bias was corrected. gains: layer name -> float32 (K,), for layers whose gain
     was corrected: factors that are in ``weights``, while the model's weights are rounded at
-    ``weights / gains``. With the model they make the integers; no more is needed.
+    ``weights / gains``. factors: tensor that only depthwise layers read -> float32 (C,) by which its channels
+    are divided before they are rounded (`network.channelwise`); the scales are those of the divided tensor and
+    of the layers changed by it, as `prepared` makes them. With the model they make the integers; no more is
+    needed.
     """
 
     model: str
@@ -85,14 +91,21 @@ class ScaleTable:
     biases: Mapping[str, np.ndarray] = field(default_factory=dict)
     gains: Mapping[str, np.ndarray] = field(default_factory=dict)
     data: Mapping[str, object] = field(default_factory=dict)
+    factors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def rounding_scale(self, layer: str) -> np.ndarray:
         """float32 (K,): what the layer's weights are divided by before they are rounded."""
         return ungained(self.weights[layer], self.gains.get(layer))
 
     def prepared(self, graph: Graph) -> Graph:
-        """The graph that this table is of, for one as it was loaded: equalized, if that is a setting."""
-        return equalized(graph) if self.config.equalize and self.model != graph.fingerprint else graph
+        """The graph that this table is of, for one as it was loaded: equalized, if that is a setting, and
+        divided by its factors. TableError if they do not fit."""
+        if not (self.config.equalize or self.factors) or self.model == graph.fingerprint:
+            return graph
+        try:
+            return channelwise(equalized(graph) if self.config.equalize else graph, self.factors)
+        except GraphError as error:
+            raise TableError(f"the scale table does not fit model {graph.name}: {error}") from None
 
     @property
     def outputs(self) -> list[str] | None:
@@ -101,7 +114,7 @@ class ScaleTable:
 
     def check(self, graph: Graph) -> Plan:
         """The graph's plan, if this table fits it exactly; otherwise TableError listing both sides."""
-        plan_ = plan(graph, self.config.skip, self.config.integer)
+        plan_ = plan_of(graph, self.config)
         try:
             self.config.check_layers(node.name for node in graph.compute_nodes)
         except ConfigError as error:
@@ -113,7 +126,7 @@ class ScaleTable:
             raise TableError(
                 f"the scale table was made for another model ({self.model[:12]}, this is "
                 f"{graph.fingerprint[:12]}): the names fit but the weights or shapes differ; "
-                + ("give table.prepared(graph), or " if self.config.equalize else "")
+                + ("give table.prepared(graph), or " if self.config.equalize or self.factors else "")
                 + "quantize this model again"
             )
         return plan_
@@ -161,12 +174,18 @@ class ScaleTable:
             more["biases"] = {name: [float(b) for b in bias] for name, bias in self.biases.items()}
         if self.gains:
             more["gains"] = {name: [float(g) for g in gains] for name, gains in self.gains.items()}
+        if self.factors:
+            more["factors"] = {name: [float(f) for f in factors] for name, factors in self.factors.items()}
+        config = {**asdict(self.config), "layer_bits": dict(self.config.layer_bits)}
+        known = self.factors or any(getattr(self.config.how, name) for name in NEW_SWITCHES)
+        if not known:
+            config = {name: value for name, value in config.items() if name not in NEW_SWITCHES}
         return json.dumps(
             {
                 "format": FORMAT,
-                "version": VERSION,
+                "version": VERSION if known else 1,
                 "model": self.model,
-                "config": {**asdict(self.config), "layer_bits": dict(self.config.layer_bits)},
+                "config": config,
                 "data": dict(self.data),
                 "unit": UNIT,
                 "activations": {name: asdict(scale) for name, scale in self.activations.items()},
@@ -187,9 +206,9 @@ class ScaleTable:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise TableError(f"{source} is not a tvm_easyquant scale table")
         version = data.get("version")
-        if type(version) is not int or version != VERSION:
+        if type(version) is not int or not 1 <= version <= VERSION:
             raise TableError(
-                f"{source} has version {shown(version)}; this release reads version {VERSION}: "
+                f"{source} has version {shown(version)}; this release reads versions 1 to {VERSION}: "
                 "install a newer tvm_easyquant, or quantize again with this one"
             )
         try:
@@ -202,18 +221,21 @@ class ScaleTable:
                 raise ConfigError(f"unit is {shown(data['unit'])}; it must be {UNIT!r}")
             named = {key: _object(key, data.get(key, {})) for key in (*KEYS[5:], *MORE)}
             weights = {n: _positive("weight scales", n, w) for n, w in named["weights"].items()}
+            if version == 1 and named["factors"]:
+                raise ConfigError("it has 'factors', which version 1 does not know")
             for name in named["rounding"]:
                 if name not in weights:
                     raise ConfigError(f"it has a rounding of {shown(name)}, but no weight scales")
             return cls(
                 model=_text("model", data["model"]),
-                config=_config(data["config"]),
+                config=_config(data["config"], version),
                 activations={n: _scale(n, s) for n, s in named["activations"].items()},
                 weights=weights,
                 figures={n: _figures(n, f) for n, f in named["figures"].items()},
                 rounding={n: unpack(n, t, len(weights[n])) for n, t in named["rounding"].items()},
                 biases={n: _biases(n, b) for n, b in named["biases"].items()},
                 gains={n: _positive("gains", n, g) for n, g in named["gains"].items()},
+                factors={n: _positive("factors", n, f) for n, f in named["factors"].items()},
                 data=_facts(named["data"]),
             )
         except (ConfigError, ImageError) as error:
@@ -258,6 +280,7 @@ class ScaleTable:
             ("rounding", self.rounding, other.rounding),
             ("bias", self.biases, other.biases),
             ("gain", self.gains, other.gains),
+            ("factors", self.factors, other.factors),
         ):
             for name in dict.fromkeys([*mine, *theirs]):
                 if name not in mine or name not in theirs:
@@ -295,8 +318,12 @@ def _fields(what, entry, kind, required) -> dict:
     return entry
 
 
-def _config(entry) -> QuantConfig:
+def _config(entry, version: int) -> QuantConfig:
     found = _fields("config", _object("config", entry), QuantConfig, SETTINGS)
+    if version == 1:
+        if unknown := [name for name in NEW_SWITCHES if name in found]:
+            raise ConfigError(f"config has {shown(unknown)}, which version 1 does not know")
+        found = {**found, **dict.fromkeys(NEW_SWITCHES, False)}
     _object("layer_bits", found.get("layer_bits", {}))
     if isinstance(found["bits"], dict):  # a call may give them so, a table has layer_bits
         raise ConfigError(f"bits is {shown(found['bits'])}; use 7 or 8")

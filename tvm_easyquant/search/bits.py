@@ -30,7 +30,7 @@ from ..network.graph import Graph, run
 from ..network.ops import evaluate, linear
 from ..scales.integer import Scales
 from ..scales.numerics import ConfigError, QuantConfig, scale_for
-from ..scales.partition import Plan, plan
+from ..scales.partition import Plan, plan_of
 from ..scales.table import ScaleTable
 from .state import State, opened
 
@@ -131,9 +131,9 @@ def compose(
     samples: for the tensors that only this choice stores (what an add makes where its ReLU became float):
     their scale holds all they take there.
     """
-    plan_ = plan(graph, config.skip)
+    plan_ = plan_of(graph, config)
     widest = max(tables)
-    before = {bits: plan(graph, table.config.skip) for bits, table in tables.items()}
+    before = {bits: plan_of(graph, table.config) for bits, table in tables.items()}
     activations = {}
     for site in plan_.sites.values():
         bits = config.bits_of(*site.readers) if site.readers else widest
@@ -150,7 +150,7 @@ def compose(
 
     return ScaleTable(
         graph.fingerprint, config, activations, gathered("weights"), gathered("figures"),
-        gathered("rounding"), gathered("biases"), gathered("gains"), tables[widest].data,
+        gathered("rounding"), gathered("biases"), gathered("gains"), tables[widest].data, tables[widest].factors,
     )  # fmt: skip
 
 

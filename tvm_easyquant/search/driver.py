@@ -47,7 +47,7 @@ from ..network.graph import Graph
 from ..network.ops import evaluate, input_axes
 from ..scales.calibrate import Calibration, start_table
 from ..scales.integer import Sample, Scales, last_uses, node_limits
-from ..scales.numerics import QuantConfig, quantize_weight, ungained
+from ..scales.numerics import QuantConfig, Scale, quantize_weight, scale_between, ungained
 from ..scales.partition import Plan
 from ..scales.table import ScaleTable, pack, unpack
 from . import objectives, reconstruct
@@ -56,6 +56,12 @@ from .objectives import SiteTask, choose, cosine
 from .state import State, opened
 from .weights import fit_weights, search_weights, singly
 from .workers import PARTS, Workers, cut
+
+#: a search of two ends: both by one of these factors, on `ROUGHLY` of the output positions, then each by one
+#: of `APART`
+TOGETHER = np.linspace(0.6, 1.8, 31)
+APART = np.linspace(0.7, 1.45, 7)
+ROUGHLY = 1 / 8
 
 Progress = Callable[[int, int, str], None]
 Record = Callable[[str, str, np.ndarray, np.ndarray, np.ndarray], None]
@@ -210,7 +216,9 @@ class _Search:
         if found is None:
             found = self._search_site(site, start, samples, layerwise and round_ == 0)
             self.state.append(kind, site.name, found)
-        self.scales.activations[site.name] = start.with_scale(float(found))
+        self.scales.activations[site.name] = (
+            Scale(*found, start.lo, start.hi) if isinstance(found, list) else start.with_scale(float(found))
+        )
         for sample in samples:
             sample.settle(site.tensors, self.scales)
         self._tick(f"activations {site.name}")
@@ -223,7 +231,7 @@ class _Search:
         known = [self._site_values(site, sample) for sample in samples]
         ready = [self.graph[r] for r in site.readers if self.graph[r].inputs[0] in known[0]]
         if not ready:  # something else reads the site before any layer's input exists
-            return start.scale
+            return [start.scale, start.zero_point] if self._two_ends(start) else start.scale
         grid = [start.with_scale(start.scale / f) for f in factors(self.config)]
         layers = []
         for node in ready:
@@ -234,14 +242,36 @@ class _Search:
             if not by_float_weights:
                 weight, scales = self.scales.integer_weight(node), self.scales.weights[node.name]
             layers.append((node, values, outputs, weight.astype(np.float32), scales))
-        if self.how.objective == "cosine":
-            scores = self._cosines(layers, grid)
-            best = int(choose(scores))
-        else:
-            best, scores = self._halving(layers, grid)
+        if self._two_ends(start):
+            return self._search_ends(site, start, layers)
+        best, scores = self._best(layers, grid)
         if self.record is not None:
             self.record("activations", site.name, factors(self.config), scores, np.array(best))
         return grid[best].scale
+
+    def _two_ends(self, start) -> bool:
+        """Whether both ends of a site's range are searched."""
+        return self.how.asymmetric and start.zero_point > 0
+
+    def _search_ends(self, site, start, layers) -> list:
+        """[scale, zero point]: both ends of the range together, then apart, by the readers' errors."""
+        grid = [start] + [start.with_scale(start.scale * part) for part in TOGETHER]
+        best, scores = self._best(layers, grid, ROUGHLY)
+        if self.record is not None:
+            self.record("activations", site.name, 1 / np.array([1.0, *TOGETHER]), scores, np.array(best))
+        middle, bits = grid[best], int(start.hi).bit_length()
+        low, high = (middle.scale * (end - middle.zero_point) for end in (middle.lo, middle.hi))
+        grid = [middle] + [scale_between(low * a, high * b, bits) for a in APART for b in APART]
+        found = grid[self._best(layers, grid)[0]]
+        return [found.scale, found.zero_point]
+
+    def _best(self, layers, grid, share=1.0) -> tuple[int, np.ndarray]:
+        """The best candidate for the scale of the layers' input, and the score of each; share: of the output
+        positions that are looked at, unless all are (`Method.exhaustive`)."""
+        if self.how.objective == "cosine":
+            scores = self._cosines(layers, grid)
+            return int(choose(scores)), scores
+        return self._halving(layers, grid, 1.0 if self.how.exhaustive else share)
 
     def _cosines(self, layers, grid):
         """The mean over layers and images of the cosine, for every candidate."""
@@ -252,7 +282,7 @@ class _Search:
         ]
         return np.mean(self.workers.run(objectives.site_cosines, tasks), axis=0)
 
-    def _halving(self, layers, grid) -> tuple[int, np.ndarray]:
+    def _halving(self, layers, grid, share=1.0) -> tuple[int, np.ndarray]:
         """The candidate with the least squared error, relative to the output, mean over the layers.
 
         Also minus the error of every candidate; of those dropped early, the least times their ratio to the
@@ -290,7 +320,7 @@ class _Search:
             at = int(reconstruct.choose_least(relative))
             best, least = chosen[at], relative.min()
             scores[chosen] = relative / max(least, np.finfo(np.float64).tiny)
-            if last == 1 or len(chosen) == 1:
+            if last >= share or len(chosen) == 1:
                 break
             noise = sum(share * total.deviation(at) for share, total in zip(shares, totals, strict=True))
             left = np.flatnonzero(relative - relative[at] <= SAFETY * noise)

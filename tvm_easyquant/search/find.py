@@ -20,10 +20,10 @@ from ..measure.accuracy import Paired
 from ..network.equalize import equalized
 from ..network.graph import Graph
 from ..samples.images import Preprocess
-from ..scales.calibrate import Calibration, calibrate, start_table
+from ..scales.calibrate import Calibration, calibrate, divided, start_table
 from ..scales.integer import may_overflow, misfits
 from ..scales.numerics import BITS, ConfigError, QuantConfig
-from ..scales.partition import Plan, plan
+from ..scales.partition import Plan, plan_of
 from ..scales.table import ScaleTable
 from .bits import Met, float_times, meet
 from .curves import Curves
@@ -51,8 +51,8 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """table: the scales, with the facts of their data; graph: the network they are of, equalized if that is
-    a setting; plan: what runs in integers, and why the rest does not; warnings: what is suspicious, in
+    """table: the scales, with the facts of their data; graph: the network they are of, as the table prepares
+    it; plan: what runs in integers, and why the rest does not; warnings: what is suspicious, in
     lines; seconds: of each step; met: what a drop that was asked for led to."""
 
     table: ScaleTable
@@ -96,15 +96,17 @@ def find(
     if (max_drop is None) != (judge is None) or (fastest and judge is None):
         raise ConfigError("a drop needs a judge that measures it, and max_drop")
     graph = equalized(graph) if config.equalize else graph
-    plan_ = plan(graph, config.skip, config.integer)
+    plan_ = plan_of(graph, config)
     config.check_layers(node.name for node in graph.compute_nodes)
     calibration = calibrate(graph, plan_, data, config, progress, first)
+    graph, plan_, calibration, factors = divided(graph, plan_, calibration, config)
     seconds = {"calibrate": time.perf_counter() - clock}
     identity = identity_of(graph, config, calibration) if resume is not None else {}
     if judge is not None:
         identity |= {"evaluation": judge.identity, "choice": "fastest" if fastest else "safer"}
     state, clock = State(resume, identity), time.perf_counter()
-    work = _Work(graph, plan_, calibration, config, _facts(calibration, preprocess), progress, state)
+    facts = _facts(calibration, preprocess)
+    work = _Work(graph, plan_, calibration, config, facts, progress, state, factors=factors)
     work = _start(work, (config.bits,) if judge is None else BITS)
     met, checking = None, 0.0
     while True:  # as a rule once: the start shows which layers do not fit
@@ -118,7 +120,7 @@ def find(
             work = work.without({error.layer: error})
             continue
         checked = time.perf_counter()
-        plan_ = plan(graph, table.config.skip, table.config.integer)
+        plan_ = plan_of(graph, table.config)
         unfit = misfits(graph, plan_, table)
         checking += time.perf_counter() - checked
         if not unfit:
@@ -153,7 +155,8 @@ def _start(work: _Work, widths: Sequence[int]) -> _Work:
 
 @dataclass(frozen=True)
 class _Work:
-    """What tables are found from. unfit: the layers that do not fit int32, which ``config`` skips."""
+    """What tables are found from. unfit: the layers that do not fit int32, which ``config`` skips; factors:
+    by which the graph's tensors were divided (`calibrate.divided`)."""
 
     graph: Graph
     plan: Plan
@@ -163,6 +166,7 @@ class _Work:
     progress: Progress | None
     state: State
     unfit: Mapping[str, RangeError] = field(default_factory=dict)
+    factors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def without(self, more: Mapping[str, RangeError]) -> _Work:
         """The same, these layers kept float; the RangeError of one of them if no layer is left then."""
@@ -172,7 +176,7 @@ class _Work:
         unfit = {**self.unfit, **more}
         config = replace(self.config, skip=(*self.config.skip, *more))
         try:
-            plan_ = plan(self.graph, config.skip)
+            plan_ = plan_of(self.graph, config)
         except GraphError:
             cure = "no other layer is left to quantize"
             raise RangeError(first.layer, first.reason, cure) from None
@@ -201,7 +205,7 @@ class _Work:
             )  # fmt: skip
         else:
             table = start_table(self.graph, self.plan, self.calibration, config)
-        return replace(table, data=self.facts)
+        return replace(table, data=self.facts, factors=self.factors)
 
 
 class _Tables:
