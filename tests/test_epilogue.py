@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 tvm = pytest.importorskip("tvm")
-from kernel_host import compiled, run
+from kernel_host import run
 from test_function import FORMS, HARD_SWISH
 from test_kernels import ROWS, expected, weight_limit
 
-from topi_ext import function, manifest
-from topi_ext.conv2d import ConvSpec, Residual
+from topi_ext import function
+from topi_ext.conv2d import ConvSpec
 
 #: accumulators where float32 rounds, ties, ends: a kernel meets 256 in a row around each
 CORNERS = (0, 2**24, -(2**24), 2**30 - 2**10, -(2**30) + 2**10, 12582912, 1000, -1000)

@@ -1,9 +1,10 @@
 """The function between a requantize's float32 and its rounding: LeakyReLU, hard-swish, SiLU and the like.
 
-A function is an expression: ``"x"``, a number, or a tuple ``(name, argument, ...)``; ``"other"`` is a second
-float32 (K,) vector beside the multiplier, and a tuple of numbers a vector (K,) along the channels before
-`fuse` has made it that. Its meaning is the norm: float32, one IEEE operation after the other, half to even,
-never contracted, each a call of `Arithmetic`; `NUMPY` is the reference, `epilogue` computes the same in TIR.
+A function is an expression: ``"x"``, a number, or a tuple ``(name, argument, ...)``; ``"other"`` is a
+second float32 (K,) vector beside the multiplier, and a tuple of numbers a vector (K,) along the channels
+before `fuse` has made it that. Its meaning is the norm: float32, one IEEE operation after the other, half
+to even, never contracted, each a call of `Arithmetic`; `NUMPY` is the reference, `epilogue` computes the
+same in TIR.
 What has no exact operation is made of those: exp is 2**n times a polynomial (Cephes' expf), sigmoid, tanh
 and erf (Abramowitz and Stegun 7.1.26) are made of exp, within 4e-7 of the real functions. A division by a
 number is the product with its float32 reciprocal.
@@ -34,13 +35,13 @@ MAGIC_BITS = 0x4B400000
 class Arithmetic(Protocol):
     """One IEEE float32 operation each, on arrays or lanes; ``number`` makes one of a Python float."""
 
-    def number(self, value: float, like: Any) -> Any: ...
-    def add(self, a: Any, b: Any) -> Any: ...
-    def subtract(self, a: Any, b: Any) -> Any: ...
-    def multiply(self, a: Any, b: Any) -> Any: ...
-    def divide(self, a: Any, b: Any) -> Any: ...
-    def maximum(self, a: Any, b: Any) -> Any: ...
-    def minimum(self, a: Any, b: Any) -> Any: ...
+    def number(self, value: float, like: Any) -> Any: ...  # noqa: D102  # the class says it
+    def add(self, a: Any, b: Any) -> Any: ...  # noqa: D102  # the class says it
+    def subtract(self, a: Any, b: Any) -> Any: ...  # noqa: D102  # the class says it
+    def multiply(self, a: Any, b: Any) -> Any: ...  # noqa: D102  # the class says it
+    def divide(self, a: Any, b: Any) -> Any: ...  # noqa: D102  # the class says it
+    def maximum(self, a: Any, b: Any) -> Any: ...  # noqa: D102  # the class says it
+    def minimum(self, a: Any, b: Any) -> Any: ...  # noqa: D102  # the class says it
 
     def where_negative(self, x: Any, a: Any, b: Any) -> Any:
         """``a`` where x < 0, else ``b``."""
@@ -93,7 +94,8 @@ def apply(expression, x, other=None, arithmetic: Arithmetic = NUMPY):
 
 
 class _Recorder:
-    """Writes the operations of an expression down, each once, by their places in the order of evaluation."""
+    """Writes the operations of an expression down, each once, by their places in the order of evaluation:
+    an `Arithmetic`."""
 
     def __init__(self):
         self.found: dict[tuple, int] = {}
@@ -119,8 +121,9 @@ class _Recorder:
 
 @functools.cache
 def steps(expression) -> tuple[tuple, ...]:
-    """The expression, in the norm's form, as a straight line: ``("x",)``, ``("other",)``, ``("number", value)`` or
-    an operation of `Arithmetic` with the places of its operands, all before it. The last is the result."""
+    """The expression, in the norm's form, as a straight line: ``("x",)``, ``("other",)``, ``("number",
+    value)`` or an operation of `Arithmetic` with the places of its operands, all before it. The last is
+    the result."""
     recorder: Any = _Recorder()
     x, other = recorder.step("x"), recorder.step("other") if uses_other(expression) else None
     apply(expression, x, other, recorder)
@@ -221,7 +224,7 @@ def _folded(name, values):
     return tuple(found.tolist()) if found.ndim else float(found)
 
 
-def canonical(e):
+def canonical(e):  # noqa: PLR0912  # a branch for each kind of expression
     """The expression in the norm's own form; None if it has a function that is not of `NAMES`."""
     if not isinstance(e, tuple) or is_vector(e):
         return e
@@ -324,7 +327,7 @@ INTERVALS: dict[str, Callable] = {
     "minimum": lambda a, b: (min(a[0], b[0]), min(a[1], b[1])),
     "clip": lambda a, lo, hi: (min(max(a[0], lo[0]), hi[1]), min(max(a[1], lo[0]), hi[1])),
     "leaky_relu": _leaky_interval,
-    "exp": lambda a: (0.0, np.exp(min(a[1], 69.0)) if a[1] <= 69 else 1e39),  # noqa: PLR2004  # ln 1e30
+    "exp": lambda a: (0.0, np.exp(min(a[1], 69.0)) if a[1] <= 69 else 1e39),  # ln 1e30
     "sigmoid": lambda a: (0.0, 1.0),
     "tanh": lambda a: (-1.0, 1.0),
     "erf": lambda a: (-1.0, 1.0),
@@ -372,9 +375,8 @@ def fuse(expression, unit, scale: float, lo: int, hi: int) -> Fused:
     if _homogeneous(form) and positive and len(vectors(form)) + is_vector(last) <= 1:
         unit = np.asarray(unit, np.float32) * np.asarray(last, np.float32)
         return _with_vector(form, _over(unit, scale), lo, hi)
-    factor = np.asarray(last, np.float64) / np.float64(np.float32(scale))
-    factor = tuple(factor.tolist()) if factor.ndim else float(factor)
-    return _with_vector(("multiply", form, factor), np.asarray(unit, np.float32), lo, hi)
+    step = _folded("divide", (last, float(np.float32(scale))))
+    return _with_vector(("multiply", form, step), np.asarray(unit, np.float32), lo, hi)
 
 
 def _over(unit, scale) -> np.ndarray:
@@ -414,8 +416,8 @@ def single(e):
 
 
 def of_sum(expression):
-    """The function of a residual add (`reference.add`) as a kernel takes it: of real numbers, without vectors;
-    None if there is none left. expression: one that is `fusable`."""
+    """The function of a residual add (`reference.add`) as a kernel takes it: of real numbers, without
+    vectors; None if there is none left. expression: one that is `fusable`."""
     form = single(canonical(single(expression)))
     return None if form == "x" else form
 
