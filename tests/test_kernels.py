@@ -76,13 +76,17 @@ def expected(spec, data, weight, bias, factor, residual):
     if spec.epilogue == "dequantize":
         return reference.dequantize(acc, factor, 0)
     if spec.epilogue == "requantize":
-        return reference.requantize(acc, factor, spec.out_zero_point, spec.lo, spec.hi)
+        first, *other = (factor,) if factor.ndim == 1 else factor
+        return reference.requantize(
+            acc, first, spec.out_zero_point, spec.lo, spec.hi, spec.function, *other
+        )
     r = spec.residual
     own = (reference.requantize(acc, factor, r.own_zero_point, r.own_lo, r.own_hi),
            r.own_scale, r.own_zero_point)  # fmt: skip
     other = (residual, r.scale, r.zero_point)
     a, b = (own, other) if r.own_first else (other, own)
-    return reference.add(a[0], b[0], *a[1:], *b[1:], r.out_scale, spec.out_zero_point, spec.lo, spec.hi)
+    numbers = (*a[1:], *b[1:], r.out_scale, spec.out_zero_point, spec.lo, spec.hi)
+    return reference.add(a[0], b[0], *numbers, spec.function)
 
 
 def weight_limit(row, spec):

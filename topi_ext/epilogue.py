@@ -4,22 +4,25 @@ Every operation is one IEEE float32 operation of the norm (`reference`), but for
 `proofs.merged_scales` where they are proved the same. Three things would break that:
 
 * TVM rewrites ``x / constant`` to a multiplication; `divide` keeps the division.
-* LLVM contracts ``a * b + c`` to a fused multiply-add under TVM's options. Only adds have that shape; their
-  products pass through ``llvm.arithmetic.fence``, which stops the contraction, or are proved to bear it.
+* LLVM contracts ``a * b + c`` to a fused multiply-add under TVM's options. Only adds have that shape, and
+  functions; their products pass through ``llvm.arithmetic.fence``, which stops the contraction, or are
+  proved to bear it.
 * ``nearbyint`` does not vectorise. Adding 1.5 * 2**23 rounds to nearest even in the adder; it is right
   for |x| < 2**22, so the clip to a byte's range comes first.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+
 import numpy as np
 
+from . import function
 from .emit import const, dtype_of, lanes_of, pure, tir, with_lanes
+from .function import MAGIC, MAGIC_BITS
 from .problem import ConvSpec
 from .proofs import merged_scales
-
-MAGIC = 12582912.0  # 1.5 * 2**23
-MAGIC_BITS = 0x4B400000
 
 
 def fence(x):
@@ -66,35 +69,112 @@ def real(steps, scale):
     return fence(steps.astype(dtype) * const(scale, dtype))
 
 
-def add_stored(a, b, out_scale, zero_point, lo, hi):
-    """Two float32 tensors -> uint8: ``quantize(a + b)``, with a true division."""
-    total = divide(a + b, out_scale)
-    return store_byte(round_to_step(total, zero_point, lo, hi), zero_point)
+class _Lanes:
+    """`function.Arithmetic` on float32 lanes."""
+
+    def number(self, value, like):
+        return const(value, dtype_of(like))
+
+    def add(self, a, b):
+        return a + b
+
+    def subtract(self, a, b):
+        return a - b
+
+    def multiply(self, a, b):
+        return fence(a * b)
+
+    def divide(self, a, b):
+        return a / b  # never by a number: `function.canonical`
+
+    def maximum(self, a, b):
+        return tir.max(a, b)
+
+    def minimum(self, a, b):
+        return tir.min(a, b)
+
+    def where_negative(self, x, a, b):
+        return tir.Select(x < const(0.0, dtype_of(x)), a, b)
+
+    def exp2(self, shifted):
+        integers = with_lanes("int32", lanes_of(dtype_of(shifted))[1])
+        exponents = tir.reinterpret(integers, shifted) << const(23, integers)  # shifts MAGIC's own bits out
+        return tir.reinterpret(dtype_of(shifted), exponents + const(127 << 23, integers))
 
 
-def unrounded(spec: ConvSpec, acc, multiplier, residual=None):
+LANES: function.Arithmetic = _Lanes()
+
+
+def applied(expression, x, other=None, keep: Callable = lambda value: value):
+    """float32 lanes -> float32 lanes: `function.apply`. x: fenced; keep(value): a value that is read
+    several times, which is computed once."""
+    steps = function.steps(expression)
+    uses = Counter(place for name, *places in steps if name != "number" for place in places)
+    shifted = {place for name, *places in steps if name == "exp2" for place in places}
+    values: list = []
+    for i, (name, *operands) in enumerate(steps):
+        if name == "number":
+            value = LANES.number(operands[0], x)
+        elif name == "other":
+            value = other
+        else:
+            value = x if name == "x" else getattr(LANES, name)(*(values[place] for place in operands))
+            value = fence(value) if i in shifted else value  # MAGIC is taken off again
+            value = keep(value) if uses[i] > 1 else value
+        values.append(value)
+    return values[-1]
+
+
+def factors(spec: ConvSpec, multiplier, at, lanes: int):
+    """float32 lanes of the buffer ``multiplier`` from place ``at`` on: the multiplier, and the function's
+    second vector, which lies behind all of the first, or None."""
+    found = [multiplier.vload([at], with_lanes("float32", lanes))]
+    if not function.uses_other(spec.function):
+        return found[0], None
+    return found[0], multiplier.vload([at + int(multiplier.shape[0]) // 2], dtype_of(found[0]))
+
+
+def requantized(scaled, expression, other, zero_point, lo, hi):
+    """float32 lanes, unrounded steps before the function ``expression`` or None -> uint8."""
+    scaled = scaled if expression is None else applied(expression, fence(scaled), other)
+    return store_byte(round_to_step(scaled, zero_point, lo, hi), zero_point)
+
+
+def add_stored(a, b, out_scale, zero_point, lo, hi, expression=None):
+    """Two float32 tensors -> uint8: ``quantize(expression(a + b))``, with a true division."""
+    total = a + b if expression is None else applied(expression, a + b)
+    return store_byte(round_to_step(divide(total, out_scale), zero_point, lo, hi), zero_point)
+
+
+def unrounded(spec: ConvSpec, acc, multiplier, other, residual, keep: Callable):
     """int32 lanes (bias added) -> float32 lanes: what ``spec``'s epilogue rounds last.
 
-    multiplier: float32 lanes; residual: uint8 lanes for the add epilogue.
+    multiplier, other: float32 lanes, as `factors` loads them; residual: uint8 lanes for the add epilogue,
+    else None; keep: as `applied` takes it.
     """
     scaled = acc.astype(dtype_of(multiplier)) * multiplier
     r = spec.residual
     if r is None:
-        return scaled
+        return scaled if spec.function is None else applied(spec.function, fence(scaled), other, keep)
     own = rounded(scaled, r.own_lo - r.own_zero_point, r.own_hi - r.own_zero_point)
-    other = residual.astype(dtype_of(acc)) - const(r.zero_point, dtype_of(acc))
-    other = other.astype(dtype_of(multiplier))
-    factors = merged_scales(r, spec.out_zero_point, spec.lo, spec.hi)
-    if factors is not None:
-        a, b = (const(float(factor), dtype_of(multiplier)) for factor in factors)
-        return own * a + other * b
-    own, other = real(own, r.own_scale), real(other, r.scale)
-    return divide(own + other if r.own_first else other + own, r.out_scale)
+    beside = residual.astype(dtype_of(acc)) - const(r.zero_point, dtype_of(acc))
+    beside = beside.astype(dtype_of(multiplier))
+    merged = None
+    if spec.function is None:
+        merged = merged_scales(r, spec.out_zero_point, spec.lo, spec.hi)
+    if merged is not None:
+        a, b = (const(float(factor), dtype_of(multiplier)) for factor in merged)
+        return own * a + beside * b
+    own, beside = real(own, r.own_scale), real(beside, r.scale)
+    total = own + beside if r.own_first else beside + own
+    if spec.function is not None:
+        total = applied(spec.function, total, keep=keep)
+    return divide(total, r.out_scale)
 
 
-def finish(spec: ConvSpec, acc, multiplier, residual=None):
+def finish(spec: ConvSpec, acc, multiplier, other, residual, keep: Callable):
     """int32 lanes (bias added) -> the output lanes of ``spec``'s epilogue; see `unrounded`."""
-    value = unrounded(spec, acc, multiplier, residual)
+    value = unrounded(spec, acc, multiplier, other, residual, keep)
     if spec.epilogue == "dequantize":
         return value
     return store_byte(round_to_step(value, spec.out_zero_point, spec.lo, spec.hi), spec.out_zero_point)

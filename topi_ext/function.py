@@ -1,9 +1,10 @@
 """The function between a requantize's float32 and its rounding: LeakyReLU, hard-swish, SiLU and the like.
 
-A function is an expression: ``"x"``, a number, or a tuple ``(name, argument, ...)``; ``"other"`` is a second
-float32 (K,) vector beside the multiplier, and a tuple of numbers a vector (K,) along the channels before
-`fuse` has made it that. Its meaning is the norm: float32, one IEEE operation after the other, half to even,
-never contracted, each a call of `Arithmetic`; `NUMPY` is the reference, `epilogue` computes the same in TIR.
+A function is an expression: ``"x"``, a number, or a tuple ``(name, argument, ...)``; ``"other"`` is a
+second float32 (K,) vector beside the multiplier, and a tuple of numbers a vector (K,) along the channels
+before `fuse` has made it that. Its meaning is the norm: float32, one IEEE operation after the other, half
+to even, never contracted, each a call of `Arithmetic`; `NUMPY` is the reference, `epilogue` computes the
+same in TIR.
 What has no exact operation is made of those: exp is 2**n times a polynomial (Cephes' expf), sigmoid, tanh
 and erf (Abramowitz and Stegun 7.1.26) are made of exp, within 4e-7 of the real functions. A division by a
 number is the product with its float32 reciprocal.
@@ -14,6 +15,7 @@ says whether every step of it stays below 1e30 and no divisor comes near zero.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -33,13 +35,13 @@ MAGIC_BITS = 0x4B400000
 class Arithmetic(Protocol):
     """One IEEE float32 operation each, on arrays or lanes; ``number`` makes one of a Python float."""
 
-    def number(self, value: float, like: Any) -> Any: ...
-    def add(self, a: Any, b: Any) -> Any: ...
-    def subtract(self, a: Any, b: Any) -> Any: ...
-    def multiply(self, a: Any, b: Any) -> Any: ...
-    def divide(self, a: Any, b: Any) -> Any: ...
-    def maximum(self, a: Any, b: Any) -> Any: ...
-    def minimum(self, a: Any, b: Any) -> Any: ...
+    def number(self, value: float, like: Any) -> Any: ...  # noqa: D102  # the class says it
+    def add(self, a: Any, b: Any) -> Any: ...  # noqa: D102  # the class says it
+    def subtract(self, a: Any, b: Any) -> Any: ...  # noqa: D102  # the class says it
+    def multiply(self, a: Any, b: Any) -> Any: ...  # noqa: D102  # the class says it
+    def divide(self, a: Any, b: Any) -> Any: ...  # noqa: D102  # the class says it
+    def maximum(self, a: Any, b: Any) -> Any: ...  # noqa: D102  # the class says it
+    def minimum(self, a: Any, b: Any) -> Any: ...  # noqa: D102  # the class says it
 
     def where_negative(self, x: Any, a: Any, b: Any) -> Any:
         """``a`` where x < 0, else ``b``."""
@@ -89,6 +91,43 @@ def is_vector(e) -> bool:
 def apply(expression, x, other=None, arithmetic: Arithmetic = NUMPY):
     """The expression of float32 ``x``, whose last axis is the channels'; other: float32 (K,) or None."""
     return _Evaluation(x, other, arithmetic).of(expression)
+
+
+class _Recorder:
+    """Writes the operations of an expression down, each once, by their places in the order of evaluation:
+    an `Arithmetic`."""
+
+    def __init__(self):
+        self.found: dict[tuple, int] = {}
+
+    def step(self, *step):
+        return self.found.setdefault(step, len(self.found))
+
+    def number(self, value, like):
+        return self.step("number", float(np.float32(value)))
+
+    def __getattr__(self, name):
+        return functools.partial(self.step, name)
+
+    def where_negative(self, x, a, b):
+        """A LeakyReLU of a slope in [0, 1] is a maximum, but for the sign of a zero."""
+        steps = list(self.found)
+        if b == x and steps[a][:2] == ("multiply", x):
+            kind, *value = steps[steps[a][2]]
+            if kind == "number" and 0.0 <= value[0] <= 1.0:
+                return self.step("maximum", x, a)
+        return self.step("where_negative", x, a, b)
+
+
+@functools.cache
+def steps(expression) -> tuple[tuple, ...]:
+    """The expression, in the norm's form, as a straight line: ``("x",)``, ``("other",)``, ``("number",
+    value)`` or an operation of `Arithmetic` with the places of its operands, all before it. The last is
+    the result."""
+    recorder: Any = _Recorder()
+    x, other = recorder.step("x"), recorder.step("other") if uses_other(expression) else None
+    apply(expression, x, other, recorder)
+    return tuple(recorder.found)
 
 
 class _Evaluation:
@@ -185,7 +224,7 @@ def _folded(name, values):
     return tuple(found.tolist()) if found.ndim else float(found)
 
 
-def canonical(e):
+def canonical(e):  # noqa: PLR0912  # a branch for each kind of expression
     """The expression in the norm's own form; None if it has a function that is not of `NAMES`."""
     if not isinstance(e, tuple) or is_vector(e):
         return e
@@ -288,7 +327,7 @@ INTERVALS: dict[str, Callable] = {
     "minimum": lambda a, b: (min(a[0], b[0]), min(a[1], b[1])),
     "clip": lambda a, lo, hi: (min(max(a[0], lo[0]), hi[1]), min(max(a[1], lo[0]), hi[1])),
     "leaky_relu": _leaky_interval,
-    "exp": lambda a: (0.0, np.exp(min(a[1], 69.0)) if a[1] <= 69 else 1e39),  # noqa: PLR2004  # ln 1e30
+    "exp": lambda a: (0.0, np.exp(min(a[1], 69.0)) if a[1] <= 69 else 1e39),  # ln 1e30
     "sigmoid": lambda a: (0.0, 1.0),
     "tanh": lambda a: (-1.0, 1.0),
     "erf": lambda a: (-1.0, 1.0),
@@ -323,22 +362,21 @@ def fuse(expression, unit, scale: float, lo: int, hi: int) -> Fused:
     A function that is positively homogeneous, as LeakyReLU is, is taken of the steps. Of others the last
     product takes the division by the scale in; a clip of which the steps' own limits do all, is none.
     """
-    form = canonical(expression)
+    form = canonical(single(expression))
     last: object = 1.0
     if isinstance(form, tuple) and form[0] == "multiply" and _constant(form[2]):
         form, last = form[1], form[2]
     positive = np.all(np.asarray(last) > 0)
     if isinstance(form, tuple) and form[0] == "clip" and form[1] == "x" and positive and not vectors(form):
-        low, high = (_steps(limit, last, scale) for limit in form[2:])
-        if max(lo, low.min()) == max(lo, low.max()) and min(hi, high.min()) == min(hi, high.max()):
+        low, high = (np.clip(_steps(limit, last, scale), lo, hi) for limit in form[2:])
+        if low.min() == low.max() and high.min() == high.max():
             factor = _over(np.asarray(unit, np.float32) * np.asarray(last, np.float32), scale)
-            return Fused(None, factor, None, int(max(lo, low.min())), int(min(hi, high.min())))
+            return Fused(None, factor, None, int(low.min()), int(high.min()))
     if _homogeneous(form) and positive and len(vectors(form)) + is_vector(last) <= 1:
         unit = np.asarray(unit, np.float32) * np.asarray(last, np.float32)
         return _with_vector(form, _over(unit, scale), lo, hi)
-    factor = np.asarray(last, np.float64) / np.float64(np.float32(scale))
-    factor = tuple(factor.tolist()) if factor.ndim else float(factor)
-    return _with_vector(("multiply", form, factor), np.asarray(unit, np.float32), lo, hi)
+    step = _folded("divide", (last, float(np.float32(scale))))
+    return _with_vector(("multiply", form, step), np.asarray(unit, np.float32), lo, hi)
 
 
 def _over(unit, scale) -> np.ndarray:
@@ -370,16 +408,23 @@ def homogeneous(expression) -> bool:
 def _with_vector(form, factor, lo, hi) -> Fused:
     found = list(vectors(form))
     if not found:
-        return Fused(None if form == "x" else _single(form), factor, None, lo, hi)
+        return Fused(None if form == "x" else single(form), factor, None, lo, hi)
     other = np.asarray(found[0], np.float32)
-    return Fused(_single(_named(form, found[0])), factor, other, lo, hi)
+    return Fused(single(_named(form, found[0])), factor, other, lo, hi)
 
 
-def _single(e):
+def single(e):
     """Its numbers as float32 holds them, so that a text of them is the same everywhere."""
     if isinstance(e, tuple):
-        return (e[0], *map(_single, e[1:]))
-    return e if isinstance(e, str) else float(np.float32(e))
+        return tuple(map(single, e))
+    return e if e is None or isinstance(e, str) else float(np.float32(e))
+
+
+def of_sum(expression):
+    """The function of a residual add (`reference.add`) as a kernel takes it: of real numbers, without
+    vectors; None if there is none left. expression: one that is `fusable`."""
+    form = single(canonical(single(expression)))
+    return None if form == "x" else form
 
 
 def _named(e, vector):

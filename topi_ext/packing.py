@@ -59,8 +59,10 @@ def runs_of(spec: ConvSpec) -> int:
 
 
 def pad_vector(spec: ConvSpec, values: np.ndarray, lanes: int) -> np.ndarray:
-    """A (K,) vector with the output channels of each group padded to whole blocks with zeros."""
+    """A (K,) vector with the output channels of each group padded to whole blocks with zeros; several, of
+    (n, K), one behind the other."""
     per = spec.out_channels // spec.groups
-    padded = np.zeros((spec.groups, blocks_of(spec, lanes) * lanes), values.dtype)
-    padded[:, :per] = values.reshape(spec.groups, per)
+    vectors = values.reshape(-1, spec.groups, per)
+    padded = np.zeros((len(vectors), spec.groups, blocks_of(spec, lanes) * lanes), values.dtype)
+    padded[:, :, :per] = vectors
     return padded.reshape(-1)

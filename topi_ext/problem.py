@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .function import from_json, single, uses_other
 from .reference import output_size
 
 
@@ -63,12 +64,17 @@ class ConvSpec:
 
     data: uint8 (batch, height, width, in_channels), 0 <= q <= data_max, padded with zero_point;
     weight: int8 (R, S, in_channels / groups, out_channels); bias: int32 (out_channels,) with the zero
-    point folded in; multiplier: float32 (out_channels,).
+    point folded in; multiplier: float32 (out_channels,), or (2, out_channels) where the function reads a
+    second vector, which is behind the first.
 
     epilogue, with ``acc = sum(q * w) + bias``:
-      requantize  ``uint8: clip(rint(float32(acc) * multiplier) + out_zero_point, lo, hi)``
+      requantize  ``uint8: clip(rint(function(float32(acc) * multiplier)) + out_zero_point, lo, hi)``
       dequantize  ``float32: float32(acc) * multiplier``
-      add         requantize by ``residual``, then add the residual tensor (see `Residual`)
+      add         requantize by ``residual``, then add the residual tensor (see `Residual`); ``function`` is
+                  of the real sum
+
+    function: an expression in the norm's form (see `function`), for requantize and add; for add without
+    a second vector.
     """
 
     batch: int
@@ -88,14 +94,20 @@ class ConvSpec:
     lo: int = 0
     hi: int = 255
     residual: Residual | None = None
+    function: object = None
 
     def __post_init__(self):
         for name in ("kernel", "strides", "padding", "dilation"):
             object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
+        object.__setattr__(self, "function", single(self.function))
         if self.epilogue not in ("requantize", "dequantize", "add"):
             raise ValueError(f"unknown epilogue {self.epilogue!r}")
         if (self.epilogue == "add") != (self.residual is not None):
             raise ValueError("the add epilogue, and only it, takes a residual")
+        if self.function is not None and self.epilogue == "dequantize":
+            raise ValueError("the dequantize epilogue takes no function")
+        if uses_other(self.function) and self.epilogue == "add":
+            raise ValueError("the function of an add takes no vector")
         if self.in_channels % self.groups or self.out_channels % self.groups:
             raise ValueError(f"{self.groups} groups do not divide the channels")
         if min(self.out_height, self.out_width) < 1:
@@ -147,8 +159,12 @@ class ConvSpec:
         return f"{kind}{size} @ {self.height}x{self.width}"
 
     def to_json(self) -> str:
-        """Its key in tuning records: the same text for the same problem."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Its key in tuning records: the same text for the same problem, of one without a function as it
+        was before there were any."""
+        fields = asdict(self)
+        if self.function is None:
+            del fields["function"]
+        return json.dumps(fields, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ConvSpec:
@@ -156,11 +172,13 @@ class ConvSpec:
         fields = json.loads(str(text))
         if fields["residual"] is not None:
             fields["residual"] = Residual(**fields["residual"])
+        fields["function"] = from_json(fields.get("function"))
         return cls(**fields)
 
 
 class Convolution(NamedTuple):
-    """A convolution with its constants: all that a kernel is chosen by and packed from."""
+    """A convolution with its constants, as `ConvSpec` says them: all that a kernel is chosen by and packed
+    from."""
 
     spec: ConvSpec
     weight: np.ndarray

@@ -20,7 +20,7 @@ from .. import epilogue
 from ..emit import Builder, extern, pick, tir, with_lanes
 from ..problem import Bound, ConvSpec, Refusal
 from ..proofs import INT16_MAX
-from .direct import Writer, copied, outer_loop, over_row, padded_map
+from .direct import Writer, copied, keeper, outer_loop, over_row, padded_map
 
 LANES = 16
 
@@ -156,9 +156,10 @@ def pack_pairs(spec: ConvSpec, weight, bias, multiplier, width: int):
     padded[:, :, : spec.out_channels] = weight[:, :, 0]
     start = np.zeros(channels, np.int16)
     start[: spec.out_channels] = -center(spec, weight)
-    folded, factor = np.zeros(channels, np.int32), np.zeros(channels, np.float32)
+    multiplier = multiplier.reshape(-1, spec.out_channels)
+    folded, factor = np.zeros(channels, np.int32), np.zeros((len(multiplier), channels), np.float32)
     folded[: spec.out_channels] = bias + center(spec, weight)
-    factor[: spec.out_channels] = multiplier
+    factor[:, : spec.out_channels] = multiplier
     pairs, blocks, order = pairs_of(spec), blocks_of(spec, width), []
     packed = np.zeros((len(blocks), r * len(pairs) + 1, 2 * width), np.int8)
     for b, (first, size) in enumerate(blocks):
@@ -170,7 +171,7 @@ def pack_pairs(spec: ConvSpec, weight, bias, multiplier, width: int):
                     packed[b, i * len(pairs) + j, place] = np.stack(both, axis=1).reshape(-1)
             packed[b, -1, place] = start[own].view(np.int8)
             order += [*own[::2], *own[1::2]]
-    return packed, folded[order], factor[order]
+    return packed, folded[order], factor[:, order].reshape(-1)
 
 
 class PairOps(NamedTuple):
@@ -285,8 +286,8 @@ class _Pairs:
             if self.residual is not None:
                 stored = self.residual.vload([*index, first], with_lanes("uint8", size))
                 residual = pick([stored], orders[i])
-            scale = self.multiplier.vload([at], with_lanes("float32", quarter))
-            values.append(epilogue.unrounded(spec, acc, scale, residual))
+            scale, other = epilogue.factors(spec, self.multiplier, at, quarter)
+            values.append(epilogue.unrounded(spec, acc, scale, other, residual, keeper(ib)))
         if spec.epilogue == "dequantize":
             places = [c for order in orders for c in order]
             done = pick(values, np.argsort(places).tolist())

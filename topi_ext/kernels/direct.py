@@ -245,6 +245,19 @@ def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, resid
     return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
 
 
+def keeper(ib) -> Callable:
+    """keep(expression): its value in a buffer of its own (TVM's vector lets do not compile), which is small
+    enough for LLVM to make it registers."""
+
+    def keep(value):
+        base, lanes = lanes_of(dtype_of(value))
+        slot = ib.allocate(base, lanes, name="kept")
+        ib.emit(slot.vstore([0], value))
+        return slot.vload([0], dtype_of(value))
+
+    return keep
+
+
 class Lanes(NamedTuple):
     """Finished int32 lanes with bias; index(channel) -> output indices; k: their first output channel;
     padded_k: its place in the padded bias and multiplier vectors."""
@@ -265,6 +278,7 @@ class Writer:
     def __init__(self, ib, spec, out, multiplier, residual, narrow=None):
         self.ib, self.spec, self.out = ib, spec, out
         self.multiplier, self.residual, self.narrow = multiplier, residual, narrow
+        self.keep = keeper(ib)
 
     def all(self, items, valid=None, inside=None):
         """Store a list of `Lanes`; the first ``valid`` lanes of each count. inside: for each item the
@@ -276,24 +290,24 @@ class Writer:
                 with self.ib.if_scope(tir.all(*conditions)) if conditions else nullcontext():
                     self._one(item, valid)
             return
-        values = [epilogue.unrounded(spec, item.acc, *self._operands(item)) for item in items]
+        values = [
+            epilogue.unrounded(spec, item.acc, *self._operands(item.index(item.k), item.padded_k, item.acc))
+            for item in items
+        ]
         done = self.narrow(values, spec.out_zero_point, spec.lo, spec.hi)
         for i, conditions in enumerate(inside):
             if conditions:  # computed once, before the first condition
-                kept = self.ib.allocate("uint8", lanes_of(dtype_of(done[i]))[1], name="kept")
-                self.ib.emit(kept.vstore([0], done[i]))
-                done[i] = kept.vload([0], dtype_of(done[i]))
+                done[i] = self.keep(done[i])
         for item, value, conditions in zip(items, done, inside, strict=True):
             with self.ib.if_scope(tir.all(*conditions)) if conditions else nullcontext():
                 self.ib.emit(self.out.vstore(item.index(item.k), value))
 
-    def _operands(self, item):
-        """(multiplier, residual or None) of whole lanes."""
-        lanes = lanes_of(dtype_of(item.acc))[1]
-        scale = self.multiplier.vload([item.padded_k], with_lanes("float32", lanes))
-        if self.residual is None:
-            return scale, None
-        return scale, self.residual.vload(item.index(item.k), with_lanes("uint8", lanes))
+    def _operands(self, index, padded_k, acc):
+        """What `epilogue.unrounded` takes beside the lanes ``acc``."""
+        lanes, residual = lanes_of(dtype_of(acc))[1], None
+        if self.residual is not None:
+            residual = self.residual.vload(index, with_lanes("uint8", lanes))
+        return *epilogue.factors(self.spec, self.multiplier, padded_k, lanes), residual, self.keep
 
     def __call__(self, acc, index, k, padded_k, valid=None):
         """Store one `Lanes`."""
@@ -304,15 +318,15 @@ class Writer:
         lanes = lanes_of(dtype_of(acc))[1]
         ib, spec = self.ib, self.spec
         if valid is None or valid == lanes:
-            ib.emit(self.out.vstore(index(k), epilogue.finish(spec, acc, *self._operands(item))))
+            value = epilogue.finish(spec, acc, *self._operands(index(k), padded_k, acc))
+            ib.emit(self.out.vstore(index(k), value))
             return
         # Ragged: keep the accumulators, finish the valid ones one by one.
         spill = ib.allocate("int32", lanes, name="spill")
         ib.emit(spill.vstore([0], acc))
         with ib.for_range(0, valid, "channel") as j:
-            residual = None if self.residual is None else self.residual.vload(index(k + j))
-            scale = self.multiplier.vload([padded_k + j])
-            value = epilogue.finish(spec, spill.vload([j]), scale, residual)
+            one = spill.vload([j])
+            value = epilogue.finish(spec, one, *self._operands(index(k + j), padded_k + j, one))
             ib.emit(self.out.vstore(index(k + j), value))
 
 

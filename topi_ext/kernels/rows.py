@@ -21,7 +21,8 @@ class Kernel(NamedTuple):
 
     refuses(spec) -> a Refusal for a shape that it does not take, else None.
     proves(spec, weight) -> Bound | Refusal: whether it is legal for these weights (bias aside).
-    pack(spec, weight, bias, multiplier) -> the constant arrays it takes.
+    pack(spec, weight, bias, multiplier) -> the constant arrays it takes; multiplier: (K,) or (2, K), see
+        `ConvSpec`, of which the second lies behind the first.
     compute(cfg, spec, data, *constants[, residual]) -> te.Tensor, its loops already made.
     work(spec) -> what it does, in millions of operations of each kind, for `cost.estimate`.
     slow(spec) -> a Refusal where others are faster by a rule of thumb, else None; asked where no costs are
@@ -130,7 +131,7 @@ def depthwise_row(name: str, accumulator: str) -> Kernel:
 
         center = depthwise.center(spec, weight) if accumulator == "int16" else 0 * bias
         taps = np.concatenate([weight.reshape(-1, spec.out_channels), -center[None]])
-        return (padded(taps.astype(accumulator)), padded(bias + center), padded(multiplier))
+        return (padded(taps.astype(accumulator)), padded(bias + center), padded(multiplier).reshape(-1))
 
     def compute(cfg, spec, data, *rest):
         return depthwise.compute(cfg, spec, accumulator, data, *rest)
@@ -182,7 +183,8 @@ def winograd_row(m: int, row: Isa, pairs: winograd_conv.WordPairs, tiles: int) -
 
     def constants(spec, weight, bias, multiplier):
         block, channels = winograd_conv.block_of(spec, pairs.lanes), winograd_conv.pairs_of(spec)
-        return (pairs.order(winograd.pack(spec, t, weight, block, channels)), bias, multiplier)
+        packed = pairs.order(winograd.pack(spec, t, weight, block, channels))
+        return packed, bias, multiplier.reshape(-1)
 
     def compute(cfg, spec, data, *rest):
         return winograd_conv.compute(cfg, spec, t, pairs, data, *rest)

@@ -21,7 +21,7 @@ import numpy as np
 from ..emit import Builder, const, dtype_of, extern, prefetch, tir, with_lanes
 from ..problem import ConvSpec
 from ..winograd import Transform
-from .direct import LINE, Lanes, Writer, copied, outer_loop, padded_map
+from .direct import LINE, Lanes, Writer, copied, keeper, outer_loop, padded_map
 
 CHANNELS = 16  # input channels transformed at once
 V_BYTES = 400_000  # transformed data of a block of tiles, to stay in a core's own cache
@@ -252,20 +252,10 @@ class _Body:
         self.vectors = self.block // self.lanes
         self.data, self.weight, self.bias, multiplier = ins[:4]
         self.ib = Builder()
+        self.keep = keeper(self.ib)
         self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, pairs.narrow)
         self.wrap = Wrapping(self.lanes)
         self.vector = self.wrap.type
-
-    def keeper(self, dtype, lanes):
-        """keep(expression): its value in a buffer of its own (TVM's vector lets do not compile), which is
-        small enough for LLVM to make it a register."""
-
-        def keep(value):
-            slot = self.ib.allocate(dtype, lanes, name="kept")
-            self.ib.emit(slot.vstore([0], value))
-            return slot.vload([0], with_lanes(dtype, lanes))
-
-        return keep
 
     def loops(self, total, size, rows, unroll):
         ib, t, spec = self.ib, self.t, self.spec
@@ -302,7 +292,7 @@ class _Body:
         return tile // (down * across), (tile // across) % down * self.t.m, tile % across * self.t.m
 
     def transform_data(self, tile, ti, channel, total, size, channels, v):
-        t, keep = self.t, self.keeper("int16", CHANNELS)
+        t, keep = self.t, self.keep
         image, y, x = self.place(tir.min(tile, total - 1))
         wide = f"int16x{CHANNELS}"
         lines = []
@@ -325,7 +315,7 @@ class _Body:
 
     def transform_weights(self, block, pair, vector, u):
         """A pair of input channels by the output channels of a vector: U = G w GT."""
-        t, keep, lanes = self.t, self.keeper("int16", 2 * self.lanes), 2 * self.lanes
+        t, keep, lanes = self.t, self.keep, 2 * self.lanes
         columns = []
         for b in range(t.r):
             taps = [[block, a * t.r + b, pair, vector * self.lanes, 0] for a in range(t.r)]
@@ -365,8 +355,7 @@ class _Body:
                 ib.emit(m.store(position, at, acc.vload(slot(r, vector), self.vector)))
 
     def finish(self, tile, ti, block, vector, size, m):
-        t, spec = self.t, self.spec
-        keep = self.keeper("int32", self.lanes)
+        t, spec, keep = self.t, self.spec, self.keep
         image, y, x = self.place(tile)
         channel = block * self.block + vector * self.lanes
         columns = []

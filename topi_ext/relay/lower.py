@@ -4,6 +4,8 @@ Takes a Relay module of standard qnn ops in NHWC (what `tvm_easyquant.rewrite` m
 
 * convolution or dense + bias + requantize + clip, and the residual add behind it, by one call of our
   own operator, with the kernel that `planner.choose` proves legal from the real weights;
+* float operators between the dequantize of an int32 tensor, or of the two sides of an add, and a quantize
+  by the function that `function.fuse` makes of them, computed before the rounding (`expression`);
 * every other quantize, requantize, dequantize, add and mul by an elementwise operator that computes the
   norm of `topi_ext.reference` (no stock qnn op rounds half to even).
 
@@ -21,12 +23,13 @@ import numpy as np
 import tvm
 from tvm import relay
 
-from .. import planner
+from .. import function, planner
 from ..errors import LoweringError
 from ..packing import fold_zero_point
 from ..problem import Convolution, ConvSpec, Residual
 from ..reference import multiplier
 from . import op as relay_op
+from .expression import Expression, name_of, value_of
 
 
 @dataclass(frozen=True)
@@ -147,24 +150,24 @@ class _Lowering:
         if name == "take" and isinstance(expr.args[0], relay.Constant):
             return int(expr.args[0].data.numpy().max())
         if name == "nn.pad":
-            return max(self.bounds[expr.args[0]], int(_value(expr.args[1])))
+            return max(self.bounds[expr.args[0]], int(value_of(expr.args[1])))
         return 255
 
     # -- patterns
 
     def _match(self, root):
         clip, call = self._under_clip(root)
-        name = _name(call)
+        name = name_of(call)
         if name == "qnn.requantize":
             return self._layer(root, clip, call) or self._requantize(root, clip, call)
         if name == "qnn.dequantize":
             return self._layer(root, None, call) or self._dequantize(call)
         if name == "qnn.add":
-            return self._residual(root, clip, call) or self._join(root, clip, call, relay_op.add)
+            return self._add(call.args[:2], call.args[2:], _limits(clip), _between(root, call))
         if name == "qnn.mul":
-            return self._join(root, clip, call, relay_op.mul)
+            return self._mul(root, clip, call)
         if name == "qnn.quantize":
-            return self._quantize(root, clip, call)
+            return self._function(root, clip, call) or self._quantize(root, clip, call)
         if name.startswith("qnn."):
             raise LoweringError(f"{name}: no exact lowering for this use of it")
         return None
@@ -172,7 +175,7 @@ class _Lowering:
     def _under_clip(self, root):
         """(clip, the qnn call it limits), or (None, root)."""
         limited = ("qnn.requantize", "qnn.add", "qnn.mul", "qnn.quantize")
-        if _name(root) == "clip" and self._alone(root.args[0]) and _name(root.args[0]) in limited:
+        if name_of(root) == "clip" and self._alone(root.args[0]) and name_of(root.args[0]) in limited:
             return root, root.args[0]
         return None, root
 
@@ -182,17 +185,17 @@ class _Lowering:
     def _accumulator(self, expr):
         """(conv or dense call, bias, absorbed calls) if ``expr`` is one, optionally + bias."""
         bias, absorbed = None, []
-        if _name(expr) == "nn.bias_add" and isinstance(expr.args[1], relay.Constant):
+        if name_of(expr) == "nn.bias_add" and isinstance(expr.args[1], relay.Constant):
             absorbed.append(expr)
             bias = expr.args[1].data.numpy()
             expr = expr.args[0]
             if not self._alone(expr):
                 return None
-        if _name(expr) not in ("qnn.conv2d", "qnn.dense"):
+        if name_of(expr) not in ("qnn.conv2d", "qnn.dense"):
             return None
         if not isinstance(expr.args[1], relay.Constant):
-            raise LoweringError(f"{_name(expr)}: its weights are not constant")
-        if _name(expr) == "qnn.conv2d" and expr.attrs.data_layout != "NHWC":
+            raise LoweringError(f"{name_of(expr)}: its weights are not constant")
+        if name_of(expr) == "qnn.conv2d" and expr.attrs.data_layout != "NHWC":
             raise LoweringError(
                 "qnn.conv2d in NCHW: stock int8 kernels are wrong there; convert it to NHWC first"
             )
@@ -205,29 +208,47 @@ class _Lowering:
         if found is None:
             return None
         conv, bias, absorbed = found
-        if _name(call) == "qnn.dequantize":
-            scale, epilogue = _value(call.args[1]), {"epilogue": "dequantize"}
+        if name_of(call) == "qnn.dequantize":
+            scale, epilogue = value_of(call.args[1]), {"epilogue": "dequantize"}
         else:
             scale, epilogue = self._requantize_numbers(call)
             epilogue.update(epilogue="requantize", **_limits(clip))
         absorbed = (*absorbed, *_between(root, call))
         return self._emit_layer(conv, bias, scale, epilogue, absorbed)
 
-    def _residual(self, root, clip, add):
+    def _add(self, sides, numbers, limits, absorbed, expression=None):
+        """A residual add: with the layer on one side, or by itself. numbers: scale and zero point of the
+        two sides and the output; expression: a function of the real sum."""
+        numbers = [value_of(a) for a in numbers]
+        chain = self._residual(sides, numbers, limits, absorbed, expression)
+        if chain is not None:
+            return chain
+        a_scale, a_zero, b_scale, b_zero, scale, zero = numbers
+
+        def emit(a, b):
+            return relay_op.add(
+                a, b, float(a_scale), int(a_zero), float(b_scale), int(b_zero),
+                float(scale), int(zero), **limits, function=expression,
+            )  # fmt: skip
+
+        return _Chain(absorbed, tuple(sides), emit)
+
+    def _residual(self, sides, numbers, limits, absorbed, expression):
         for side in (0, 1):
-            if not self._alone(add.args[side]):
+            if not self._alone(sides[side]):
                 continue
-            inner_clip, inner = self._under_clip(add.args[side])
-            if _name(inner) != "qnn.requantize" or not self._alone(inner.args[0]):
+            inner_clip, inner = self._under_clip(sides[side])
+            if name_of(inner) != "qnn.requantize" or not self._alone(inner.args[0]):
                 continue
             found = self._accumulator(inner.args[0])
-            if found is None or _name(found[0]) != "qnn.conv2d":
+            if found is None or name_of(found[0]) != "qnn.conv2d":
                 continue
-            conv, bias, absorbed = found
+            conv, bias, layers = found
             scale, own = self._requantize_numbers(inner)
             own.update(_limits(inner_clip))
-            numbers = [_value(a) for a in add.args[2:]]
             mine, other = (numbers[2 * side : 2 * side + 2], numbers[2 - 2 * side : 4 - 2 * side])
+            if int(mine[1]) != own["out_zero_point"]:
+                continue
             residual = Residual(
                 own_scale=float(mine[0]),
                 own_zero_point=own["out_zero_point"],
@@ -242,28 +263,58 @@ class _Lowering:
                 "epilogue": "add",
                 "out_zero_point": int(numbers[5]),
                 "residual": residual,
-                **_limits(clip),
+                "function": expression,
+                **limits,
             }
-            absorbed = (
-                *absorbed, inner, *_between(add.args[side], inner), add.args[side],
-                *_between(root, add),
-            )  # fmt: skip
-            return self._emit_layer(conv, bias, scale, epilogue, absorbed, add.args[1 - side])
+            absorbed = (*absorbed, *layers, inner, *_between(sides[side], inner), sides[side])
+            return self._emit_layer(conv, bias, scale, epilogue, absorbed, sides[1 - side])
         return None
 
+    def _function(self, root, clip, call):
+        """A quantize of float operators on an int32 tensor, or on the sum of two stored ones; else None."""
+        found = Expression(self.uses).read(call.args[0])
+        if found is None or any(value_of(a).size > 1 for a in call.args[1:]):
+            return None
+        expression, leaf, absorbed = found
+        absorbed = (*absorbed, *_between(root, call))
+        scale, zero = (value_of(a).item() for a in call.args[1:])
+        limits = _limits(clip)
+        if name_of(leaf) == "add":
+            sides = [side.args[0] for side in leaf.args]
+            scales = [number for side in (*leaf.args, call) for number in side.args[1:]]
+            return self._add(sides, scales, limits, absorbed, function.of_sum(expression))
+        data, unit = leaf.args[0], value_of(leaf.args[1])
+        unit = unit.reshape(()) if unit.size == 1 else unit
+        channels = int(data.checked_type.shape[-1])
+        fused = function.fuse(expression, unit, scale, limits["lo"] - zero, limits["hi"] - zero)
+        numbers = {"lo": fused.lo + zero, "hi": fused.hi + zero, "function": fused.function}
+        factor = fused.multiplier
+        if fused.other is not None:
+            factor = np.stack([np.broadcast_to(v, (channels,)) for v in (factor, fused.other)])
+        layer = self._accumulator(data) if self._alone(data) else None
+        if layer is not None:
+            conv, bias, layers = layer
+            epilogue = {"epilogue": "requantize", "out_zero_point": zero, **numbers}
+            return self._emit_layer(conv, bias, factor, epilogue, (*absorbed, *layers))
+
+        def emit(x):
+            return relay_op.requantize(x, factor, 0, zero, **numbers)
+
+        return _Chain(absorbed, (data,), emit)
+
     def _requantize_numbers(self, call):
-        in_scale, in_zero, scale, zero = (_value(a) for a in call.args[1:])
+        in_scale, in_zero, scale, zero = (value_of(a) for a in call.args[1:])
         if int(in_zero) != 0 and call.args[0].checked_type.dtype == "int32":
             raise LoweringError("qnn.requantize: an int32 input with a zero point")
         return multiplier(1, in_scale, scale), {"out_zero_point": int(zero)}
 
     def _emit_layer(self, conv, bias, factor, epilogue, absorbed, residual=None):
         weight = conv.args[1].data.numpy()
-        zero_point = int(_value(conv.args[2]))
-        if int(_value(conv.args[3])) != 0:
-            raise LoweringError(f"{_name(conv)}: weights with a zero point")
+        zero_point = int(value_of(conv.args[2]))
+        if int(value_of(conv.args[3])) != 0:
+            raise LoweringError(f"{name_of(conv)}: weights with a zero point")
         data = conv.args[0]
-        dense = _name(conv) == "qnn.dense"
+        dense = name_of(conv) == "qnn.dense"
         shape = [int(d) for d in data.checked_type.shape]
         if dense:
             weight = np.ascontiguousarray(weight.T)[None, None]
@@ -284,7 +335,8 @@ class _Lowering:
         )  # fmt: skip
         bias = np.zeros(channels, np.int32) if bias is None else bias
         bias = fold_zero_point(bias, weight, zero_point)
-        factor = np.ascontiguousarray(np.broadcast_to(np.asarray(factor, np.float32), (channels,)))
+        factor = np.asarray(factor, np.float32)
+        factor = np.ascontiguousarray(np.broadcast_to(factor, (*factor.shape[:-1], channels)))
         index = len(self.found)
         self.names.append(conv.span.source_name.name if conv.span else "")
         self.found.append(Convolution(spec, weight, bias, factor))
@@ -305,7 +357,7 @@ class _Lowering:
 
     def _requantize(self, root, clip, call):
         factor, numbers = self._requantize_numbers(call)
-        in_zero = int(_value(call.args[2]))
+        in_zero = int(value_of(call.args[2]))
 
         def emit(x):
             return relay_op.requantize(x, factor, in_zero, numbers["out_zero_point"], **_limits(clip))
@@ -313,22 +365,22 @@ class _Lowering:
         return _Chain(_between(root, call), (call.args[0],), emit)
 
     def _dequantize(self, call):
-        scale, zero = (_value(a) for a in call.args[1:])
+        scale, zero = (value_of(a) for a in call.args[1:])
         return _Chain((), (call.args[0],), lambda x: relay_op.dequantize(x, scale, int(zero)))
 
     def _quantize(self, root, clip, call):
-        scale, zero = (_value(a) for a in call.args[1:])
+        scale, zero = (value_of(a) for a in call.args[1:])
 
         def emit(x):
             return relay_op.quantize(x, float(scale), int(zero), **_limits(clip))
 
         return _Chain(_between(root, call), (call.args[0],), emit)
 
-    def _join(self, root, clip, call, make):
-        a_scale, a_zero, b_scale, b_zero, scale, zero = (_value(a) for a in call.args[2:])
+    def _mul(self, root, clip, call):
+        a_scale, a_zero, b_scale, b_zero, scale, zero = (value_of(a) for a in call.args[2:])
 
         def emit(a, b):
-            return make(
+            return relay_op.mul(
                 a, b, float(a_scale), int(a_zero), float(b_scale), int(b_zero),
                 float(scale), int(zero), **_limits(clip),
             )  # fmt: skip
@@ -353,16 +405,6 @@ def _limits(clip):
     return {"lo": 0, "hi": 255} if clip is None else {
         "lo": int(clip.attrs.a_min), "hi": int(clip.attrs.a_max)
     }  # fmt: skip
-
-
-def _name(expr):
-    return expr.op.name if isinstance(expr, relay.Call) and isinstance(expr.op, tvm.ir.Op) else ""
-
-
-def _value(expr):
-    if not isinstance(expr, relay.Constant):
-        raise LoweringError("a scale or zero point is not a constant")
-    return expr.data.numpy()
 
 
 def _ints(values):

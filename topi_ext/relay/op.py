@@ -28,7 +28,7 @@ from tvm.relay.op import op as _op
 from tvm.topi import tag
 from tvm.topi.x86.injective import schedule_injective
 
-from .. import epilogue, isa, manifest
+from .. import epilogue, function, isa, manifest
 from ..problem import ConvSpec
 from ..reference import multiplier
 
@@ -156,11 +156,15 @@ def _quantize(attrs, inputs):
 
 def _requantize(attrs, inputs):
     a, (x, multiplier) = _numbers(attrs), inputs
+    expression = function.from_json(a.get("function"))
 
     def element(*i):
-        real = _steps(x(*i), a["in_zero_point"]).astype("float32") * _along_last(multiplier, i)
-        steps = epilogue.round_to_step(real, a["zero_point"], a["lo"], a["hi"])
-        return epilogue.store_byte(steps, a["zero_point"])
+        two = function.uses_other(expression)
+        factor, other = (
+            (multiplier(row, i[-1]) for row in (0, 1)) if two else (_along_last(multiplier, i), None)
+        )
+        real = _steps(x(*i), a["in_zero_point"]).astype("float32") * factor
+        return epilogue.requantized(real, expression, other, a["zero_point"], a["lo"], a["hi"])
 
     return te.compute(x.shape, element, name="requantize", tag=tag.BROADCAST)
 
@@ -181,7 +185,8 @@ def _add(attrs, inputs):
     def element(*i):
         left = epilogue.real(_steps(a(*i), n["a_zero_point"]), n["a_scale"])
         right = epilogue.real(_steps(b(*i), n["b_zero_point"]), n["b_scale"])
-        return epilogue.add_stored(left, right, n["scale"], n["zero_point"], n["lo"], n["hi"])
+        expression = function.from_json(n.get("function"))
+        return epilogue.add_stored(left, right, n["scale"], n["zero_point"], n["lo"], n["hi"], expression)
 
     return te.compute(a.shape, element, name="add", tag=tag.BROADCAST)
 
@@ -268,7 +273,8 @@ def _call(name, args, **attrs):
 
 
 def _elementwise(name, args, **numbers):
-    return _call(name, args, numbers=json.dumps(numbers, sort_keys=True))
+    known = {key: value for key, value in numbers.items() if value is not None}
+    return _call(name, args, numbers=json.dumps(known, sort_keys=True))
 
 
 def conv2d(data, spec: ConvSpec, row: manifest.Kernel, constants, residual=None):
@@ -283,11 +289,13 @@ def quantize(data, scale: float, zero_point: int, lo: int = 0, hi: int = 255):
     return _elementwise("easyquant.quantize", [data], scale=scale, zero_point=zero_point, lo=lo, hi=hi)
 
 
-def requantize(data, multiplier, in_zero_point: int, zero_point: int, lo: int = 0, hi: int = 255):
-    """uint8 or int32 -> uint8; multiplier: float32 () or (K,) along the last axis."""
+def requantize(data, multiplier, in_zero_point: int, zero_point: int, lo: int = 0, hi: int = 255,
+               function=None):  # fmt: skip
+    """uint8 or int32 -> uint8; multiplier: float32 () or (K,) along the last axis, or (2, K) with the
+    second vector that ``function`` reads."""
     return _elementwise(
         "easyquant.requantize", [data, relay.const(np.asarray(multiplier, np.float32))],
-        in_zero_point=in_zero_point, zero_point=zero_point, lo=lo, hi=hi,
+        in_zero_point=in_zero_point, zero_point=zero_point, lo=lo, hi=hi, function=function,
     )  # fmt: skip
 
 
@@ -298,11 +306,11 @@ def dequantize(data, scale, zero_point: int):
 
 
 def add(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
-        scale: float, zero_point: int, lo: int = 0, hi: int = 255):  # fmt: skip
-    """uint8 + uint8 -> uint8."""
+        scale: float, zero_point: int, lo: int = 0, hi: int = 255, function=None):  # fmt: skip
+    """uint8 + uint8 -> uint8; function: of the real sum."""
     return _elementwise(
         "easyquant.add", [a, b], a_scale=a_scale, a_zero_point=a_zero_point, b_scale=b_scale,
-        b_zero_point=b_zero_point, scale=scale, zero_point=zero_point, lo=lo, hi=hi,
+        b_zero_point=b_zero_point, scale=scale, zero_point=zero_point, lo=lo, hi=hi, function=function,
     )  # fmt: skip
 
 
