@@ -63,7 +63,7 @@ def compare(graph, table):
 
 
 def numbers(join):
-    (a, b), (_, made, lo, hi) = join.scales, join.output
+    (a, b), (_, made, lo, hi, _) = join.scales, join.output
     out = {"a_zero_point": a.zero_point, "b_zero_point": b.zero_point, "lo": lo, "hi": hi,
            "zero_point": made.zero_point}  # fmt: skip
     if join.op == "mul":

@@ -17,8 +17,8 @@ from tvm_easyquant.errors import ImageError
 from tvm_easyquant.files import read_json
 from tvm_easyquant.images import Preprocess
 from tvm_easyquant.scales.calibrate import calibrate
-from tvm_easyquant.scales.numerics import ConfigError, QuantConfig
-from tvm_easyquant.scales.partition import plan
+from tvm_easyquant.scales.numerics import METHODS, NEW_SWITCHES, ConfigError, QuantConfig
+from tvm_easyquant.scales.partition import plan_of
 from tvm_easyquant.scales.table import ScaleTable, TableError
 from tvm_easyquant.search.driver import search
 
@@ -27,10 +27,11 @@ def made(**settings) -> ScaleTable:
     """A searched table with everything that a table can have."""
     graph, images = networks.residual()
     config = QuantConfig(grid=6, search_images=2, **settings)
-    plan_ = plan(graph, config.skip)
+    plan_ = plan_of(graph, config)
     found = calibrate(graph, plan_, images, config)
     facts = {**found.facts, "preprocess": vars(Preprocess(scale=1 / 255, size=(9, 9)))}
-    return replace(search(graph, plan_, found, config), data=json.loads(json.dumps(facts)))
+    factors = {"left": np.float32([0.5, 1, 0.25])}
+    return replace(search(graph, plan_, found, config), data=json.loads(json.dumps(facts)), factors=factors)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,11 @@ def meaning(tree) -> str:
         config["skip"] = [config["skip"]]
     bits = config["bits"]  # a layer at these needs no entry
     config["layer_bits"] = {layer: each for layer, each in config["layer_bits"].items() if each != bits}
-    absent = dict(data={}, rounding={}, biases={}, gains={})
+    own = METHODS.get(config["method"])
+    for name in NEW_SWITCHES:  # what the method says anyway is not said
+        if config[name] is not None and own and config[name] == getattr(own, name):
+            config[name] = None
+    absent = dict(data={}, rounding={}, biases={}, gains={}, factors={})
     return json.dumps(plain({**absent, **tree, "config": config}), sort_keys=True)
 
 
@@ -121,7 +126,7 @@ def refused_or_as_it_says(tree) -> bool:
 def test_the_table_that_these_tests_spoil_is_good_and_has_everything(table):
     tree = json.loads(table.to_json())
     assert not refused_or_as_it_says(tree)
-    assert {"rounding", "biases", "gains", "data"} <= set(tree)
+    assert {"rounding", "biases", "gains", "data", "factors"} <= set(tree)
     assert tree["config"]["skip"] and tree["config"]["layer_bits"] and tree["data"]["preprocess"]
     assert ScaleTable.from_json(table.to_json()).to_json() == table.to_json()
 
@@ -140,7 +145,7 @@ def test_a_key_that_is_there_twice_is_refused(table):
 
 
 #: objects that need not name every layer, or, before `check`, may name too few
-LAYERS = ("figures", "rounding", "biases", "gains", "data", "weights", "activations")
+LAYERS = ("factors", "figures", "rounding", "biases", "gains", "data", "weights", "activations")
 
 
 def test_what_is_deleted_is_missed_unless_a_table_may_be_without_it(table):
