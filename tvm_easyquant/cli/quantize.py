@@ -52,7 +52,7 @@ each layer's bits so that the network is fastest within --max-drop.
 --set changes what --method does: grid=N factors of a scale between alpha=X and beta=X; rounds=N;
 percentile=X that start=percentile keeps; start=max|percentile|kl|mse; objective=cosine|mse|hessian;
 order=passes|layerwise; rounding=nearest|descent; unsigned, gain_correction, bias_correction,
-exhaustive and equalize=true|false. The paper's method, easyquant, takes the numbers only.
+exhaustive, fuse_functions, asymmetric, channel_factors and equalize=true|false. The paper's method, easyquant, takes the numbers only.
 """
 #: settings of `QuantConfig` that --set takes: numbers, and the switches of the search
 NUMBERS = {"grid": int, "rounds": int, "alpha": float, "beta": float, "percentile": float}
@@ -90,6 +90,8 @@ def add(subparsers) -> None:
         "'llvm -mcpu=core-avx2' (this CPU)")  # fmt: skip
     add("--module-out", metavar="FILE", help="also write the integer Relay module (TVM's JSON)")
     add("--qdq-out", metavar="FILE", help="also write the network as ONNX with QuantizeLinear nodes")
+    add("--symmetric", action="store_true",
+        help="no zero points and no scale per channel for activations, as ncnn's table has none")
     add("--record", metavar="FILE", help="also write the curves of the search, for report --record")
     add("--json", action="store_true", help="print the result as JSON")
     add_pictures(parser)
@@ -126,7 +128,7 @@ def _quantize(args, host) -> int:
     auto = args.bits == "auto"
     config = QuantConfig(
         bits=7 if auto else args.bits, method=args.method, search_images=args.search_images, skip=args.skip,
-        **_settings(args.set),
+        **({"asymmetric": False, "channel_factors": False} if args.symmetric else {}) | _settings(args.set),
     )  # fmt: skip
     if (args.max_drop is None) != (args.eval is None) or (auto and args.eval is None):
         raise UserError("--max-drop and --bits auto need --eval DATA, labelled, and a --max-drop")
@@ -139,7 +141,7 @@ def _quantize(args, host) -> int:
     data = sources.calibration(args.calibration, preprocess) if args.calibration else None
     if args.dry_run:
         graph = load_graph(args, host)
-        return _dry_run(graph, partition.plan(graph, config.skip), args.json)
+        return _dry_run(graph, partition.plan_of(graph, config), args.json)
     if data is None:
         raise UserError("quantize needs --calibration FILE.npz, FOLDER or module:function")
     _check_outputs(args)
@@ -191,6 +193,7 @@ def _write(args, host, result, curves) -> None:
     if exported is not None:
         qdq.save(args.qdq_out, exported)
     if curves is not None:
+        curves.model = result.table.model  # the report knows the network as the table prepares it
         curves.save(args.record)
 
 

@@ -139,11 +139,12 @@ class Builder:
 
     # -- functions of one number
 
-    def function(self, value: Value, name: str, operands: Sequence, shape, *parameters: float) -> bool:
+    def function(self, value: Value, name: str, operands: Sequence, shape, *parameters: object) -> bool:
         """A function of `expression.FUNCTIONS` whose tensors are all functions of one tensor: part of an
         elementwise node. False if they are not.
 
-        operands: values, or constants: a float, or None for one that is not a single number.
+        operands: values, or constants: a float, or None for one that is not a single number. parameters:
+        floats, or a tuple of them, one a channel.
         """
         inputs = [self._operand(operand) for operand in operands]
         bases = {base for base, _ in inputs if base is not None}

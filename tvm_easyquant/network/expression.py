@@ -55,6 +55,11 @@ def compute(expression, x: np.ndarray) -> np.ndarray:
 
     What is not a number (the logarithm of a negative step nobody stores) becomes 0.
     """
+    return compute64(expression, x).astype(np.float32)
+
+
+def compute64(expression, x: np.ndarray) -> np.ndarray:
+    """The same as float64, of numbers of any type."""
 
     def value(e):
         if isinstance(e, str):
@@ -65,7 +70,7 @@ def compute(expression, x: np.ndarray) -> np.ndarray:
 
     with np.errstate(all="ignore"):
         result = np.nan_to_num(value(expression), nan=0.0)
-        return np.broadcast_to(result, x.shape).astype(np.float32)
+        return np.broadcast_to(result, x.shape)
 
 
 def softplus_of(expression):

@@ -490,9 +490,16 @@ def _leaky_relu(walk, site):
 
 def _prelu(walk, site):
     slope = walk.constant(site, 1)
-    if slope is None or slope.size != 1:
+    if slope is None:
         return False
-    value, alpha = site.outputs[0], float(slope.reshape(()))
+    value, shape = site.outputs[0], walk.shape(site)
+    if slope.size == 1:
+        alpha: object = float(slope.reshape(()))
+    else:
+        along = np.broadcast_shapes(slope.shape, (1,) * len(shape))
+        if len(shape) not in (2, 4) or along != (1, shape[-1], *(1,) * (len(shape) - 2)):
+            return False
+        alpha = tuple(map(float, slope.ravel()))
     return walk.builder.function(value, "leaky_relu", [site.inputs[0]], walk.shape(site), alpha)
 
 

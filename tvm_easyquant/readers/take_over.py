@@ -18,6 +18,8 @@ from math import inf
 
 import numpy as np
 
+from topi_ext.function import vectors
+
 from ..network.graph import Graph
 from ..network.node import Node
 from ..scales.numerics import IMPORTED, QuantConfig, Scale, quantize_bias
@@ -255,7 +257,7 @@ class _TakeOver:
             before = self.old[node.inputs[0]]
             if self._fusable(before) is node and before.name in self.integer:
                 return self._finish_node(node, [before.name], target, True)
-        if None in scales:
+        if None in scales or vectors(node.attrs.get("expression")):  # no table of 256 numbers
             return self._float_node(node)
         if node.operator.requantizes:
             return self._produce(node) if node.operator.refusal(node) is None else self._float_node(node)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
-from ..network.equalize import equalized
+from ..errors import TableError
 from ..scales.numerics import QuantConfig
 from ..scales.table import ScaleTable
 from ..search.find import find
@@ -60,7 +61,10 @@ class EasyQuant:
         graph = from_relay(mod, self.params)
         if self.table is not None and self.calibration is None:
             return rewrite(graph, self.table)
-        prepared = equalized(graph) if self.config.equalize else graph
+        prepared = graph
+        if self.table is not None:
+            with contextlib.suppress(TableError):  # of another model: found anew below
+                prepared = self.table.prepared(graph)
         if self.table is None or self.table.model != prepared.fingerprint:
             found = find(
                 graph, self.calibration, self.config, self.checkpoint, self.progress,

@@ -246,6 +246,15 @@ def _leaky_relu(walk, call):
     return _function(walk, call, float(call.attrs.alpha))
 
 
+def _prelu(walk, call):
+    slope, shape = walk.constant(call.args[1]), _out(call)
+    if slope is None or len(shape) not in (2, 4) or int(call.attrs.axis) not in (1, 1 - len(shape)):
+        return False
+    slopes = tuple(map(float, np.broadcast_to(slope.ravel(), shape[-1:])))
+    slopes = slopes[0] if len(set(slopes)) == 1 else slopes
+    return walk.builder.function(call, "leaky_relu", [call.args[0]], shape, slopes)
+
+
 def _binary(walk, call):
     """An operator of two tensors, or of a tensor and a constant."""
     name, (a, b) = call.op.name, call.args
@@ -362,6 +371,7 @@ RULES: dict[str, Callable[[_Walk, object], object]] = {
     "nn.bias_add": _bias_add,
     **dict.fromkeys((*UNARY, *BINARY), _function),
     "nn.leaky_relu": _leaky_relu,
+    "nn.prelu": _prelu,
     **dict.fromkeys(AFFINE, _binary),
     "nn.relu": _relu,
     "clip": _clip,

@@ -35,10 +35,16 @@ TOP = 127
 
 def dumps(graph: Graph, table: ScaleTable, names: Mapping[str, str] | None = None) -> str:
     """The text of an ncnn calibration table. names: {our layer: ncnn's name of it} where they differ."""
+    graph = table.prepared(graph)
     plan_ = table.check(graph)
     if table.config.equalize:
         raise TableError(
             "the table is of equalized weights, which ncnn's model does not have; quantize without equalize"
+        )
+    if table.factors:
+        raise TableError(
+            f"{next(iter(table.factors))} has one scale per channel, which ncnn's table does not have; quantize "
+            "with --symmetric"
         )
     names = names or {}
     layers = [node for node in graph.compute_nodes if node.name in plan_.integer]
@@ -53,7 +59,13 @@ def dumps(graph: Graph, table: ScaleTable, names: Mapping[str, str] | None = Non
         if node.groups > 1:
             scales = scales.reshape(node.groups, -1).max(axis=1)
         weights.append(_line(name + WEIGHT, scales))
-        inputs.append(_line(name, [_signed_step(table.activations[plan_.site_of[node.inputs[0]]])]))
+        scale = table.activations[plan_.site_of[node.inputs[0]]]
+        if table.config.how.asymmetric and scale.zero_point not in (0, 64, 128):
+            raise TableError(
+                f"layer {node.name} reads a tensor with the zero point {scale.zero_point}, and ncnn has none; "
+                "quantize with --symmetric"
+            )
+        inputs.append(_line(name, [_signed_step(scale)]))
     return "\n".join([*weights, *inputs]) + "\n"
 
 

@@ -19,6 +19,8 @@ from math import inf
 
 import numpy as np
 
+from topi_ext.function import is_vector
+
 from ..errors import ExportError
 from ..files import replacing
 from ..network.expression import PARAMETRIC, softplus_of
@@ -64,7 +66,7 @@ def save(path: str | os.PathLike, model) -> None:
 
 class _Exporter:
     def __init__(self, graph: Graph, table: ScaleTable):
-        self.graph = graph
+        self.graph = graph = table.prepared(graph)
         self.plan = table.check(graph)
         self.scales = Scales.of_table(graph, self.plan, table)
         self.nodes: list = []
@@ -194,6 +196,8 @@ class _Exporter:
         target = self.plan.stored(node, self.graph)
         s = self.scales.decided(target)
         raw = RULES[node.op](self, node, x, self.free(f"{node.name}_float"))
+        if (function := self.scales.function(node)) is not None:
+            raw = self._expression(function, raw, self.free(f"{target}_float"), self.graph[target].shape)
         limits = (0, 255) if node.operator.moves else integer_limits(s, node_limits(node, self.scales))
         self.quantize(raw, target, *limits)
 
@@ -245,7 +249,7 @@ class _Exporter:
         return self.add("Mul", x, output, node.name)
 
     def _elementwise(self, node, x, output):
-        return self._expression(node.attrs["expression"], x[0], output)
+        return self._expression(node.attrs["expression"], x[0], output, node.shape)
 
     def _limit(self, node, x, output):
         return self._clip(x[0], node.attrs["lo"], node.attrs["hi"], output)
@@ -382,12 +386,13 @@ class _Exporter:
         ]
         return self.add("Clip", [x, *limits], output)
 
-    def _expression(self, e, x, output):
-        """An expression of `elementwise`; its parts are named after ``output``."""
+    def _expression(self, e, x, output, shape):
+        """An expression of `elementwise` of a tensor of this NHWC shape; its parts are named after
+        ``output``."""
         if e == "x":
             return self.add("Identity", [x], output)
         if (inner := softplus_of(e)) is not None:
-            inner = x if inner == "x" else self._expression(inner, x, self.free(f"{output}_0"))
+            inner = x if inner == "x" else self._expression(inner, x, self.free(f"{output}_0"), shape)
             return self.add("Softplus", [inner], output)
         name, *arguments = e
         values = []
@@ -395,13 +400,18 @@ class _Exporter:
             part = f"{output}_{i}"
             if argument == "x":
                 values.append(x)
+            elif is_vector(argument):
+                channels = np.float32(argument).reshape(-1, *(1,) * (len(shape) - 2))
+                values.append(self.constant(part, channels))
             elif isinstance(argument, tuple):
-                values.append(self._expression(argument, x, self.free(part)))
+                values.append(self._expression(argument, x, self.free(part), shape))
             elif name not in PARAMETRIC:
                 values.append(self.constant(part, np.float32(argument)))
         if name == "clip":
             _, lo, hi = arguments
             return self._clip(values[0], lo, hi, output)
+        if name == "leaky_relu" and is_vector(arguments[1]):
+            return self.add("PRelu", values, output)
         if name == "leaky_relu":
             return self.add("LeakyRelu", values, output, alpha=arguments[1])
         if name == "rsqrt":

@@ -25,6 +25,7 @@ import numpy as np
 from topi_ext import reference
 
 from ..errors import VerifyError
+from ..network.expression import compute64
 from ..network.graph import Graph
 from ..network.layout import to_nchw, to_nhwc
 from ..network.node import Node, model_shape
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ..host import Host
 
 UNIT = 2.0**-24  # of float32: the relative error of one rounding
+FLOAT_FUNCTION = 2.0**-18  # how far a function of another library may be, of its value and of 1
 
 
 @dataclass
@@ -219,6 +221,7 @@ def verify(
 
 def stored_tensors(graph: Graph, table: ScaleTable) -> list[str]:
     """The stored tensors of a graph under a table, in program order."""
+    graph = table.prepared(graph)
     stored = table.check(graph).site_of
     return [node.name for node in graph if node.name in stored]
 
@@ -250,7 +253,8 @@ def with_outputs(model, names: Mapping[str, tuple[str, int]], graph: Graph):
 class _Comparison:
     def __init__(self, graph, table, model, names, optimize):
         onnxruntime = _onnxruntime()
-        self.graph, self.table, self.plan = graph, table, table.check(graph)
+        self.graph = graph = table.prepared(graph)
+        self.table, self.plan = table, table.check(graph)
         self.theirs = names is not None  # a model of others, whose biases may be float
         tensors = stored_tensors(graph, table)
         names = {t: (stored_name(t), 0) for t in tensors} if names is None else names
@@ -317,13 +321,15 @@ class _Comparison:
         if node.operator.integer in ("move", "input"):
             row.unexplained += int(apart.sum())
             return
-        exact, error = (np.broadcast_to(a, apart.shape)[apart] for a in self._exact(node, sample))
+        exact, error = (np.broadcast_to(a, apart.shape) for a in self._exact(node, sample))
         s = self.scales.decided(row.tensor)
         lo, hi = integer_limits(s, node_limits(node, self.scales))
 
         def reaches(exact):
+            exact, error_ = self._through(node, exact, error, s)
+            exact, error_ = exact[apart], error_[apart]
             least, most = (
-                np.clip(np.rint(v) + s.zero_point, lo, hi) for v in (exact - error, exact + error)
+                np.clip(np.rint(v) + s.zero_point, lo, hi) for v in (exact - error_, exact + error_)
             )  # fmt: skip
             return (got >= least) & (got <= most)
 
@@ -335,11 +341,23 @@ class _Comparison:
             (tensor,) = node.inputs
             weight, zero = self.scales.integer_weight(node), self.scales.decided(tensor).zero_point
             lost = lost_pairs(node, weight, sample.stored[tensor], zero, apart)
-            saturated = wrong & reaches(exact + lost * unit)
+            moved = exact.copy()
+            moved[apart] += lost * unit
+            saturated = wrong & reaches(moved)
         row.saturated += int(saturated.sum())
         row.unexplained += int((wrong & ~saturated).sum())
-        exact = exact[~saturated]
+        exact = self._through(node, exact, error, s)[0][apart][~saturated]
         row.tie = max(row.tie, float(np.abs(np.abs(exact - np.floor(exact)) - 0.5).max(initial=0.0)))
+
+    def _through(self, node: Node, exact, error, scale: Scale):
+        """What the function fused to a node makes of its result and how far float32 may be from it, in
+        steps; the same where there is none."""
+        if (function := self.scales.function(node)) is None:
+            return exact, error
+        value = compute64(function, exact * scale.scale)
+        sides = (compute64(function, (exact + side) * scale.scale) for side in (-error, error))
+        apart = np.maximum(*(np.abs(side - value) for side in sides))
+        return value / scale.scale, (apart + FLOAT_FUNCTION * (1 + np.abs(value))) / scale.scale
 
     def _exact(self, node: Node, sample: Sample):
         """The result before rounding, in steps, as float64, and how far float32 may be from it."""
@@ -404,8 +422,7 @@ def _exact_product(run: _Run):
 
 def _exact_function(run: _Run):
     values = function_values(run.node, run.inputs[0])[run.stored[0]].astype(np.float64)
-    # a float function of another library: 2**-18 of its value, or of 1
-    return values / run.step, 2.0**-18 * (1 + np.abs(values)) / run.step
+    return values / run.step, FLOAT_FUNCTION * (1 + np.abs(values)) / run.step
 
 
 def _exact_average(run: _Run):
@@ -475,6 +492,7 @@ def _error(terms, size):
 
 def reference_integers(graph: Graph, table: ScaleTable) -> Callable:
     """feed -> the numpy reference's stored tensors (uint8 NHWC) and ``"output NAME"`` (float32)."""
+    graph = table.prepared(graph)
     plan_ = table.check(graph)
     scales = Scales.of_table(graph, plan_, table)
 
