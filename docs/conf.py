@@ -28,7 +28,7 @@ sphinx_gallery_conf = {
     "examples_dirs": str(ROOT / "tutorials"),
     "gallery_dirs": "tutorials",
     "filename_pattern": r"/0[1-68]_",  # 07 needs an ARM emulator
-    "ignore_pattern": r"/arm/",
+    "ignore_pattern": r"/(arm|metrics)/",
     "within_subsection_order": "FileNameSortKey",
     "image_scrapers": (),
     "reset_modules": (),

@@ -3,9 +3,10 @@
 """
 
 from .errors import EvaluationError
-from .measure.accuracy import TOP, Paired, compare, evaluate, top
+from .measure.accuracy import TOP, Paired, PairedSet, SetScores, compare, evaluate, top
 from .samples.labelled import LabelledSet, load, named
 
 __all__ = [
-    "TOP", "EvaluationError", "LabelledSet", "Paired", "compare", "evaluate", "load", "named", "top",
+    "TOP", "EvaluationError", "LabelledSet", "Paired", "PairedSet", "SetScores", "compare", "evaluate",
+    "load", "named", "top",
 ]  # fmt: skip

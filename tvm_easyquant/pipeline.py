@@ -45,8 +45,9 @@ class Quantized:
 
     table: its scales; graph: the float network it came from, equalized if that is a setting; plan: what
     runs in integers; seconds: time of each step; warnings: lines about what is suspicious; decisions: what
-    ``max_drop`` tried and did, in lines; drop: the `evaluate.Paired` that it ended at; host: what makes
-    ``module`` and builds it (None: the one that is installed); sample: the first of the calibration.
+    ``max_drop`` tried and did, in lines; drop: the `evaluate.Paired` (by a metric of the whole set, the
+    `evaluate.PairedSet`) that it ended at; host: what makes ``module`` and builds it (None: the one that is
+    installed); sample: the first of the calibration.
     """
 
     table: ScaleTable
@@ -328,28 +329,32 @@ class _Judge:
         self.host, self.graph, self.progress = host, graph, progress
         self.target = host.target(evaluation.target)
         self.data, metric = labelled.load(evaluation.data), evaluation.metric
-        self.metrics = {"top1": _evaluate.top(1) if metric is None else metric}
+        self.metric = _evaluate.top(1) if metric is None else metric
         self.batch = next(iter(graph)).shape[0]
         self.inputs = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
         self.fp32 = fp32 or host.build_float(host.float_module(graph), self.target)
         names = [getattr(metric, name, None) for name in ("__module__", "__qualname__")]
         self.identity = [self.data.name, len(self.data), *names, str(self.target)]
-        self._reference: np.ndarray | None = None
+        self.name = "top1" if metric is None else getattr(metric, "__name__", type(metric).__name__)
+        self._reference: Any = None
+        self._last: tuple[str, Any] | None = None
 
     def _scores(self, network, what):
         found = _evaluate.evaluate(
-            network, self.data, inputs=self.inputs, metrics=self.metrics, batch=self.batch,
+            network, self.data, inputs=self.inputs, metrics={self.name: self.metric}, batch=self.batch,
             progress=self.progress, what=what,
         )  # fmt: skip
-        return found["top1"]
+        return found[self.name]
 
-    def paired(self, table) -> _evaluate.Paired:
+    def paired(self, table, interval: bool = False) -> _evaluate.Paired | _evaluate.PairedSet:
         if self._reference is None:
             self._reference = self._scores(self.fp32, "float32")
-        module = self.host.rewrite(self.graph, table)
-        built = self.host.build(module, self.target)
-        scores = self._scores(built, "integers")
-        return _evaluate.compare(scores, self._reference)
+        key = table.to_json()
+        if self._last is None or self._last[0] != key:  # as a rule the last choice is the one that is taken
+            self._last = None
+            built = self.host.build(self.host.rewrite(self.graph, table), self.target)
+            self._last = key, self._scores(built, "integers")
+        return _evaluate.compare(self._last[1], self._reference, interval=interval, progress=self.progress)
 
     def times(self, table) -> dict[str, float]:
         return self.host.layer_times(self.graph, table, self.target)

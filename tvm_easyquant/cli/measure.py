@@ -25,7 +25,9 @@ examples:
 validation.npz holds labels and images (float32, normalised) or pictures (uint8, or jpeg and offsets);
 photos/ has one folder of pictures for each class. Pictures are normalised as the table says, which has
 the settings of its calibration, unless --scale, --mean, ... say otherwise. mydata:pairs yields (input,
-label); mydata:overlap(outputs, label) gives 1.0 for right, 0.0 for wrong, or anything between.
+label), where a label is any object; mydata:overlap(outputs, label) gives 1.0 for right, 0.0 for wrong, or
+anything between. A function with the attribute of_set = True gets two lists instead, of all samples, and
+gives one number in its own unit, such as mAP; its interval is a bootstrap, which calls it 2,000 times.
 """
 
 BENCHMARK = """\
@@ -93,7 +95,7 @@ def labelled_data(args, table):
 
 
 def evaluation(judged, networks, batch, graph, bar):
-    """{metric: `evaluate.Paired`} of the integers against the float network, both as from `built`.
+    """{metric: `Paired` or `PairedSet`} of the integers against the float network, both as from `built`.
 
     judged: of `labelled_data`.
     """
@@ -108,7 +110,7 @@ def evaluation(judged, networks, batch, graph, bar):
         )
         for network, what in ((floats, "float32"), (integers, "integers"))
     ]
-    return {name: evaluate.compare(scores[1][name], scores[0][name]) for name in metrics}
+    return {name: evaluate.compare(scores[1][name], scores[0][name], progress=bar) for name in metrics}
 
 
 def _evaluate(args, host) -> int:

@@ -47,7 +47,8 @@ report find them. mydata:batches is a function in mydata.py that yields arrays o
 
 --max-drop reverts the worst layers, 7 -> 8 -> float, as few as it takes, until the compiled integers lose
 no more than so many points against float32 on --eval (what evaluate takes as --data). --bits auto chooses
-each layer's bits so that the network is fastest within --max-drop.
+each layer's bits so that the network is fastest within --max-drop. With a --metric of the whole set (see
+evaluate) --max-drop is in that metric's own unit: 0.01 of an mAP that is 0.337, 1 of one that is 33.7.
 
 --set changes what --method does: grid=N factors of a scale between alpha=X and beta=X; rounds=N;
 percentile=X that start=percentile keeps; start=max|percentile|kl|mse; objective=cosine|mse|hessian;

@@ -3,14 +3,20 @@
 Two networks that see the same images err on much the same ones, so their difference is known far better
 than either accuracy: only the samples that one gets right and the other wrong say anything about it.
 `compare` counts those and gives the difference with its interval.
+
+A metric is of a sample, or of the whole set: then it has the attribute ``of_set``, and `compare` draws the
+samples anew to see how far the difference would move with others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
 from itertools import islice
+from typing import Any, ClassVar, overload
 
 import numpy as np
 
@@ -19,7 +25,8 @@ from ..network.node import exactly
 from ..samples.labelled import load
 
 Progress = Callable[[int, int, str], None]
-Metric = Callable[[list, object], float]
+#: see `evaluate`
+Metric = Callable[[list, Any], float]
 
 
 # -- metrics: (outputs of one sample, label) -> 1.0 at best, 0.0 at worst
@@ -58,22 +65,29 @@ def evaluate(
     batch: int = 1,
     progress: Progress | None = None,
     what: str = "evaluate",
-) -> dict[str, np.ndarray]:
-    """Each metric of each sample: {metric: float64 (N,)}.
+) -> dict[str, Any]:
+    """Each metric of each sample: {metric: float64 (N,)}; of a metric of the whole set, its `SetScores`.
 
     run: an `Executor`, or any function of {input: array} that returns the outputs as a list or as a dict.
     data: what `load` takes. inputs: the input names, or {name: (shape, dtype)}; only needed where samples
-    are arrays and ``run`` is no Executor. metrics: name -> function(outputs of this sample, label); default
-    `TOP`. batch: samples ``run`` takes at once (the last batch is filled up with the last sample). An input
-    that is not float32 is given in its own dtype where that holds the same numbers. Raises
-    EvaluationError naming the sample.
+    are arrays and ``run`` is no Executor. metrics: name -> function(outputs, label); default `TOP`. batch:
+    samples ``run`` takes at once (the last batch is filled up with the last sample). An input that is not
+    float32 is given in its own dtype where that holds the same numbers.
+
+    A metric gets the outputs of one sample, a list of arrays in the model's order, each with a first
+    dimension of 1, and the sample's label as the data gave it: any object. More is better. If it has a true
+    attribute ``of_set`` it gets two lists instead, of such outputs and of labels, of all samples, once the
+    network has run on them; these arrays cannot be written to. If it has an attribute ``each`` beside it,
+    function(outputs, label), that is called once for each sample, as it comes, and the first list holds
+    what it returned. Raises EvaluationError naming the sample.
     """
     metrics = TOP if metrics is None else metrics
+    sets = {name: SetScores(metric, [], []) for name, metric in metrics.items() if _of_set(metric)}
     data = load(data)
     known = inputs or getattr(run, "inputs", ())
     names = list(known)
     dtypes = {n: known[n][1] for n in names} if isinstance(known, Mapping) else {}
-    found: dict[str, list[float]] = {name: [] for name in metrics}
+    found: dict[str, list[float]] = {name: [] for name in metrics if name not in sets}
     done, waiting = 0, iter(data)
     while group := list(islice(waiting, batch)):
         feeds = [_feed(x, names, dtypes, data.name, done + i) for i, (x, _) in enumerate(group)]
@@ -87,20 +101,85 @@ def evaluate(
             )
         for i, (_, label) in enumerate(group):
             mine = outputs if batch == 1 else [o[i : i + 1] for o in outputs]
-            for name, metric in metrics.items():
-                try:
-                    value = float(metric(mine, label))
-                except EvaluationError as error:
-                    raise EvaluationError(f"{data.name}, sample {done}: {error}") from None
-                if not math.isfinite(value):
-                    raise EvaluationError(f"{data.name}, sample {done}: metric {name} is {value}")
-                found[name].append(value)
+            try:
+                for name, scores in found.items():
+                    scores.append(_number(metrics[name](mine, label), f"metric {name}", "a sample"))
+                for each in sets.values():
+                    each.add(mine, label)
+            except EvaluationError as error:
+                raise EvaluationError(f"{data.name}, sample {done}: {error}") from None
             done += 1
         if progress is not None:
             progress(done, len(data), what)
     if not done:
         raise EvaluationError(f"{data.name} is empty")
-    return {name: np.asarray(values, np.float64) for name, values in found.items()}
+    for name, each in sets.items():
+        try:
+            _ = each.value  # a metric that fails does so before another network is run
+        except EvaluationError as error:
+            raise EvaluationError(f"{data.name}, metric {name}: {error}") from None
+    arrays = {name: np.asarray(values, np.float64) for name, values in found.items()}
+    return {name: sets[name] if name in sets else arrays[name] for name in metrics}
+
+
+def _of_set(metric: object) -> bool:
+    return bool(getattr(metric, "of_set", False))
+
+
+@dataclass(frozen=True, eq=False)
+class SetScores:
+    """What a network answered on a whole set, to be judged by a metric of the set.
+
+    metric: function(list of outputs, list of labels); see `evaluate`. outputs, labels: one for each sample;
+    of a metric with ``each`` what that returned, in the outputs' place.
+    Raises EvaluationError if their numbers differ.
+    """
+
+    metric: Callable[[list, list], float]
+    outputs: list
+    labels: list
+
+    def __post_init__(self):
+        if len(self.outputs) != len(self.labels):
+            n, others = len(self.outputs), len(self.labels)
+            raise EvaluationError(f"{n} outputs and {others} labels; give one each for every sample")
+
+    def add(self, outputs: Iterable[np.ndarray], label: object) -> None:
+        """One more sample; the arrays are copied, as a network may use its memory again."""
+        kept = [np.array(o) for o in outputs]
+        for array in kept:  # a metric that changed them would find them changed when it is called again
+            array.flags.writeable = False
+        each = getattr(self.metric, "each", None)
+        self.outputs.append(kept if each is None else each(kept, label))
+        self.labels.append(label)
+        self.__dict__.pop("value", None)
+
+    @cached_property
+    def value(self) -> float:
+        """The metric of all samples, in its own unit. EvaluationError if it is no finite number."""
+        return self.of(range(len(self.labels)))
+
+    def of(self, picked: Sequence[int] | np.ndarray) -> float:
+        """The metric of these samples, by number."""
+        outputs, labels = [self.outputs[i] for i in picked], [self.labels[i] for i in picked]
+        return _number(self.metric(outputs, labels), "it", "the set")
+
+
+def _number(value, what: str, of: str) -> float:
+    """What a metric returned, if it is a number."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(-1)[0]
+    if isinstance(value, (list, tuple, np.ndarray)):
+        raise EvaluationError(f"{what} gives {len(value)} values; give one number for {of}")
+    try:
+        if isinstance(value, (str, bytes, np.complexfloating)):  # float would read "0.5", and half of 1j
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise EvaluationError(f"{what} is {reprlib.repr(value)}, not a number") from None
+    if not math.isfinite(number):
+        raise EvaluationError(f"{what} is {number}")
+    return number
 
 
 def _feed(x, names, dtypes, source, number):
@@ -125,8 +204,10 @@ class Evaluation:
     """What a quantization may lose, and how that is measured.
 
     data: labelled, what `load` takes. metric: None for top-1, or function(outputs of a sample, label) ->
-    0.0 to 1.0. max_drop: points that the integers, compiled for ``target`` (a CPU target as TVM writes it;
-    None: this CPU), may lose to fp32. Raises ConfigError for a drop that is none.
+    0.0 to 1.0, or a metric of the whole set (see `measure.accuracy.evaluate`). max_drop: points that the
+    integers, compiled for ``target`` (a CPU target as TVM writes it; None: this CPU), may lose to fp32; by
+    a metric of the whole set, in its own unit: 0.01 of an mAP that is 0.337, 1 of one that is 33.7. Raises
+    ConfigError for a drop that is none.
     """
 
     data: object
@@ -161,11 +242,16 @@ class Paired:
     difference: float
     interval: tuple[float, float]
     p: float
+    unit: ClassVar[str] = " points"
 
     @property
     def drop(self) -> float:
         """Points lost against the reference; negative if the network is better."""
         return -self.difference
+
+    def figure(self, x: float, sign: str = "") -> str:
+        """A number of points as it is shown; sign: "+" to show that, too."""
+        return f"{x:{sign}.2f}"
 
     def __str__(self):
         low, high = self.interval
@@ -175,14 +261,66 @@ class Paired:
         )
 
 
-def compare(scores: np.ndarray, reference: np.ndarray) -> Paired:
-    """Paired comparison of two (N,) arrays of one metric over the same samples.
+@dataclass(frozen=True)
+class PairedSet:
+    """One network against a reference by a metric of the whole set, in the metric's own unit.
+
+    n: samples; value, reference: the metric of each; difference: value - reference; interval: of the
+    difference, 95 %, by paired bootstrap; p: two-sided, of the same; both None where they were not asked
+    for.
+    """
+
+    n: int
+    value: float
+    reference: float
+    difference: float
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    unit: ClassVar[str] = ""
+
+    @property
+    def drop(self) -> float:
+        """What is lost against the reference; negative if the network is better."""
+        return -self.difference
+
+    def figure(self, x: float, sign: str = "") -> str:
+        """A number in the metric's unit as it is shown: to the fourth digit of the metric itself."""
+        size = max(abs(self.value), abs(self.reference))
+        digits = 3 - math.floor(math.log10(size)) if size else 4
+        return f"{x:{sign}.{min(max(digits, 0), 12)}f}"
+
+    def __str__(self):
+        show = self.figure
+        sure = "" if self.interval is None else " [{}, {}]".format(*(show(x, "+") for x in self.interval))
+        return (
+            f"{show(self.value)} against {show(self.reference)}: {show(self.difference, '+')}{sure} "
+            f"on {self.n} samples"
+        )
+
+
+@overload
+def compare(
+    scores: np.ndarray, reference: np.ndarray, *, interval: bool = True, progress: Progress | None = None
+) -> Paired: ...
+@overload
+def compare(
+    scores: SetScores, reference: SetScores, *, interval: bool = True, progress: Progress | None = None
+) -> PairedSet: ...
+def compare(scores, reference, *, interval=True, progress=None):
+    """Paired comparison of one metric over the same samples: two (N,) arrays, or two `SetScores`.
 
     The interval: for right-or-wrong scores the Wald interval of the difference of two dependent
     proportions, from the discordant pairs, with half a sample added to each cell of the table (Agresti and
     Min, Statistics in Medicine 24, 2005), which keeps its level where few samples differ; for other scores
     that of the mean of the differences, normal.
+
+    Of `SetScores`: by paired bootstrap. `RESAMPLES` times N samples are drawn anew, with a fixed seed, and
+    both networks judged on them: the metric is called 2 * `RESAMPLES` times, unless ``interval`` is False,
+    and progress(done, total, text) half as often. The interval holds 95 % of the differences; p is twice
+    the share of those that are on the rarer side of zero, or at it. Raises EvaluationError.
     """
+    if isinstance(scores, SetScores) or isinstance(reference, SetScores):
+        return _compare_sets(scores, reference, interval, progress)
     a, b = np.asarray(scores, np.float64), np.asarray(reference, np.float64)
     if a.shape != b.shape or a.ndim != 1 or not a.size:
         raise EvaluationError(f"paired scores have shapes {a.shape} and {b.shape}; give two of one length")
@@ -208,3 +346,37 @@ def _sign_test(gained: int, lost: int) -> float:
         math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - log_half for k in range(few + 1)
     )
     return min(1.0, 2 * sum(map(math.exp, terms)))
+
+
+#: how often, and from what seed, a bootstrap draws
+RESAMPLES, SEED = 1000, 0
+
+
+def _compare_sets(ours, theirs, interval, progress) -> PairedSet:
+    if not (isinstance(ours, SetScores) and isinstance(theirs, SetScores)):
+        raise EvaluationError("a metric of the whole set is compared with itself only; give two SetScores")
+    n, others = len(ours.labels), len(theirs.labels)
+    if n != others or not n:
+        raise EvaluationError(f"paired answers are to {n} and {others} samples; give two of one length")
+    found = PairedSet(n, ours.value, theirs.value, ours.value - theirs.value)
+    return replace(found, **_bootstrap(ours, theirs, progress)) if interval else found
+
+
+def _bootstrap(ours: SetScores, theirs: SetScores, progress: Progress | None) -> dict[str, Any]:
+    n, draw = len(ours.labels), np.random.default_rng(SEED)
+    if n == 1:  # one sample says nothing about others
+        return {"interval": (-math.inf, math.inf), "p": 1.0}
+    differences = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        picked = draw.integers(0, n, n)
+        try:
+            differences[i] = ours.of(picked) - theirs.of(picked)
+        except EvaluationError as error:
+            raise EvaluationError(
+                f"the metric has no interval: of samples drawn anew, some twice, some not at all, {error}"
+            ) from None
+        if progress is not None:
+            progress(i + 1, RESAMPLES, "bootstrap")
+    low, high = np.percentile(differences, (2.5, 97.5))
+    rarer = min((differences <= 0).sum(), (differences >= 0).sum())
+    return {"interval": (float(low), float(high)), "p": min(1.0, 2 * float(1 + rarer) / (1 + RESAMPLES))}

@@ -12,7 +12,7 @@ from ..errors import CurvesError
 from ..network.graph import Graph
 from ..scales.table import ScaleTable
 from . import report
-from .accuracy import Paired
+from .accuracy import Paired, PairedSet
 
 if TYPE_CHECKING:
     from topi_ext.lower import LayerChoice
@@ -29,7 +29,7 @@ def collect(
     samples: Sequence[Mapping] = (),
     curves: Any = None,
     benchmark: Any = None,
-    accuracy: Mapping[str, Paired] | None = None,
+    accuracy: Mapping[str, Paired | PairedSet] | None = None,
     progress=None,
 ) -> dict:
     """The facts of `report.render`, as plain values.

@@ -50,7 +50,8 @@ def load(source, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
     source: an .npz with ``labels`` (N,) integers and one of ``images`` float32 (N, C, H, W), normalised
     as in training; ``images`` uint8 (N, H, W, 3) or (N, 3, H, W), RGB; ``jpeg`` uint8 with ``offsets``
     (N + 1,), encoded pictures end to end. Or ``"module:function"``, called without arguments, whose
-    result yields the pairs. uint8 and encoded pictures need ``preprocess``; one that does not scale leaves
+    result yields the pairs, in the same order each time; their labels may be any object, for a metric that
+    takes it. uint8 and encoded pictures need ``preprocess``; one that does not scale leaves
     the numbers 0..255, which a network whose input is uint8 takes as they are.
     Raises EvaluationError, and ImageError for a picture.
     """
@@ -79,7 +80,7 @@ def named(text: str, *arguments: str) -> Callable:
     module, _, function = text.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise EvaluationError(f"{text!r} names no function: {error}") from None
     if not callable(found):
         raise EvaluationError(f"{text!r} is a {type(found).__name__}, not a function")

@@ -15,8 +15,9 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -25,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from topi_ext.reference import quantize as quantize_tensor
 
 from ..errors import DropError
-from ..measure.accuracy import Paired
+from ..measure.accuracy import Paired, PairedSet
 from ..network.graph import Graph, run
 from ..network.ops import evaluate, linear
 from ..scales.integer import Scales
@@ -231,7 +232,7 @@ class Met:
     """
 
     table: ScaleTable
-    paired: Paired
+    paired: Paired | PairedSet
     kinds: dict[str, Kind]
     errors: dict[str, dict[int, float]]
     lines: tuple[str, ...]
@@ -253,18 +254,27 @@ class _Trials:
             self.state.append("errors", "", found)
         return {n: {int(b): e for b, e in each.items()} for n, each in found.items()}
 
-    def paired(self, kinds) -> Paired:
-        key = json.dumps(sorted(kinds.items()))
-        if (found := self.state.get("trial", key)) is None:
-            found = astuple(self._measure(self.compose(kinds)))
-            self.state.append("trial", key, found)
-        paired = Paired(*found)
-        low, high = paired.interval
-        paired = replace(paired, interval=(low, high))  # JSON has a list
+    def paired(self, kinds) -> Paired | PairedSet:
+        key = _key(kinds)
+        paired = self._kept("trial", kinds, self._measure)
         if key not in self.said:
             self.said.add(key)
             self._say(kinds, paired)
         return paired
+
+    def sure(self, kinds) -> Paired | PairedSet:
+        """The same with its interval: dear by a metric of the whole set, so of the last choice only."""
+        paired = self.paired(kinds)
+        if paired.interval is not None:
+            return paired
+        return self._kept("interval", kinds, partial(self._measure, interval=True))
+
+    def _kept(self, what, kinds, measure):
+        if (found := self.state.get(what, _key(kinds))) is None:
+            found = astuple(measure(self.compose(kinds)))
+            self.state.append(what, _key(kinds), found)
+        paired: Any = Paired(*found) if len(found) == len(fields(Paired)) else PairedSet(*found)
+        return replace(paired, interval=paired.interval and tuple(paired.interval))  # JSON has a list
 
     def _say(self, kinds, paired):
         count = {kind: list(kinds.values()).count(kind) for kind in (7, 8, FLOAT)}
@@ -279,6 +289,10 @@ class _Trials:
 
     def met(self, kinds) -> bool:
         return self.paired(kinds).drop <= self.max_drop
+
+
+def _key(kinds) -> str:
+    return json.dumps(sorted(kinds.items()))
 
 
 def _smallest(met: Callable[[int], bool], last: int) -> int | None:
@@ -300,7 +314,7 @@ def meet(
     config: QuantConfig,
     table: Callable[[int], ScaleTable],
     samples: Sequence[Mapping[str, np.ndarray]],
-    measure: Callable[[ScaleTable], Paired],
+    measure: Callable[..., Paired | PairedSet],
     max_drop: float,
     *,
     times: Callable[[int], Mapping[str, float]] | None = None,
@@ -310,9 +324,12 @@ def meet(
 ) -> Met:
     """Choose the bits of each layer so that the measured drop against fp32 is at most ``max_drop`` points.
 
+    A metric of the whole set measures it in its own unit.
+
     table(bits): the scale table found at these bits for all layers. samples: calibration samples for the
-    sensitivity. measure(table): the paired accuracy of a table's integers on labelled data. Without
-    ``times`` the worst layers of ``config.bits`` are reverted, 7 -> 8 -> float, as few as it takes. With
+    sensitivity. measure(table): the paired accuracy of a table's integers on labelled data; where that has
+    no interval, measure(table, interval=True) is called for the choice that was taken. Without ``times``
+    the worst layers of ``config.bits`` are reverted, 7 -> 8 -> float, as few as it takes. With
     ``times(bits)``, {layer: microseconds}, and ``float_times`` the fastest choice is taken that meets it.
     checkpoint: a file that lets an interrupted run go on; it may have been written with another
     ``max_drop``; or the `State` of a larger run.
@@ -339,7 +356,7 @@ def meet(
         kinds, errors = _revert(trials, config, together, spread, errors_of)
     else:
         kinds, errors = _fastest(trials, together, spread, errors_of, times, float_times)
-    paired = trials.paired(kinds)
+    paired = trials.sure(kinds)
     lines = [*trials.lines, *_done(config, kinds, errors), *_verdict(paired, max_drop)]
     chosen = trials.compose(kinds)
     figures = {
@@ -361,13 +378,23 @@ def _done(config, kinds, errors) -> Iterable[str]:
         yield f"{name}: {bits} -> {kinds[name]}{alone}"
 
 
-def _verdict(paired: Paired, max_drop: float) -> Iterable[str]:
-    lost = f"{paired.drop:.2f} points lost" if paired.drop > 0 else "nothing lost"
+def _verdict(paired: Paired | PairedSet, max_drop: float) -> Iterable[str]:
+    def told(x):
+        return f"{paired.figure(x)}{paired.unit}"
+
+    shown = 0.005  # what is less is no difference in points of two digits
+    if isinstance(paired, PairedSet):
+        shown = 0.0
+        yield f"by bootstrap: {paired}"
+        if max_drop >= abs(paired.reference):
+            yield f"a drop of {max_drop:g} allows anything where float32 has {told(paired.reference)}"
+    lost = f"{told(paired.drop)} lost" if paired.drop > 0 else "nothing lost"
     yield f"met: {lost}, {max_drop:g} were allowed"
-    width = (paired.interval[1] - paired.interval[0]) / 2
-    if width > max(max_drop, 0.005):
+    low, high = paired.interval or (0.0, 0.0)
+    width = (high - low) / 2
+    if width > max(max_drop, shown):
         yield (
-            f"{paired.n} labelled samples tell the drop to {width:.2f} points only, more than "
+            f"{paired.n} labelled samples tell the drop to {told(width)} only, more than "
             f"{max_drop:g}; give more of them to be sure"
         )
 
@@ -390,10 +417,10 @@ def _revert(trials, config, together, spread, errors_of):
     steps.pop()  # one group stays integer
     found = _smallest(lambda k: trials.met(spread(steps[k])), len(steps) - 1) if len(steps) > 1 else None
     if found is None:
-        best = trials.paired(spread(steps[-1])).drop
+        best = trials.paired(spread(steps[-1]))
         raise DropError(
             f"with all layers but {', '.join(n for n, k in spread(steps[-1]).items() if k != FLOAT)} float "
-            f"the drop is still {best:.2f} points; {trials.max_drop:g} cannot be met"
+            f"the drop is still {best.figure(best.drop)}{best.unit}; {trials.max_drop:g} cannot be met"
         )
     return spread(steps[found]), errors
 
@@ -425,10 +452,9 @@ def _fastest(trials, together, spread, errors_of, times, float_times):
     while not trials.met(spread(kinds)):
         failed, budget, kinds = budget, budget / 2, choice(budget / 2)
         if kinds is None:
-            best = trials.paired(spread(tried)).drop
-            raise DropError(
-                f"no choice of bits meets a drop of {trials.max_drop:g}; the nearest: {best:.2f}"
-            )
+            paired = trials.paired(spread(tried))
+            best = paired.figure(paired.drop)
+            raise DropError(f"no choice of bits meets a drop of {trials.max_drop:g}; the nearest: {best}")
         tried = kinds
     if budget < total(
         choice(math.inf), error

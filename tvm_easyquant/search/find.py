@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import GraphError, RangeError
-from ..measure.accuracy import Paired
+from ..measure.accuracy import Paired, PairedSet
 from ..network.equalize import equalized
 from ..network.graph import Graph
 from ..samples.images import Preprocess
@@ -42,8 +42,8 @@ class Judge(Protocol):
     @property
     def identity(self) -> object: ...
 
-    def paired(self, table: ScaleTable) -> Paired:
-        """The accuracy of the table's integers against fp32."""
+    def paired(self, table: ScaleTable, interval: bool = False) -> Paired | PairedSet:
+        """The accuracy of the table's integers against fp32; interval: with it, where it is dear."""
 
     def times(self, table: ScaleTable) -> Mapping[str, float]:
         """{layer: microseconds} of the table's kernels."""
