@@ -19,12 +19,13 @@ from tvm_easyquant.scales.numerics import (
     DEFAULT_METHOD,
     QuantConfig,
     quantize_bias,
+    scale_between,
     scale_for,
     weight_scales,
 )
 from tvm_easyquant.scales.partition import plan
 from tvm_easyquant.search import weights as weight_search
-from tvm_easyquant.search.driver import cosine, layer_figures, objectives, search
+from tvm_easyquant.search.driver import APART, TOGETHER, cosine, layer_figures, objectives, search
 from tvm_easyquant.search.grid import factors
 from tvm_easyquant.search.objectives import SiteTask
 from tvm_easyquant.search.weights import search_weights
@@ -113,10 +114,22 @@ class PlainSearch:
 
     def choose_site(self, node, weight, score):
         """A layer's input takes the best candidate for all of the layer's output, with real weights."""
-        name, best = self.read[node.name], -np.inf
+        name = self.read[node.name]
         base = self.sites[name]
-        for factor in factors(self.config):
-            s = base.with_scale(base.scale / factor)
+        if not (self.config.how.asymmetric and base.zero_point > 0):
+            return self.choose(
+                node, [base.with_scale(base.scale / f) for f in factors(self.config)], weight, score
+            )
+        # both ends together, then apart
+        self.choose(node, [base] + [base.with_scale(base.scale * f) for f in TOGETHER], weight, score)
+        middle = self.sites[name]
+        low, high = (middle.scale * (q - middle.zero_point) for q in (middle.lo, middle.hi))
+        ends = [scale_between(low * a, high * b, self.config.bits) for a in APART for b in APART]
+        return self.choose(node, [middle, *ends], weight, score)
+
+    def choose(self, node, candidates, weight, score):
+        name, best = self.read[node.name], -np.inf
+        for s in candidates:
             ys = [linear(x * s.scale, node, weight) + self.biases[node.name] for x in self.stored(node, s)]
             found = score(list(zip(self.outputs[node.name], ys, strict=True)))
             if found > best + 1e-9:
@@ -152,7 +165,7 @@ def relative_error_of_centred(pairs):
 def assert_same_scales(table, weights, sites):
     for name, expected in weights.items():
         np.testing.assert_array_equal(table.weights[name], expected)
-    assert {n: s.scale for n, s in table.activations.items()} == {n: s.scale for n, s in sites.items()}
+    assert dict(table.activations) == dict(sites)
 
 
 @pytest.mark.parametrize("bits", [7, 8])

@@ -91,8 +91,11 @@ def add(subparsers) -> None:
         "'llvm -mcpu=core-avx2' (this CPU)")  # fmt: skip
     add("--module-out", metavar="FILE", help="also write the integer Relay module (TVM's JSON)")
     add("--qdq-out", metavar="FILE", help="also write the network as ONNX with QuantizeLinear nodes")
-    add("--symmetric", action="store_true",
-        help="no zero points and no scale per channel for activations, as ncnn's table has none")
+    add(
+        "--symmetric",
+        action="store_true",
+        help="no zero points and no scale per channel for activations, as ncnn's table has none",
+    )
     add("--record", metavar="FILE", help="also write the curves of the search, for report --record")
     add("--json", action="store_true", help="print the result as JSON")
     add_pictures(parser)

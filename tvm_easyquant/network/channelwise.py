@@ -74,7 +74,11 @@ def channelwise(graph: Graph, found: Mapping[str, np.ndarray]) -> Graph:
             nodes[tensor] = replace(node, op="elementwise", attrs=attrs)
         for name in graph.users[tensor]:
             nodes[name] = replace(nodes[name], weight=nodes[name].weight * f)
-    return Graph(nodes.values(), graph.outputs, graph.name, graph.output_names, graph.notes) if found else graph
+    return (
+        Graph(nodes.values(), graph.outputs, graph.name, graph.output_names, graph.notes)
+        if found
+        else graph
+    )
 
 
 def _scales(node: Node) -> bool:

@@ -124,9 +124,7 @@ class _Rewriter:
             x = self.float_of[tensor]
             if tensor in self.unrounded:  # else it would look like a function fused to the layer
                 x = relay.annotation.stop_fusion(x)
-            q = relay.qnn.quantize(
-                x, _scalar(s.scale), _zero(s.zero_point), out_dtype="uint8"
-            )
+            q = relay.qnn.quantize(x, _scalar(s.scale), _zero(s.zero_point), out_dtype="uint8")
             q = _clip(q, s.lo, s.hi)
             if len(self.graph[tensor].shape) == 4:
                 q = relay.transpose(q, NCHW_TO_NHWC)

@@ -81,7 +81,9 @@ def between(histogram: Histogram, negative: Histogram, levels: int) -> tuple[flo
     sides = below, counts - below
     centres = width * (np.arange(len(counts)) + 0.5)
     ends = [width * (np.flatnonzero(side).max(initial=-1) + 1) for side in sides]
-    used = [(side[:n], centres[:n]) for side, n in zip(sides, (round(e / width) for e in ends), strict=True)]
+    used = [
+        (side[:n], centres[:n]) for side, n in zip(sides, (round(e / width) for e in ends), strict=True)
+    ]
     best, found = np.inf, (0.0, 0.0)
     for low in np.linspace(0.1, 1, 13) * ends[0] if ends[0] else (0.0,):
         for high in np.linspace(0.1, 1, 19) * ends[1] if ends[1] else (0.0,):

@@ -286,7 +286,13 @@ class Sample:
         else:
             factor, zero = made.fused(scales.unit(node)), s.zero_point
             self.stored[target] = reference.requantize(
-                raw, factor.multiplier, zero, factor.lo + zero, factor.hi + zero, factor.function, factor.other
+                raw,
+                factor.multiplier,
+                zero,
+                factor.lo + zero,
+                factor.hi + zero,
+                factor.function,
+                factor.other,
             )
 
     def settle(self, tensors, scales: Scales) -> None:

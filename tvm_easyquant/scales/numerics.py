@@ -64,8 +64,14 @@ METHODS = {
     "easyquant_mse": Method("mse"),
     # what measured best at 7 bits (benchmarks/ablation.py)
     "easyquant_layerwise": Method(
-        "mse", start="mse", order="layerwise", gain_correction=True, bias_correction=True,
-        fuse_functions=True, asymmetric=True, channel_factors=True,
+        "mse",
+        start="mse",
+        order="layerwise",
+        gain_correction=True,
+        bias_correction=True,
+        fuse_functions=True,
+        asymmetric=True,
+        channel_factors=True,
     ),  # fmt: skip
     # the starting points of the search, unsearched
     "minmax": Method(None),

@@ -232,7 +232,9 @@ def _settled(graph: Graph, integer: set[str], functions: bool) -> Plan:
     for name in sorted(integer):
         vectors = graph[name].op == "elementwise" and function.vectors(graph[name].attrs["expression"])
         if vectors and not _fuses(graph[name], graph, integer, functions):
-            raise GraphError(f"the table runs {name} in integers, which cannot: its numbers differ by channel")
+            raise GraphError(
+                f"the table runs {name} in integers, which cannot: its numbers differ by channel"
+            )
     broken = _broken(graph)
     for name in sorted(integer & set(broken)):
         raise GraphError(f"the table runs {name} in integers, which cannot: {broken[name]}")
