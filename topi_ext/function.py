@@ -433,11 +433,6 @@ def _named(e, vector):
     return (e[0], *(_named(argument, vector) for argument in e[1:])) if isinstance(e, tuple) else e
 
 
-def plain(expression):
-    """A function without vectors in the norm's form, of real numbers: what an add computes on its sum."""
-    return _single(canonical(expression))
-
-
 def uses_other(function) -> bool:
     """Whether a function in the norm's form reads the second vector."""
     return function == "other" or (isinstance(function, tuple) and any(map(uses_other, function[1:])))

@@ -2,9 +2,10 @@
 
 An output channel of a depthwise layer reads one input channel, so any factor f[c] > 0 by which the tensor
 is divided goes into the layer's weights exactly: nothing is lost in them, and its kernel does not change.
-The producer is divided: its weights, where all up to the tensor is positively homogeneous (ReLU, LeakyReLU),
-else its function is multiplied by 1 / f, which its requantize does anyway. What quantization sees is a tensor
-whose channels are of one size. The float network stays the same but for float32's rounding.
+The producer is divided: its weights, where all up to the tensor is positively homogeneous (ReLU,
+LeakyReLU), else its function is multiplied by 1 / f, which its requantize does anyway. What is
+rounded then is a tensor whose channels are of one size. The float network is the same but for float32's
+rounding.
 """
 
 from __future__ import annotations
@@ -41,20 +42,21 @@ def place(graph: Graph, tensor: str, functions: bool = True) -> Node | None:
         layer = graph[node.inputs[0]]
         if graph.users[layer.name] != (tensor,) or layer.name in graph.outputs:
             return None
-        if not (_scales(node) or functions and function.fusable(_times(node, np.ones(node.shape[-1])))):
+        times = functions and function.fusable(_times(node, np.ones(node.shape[-1])))
+        if not (_scales(node) or times):
             return None
     return layer if layer.operator.layer and not layer.broken else None
 
 
 def factors(largest: np.ndarray) -> np.ndarray:
-    """float32 (C,): what a tensor is divided by, of the largest |x| of each channel; 1 of a channel of zeros."""
+    """float32 (C,): what a tensor is divided by, of each channel's largest |x|; 1 where that is 0."""
     most = largest.max(initial=0.0)
     relative = np.maximum(largest / most, SMALLEST) if most > 0 else largest
     return np.where(largest > 0, relative, 1.0).astype(np.float32)
 
 
 def channelwise(graph: Graph, found: Mapping[str, np.ndarray]) -> Graph:
-    """The network with tensors divided by float32 (C,) factors, the same names; ``graph`` if there are none.
+    """The network with tensors divided by float32 (C,) factors, the same names; itself if there are none.
 
     Raises GraphError for a tensor that has no `place`, or factors that are not its channels'.
     """

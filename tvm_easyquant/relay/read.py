@@ -251,8 +251,8 @@ def _prelu(walk, call):
     if slope is None or len(shape) not in (2, 4) or int(call.attrs.axis) not in (1, 1 - len(shape)):
         return False
     slopes = tuple(map(float, np.broadcast_to(slope.ravel(), shape[-1:])))
-    slopes = slopes[0] if len(set(slopes)) == 1 else slopes
-    return walk.builder.function(call, "leaky_relu", [call.args[0]], shape, slopes)
+    same = len(set(slopes)) == 1
+    return walk.builder.function(call, "leaky_relu", [call.args[0]], shape, slopes[0] if same else slopes)
 
 
 def _binary(walk, call):

@@ -180,7 +180,8 @@ class _Rewriter:
         made = (layer and layer.own) or self.scales.stored(node)
         if made.function is not None:
             x = relay.qnn.dequantize(acc, unit, _zero(zero_point), axis=-1, out_dtype="float32")
-            return self._quantized(made, x, node)
+            self._quantized(made, x, node)
+            return
         q = relay.qnn.requantize(
             acc, unit, _zero(zero_point), _scalar(made.scale.scale), _zero(made.scale.zero_point),
             axis=len(node.shape) - 1, out_dtype="uint8", **REQUANTIZE,
@@ -229,7 +230,8 @@ class _Rewriter:
         made = join.output
         tensors = [self.stored(tensor) for tensor in join.inputs]
         if made.function is not None:
-            return WITH_FUNCTION[node.op](self, node, join, tensors)
+            WITH_FUNCTION[node.op](self, node, join, tensors)
+            return
         numbers = [(_scalar(s.scale), _zero(s.zero_point)) for s in (*join.scales, made.scale)]
         q = JOINS[node.op](*tensors, *chain.from_iterable(numbers))
         self.stored_of[made.tensor] = _clip(q, made.lo, made.hi)

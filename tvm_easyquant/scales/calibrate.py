@@ -79,7 +79,7 @@ class Range:
     def ends(self, start: str, levels: int, percentile: float) -> tuple[float, float]:
         """The smallest and the largest value to be held, by a start of `numerics.SWITCHES`."""
         if start == "mse" and self.absmax > 0:
-            assert self.histogram is not None and self.negative is not None  # noqa: S101, PT018  # this start's
+            assert self.histogram is not None and self.negative is not None  # noqa: S101  # this start's
             return _histogram.between(self.histogram, self.negative, levels)
         largest = self.threshold(start, levels // 2, percentile)
         return max(self.low, -largest), min(self.high, largest)
@@ -290,7 +290,7 @@ def calibrate(
     first: called with the first sample, before it runs.
     Raises CalibrationError; an empty ``data`` is one.
     """
-    # a sum with a fused clip or function is stored itself where its readers stay float, see `Calibration.of`
+    # a sum with a fused clip or function is itself stored where its readers stay float: `Calibration.of`
     sums = [name for name in plan.fused.values() if graph[name].operator.integer == "sum"]
     tensors = {name: Range.of(config) for name in (*plan.site_of, *sums)}
     asked = config.search_images if config.searches else 1
@@ -334,8 +334,9 @@ def divisible(graph: Graph, plan: Plan, config: QuantConfig) -> list[str]:
     for site in plan.sites.values():
         (tensor, *more), functions = site.tensors, config.how.fuse_functions
         layer = None if more else place(graph, tensor, functions)
-        integer = layer is not None and {layer.name, tensor, *graph.users[tensor]} <= plan.integer
-        if integer and (layer.name == tensor or plan.fused.get(tensor) == layer.name):
+        if layer is None or not {layer.name, tensor, *graph.users[tensor]} <= plan.integer:
+            continue
+        if layer.name == tensor or plan.fused.get(tensor) == layer.name:
             found.append(tensor)
     return found
 
@@ -343,8 +344,8 @@ def divisible(graph: Graph, plan: Plan, config: QuantConfig) -> list[str]:
 def divided(
     graph: Graph, plan: Plan, calibration: Calibration, config: QuantConfig
 ) -> tuple[Graph, Plan, Calibration, dict[str, np.ndarray]]:
-    """The network with the tensors that only depthwise layers read divided by `channelwise.factors`, its plan,
-    what calibration finds for it, and the factors. The changed ranges are those of the kept samples."""
+    """The network with the tensors that only depthwise layers read divided by `channelwise.factors`, its
+    plan, what calibration finds for it, and the factors. The changed ranges are of the kept samples."""
     found = {tensor: factors(largest) for tensor, largest in calibration.channels.items()}
     found = {tensor: f for tensor, f in found.items() if (f != 1).any()}
     if not found:

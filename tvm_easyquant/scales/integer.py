@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from topi_ext import reference
-from topi_ext.function import REACH, Fused, fuse, plain
+from topi_ext.function import REACH, Fused, fuse, of_sum
 from topi_ext.function import apply as apply_function
 
 from ..errors import RangeError
@@ -265,7 +265,7 @@ class Sample:
         self.stored[node.name] = self._run(node, scales)
 
     def unstored(self, node: Node, scales: Scales) -> np.ndarray:
-        """What ``node`` produced, as float32 before it is rounded to its site, what is fused to it applied."""
+        """What ``node`` and what is fused to it produced, as float32 before it is rounded to its site."""
         raw = self.raw[node.name]
         value = raw if node.operator.in_float else reference.dequantize(raw, scales.unit(node), 0)
         if (function := scales.function(node)) is not None:
@@ -278,7 +278,7 @@ class Sample:
         made, raw = scales.stored(node), self.raw.pop(node.name)
         target, s, lo, hi, function = made
         if node.operator.in_float:
-            value = raw if function is None else apply_function(plain(function), raw)
+            value = raw if function is None else apply_function(of_sum(function), raw)
             self.stored[target] = reference.quantize(value, s.scale, s.zero_point, lo, hi)
         elif function is None:
             factor = reference.multiplier(1, scales.unit(node), s.scale)

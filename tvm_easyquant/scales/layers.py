@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from topi_ext import reference
 from topi_ext.conv2d import Convolution, ConvSpec, Residual, fold_zero_point
-from topi_ext.function import plain
+from topi_ext.function import of_sum
 
 from ..network.graph import Graph
 from ..network.node import Node
@@ -71,12 +72,12 @@ class Layer:
         """What its kernel is chosen by: the zero point folded into the bias; multipliers of the requantize,
         with the second vector of its function, or of the dequantize where only float nodes read it."""
         bias = fold_zero_point(self.bias, self.weight, self.source.zero_point)
+        steps: list[Any] = [self.unit]
         if self.own is not None and self.own.function is not None:
             fused = self.own.fused(self.unit)
             steps = [fused.multiplier] if fused.other is None else [fused.multiplier, fused.other]
-        else:
-            one = self.own is None
-            steps = [self.unit if one else reference.multiplier(1, self.unit, self.own.scale.scale)]
+        elif self.own is not None:
+            steps = [reference.multiplier(1, self.unit, self.own.scale.scale)]
         channels = np.stack([np.broadcast_to(step, (self.spec.out_channels,)) for step in steps])
         return Convolution(self.spec, self.weight, bias, channels[0] if len(steps) == 1 else channels)
 
@@ -239,14 +240,14 @@ def _epilogue(own: Stored | None, join: Join | None, unit) -> dict:
     if own is None:
         return {"epilogue": "dequantize"}
     made = own if join is None else join.output
-    fields = {"out_zero_point": made.scale.zero_point, "lo": made.lo, "hi": made.hi}
+    fields: dict[str, object] = {"out_zero_point": made.scale.zero_point, "lo": made.lo, "hi": made.hi}
     if join is None and made.function is not None:
         fused, zero = made.fused(unit), made.scale.zero_point
         fields |= {"lo": fused.lo + zero, "hi": fused.hi + zero, "function": fused.function}
     if join is None:
         return {"epilogue": "requantize", **fields}
     if made.function is not None:
-        fields["function"] = plain(made.function)
+        fields["function"] = of_sum(made.function)
     first = join.inputs[0] == own.tensor
     other = join.scales[1 if first else 0]
     residual = Residual(

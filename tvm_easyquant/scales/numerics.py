@@ -36,10 +36,12 @@ class Method(NamedTuple):
     bias_correction: the bias that removes each output channel's mean error on the calibration data.
     rounding: "nearest", or "descent": weights rounded up or down by coordinate descent on the layer's
         squared error, which its Gram matrix gives (AdaRound's aim, without gradients).
-    fuse_functions: a function behind a layer, an add or a mul (LeakyReLU, hard-swish, SiLU) is computed on the
-        float32 of its requantize: one rounding; without it the layer is rounded and a table of 256 entries read.
+    fuse_functions: a function behind a layer, an add or a mul (LeakyReLU, hard-swish, SiLU) is computed on
+        the float32 of its requantize: one rounding; without it the layer is rounded, and a table of 256
+        entries read.
     asymmetric: any zero point for tensors that can be negative, both ends of the range searched.
-    channel_factors: one scale per channel for tensors that only depthwise layers read (`network.channelwise`).
+    channel_factors: one scale per channel for tensors that only depthwise layers read
+        (`network.channelwise`).
     exhaustive: every candidate on all data; otherwise successive halving on growing samples of the output
         positions drops most activation scales early.
     """
@@ -72,7 +74,7 @@ METHODS = {
         fuse_functions=True,
         asymmetric=True,
         channel_factors=True,
-    ),  # fmt: skip
+    ),
     # the starting points of the search, unsearched
     "minmax": Method(None),
     "percentile": Method(None, start="percentile"),
@@ -169,7 +171,8 @@ class QuantConfig:
         the search images is undone and ends it (paper: 1).
     percentile: of the absolute values that the start "percentile" keeps.
     objective, unsigned, start, order, gain_correction, bias_correction, rounding, exhaustive,
-        fuse_functions, asymmetric, channel_factors: switches, see `Method`; None is what ``method`` says. ``method="easyquant"`` is the paper and takes none.
+        fuse_functions, asymmetric, channel_factors: switches, see `Method`; None is what
+        ``method`` says. ``method="easyquant"`` is the paper and takes none.
     equalize: cross-layer equalization first (`equalize`); of any method but the paper's.
     layer_bits: ((layer, bits), ...) of the layers whose bits differ from ``bits``.
     integer: the nodes that run in integers, exactly these, where an imported model says so; None: all that

@@ -63,7 +63,8 @@ class Plan:
     """The integer part of a graph.
 
     integer: names of nodes that run in integers. floats: the others, each with its reason.
-    fused: clip, or function (an elementwise node) -> the node in whose requantize it happens. sites: by name. site_of: tensor -> site.
+    fused: clip, or function (an elementwise node) -> the node in whose requantize it happens. sites: by
+    name. site_of: tensor -> site.
     accumulators: integer nodes read by float nodes only; their int32 result is dequantized directly.
     """
 
@@ -75,7 +76,7 @@ class Plan:
     accumulators: frozenset[str]
 
     def stored(self, node: Node, graph: Graph) -> str:
-        """The tensor that is stored when ``node`` runs: its own, or that of the clip or function fused to it."""
+        """The tensor that is stored when ``node`` runs: its own, or that of what is fused to it."""
         for user in graph.users[node.name]:
             if self.fused.get(user) == node.name:
                 return user
@@ -130,9 +131,9 @@ def _why_float(
         mine = f"its numbers are {node.dtype}"
         return mine if other is node else f"it reads {other.name}, which is {other.dtype}"
     refusal = node.operator.refusal(node)
-    if node.op == "elementwise" and function.vectors(node.attrs["expression"]):
-        if not _fuses(node, graph, integer, functions):
-            return "its numbers differ by channel, and no layer that only it reads is before it"
+    vectors = node.op == "elementwise" and function.vectors(node.attrs["expression"])
+    if vectors and not _fuses(node, graph, integer, functions):
+        return "its numbers differ by channel, and no layer that only it reads is before it"
     if refusal is None and not node.operator.layer and not all(t in integer for t in node.inputs):
         return "an input is float"  # a layer is worth quantizing it
     return refusal

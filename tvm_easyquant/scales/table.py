@@ -27,8 +27,8 @@ from .numerics import NEW_SWITCHES, ConfigError, QuantConfig, Scale, ungained
 from .partition import Plan, plan_of
 
 FORMAT = "tvm_easyquant scale table"
-#: 2 knows functions fused to layers, zero points that were searched, and factors of channels; a table that has
-#: none of them is written as 1
+#: 2 knows functions fused to layers, zero points that were searched, and factors of channels; a table that
+#: has none of them is written as 1
 VERSION = 2
 UNIT = "real units per step: real = scale * (q - zero_point)"
 #: what every table has, and what it may have
@@ -76,10 +76,9 @@ class ScaleTable:
     whose weights were rounded otherwise. biases: layer name -> float32 (K,), real units, instead of the
     model's, for layers whose bias was corrected. gains: layer name -> float32 (K,), for layers whose gain
     was corrected: factors that are in ``weights``, while the model's weights are rounded at
-    ``weights / gains``. factors: tensor that only depthwise layers read -> float32 (C,) by which its channels
-    are divided before they are rounded (`network.channelwise`); the scales are those of the divided tensor and
-    of the layers changed by it, as `prepared` makes them. With the model they make the integers; no more is
-    needed.
+    ``weights / gains``. factors: tensor that only depthwise layers read -> float32 (C,) by which its
+    channels are divided before they are rounded (`network.channelwise`); the scales are of the network as
+    `prepared` makes it. With the model they make the integers; no more is needed.
     """
 
     model: str

@@ -151,7 +151,8 @@ def compose(
 
     return ScaleTable(
         graph.fingerprint, config, activations, gathered("weights"), gathered("figures"),
-        gathered("rounding"), gathered("biases"), gathered("gains"), tables[widest].data, tables[widest].factors,
+        gathered("rounding"), gathered("biases"), gathered("gains"), tables[widest].data,
+        tables[widest].factors,
     )  # fmt: skip
 
 

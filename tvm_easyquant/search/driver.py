@@ -57,8 +57,8 @@ from .state import State, opened
 from .weights import fit_weights, search_weights, singly
 from .workers import PARTS, Workers, cut
 
-#: a search of two ends: both by one of these factors, on `ROUGHLY` of the output positions, then each by one
-#: of `APART`
+#: a search of two ends: both by one of these factors, on `ROUGHLY` of the output positions, then each by
+#: one of `APART`
 TOGETHER = np.linspace(0.6, 1.8, 31)
 APART = np.linspace(0.7, 1.45, 7)
 ROUGHLY = 1 / 8
@@ -217,7 +217,9 @@ class _Search:
             found = self._search_site(site, start, samples, layerwise and round_ == 0)
             self.state.append(kind, site.name, found)
         self.scales.activations[site.name] = (
-            Scale(*found, start.lo, start.hi) if isinstance(found, list) else start.with_scale(float(found))
+            Scale(found[0], found[1], start.lo, start.hi)
+            if isinstance(found, list)
+            else start.with_scale(float(found))
         )
         for sample in samples:
             sample.settle(site.tensors, self.scales)
@@ -266,8 +268,8 @@ class _Search:
         return [found.scale, found.zero_point]
 
     def _best(self, layers, grid, share=1.0) -> tuple[int, np.ndarray]:
-        """The best candidate for the scale of the layers' input, and the score of each; share: of the output
-        positions that are looked at, unless all are (`Method.exhaustive`)."""
+        """The best candidate for the scale of the layers' input, and the score of each; share: of the
+        output positions that are looked at, unless all are (`Method.exhaustive`)."""
         if self.how.objective == "cosine":
             scores = self._cosines(layers, grid)
             return int(choose(scores)), scores

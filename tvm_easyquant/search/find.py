@@ -51,8 +51,8 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """table: the scales, with the facts of their data; graph: the network they are of, as the table prepares
-    it; plan: what runs in integers, and why the rest does not; warnings: what is suspicious, in
+    """table: the scales, with the facts of their data; graph: the network they are of, as the table
+    prepares it; plan: what runs in integers, and why the rest does not; warnings: what is suspicious, in
     lines; seconds: of each step; met: what a drop that was asked for led to."""
 
     table: ScaleTable

@@ -43,8 +43,8 @@ def dumps(graph: Graph, table: ScaleTable, names: Mapping[str, str] | None = Non
         )
     if table.factors:
         raise TableError(
-            f"{next(iter(table.factors))} has one scale per channel, which ncnn's table does not have; quantize "
-            "with --symmetric"
+            f"{next(iter(table.factors))} has one scale per channel, which ncnn's table has not; "
+            "quantize with --symmetric"
         )
     names = names or {}
     layers = [node for node in graph.compute_nodes if node.name in plan_.integer]
@@ -62,8 +62,8 @@ def dumps(graph: Graph, table: ScaleTable, names: Mapping[str, str] | None = Non
         scale = table.activations[plan_.site_of[node.inputs[0]]]
         if table.config.how.asymmetric and scale.zero_point not in (0, 64, 128):
             raise TableError(
-                f"layer {node.name} reads a tensor with the zero point {scale.zero_point}, and ncnn has none; "
-                "quantize with --symmetric"
+                f"layer {node.name} reads a tensor with the zero point {scale.zero_point}, and ncnn has "
+                "none; quantize with --symmetric"
             )
         inputs.append(_line(name, [_signed_step(scale)]))
     return "\n".join([*weights, *inputs]) + "\n"
