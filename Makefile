@@ -28,7 +28,7 @@ test-slow: $(READY)
 
 # every kernel of the manifest, built and run by today's apache-tvm: the same text, the same integers
 test-kernels-relax: $(RELAX_READY)
-	$(RELAX)/bin/python -m pytest $(WORKERS) -m "not slow" tests/test_kernels.py $(PYTEST_FLAGS)
+	$(RELAX)/bin/python -m pytest $(WORKERS) -m "not slow" tests/test_kernels.py tests/test_epilogue.py $(PYTEST_FLAGS)
 
 # the half without TVM, from the wheel: on every Python that is supported and found, and with the oldest
 # versions of what it needs

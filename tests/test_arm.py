@@ -16,6 +16,7 @@ import pytest
 
 tvm = pytest.importorskip("tvm")
 import onnx
+import test_epilogue as functions
 import test_kernels as kernels
 import test_meaning as meanings
 import test_operators as operators
@@ -216,6 +217,23 @@ def test_kernel_equals_the_norm(board, row, spec):
     np.testing.assert_array_equal(run(board, row, spec, *operands), kernels.expected(spec, *operands))
 
 
+def fused():
+    """Every function in a row of every body: a few by default, all in CI."""
+    names = ("direct_neon_d2", "wide_neon", "winograd_f43_neon", "depthwise_int16", "direct_generic")
+    for case in marked([manifest.kernel(name) for name in names], **{n: n for n in functions.FUNCTIONS}):
+        row, name = case.values
+        brief = name in functions.BRIEF and row.name != "direct_generic"
+        yield pytest.param(row, name, id=case.id, marks=[*case.marks, *([] if brief else [pytest.mark.ci])])
+
+
+@pytest.mark.parametrize("row, name", list(fused()))
+def test_a_fused_function_is_the_norms(board, row, name):
+    c = functions.Case(row, name)
+    data = c.data()
+    out = run(board, row, c.spec, data, c.weight, c.bias, c.factors)
+    np.testing.assert_array_equal(out, c.wanted(data))
+
+
 @pytest.mark.parametrize("row, spec", marked([r for r in ROWS if r.name.startswith("direct")],
                                              **{"8 bit": kernels.TAILS["plain"]}))  # fmt: skip
 def test_data_up_to_255_is_read_as_signed_bytes(board, row, spec):
@@ -280,7 +298,26 @@ ARMV7 = [
 @pytest.mark.parametrize("row, spec", ARMV7)
 def test_32_bit_arm_runs_the_portable_kernels(row, spec, tmp_path):
     weight_max = next(w for w in (127, 63, 31, 15) if kernels.legal(row, spec, w))
-    data, weight, bias, factor, residual = kernels.operands(spec, weight_max)
+    operands = kernels.operands(spec, weight_max)
+    got = on_32_bits(row, spec, *operands, tmp_path)
+    np.testing.assert_array_equal(got, kernels.expected(spec, *operands))
+
+
+@pytest.mark.parametrize("name", functions.BRIEF)
+@pytest.mark.parametrize("row", [
+    pytest.param(manifest.kernel(name), id=name, marks=pytest.mark.isa("armv7_neon"))
+    for name in ("wide_armv7_neon", "depthwise_int16")
+])  # fmt: skip
+def test_32_bit_arm_computes_fused_functions(row, name, tmp_path):
+    """Its vectors flush what is below 1e-38 to zero, which no function comes to."""
+    c = functions.Case(row, name)
+    data = c.data()
+    got = on_32_bits(row, c.spec, data, c.weight, c.bias, c.factors, None, tmp_path)
+    np.testing.assert_array_equal(got, c.wanted(data))
+
+
+def on_32_bits(row, spec, data, weight, bias, factor, residual, tmp_path):
+    """The output of the compiled kernel alone, under qemu."""
     arrays = [data, *row.pack(spec, weight, fold_zero_point(bias, weight, spec.zero_point), factor)]
     arrays += [] if residual is None else [residual]
     inputs = [te.placeholder(a.shape, str(a.dtype)) for a in arrays]
@@ -306,8 +343,7 @@ def test_32_bit_arm_runs_the_portable_kernels(row, spec, tmp_path):
         ["qemu-arm", "-L", "/usr/arm-linux-gnueabihf", "./run", *files], cwd=tmp_path, capture_output=True
     )
     assert ran.returncode == 0, ran.stderr
-    got = np.frombuffer(ran.stdout, spec.out_dtype).reshape(spec.out_shape)
-    np.testing.assert_array_equal(got, kernels.expected(spec, data, weight, bias, factor, residual))
+    return np.frombuffer(ran.stdout, spec.out_dtype).reshape(spec.out_shape)
 
 
 # -- proofs
