@@ -255,11 +255,25 @@ def test_import_onnx_compiles_a_quantized_model(work):
 
 
 def test_ncnn_tables_out_and_in(work):
-    out = tvmc("export-ncnn", "net.onnx", "--table", "table.json", "-o", "ncnn.table", cwd=work)
+    refused = tvmc("export-ncnn", "net.onnx", "--table", "table.json", "-o", "ncnn.table", cwd=work)
+    assert refused.returncode == 4 and "layer conv1 reads a tensor with the zero point" in refused.stderr
+    assert "quantize with --symmetric" in refused.stderr and not (work / "ncnn.table").exists()
+    made = tvmc(
+        "quantize",
+        "net.onnx",
+        "--calibration",
+        "images.npz",
+        "--symmetric",
+        "-o",
+        "symmetric.json",
+        cwd=work,
+    )
+    assert made.returncode == 0, made.stderr
+    out = tvmc("export-ncnn", "net.onnx", "--table", "symmetric.json", "-o", "ncnn.table", cwd=work)
     assert out.returncode == 0 and "3 layers" in out.stdout, out.stderr
     back = tvmc("import-ncnn", "net.onnx", "--ncnn", "ncnn.table", "-o", "ncnn.json", cwd=work)
     assert back.returncode == 0 and "100.0 % of the" in back.stdout, back.stderr
-    ours, theirs = (ScaleTable.load(work / name) for name in ("table.json", "ncnn.json"))
+    ours, theirs = (ScaleTable.load(work / name) for name in ("symmetric.json", "ncnn.json"))
     np.testing.assert_array_equal(ours.weights["conv2"], theirs.weights["conv2"])
     wrong = tvmc("import-ncnn", "net.onnx", "--ncnn", "table.json", "-o", "no.json", cwd=work)
     assert wrong.returncode == 4 and "table.json, line 1: { has no scale" in wrong.stderr, wrong.stderr
