@@ -92,3 +92,20 @@ def test_a_clip_that_the_range_does_anyway_costs_nothing():
     assert fused.function is None and (fused.lo, fused.hi) == (0, 255)
     fused = function.fuse(("multiply", ("clip", "x", 0.0, 6.0), (1.0, 2.0)), 0.01, 12 / 255, 0, 255)
     assert fused.function == ("multiply", ("clip", "x", 0.0, 6.0), "other")
+
+
+def test_a_clip_beyond_the_range_stays_within_it():
+    """Story: its lower limit of 167 steps came after the range's upper one, and a kernel stored it."""
+    fused = function.fuse(("clip", "x", 1.0, 2.0), 0.01, 0.006, -128, 127)
+    assert fused.function is None and (fused.lo, fused.hi) == (127, 127)
+
+
+def test_numbers_are_what_float32_holds_wherever_an_expression_comes_from():
+    """A module's constants are float32, a graph's numbers are not; both make the same function."""
+    form = ("add", ("multiply", ("multiply", ("sigmoid", "x"), 0.1), (0.7, 0.3)), 0.2)
+    held = function.single(form)
+    assert held != form
+    ours, theirs = (function.fuse(e, 0.01, 0.006, -128, 127) for e in (form, held))
+    assert ours.function == theirs.function and (ours.other == theirs.other).all()
+    assert function.of_sum(("negative", ("tanh", "x"))) == ("multiply", ("tanh", "x"), -1.0)
+    assert function.of_sum(("multiply", "x", 1.0)) is None

@@ -1,5 +1,6 @@
 """Legality from real weights: bounds are reached by witnesses, and refused one step beyond. No TVM."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -101,6 +102,20 @@ def test_spec_round_trips_as_json_and_refuses_nonsense():
         ConvSpec(1, 2, 2, 4, 4, (3, 3))
     with pytest.raises(ValueError, match="groups"):
         ConvSpec(1, 8, 8, 4, 4, (3, 3), groups=3)
+
+
+def test_a_function_is_in_the_key_of_a_layer_and_its_absence_is_not():
+    """Keys of AutoTVM's logs from before there were functions stay what they were."""
+    plain = ConvSpec(1, 8, 8, 4, 4, (3, 3))
+    assert "function" not in plain.to_json()
+    spec = replace(plain, function=("multiply", ("leaky_relu", "x", "other"), 0.1))
+    assert spec.function[2] == float(np.float32(0.1)) and hash(spec)
+    assert ConvSpec.from_json(spec.to_json()) == spec
+    assert ConvSpec.from_json(spec.to_json()).to_json() == spec.to_json() != plain.to_json()
+    with pytest.raises(ValueError, match="dequantize epilogue takes no function"):
+        replace(plain, epilogue="dequantize", function="x")
+    with pytest.raises(ValueError, match="takes no vector"):
+        replace(spec, epilogue="add", residual=Residual(1.0, 0, 0, 255, 1.0, 0, True, 1.0))
 
 
 def test_factors_of_a_residual_add_are_the_quotients_or_their_neighbours_or_none():
