@@ -49,14 +49,12 @@ from tvm_easyquant.scales.numerics import DEFAULT_METHOD
 ROOT = Path(__file__).resolve().parent.parent
 #: what the integers of a quantized network depend on: the quantizer and the norm, not the kernels
 SOURCES = (
+    *(f"tvm_easyquant/{room}/*.py" for room in ("network", "scales", "search")),
     *(f"tvm_easyquant/{name}.py" for name in (
-        "scales/numerics", "scales/calibrate", "search/find", "search/driver", "search/grid",
-        "search/weights", "search/workers", "search/objectives", "search/reconstruct", "scales/partition",
-        "network/graph", "network/node", "network/ops", "network/layout", "network/builder",
-        "network/expression", "network/equalize", "scales/integer", "scales/table", "pipeline",
-        "network/tensors", "readers/onnx_file", "readers/onnx_model", "readers/onnx_float",
-        "readers/onnx_op", "relay/rewrite")),
+        "pipeline", "readers/onnx_file", "readers/onnx_model", "readers/onnx_float", "readers/onnx_op",
+        "relay/rewrite")),
     "topi_ext/reference.py",
+    "topi_ext/function.py",
 )  # fmt: skip
 #: name -> settings of `quantize`; kl_signed is the baseline of the paper
 METHODS = {
@@ -94,9 +92,36 @@ def float_executor(path, target):
 def code():
     """A digest of the sources that decide our integers."""
     digest = hashlib.sha256()
-    for name in SOURCES:
-        digest.update((ROOT / name).read_bytes())
+    for pattern in SOURCES:
+        for path in sorted(ROOT.glob(pattern)):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def exact(q, executor, target, feeds):
+    """Tensors compared on these feeds, and values that the numpy network of the search has otherwise.
+
+    An output that a float operator makes is no integer's: ``float_outputs_apart`` is the largest difference
+    there, relative to the largest value.
+    """
+    taps = [t for site in q.plan.sites.values() for t in site.tensors if q.graph[t].op != "input"]
+    tapped = eq.Executor(build(rewrite(q.graph, q.table, taps), target))
+    scales, differing, apart = Scales.of_table(q.graph, q.plan, q.table), 0, 0.0
+    for feed in feeds:
+        sample = Sample(feed)
+        for node in q.graph:
+            sample.advance(node, scales)
+        want = [to_nchw(sample.real_value(t, scales)) for t in q.graph.outputs]
+        for name, a, b in zip(q.graph.outputs, want, executor(feed), strict=True):
+            if name in q.plan.floats:
+                apart = max(apart, float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)))
+            else:
+                differing += int((a != b).sum())
+        got = tapped(feed)[len(want) :]
+        for tensor, value in zip(taps, got, strict=True):
+            differing += int((sample.stored_value(tensor, scales) != value).sum())
+    found = {"exact_images": len(feeds), "layers_compared": len(taps), "values_differing": differing}
+    return found | ({"float_outputs_apart": apart} if apart else {})
 
 
 class Bench:
@@ -162,32 +187,15 @@ class Bench:
         seconds = time.perf_counter() - started
         executor = eq.Executor(q.build(self.target))
         scores = self.score(executor, f"{name} INT{bits}")
-        exact = self.exact(q, executor) if name.startswith("easyquant_") else {}
+        first = [{self.tensor: np.asarray(x)} for x in self.inputs[: self.args.exact]]
+        compared = exact(q, executor, self.target, first) if name.startswith("easyquant_") else {}
         known = [row for row in q.layers if "cosine" in row]
         worst = min(known, key=lambda row: row["cosine"]) if known else None
         return self.row(
             scores, quantize_seconds=round(seconds, 1), peak_memory_gib=round(peak_memory_gib(), 2),
-            coverage_percent=round(q.coverage, 2), **exact,
+            coverage_percent=round(q.coverage, 2), **compared,
             worst_layer=worst and worst["layer"], worst_cosine=worst and round(worst["cosine"], 5),
         )  # fmt: skip
-
-    def exact(self, q, executor):
-        """Tensors compared, and values that the numpy network of the search has otherwise."""
-        taps = [t for site in q.plan.sites.values() for t in site.tensors if q.graph[t].op != "input"]
-        tapped = eq.Executor(build(rewrite(q.graph, q.table, taps), self.target))
-        scales, differing = Scales.of_table(q.graph, q.plan, q.table), 0
-        for x in self.inputs[: self.args.exact]:
-            feed = {self.tensor: np.asarray(x)}
-            sample = Sample(feed)
-            for node in q.graph:
-                sample.advance(node, scales)
-            want = [to_nchw(sample.real_value(t, scales)) for t in q.graph.outputs]
-            differing += sum(int((a != b).sum()) for a, b in zip(want, executor(feed), strict=True))
-            got = tapped(feed)[len(want) :]
-            for tensor, value in zip(taps, got, strict=True):
-                differing += int((sample.stored_value(tensor, scales) != value).sum())
-        images = min(self.args.exact, self.count)
-        return {"exact_images": images, "layers_compared": len(taps), "values_differing": differing}
 
     def peer(self, runner, names, python):
         """A row for each of a runner's settings, as they are done."""
@@ -206,7 +214,7 @@ class Bench:
                 if "failed" in facts:
                     yield name, {**self.base, **facts}
                     continue
-                answers = iter(np.load(self.folder / f"outputs_{names.index(name)}.npy"))
+                answers = iter(np.load(self.folder / f"outputs_{names.index(name)}.npz")["0"])
                 yield name, self.row(self.score(lambda feed: [next(answers)], f"{runner} {name}"), **facts)  # noqa: B023
         for name in left:
             yield name, {**self.base, "failed": f"the process ended with {child.returncode}"}

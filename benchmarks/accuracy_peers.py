@@ -4,8 +4,9 @@
 
 Reads FOLDER/calibration.npy and FOLDER/inputs.npy, (N, 1, 3, H, W) float32; for each of the SETTINGS (JSON,
 {name: settings}) quantizes NET with KIND's own tool (onnxruntime, openvino, relay_quantize) on the
-calibration images, runs it on every input, and writes FOLDER/outputs_I.npy (N, classes), I its number.
-Prints a line of JSON for each: its name, versions and seconds, or why it failed.
+calibration images, runs it on every input, and writes FOLDER/outputs_I.npz, I its number: arrays "0", "1",
+..., (N, ...), the outputs in the model's order. Prints a line of JSON for each: its name, versions and
+seconds, or why it failed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ import numpy as np
 
 
 def onnxruntime(network, calibration, folder, settings):
-    """Static QDQ, u8s8: uint8 activations, int8 weights; at opset 13, which scales per channel need."""
+    """Static QDQ, u8s8: uint8 activations, int8 weights; at opset 13, which scales per channel need.
+
+    With the setting ``float_sums`` it runs the nodes one by one, layers in float32 between Q and DQ: what
+    its integer kernels compute where they do not saturate.
+    """
     import onnx
     import onnxruntime
     from onnxruntime import quantization
@@ -28,6 +33,8 @@ def onnxruntime(network, calibration, folder, settings):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if settings.get("float_sums"):
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 
     def session(path):
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -45,7 +52,10 @@ def onnxruntime(network, calibration, folder, settings):
     made = network
     if settings:
         prepared, made = folder / "prepared.onnx", folder / "quantized.onnx"
-        onnx.save(onnx.version_converter.convert_version(onnx.load(network), 13), folder / "opset13.onnx")
+        model = onnx.load(network)
+        if next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")) < 13:
+            model = onnx.version_converter.convert_version(model, 13)
+        onnx.save(model, folder / "opset13.onnx")
         quant_pre_process(str(folder / "opset13.onnx"), str(prepared), skip_symbolic_shape=True)
         quantization.quantize_static(
             str(prepared), str(made), Reader(), quant_format=quantization.QuantFormat.QDQ,
@@ -54,7 +64,7 @@ def onnxruntime(network, calibration, folder, settings):
             per_channel=True, reduce_range=settings["reduce_range"],
         )  # fmt: skip
     net = session(made)
-    return lambda x: net.run(None, {name: x})[0], {"version": onnxruntime.__version__}
+    return lambda x: net.run(None, {name: x}), {"version": onnxruntime.__version__}
 
 
 def openvino(network, calibration, folder, settings):
@@ -73,7 +83,7 @@ def openvino(network, calibration, folder, settings):
     compiled = openvino.Core().compile_model(model, "CPU", hints)
     request = compiled.create_infer_request()
     facts = {"version": openvino.__version__.split("-")[0], "nncf": nncf.__version__}
-    return lambda x: next(iter(request.infer([x]).values())), facts
+    return lambda x: list(request.infer([x]).values()), facts
 
 
 def relay_quantize(network, calibration, folder, settings):
@@ -96,7 +106,7 @@ def relay_quantize(network, calibration, folder, settings):
             module = relay.quantize.quantize(module, params, dataset=data)
         with tvm.transform.PassContext(opt_level=3, config=NO_CSE):
             executor = Executor(relay.build(module, "llvm"))
-    return lambda x: executor({name: x})[0], {"version": tvm.__version__}
+    return lambda x: executor({name: x}), {"version": tvm.__version__}
 
 
 def main():
@@ -109,8 +119,9 @@ def main():
         try:
             run, facts = globals()[kind](Path(network), calibration, folder, chosen)
             facts["quantize_seconds"] = round(time.perf_counter() - started, 1)
-            outputs = [np.array(run(np.asarray(x))).reshape(-1) for x in inputs]
-            np.save(folder / f"outputs_{i}.npy", np.stack(outputs))
+            answers = [[np.array(y)[0] for y in run(np.asarray(x))] for x in inputs]
+            outputs = {str(k): np.stack(each) for k, each in enumerate(zip(*answers, strict=True))}
+            np.savez(folder / f"outputs_{i}.npz", **outputs)
         except Exception as error:  # noqa: BLE001  # the tools raise anything
             facts = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:250]}"}
         print(json.dumps({"name": name, **facts}), flush=True)

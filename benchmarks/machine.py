@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,4 +61,4 @@ def _plain(argument: str) -> str:
     path = Path(argument)
     if path.is_absolute():
         return path.name
-    return argument
+    return re.sub(r"(?<=[=,])/(?:[^/,=]+/)*", "", argument)  # NAME=FILE,FILE

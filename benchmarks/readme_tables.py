@@ -259,6 +259,69 @@ def ablation_table(stored):
     return table(["variant", *(f"{net}, {counts[net]} images" for net in nets)], lines)
 
 
+def decibels(row):
+    """The SQNR of each output."""
+    return " / ".join("equal" if x is None else f"{x:.1f}" for x in row["sqnr_db"])
+
+
+def outputs_cells(row):
+    """Of a row of outputs.json: SQNR, and boxes or top-1."""
+    if row is None:
+        return ["not measured", ""]
+    if "match" in row:
+        more = (
+            f"{row['match']} of {row['boxes']}, mAP {row['map']:.1f} ({row['map'] - row['fp32_map']:+.1f})"
+        )
+        if far := row.get("mirrored"):
+            more += f"; {far['match']} of {far['boxes']}, {far['map'] - far['fp32_map']:+.1f}"
+    elif "top1" in row:
+        difference = row["top1"] - row["fp32_top1"]
+        more = f"{row['top1']:.2f} ({difference:+.2f}; +{row['gained']} -{row['lost']})"
+    else:
+        more = ""
+    return [decibels(row), more]
+
+
+def outputs_table(stored):
+    """One line a network and width: how near the outputs come to fp32's, by us and by the best peer. Then
+    the parts of the default alone and together, and their time."""
+    rows = [row for row in stored["rows"] if "failed" not in row]
+    known = {(r["net"], r["runner"], r["setting"], r["bits"]): r for r in rows}
+    lines, ablation, times = [], [], []
+
+    def mean(row):
+        return sum(1e3 if x is None else x for x in row["sqnr_db"]) / len(row["sqnr_db"])
+
+    for net in dict.fromkeys(row["net"] for row in rows):
+        peers = [r for r in rows if r["net"] == net and r["runner"] in TOOLS]
+        best = max(peers, key=mean, default=None)
+        for bits in (8, 7):
+            before, mine = (known.get((net, "ours", name, bits)) for name in ("none", "default"))
+            if mine is None:
+                continue
+            theirs = outputs_cells(best) if bits == 8 else ["", ""]
+            theirs += [f"{TOOLS[best['runner']]} {best['setting']}" if best and bits == 8 else ""]
+            old = known.get((net, "ours", "minmax", bits)) if before is None else before
+            was = f"{decibels(old)}{'' if before else ' (min-max)'}" if old else ""
+            lines.append([net, bits, *outputs_cells(mine), was, *theirs])
+            found = [r for r in rows if (r["net"], r["runner"], r["bits"]) == (net, "ours", bits)]
+            if before is not None:
+                ablation += [
+                    [net, bits, r["setting"], *outputs_cells(r), f"{r['quantize_cpu_seconds']:.0f}"]
+                    for r in found
+                ]
+            if row := known.get((net, "speed", "default over none", bits)):
+                old, new = row["milliseconds"]
+                times.append([net, bits, f"{old:.2f}", f"{new:.2f}", f"{row['time_ratio']:.3f}"])
+    head = ["network", "bits", "ours, dB", "boxes or top-1", "without A, B, C, dB"]
+    parts = [table([*head, "best of the others, INT8, dB", "boxes or top-1", "which"], lines)]
+    if ablation:
+        parts.append(table(["network", "bits", "parts", "dB", "boxes or top-1", "search, CPU s"], ablation))
+    if times:
+        parts.append(table(["network", "bits", "without A, B, C, ms", "default, ms", "ratio"], times))
+    return "\n\n".join(parts)
+
+
 def search_table(stored):
     """One line a case: what calibration and search take."""
     lines = []
@@ -312,6 +375,8 @@ TVM's own int8 convolution is in those tables although, on full-range 8-bit weig
         "search": search_table(stored("search.json")),
         "search_avx2": search_table(stored("search_avx2.json")),
     }
+    if (ROOT / "benchmarks" / "results" / "outputs.json").exists():
+        tables["outputs"] = outputs_table(stored("outputs.json"))
     for mark, content in tables.items():
         between(ROOT / "benchmarks" / "README.md", mark, content)
     readme = ROOT / "README.md"
