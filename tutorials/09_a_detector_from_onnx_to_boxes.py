@@ -235,8 +235,8 @@ assert noise(built) > plain + 2
 # ---------------------
 # ``max_drop`` takes the same metric, in its unit: 0.01 is a point of mAP. Layers are reverted, the worst
 # first, from 7 to 8 bits, then to float, as few as it takes for the compiled integers to lose no more. Six
-# points are allowed here, as a hundred pictures tell no less. The search has none of the three parts, so that
-# there is something to revert.
+# points are allowed here, as a hundred pictures tell no less. The search has none of the three parts, so
+# that there is something to revert.
 
 met = eq.quantize(path, images, bits=7, evaluation=test, max_drop=0.06, metric=mAP, **without)
 print(*met.decisions, sep="\n")
