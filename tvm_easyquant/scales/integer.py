@@ -168,6 +168,7 @@ def check_reach(node: Node, scales: Scales) -> None:
 def check_ranges(graph: Graph, table) -> None:
     """RangeError if a layer's accumulator or bias does not fit int32; TableError if the table is not
     the graph's."""
+    graph = table.prepared(graph)
     for error in misfits(graph, table.check(graph), table).values():
         raise error
 
