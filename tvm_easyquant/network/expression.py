@@ -48,10 +48,7 @@ ONNX = ("Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Reciprocal", "Abs", "Neg", "Er
 
 
 def compute(expression, x: np.ndarray) -> np.ndarray:
-    """The expression of every number of ``x``: float32 of the same shape, computed in float64.
-
-    What is not a number (the logarithm of a negative step nobody stores) becomes 0.
-    """
+    """The expression of every number of ``x``: float32 of the same shape, computed in float64."""
 
     def value(e):
         if e == "x":
@@ -59,8 +56,7 @@ def compute(expression, x: np.ndarray) -> np.ndarray:
         return FUNCTIONS[e[0]](*map(value, e[1:])) if isinstance(e, tuple) else np.float64(e)
 
     with np.errstate(all="ignore"):
-        result = np.nan_to_num(value(expression), nan=0.0)
-        return np.broadcast_to(result, x.shape).astype(np.float32)
+        return np.broadcast_to(value(expression), x.shape).astype(np.float32)
 
 
 def softplus_of(expression):
