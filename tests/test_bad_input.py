@@ -631,6 +631,16 @@ def test_leftovers_of_the_dead_are_removed_and_of_the_living_kept(tmp_path):
     write_text(tmp_path / ("n" * 250), "a long name")
 
 
+def test_on_windows_no_process_is_asked_whether_it_lives(monkeypatch):
+    """There os.kill(pid, 0) is Ctrl-C for the whole console."""
+    from tvm_easyquant import files
+
+    monkeypatch.setattr(files.os, "kill", lambda *_: pytest.fail("killed"))
+    with monkeypatch.context() as windows:
+        windows.setattr(files.os, "name", "nt")
+        assert files._alive(4)
+
+
 def test_wrong_inputs_at_run_time_are_named():
     from tvm_easyquant import quantize
     from tvm_easyquant.errors import GraphError

@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tvm_easyquant.network.graph import Graph
+from tvm_easyquant.network.node import Node
 from tvm_easyquant.scales.calibrate import CalibrationError, calibrate, samples, start_table
-from tvm_easyquant.scales.numerics import QuantConfig
+from tvm_easyquant.scales.integer import function_values
+from tvm_easyquant.scales.numerics import QuantConfig, Scale
 from tvm_easyquant.scales.partition import plan
 
 GRAPH, IMAGES = networks.chain()
@@ -46,6 +49,34 @@ def test_every_form_of_data_gives_the_same_samples(data):
     got = [s["image"] for s in samples(data, GRAPH)]
     assert len(got) == 4 and all(x.dtype == np.float32 for x in got)
     np.testing.assert_array_equal(np.concatenate(got), STACK)
+
+
+def test_an_input_that_is_a_number():
+    """A number has no axis of samples; every form of it was refused."""
+    nodes = [Node("image", "input", (), (1, 2, 2, 3)), Node("gain", "input", (), ())]
+    graph = Graph(nodes, ["image"])
+    x = STACK[:2, :3, :2, :2]
+    for gain in (np.float32([1, 2]), [1.0, 2.0]):
+        got = list(samples({"image": x, "gain": gain}, graph))
+        assert [(s["gain"].shape, float(s["gain"])) for s in got] == [((), 1.0), ((), 2.0)]
+    (one,) = samples([{"image": x[:1], "gain": np.float32(3)}], graph)
+    assert graph.check_inputs(one)["gain"] == 3
+    with pytest.raises(CalibrationError, match=r"gain has shape \(1, 1\), the model takes \(\)"):
+        list(samples([{"image": x[:1], "gain": np.zeros((1, 1), np.float32)}], graph))
+
+
+def test_a_name_is_no_data():
+    with pytest.raises(CalibrationError, match="calibration data is 'x.npz', a name; give the arrays"):
+        list(samples("x.npz", GRAPH))
+
+
+def test_what_is_not_a_number_is_told():
+    """A root of a negative number was 0 in the float network, and NaN in everybody else's."""
+    root = Node("root", "elementwise", ("image",), GRAPH["image"].shape, dict(expression=("sqrt", "x")))
+    graph = Graph([GRAPH["image"], root], ["root"])
+    found = graph.run({"image": np.full_like(IMAGES[0], -1)})["root"]
+    assert np.isnan(found).all()
+    assert not np.isnan(function_values(root, Scale(0.1, 64, 0, 127))).any()  # of steps that nobody stores
 
 
 def test_kept_samples_are_copies():

@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 import tvm_easyquant as eq
 from tvm_easyquant import onnx_backend
-from tvm_easyquant.errors import LoadError
+from tvm_easyquant.errors import GraphError, LoadError
 from tvm_easyquant.readers import meaning, onnx_float
 from tvm_easyquant.readers.meaning import rules
 from tvm_easyquant.readers.self_check import SelfCheck, same
@@ -177,6 +177,159 @@ def test_a_branch_on_a_constant_is_taken_and_one_on_a_tensor_refused():
     with pytest.raises(LoadError, match=r"node choice \(If\).*--outputs"):
         eq.load(model("computed"))
     assert eq.load(model("computed"), outputs=["conv"]).output_names == ("a",)
+
+
+def test_branches_may_use_the_same_names():
+    """Two Ifs whose branches call their tensors alike made the reader walk in a circle for ever; a branch's
+    constant that hides one outside took the place of that."""
+
+    def choice(condition, read, output, factor):
+        nodes = [helper.make_node("Constant", [], ["k"], value_float=factor)]
+        nodes += [helper.make_node("Mul", [read, "k"], ["m"]), helper.make_node("Conv", ["m", "v"], ["t"])]
+        inside = numpy_helper.from_array(RNG.standard_normal((4, 4, 1, 1)).astype(np.float32), "v")
+        out = [helper.make_tensor_value_info("t", TensorProto.FLOAT, None)]
+        branches = [helper.make_graph(nodes, "branch", [], out, [inside]) for _ in range(2)]
+        return helper.make_node(
+            "If", [condition], [output], output, then_branch=branches[0], else_branch=branches[1]
+        )
+
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "conv"),
+        choice("yes", "a", "b", 2.0),
+        choice("no", "b", "c", 5.0),
+        helper.make_node("Conv", ["c", "v"], ["y"], "last"),
+    ]
+    constants = {"yes": np.asarray(True), "no": np.asarray(False)}
+    for name, shape in (("w", (4, 3, 1, 1)), ("v", (4, 4, 1, 1))):
+        constants[name] = RNG.standard_normal(shape).astype(np.float32)
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "b")],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    x = pictures(1, (1, 3, 4, 4))[0]
+    found = eq.load(model).run({"x": x})
+    for name, array in zip(("y", "b"), runtime(model, {"x": x}), strict=True):
+        assert same(found[name], array)
+    with pytest.MonkeyPatch.context() as patch:  # the check names a node behind a branch, too
+        patch.setitem(
+            onnx_float.RULES, "Mul", lambda walk, site: walk.builder.alias(*site.outputs, site.inputs[0])
+        )
+        with pytest.raises(LoadError, match=r"\(Mul\) computes otherwise than ONNX Runtime"):
+            eq.quantize(model, [x], method="minmax")
+
+
+#: what fits nothing: operator, inputs, attributes, constants, the message
+UNFIT = {
+    "stride of 0": ("Conv", dict(strides=[0, 1]), [(4, 3, 3, 3)], r"strides is \[0, 1\], not 1 or more"),
+    "dilation of 0": ("Conv", dict(dilations=[0, 1]), [(4, 3, 3, 3)], "dilations"),
+    "no groups": ("Conv", dict(group=0), [(4, 3, 3, 3)], "group is 0, not 1 or more"),
+    "an unknown word": ("Conv", dict(auto_pad="SAMEISH"), [(4, 3, 3, 3)], "'SAMEISH', none of NOTSET"),
+    "an unknown mode": ("Resize", dict(mode="foo"), [None, [1.0, 1.0, 2.0, 2.0]], "'foo', none of nearest"),
+    "another kernel": ("Conv", dict(kernel_shape=[5, 5]), [(4, 3, 3, 3)], r"its kernel is \(5, 5\)"),
+    "other channels": ("Conv", {}, [(4, 5, 3, 3)], "1 groups of its weights take 5 channels"),
+    "odd groups": ("Conv", dict(group=3), [(4, 1, 3, 3)], "3 groups"),
+    "a long bias": ("Conv", {}, [(4, 3, 3, 3), (5,)], r"its bias has the shape \(5,\)"),
+    "a large kernel": ("Conv", {}, [(4, 3, 9, 9)], r"no window of \(9, 9\) has a place on \(8, 8\)"),
+    "negative padding": ("Conv", dict(pads=[-1] * 4), [(4, 3, 3, 3)], "negative padding"),
+    "transposed channels": ("ConvTranspose", {}, [(4, 3, 3, 3)], "take 4 channels"),
+    "transposed to nothing": ("ConvTranspose", dict(pads=[9] * 4), [(3, 4, 3, 3)], "has a place"),
+    "a pool without a stride": ("MaxPool", dict(kernel_shape=[2, 2], strides=[0, 0]), [], "strides"),
+    "a window of 0": ("MaxPool", dict(kernel_shape=[0, 1]), [], "kernel_shape"),
+    "a large window": ("AveragePool", dict(kernel_shape=[9, 9]), [], "has a place"),
+    "an empty shape": ("Pad", {}, [np.asarray([0, 0, -9, 0, 0, 0, 0, 0])], "empty shape"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_node_that_fits_nothing_is_refused_by_its_name(name):
+    """It was read, and ran into numpy's traceback later; a stride of 0 ended the process in onnx's inference."""
+    op, attributes, arrays, message = UNFIT[name]
+    constants = {}
+    for i, array in enumerate(arrays):
+        if isinstance(array, tuple):
+            array = np.zeros(array, np.float32)
+        if array is not None:
+            constants[f"c{i}"] = np.asarray(array) if isinstance(array, np.ndarray) else np.float32(array)
+    read = [f"c{i}" if f"c{i}" in constants else "" for i in range(len(arrays))]
+    model = networks.onnx_model(
+        [(op, ["x", *read], ["y"], "bad", attributes)], {"x": [1, 3, 8, 8]}, {"y": [1, 4, 8, 8]}, constants
+    )
+    with pytest.raises(LoadError, match=rf"node bad \({op}\).*{message}"):
+        eq.load(model)
+
+
+@pytest.mark.parametrize(("matrix", "added"), [((5, 4), (4,)), ((3, 4), (3,)), ((3, 4), (2, 4))])
+def test_matrices_that_do_not_fit_are_refused_by_name(matrix, added):
+    weights = {"w": np.zeros(matrix, np.float32), "b": np.zeros(added, np.float32)}
+    model = networks.onnx_model(
+        [("Gemm", ["x", "w", "b"], ["y"], "fc", {})], {"x": [1, 3]}, {"y": [1, 4]}, weights
+    )
+    with pytest.raises(LoadError, match=r"node fc \(Gemm\) multiplies .* do not fit"):
+        eq.load(model)
+
+
+def test_what_cannot_be_computed_is_named_when_it_runs():
+    """An index outside, and what onnx.reference does not do, ended in a traceback of numpy's, or of its own."""
+    nodes = [("Gather", ["x", "i"], ["y"], "pick", dict(axis=1))]
+    model = networks.onnx_model(nodes, {"x": [1, 3, 8, 8]}, {"y": [1, 1, 8, 8]}, {"i": np.asarray([7])})
+    with pytest.raises(GraphError, match=r"node pick \(Gather\) cannot be computed .*index 7.*--outputs"):
+        eq.load(model).run({"x": pictures(1)[0]})
+
+
+def test_a_function_of_another_opset_is_converted():
+    """It was left where it was, and refused as an operator of a domain that nobody knows."""
+    body = [helper.make_node("ReduceMean", ["X"], ["Y"], axes=[2, 3], keepdims=0)]
+    mean = helper.make_function("own", "Mean", ["X"], ["Y"], body, [helper.make_opsetid("", 13)])
+    graph = helper.make_graph(
+        [helper.make_node("Mean", ["x"], ["y"], "mean", domain="own")], "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=[mean])
+    x = pictures(1)[0]
+    assert same(eq.load(model).run({"x": x})["y"], x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(batch="1"), "batch is '1'"), (dict(batch=1.5), "batch is 1.5"),
+        (dict(input_shapes=[1, 3, 8, 8]), "input_shapes is a list"),
+        (dict(input_shapes={"x": [1.5, 3, 8, 8]}), r"input_shapes gives x \[1.5"),
+        (dict(input_shapes={"x": "a"}), "input_shapes gives x 'a'"),
+        (dict(outputs=["x"]), "x is an input or constant, no output; its outputs are y"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_named(options, message):
+    """It was the model that could not be read, and 1.5 was taken for 1."""
+    with pytest.raises(LoadError, match=message):
+        eq.load(two_heads(), **options)
+
+
+def test_what_is_given_in_another_form():
+    model, x = two_heads(), pictures(1)[0]
+    assert eq.load(model, outputs="map").output_names == ("map",)
+    q = eq.quantize(model, [x], method="minmax", outputs="map")
+    assert q.table.outputs == ["map"]
+    with pytest.raises(GraphError, match="is a ndarray; give {input name: array}"):
+        eq.load(model).run(x)
+    with pytest.raises(GraphError, match=r"has 1 inputs \(x\), 2 were given"):
+        onnx_backend.prepare(model).run([x, x])
+    model.graph.output.append(model.graph.output[0])
+    with pytest.raises(LoadError, match="two outputs are named y"):
+        eq.load(model)
+
+
+def test_a_division_by_nothing_is_infinite_and_no_weights():
+    """Folded into the layer before it made its weights infinite, and their sums no numbers."""
+    weights = {"w": RNG.standard_normal((4, 3, 1, 1)).astype(np.float32), "zero": np.float32(0)}
+    nodes = [("Conv", ["x", "w"], ["a"], "conv", {}), ("Div", ["a", "zero"], ["y"], "div", {})]
+    model = networks.onnx_model(nodes, {"x": [1, 3, 8, 8]}, {"y": [1, 4, 8, 8]}, weights)
+    x = pictures(1)[0]
+    assert same(eq.load(model).run({"x": x})["y"], runtime(model, {"x": x})[0])
 
 
 def test_the_backend_runs_float_models_and_binds_what_must_be_constant():

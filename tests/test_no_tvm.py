@@ -120,6 +120,47 @@ def test_an_onnx_model_goes_all_the_way_without_tvm(tmp_path):
         assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_table_made_with_outputs_is_used_without(tmp_path):
+    """Where the network was cut got lost on the way from the command line: no verb took the table."""
+    onnx = pytest.importorskip("onnx")
+    import networks
+
+    onnx.save(networks.small_onnx(island=True), tmp_path / "net.onnx")
+    images = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=images)
+    np.savez(tmp_path / "labelled.npz", images=images, labels=np.zeros(4, np.int64))
+    cut = next(
+        node.output[0] for node in onnx.load(tmp_path / "net.onnx").graph.node if node.op_type == "Conv"
+    )
+    for step in (
+        ("quantize", "net.onnx", "--calibration", "x.npz", "--method", "minmax", "-o", "t.json",
+         "--outputs", cut),
+        ("export-onnx", "net.onnx", "--table", "t.json", "-o", "qdq.onnx"),
+        ("evaluate", "net.onnx", "--table", "t.json", "--data", "labelled.npz"),
+    ):  # fmt: skip
+        done = command(*step, cwd=tmp_path)
+        assert done.returncode == 0, (step, done.stderr)
+    assert [value.name for value in onnx.load(tmp_path / "qdq.onnx").graph.output] == [cut]
+
+
+def test_names_in_letters_that_the_terminal_lacks(tmp_path, monkeypatch):
+    """The table was written, and the summary of it ended in a traceback."""
+    onnx = pytest.importorskip("onnx")
+    import networks
+
+    model = networks.small_onnx()
+    for node in model.graph.node:
+        node.name = f"層 {node.name}"
+    onnx.save(model, tmp_path / "net.onnx")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = subprocess.run(
+        [sys.executable, "-c", f"{HIDE}sys.path.insert(0, {str(ROOT)!r})\n"
+         "from tvm_easyquant import cli; sys.argv = ['', 'quantize', 'net.onnx', '--dry-run']; cli.main()"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "\\u5c64" in done.stdout, done.stderr
+
+
 def test_an_accumulator_beyond_int32_of_the_only_layer_is_refused_by_quantize_itself():
     """It was found when the module was made, which quantize does no more; other layers would be quantized."""
     code = QUANTIZE + (

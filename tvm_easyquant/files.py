@@ -70,6 +70,8 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
 
 
 def _alive(pid: int) -> bool:
+    if os.name == "nt":  # there signal 0 is Ctrl-C, and any other number ends the process
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -82,13 +84,13 @@ def _alive(pid: int) -> bool:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write ``text`` (UTF-8) to ``path`` atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def append_text(path: str | os.PathLike, text: str) -> None:
     """Add ``text`` at the end of a file; a process killed in between leaves its beginning there."""
     try:
-        file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))  # Windows: no \r\n
         try:
             rest = text.encode("utf-8")
             while rest:

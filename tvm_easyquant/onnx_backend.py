@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx.backend.base import Backend, BackendRep
 
+from .errors import GraphError
+from .readers.onnx_file import readable
 from .readers.onnx_quantized import check_types, is_quantized
 
 if TYPE_CHECKING:
@@ -66,6 +68,9 @@ class _Rep(BackendRep):
         return self.ready
 
     def _values(self, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        if len(inputs) != len(self.inputs):
+            names = ", ".join(map(readable, self.inputs))
+            raise GraphError(f"the model has {len(self.inputs)} inputs ({names}), {len(inputs)} were given")
         return dict(zip(self.inputs, map(np.asarray, inputs), strict=True))
 
     def _prepare(self, model) -> Any:

@@ -142,6 +142,11 @@ def open_model(
     host = host or installed()
     if host.is_module(model):
         return Opened(host.read(model, params))
+    if not isinstance(model, (str, os.PathLike)):
+        raise LoadError(
+            f"the model is a {type(model).__name__}; give its path, or an onnx.ModelProto "
+            "(onnx.load_from_string makes one of bytes)"
+        )
     options: dict = dict(model_format=model_format, input_shapes=input_shapes, batch=batch)
     graph = host.load(model, **options)
     return Opened(graph, HostCheck(graph, functools.partial(host.original, model, **options)))
@@ -267,7 +272,8 @@ def quantize(
     )  # fmt: skip
     table = found.table
     if outputs is not None:
-        table = replace(table, data={**table.data, "outputs": list(outputs)})
+        cut = [outputs] if isinstance(outputs, str) else list(outputs)
+        table = replace(table, data={**table.data, "outputs": cut})
     decisions, drop = (found.met.lines, found.met.paired) if found.met else ((), None)
     return Quantized(
         table, found.graph, found.plan, {"load": loaded, **found.seconds},

@@ -17,6 +17,7 @@ from .common import (
     add_pictures,
     add_verb,
     load_graph,
+    model_options,
     open_model,
     preprocess_of,
     print_json,
@@ -162,7 +163,8 @@ def _quantize(args, host) -> int:
     with progress_bar() as bar:
         result = pipeline.quantize(
             graph, data(graph.inputs), config=config, checkpoint=checkpoint, progress=bar,
-            preprocess=preprocess, record=curves, host=host, check=check, **judged,
+            preprocess=preprocess, record=curves, host=host, check=check,
+            outputs=model_options(args)["outputs"], **judged,
         )  # fmt: skip
     _write(args, host, result, curves)
     warn(result.warnings)

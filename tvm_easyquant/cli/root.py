@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -48,7 +49,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser of every command line but tvmc's, and the names of our verbs."""
     from .quantize import EXAMPLES
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tvmc-easyquant",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="TVM compiler driver",
@@ -142,6 +143,8 @@ def run(argv: Sequence[str]) -> int:
 def main() -> None:
     """The console script ``tvmc-easyquant``."""
     sys.path.insert(0, os.getcwd())  # where a user's module:function is looked for
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name in other letters than the terminal's is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()

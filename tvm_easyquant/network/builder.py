@@ -120,10 +120,13 @@ class Builder:
         scale = np.broadcast_to(scale, (node.channels,)).astype(np.float64)
         shift = np.broadcast_to(shift, (node.channels,)).astype(np.float64)
         label = self.label(value)
+        with np.errstate(all="ignore"):  # what is not finite is told later, see `Node.broken`
+            weight, bias = node.weight * scale, node.bias * scale + shift
+            weight, bias = weight.astype(np.float32), bias.astype(np.float32)
         self.nodes[name] = replace(
             node,
-            weight=(node.weight * scale).astype(np.float32),
-            bias=(node.bias * scale + shift).astype(np.float32),
+            weight=weight,
+            bias=bias,
             source=node.source if label in ("", *node.source) else (*node.source, label),
         )
         self.tensor[value] = self.tensor[data]
@@ -199,7 +202,10 @@ class Builder:
             return False
         rule = AFFINE[name][1 if left else 0]
         if rule is not None:
-            scale, shift = rule(vector)
+            with np.errstate(all="ignore"):
+                scale, shift = rule(vector)
+            if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+                return False  # x / 0 is infinite; weights times infinity are not a number
             if self.fold_affine(value, data, scale, shift, last):
                 return True
         if vector.ndim == 0:
@@ -207,7 +213,7 @@ class Builder:
             return self.function(value, name, [number, data] if left else [data, number], shape)
         if rule is None or len(shape) != 4 or last:
             return False
-        self.channels(value, data, *rule(vector))
+        self.channels(value, data, scale, shift)
         return True
 
     def join(self, value: Value, name: str, a: Value, b: Value, shape: Sequence[int]) -> bool:

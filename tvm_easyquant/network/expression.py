@@ -51,11 +51,9 @@ ONNX = ("Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Reciprocal", "Abs", "Neg", "Er
 
 
 def compute(expression, x: np.ndarray) -> np.ndarray:
-    """The expression of every number of ``x``: float32 of the same shape, computed in float64.
-
-    What is not a number (the logarithm of a negative step nobody stores) becomes 0.
-    """
-    return compute64(expression, x).astype(np.float32)
+    """The expression of every number of ``x``: float32 of the same shape, computed in float64."""
+    with np.errstate(over="ignore"):
+        return compute64(expression, x).astype(np.float32)
 
 
 def compute64(expression, x: np.ndarray) -> np.ndarray:
@@ -69,8 +67,7 @@ def compute64(expression, x: np.ndarray) -> np.ndarray:
         return FUNCTIONS[e[0]](*map(value, e[1:]))
 
     with np.errstate(all="ignore"):
-        result = np.nan_to_num(value(expression), nan=0.0)
-        return np.broadcast_to(result, x.shape)
+        return np.broadcast_to(value(expression), x.shape)
 
 
 def softplus_of(expression):

@@ -90,6 +90,8 @@ class Graph:
     def check_inputs(self, feed: Mapping[str, np.ndarray], what: str = "the input") -> dict:
         """One sample by input name, in the model's own layout (NCHW) and types; GraphError naming what is
         wrong."""
+        if not isinstance(feed, Mapping):
+            raise GraphError(f"{what} is a {type(feed).__name__}; give {{input name: array}}")
         if set(feed) != set(self.inputs):
             raise GraphError(
                 f"{what} has tensors {sorted(feed)}, the model's inputs are {sorted(self.inputs)}"

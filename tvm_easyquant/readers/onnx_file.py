@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
+from numbers import Integral
 from typing import Any
 
 from ..errors import EasyQuantError, LoadError, last_line
@@ -91,9 +92,16 @@ def _graphs(graph) -> Iterator[Any]:
     """A graph and those inside its nodes."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _graphs(inner)
+        for inner in inner_graphs(node):
+            yield from _graphs(inner)
+
+
+def inner_graphs(node) -> Iterator[Any]:
+    """The graphs among the attributes of a node."""
+    for attribute in node.attribute:
+        yield from attribute.graphs
+        if attribute.HasField("g"):
+            yield attribute.g
 
 
 def _nested(graph) -> list[Any]:
@@ -237,7 +245,8 @@ def _check_type(value, what, name):
 def _makers(graph, name) -> dict[str, Any]:
     """tensor -> its node; None of inputs and constants. LoadError if two make one."""
     constants = [tensor.name for tensor in graph.initializer]
-    for what, names in (("constants", constants), ("inputs", [value.name for value in graph.input])):
+    inputs, outputs = ([value.name for value in values] for values in (graph.input, graph.output))
+    for what, names in (("constants", constants), ("inputs", inputs), ("outputs", outputs)):
         twice = next((label for label, count in Counter(names).items() if count > 1), None)
         if twice is not None:
             raise LoadError(f"{name}: two {what} are named {readable(twice)}; rename one of them")
@@ -257,12 +266,11 @@ def _makers(graph, name) -> dict[str, Any]:
 def captured(node) -> set[str]:
     """The tensors of the graph around a node that its inner graphs read."""
     found: set[str] = set()
-    for attribute in node.attribute:
-        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            own = {v.name for v in (*inner.input, *inner.initializer)}
-            own |= {output for n in inner.node for output in n.output}
-            read = {tensor for n in inner.node for tensor in _reads(n)} | {v.name for v in inner.output}
-            found |= read - own
+    for inner in inner_graphs(node):
+        own = {v.name for v in (*inner.input, *inner.initializer)}
+        own |= {output for n in inner.node for output in n.output}
+        read = {tensor for n in inner.node for tensor in _reads(n)} | {v.name for v in inner.output}
+        found |= read - own
     return found
 
 
@@ -319,7 +327,7 @@ def inline(model, name: str = "model") -> Any:
     with _damaged(name):
         _check_calls(model, name)
     try:
-        return inliner.inline_local_functions(model)
+        return inliner.inline_local_functions(model, convert_version=True)
     except Exception as error:  # noqa: BLE001  # onnx raises types of its own
         why = readable(last_line(error), 200)
         raise LoadError(f"{name}: its functions cannot be inlined ({why}); export it without") from None
@@ -347,11 +355,12 @@ def _check_calls(model, name) -> None:
 def cut(model, outputs: Sequence[str], name: str = "model") -> Any:
     """A ``ModelProto`` that ends at ``outputs``: what only others needed is gone.
 
-    outputs: names of tensors, or of nodes (the first output of one). Inputs and constants that nobody reads
-    any more go, too. Raises LoadError with near names for one that is neither.
+    outputs: names of tensors, or of nodes (the first output of one); one alone may be a str. Inputs and
+    constants that nobody reads any more go, too. Raises LoadError with near names for one that is neither.
     """
     import onnx
 
+    outputs = [outputs] if isinstance(outputs, str) else outputs
     makers = {output: node for node in model.graph.node for output in node.output if output}
     by_node = {node.name: next(iter(node.output), "") for node in model.graph.node if node.name}
     wanted = []
@@ -362,7 +371,14 @@ def cut(model, outputs: Sequence[str], name: str = "model") -> Any:
             last = [value.name for value in model.graph.output]
             hint = "did you mean" if near else "its outputs are"
             listed = ", ".join(readable(n) for n in near or last)
-            raise LoadError(f"{name} has no tensor and no node {readable(asked)!r}; {hint} {listed}?")
+            given = {v.name for v in (*model.graph.input, *model.graph.initializer)}
+            if asked in given:
+                raise LoadError(
+                    f"{name}: {readable(asked)} is an input or constant, no output; {hint} {listed}"
+                )
+            raise LoadError(
+                f"{name} has no tensor and no node {readable(asked)!r}; {hint} {listed}{'?' * bool(near)}"
+            )
         wanted.append(tensor)
     if not wanted:
         raise LoadError("outputs is empty; name a tensor or a node")
@@ -422,8 +438,10 @@ def fixed_shapes(
     given: those of inputs whose file leaves a dimension open; ``batch`` is used for an open first one.
     Raises LoadError naming an input that stays open, or that does not fit.
     """
-    if batch < 1:
-        raise LoadError(f"batch is {batch}; use 1 or more")
+    if not _whole(batch) or batch < 1:
+        raise LoadError(f"batch is {batch!r}; use 1 or more")
+    if not isinstance(given, Mapping):
+        raise LoadError(f"input_shapes is a {type(given).__name__}; give {{input name: shape}}")
     given = dict(given)
     constants = {t.name for t in model.graph.initializer}
     shapes: dict[str, Sequence[int]] = {}
@@ -433,7 +451,10 @@ def fixed_shapes(
         label, kind = readable(value.name), value.type.tensor_type
         dims = [d.dim_value for d in kind.shape.dim]
         if value.name in given:
-            shape = [int(d) for d in given.pop(value.name)]
+            asked = given.pop(value.name)
+            if not isinstance(asked, Iterable) or not all(map(_whole, asked)):
+                raise LoadError(f"input_shapes gives {label} {asked!r}; give its sizes, whole numbers")
+            shape = [int(d) for d in asked]
             fixed = all(d in (0, s) for d, s in zip(dims[1:], shape[1:], strict=False))
             known = kind.HasField("shape")
             if (known and len(dims) != len(shape)) or not fixed or min(shape, default=1) < 1:
@@ -455,6 +476,10 @@ def fixed_shapes(
     if not shapes:
         raise LoadError(f"{name} has no input")
     return shapes
+
+
+def _whole(number) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def _open(kind, shape, label) -> str:

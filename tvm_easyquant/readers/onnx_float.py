@@ -233,8 +233,9 @@ def _batch_norm(walk, site):
         return False
     gamma, beta, mean, variance = (v.astype(np.float64) for v in arrays)
     written = any(attribute.name == "epsilon" for attribute in site.node.attribute)
-    scale = gamma / np.sqrt(variance + (a["epsilon"] if written else 1e-5))  # the default in double
-    shift = beta - mean * scale
+    with np.errstate(all="ignore"):
+        scale = gamma / np.sqrt(variance + (a["epsilon"] if written else 1e-5))  # the default in double
+        shift = beta - mean * scale
     value, data = site.outputs[0], site.inputs[0]
     if walk.builder.fold_affine(value, data, scale, shift):
         return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from ..errors import LoadError, last_line
 from ..network.tensors import NUMPY
 from . import geometry
-from .onnx_file import captured, readable, told, topological
+from .onnx_file import captured, inner_graphs, readable, told, topological
 from .onnx_op import FLOATS, NotConstant, OnnxOp, attributes_of, from_node, plain
 
 #: as data of shape inference: shapes and the like, not weights
@@ -38,6 +39,24 @@ RANDOM = (
 )
 #: operators that move or name numbers, and make or lose none
 KEEP = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
+#: attributes that are sizes, of every axis and of one
+POSITIVE = ("strides", "dilations", "kernel_shape")
+COUNTS = ("group", "num_outputs", "blocksize", "num_groups")
+#: attribute, or operator and attribute, that is a word -> those that mean something
+WORDS = {
+    "auto_pad": ("", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"),
+    "Pad mode": ("constant", "reflect", "edge", "wrap"),
+    "Resize mode": ("nearest", "linear", "cubic"),
+    "Upsample mode": ("nearest", "linear", "bilinear"),
+    "DepthToSpace mode": ("DCR", "CRD"),
+    "coordinate_transformation_mode": (
+        "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric",
+        "tf_crop_and_resize", "tf_half_pixel_for_nn", "output_half_pixel",
+    ),
+    "nearest_mode": ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil", "simple"),
+    "keep_aspect_ratio_policy": ("stretch", "not_larger", "not_smaller"),
+    "approximate": ("none", "tanh"),
+}  # fmt: skip
 #: the most turns of a loop that is unrolled
 TURNS = 1 << 16
 CUT = "; cut the network before it with outputs (--outputs on the command line)"
@@ -67,7 +86,8 @@ class Prepared:
     """inputs, outputs: tensors, in the model's order; output_names: what the model calls its outputs.
 
     sites: in topological order. constants: tensor -> its array. types: tensor -> (numpy dtype's name, NCHW
-    shape), as the model has it. notes: what is to be told, in lines.
+    shape), as the model has it. branches: an If's output -> the tensor of the branch that it is. notes:
+    what is to be told, in lines.
     """
 
     name: str
@@ -78,6 +98,7 @@ class Prepared:
     sites: list[Site] = field(default_factory=list)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     types: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def handle(self, site: Site, index: int) -> tuple[OnnxOp, list[str]]:
@@ -101,10 +122,11 @@ class _Preparation:
         self.imports = list(model.opset_import)
         self.opset = next(o.version for o in self.imports if o.domain in ("", "ai.onnx"))
         self.protos: dict[str, Any] = {}  # tensor -> TypeProto
-        self.renamed: dict[str, str] = {}  # a branch's output -> the tensor of the If
+        self.taken = set(_defined(model.graph)) | {value.name for value in model.graph.input}
         self.labels: dict[str, int] = {}  # operator without a name -> how many
         outputs = [value.name for value in model.graph.output]
         self.result = Prepared(name, self.opset, list(shapes), [], outputs)
+        self.renamed = self.result.branches
         self._constants(model.graph)
         self._inputs(model.graph, shapes)
         for node in topological(model, name):
@@ -249,11 +271,27 @@ class _Preparation:
                 what = "is given twice"
             else:
                 given.add(attribute.name)
+                self._meant(site, attribute)
                 continue
             raise LoadError(f"{site}: its attribute {label} {what}; export it again")
         for name, known in schema.attributes.items():
             if known.required and name not in given:
                 raise LoadError(f"{site} has no attribute {name}; export it again")
+
+    def _meant(self, site, attribute):
+        """LoadError for sizes and words that mean nothing: onnx's inference divides by a stride of 0, which
+        ends the process."""
+        if attribute.name in POSITIVE and min((*attribute.ints, 1)) < 1:
+            what = f"{list(attribute.ints)}, not 1 or more"
+        elif attribute.name in COUNTS and attribute.i < 1:
+            what = f"{attribute.i}, not 1 or more"
+        else:
+            words = WORDS.get(attribute.name) or WORDS.get(f"{site.node.op_type} {attribute.name}")
+            word = attribute.s.decode(errors="replace")
+            if words is None or word in words:
+                return
+            what = f"{readable(word)!r}, none of {', '.join(filter(None, words))}"
+        raise LoadError(f"{site}: its attribute {attribute.name} is {what}; export it again")
 
     def _schema(self, site):
         from onnx import defs
@@ -268,7 +306,7 @@ class _Preparation:
         condition = self.result.constants.get(site.inputs[0])
         if condition is None:
             raise LoadError(f"{site} is control flow whose condition is computed{CUT}")
-        taken = site.attributes["then_branch" if condition.reshape(-1)[0] else "else_branch"]
+        taken = self._apart(site.attributes["then_branch" if condition.reshape(-1)[0] else "else_branch"])
         self._constants(taken)
         for node in taken.node:
             self._node(node)
@@ -278,6 +316,20 @@ class _Preparation:
                 self.result.constants[output] = self.result.constants[tensor]
             else:
                 self.renamed[output] = tensor
+
+    def _apart(self, branch):
+        """A branch whose tensors have names of their own: another branch may use the same, or hide one."""
+        own, names = _defined(branch), {}
+        for name in own:
+            if name in self.taken:
+                number = next(i for i in count(2) if f"{name}_{i}" not in self.taken.union(own))
+                names[name] = f"{name}_{number}"
+            self.taken.add(names.get(name, name))
+        if names:
+            original, branch = branch, type(branch)()
+            branch.CopyFrom(original)
+            _rename(branch, names)
+        return branch
 
     def _fold(self, site):
         """The outputs of a node that reads constants only."""
@@ -321,7 +373,11 @@ class _Preparation:
             raise LoadError(f"{site} makes a sequence, not a tensor{CUT}")
         if not all(_fixed(proto) for proto in wanted.values()):
             wanted = self._by_running(site)
-        if node.op_type in (*POOLS, "ConvTranspose"):
+        if node.op_type in ("Conv", "ConvTranspose"):
+            self._weights_fit(site)
+        if node.op_type == "Gemm":
+            self._matrices_fit(site)
+        if node.op_type in (*POOLS, "Conv", "ConvTranspose"):
             self._windows(site, wanted)
         if node.op_type in KEEP:
             self._keeps(site, wanted)
@@ -329,7 +385,7 @@ class _Preparation:
             shape = tuple(d.dim_value for d in proto.tensor_type.shape.dim)
             if prod(shape) > LARGEST:
                 raise LoadError(f"{site}: its output {readable(output)} has {prod(shape)} numbers{CUT}")
-            if prod(shape) <= 0:
+            if min(shape, default=1) <= 0:
                 raise LoadError(f"{site}: its output {readable(output)} has the empty shape {shape}{CUT}")
         return wanted
 
@@ -373,24 +429,60 @@ class _Preparation:
                 f"{site} makes the shape {size} of {before}, another number of elements; export it again"
             )
 
+    def _weights_fit(self, site):
+        """LoadError unless the channels of a convolution are those of its weights and its bias."""
+        data, weight = self._size_of(site.inputs[0]), self._size_of(site.inputs[1])
+        a, bias = site.attributes, self._size_of(site.inputs[2]) if any(site.inputs[2:]) else None
+        groups, kernel = a["group"], a.get("kernel_shape") or weight[2:]
+        first, second = weight[:2]
+        if site.node.op_type == "Conv":
+            made, taken, whole = first, second * groups, first
+        else:
+            made, taken, whole = second * groups, first, first
+        if not len(weight) == len(data) > 2 or tuple(kernel) != weight[2:]:
+            what = f"its kernel is {tuple(kernel)}"
+        elif taken != data[1] or groups < 1 or whole % groups:
+            what = f"{groups} groups of its weights take {taken} channels"
+        elif bias is not None and bias != (made,):
+            what = f"its bias has the shape {bias}"
+        else:
+            return
+        raise LoadError(f"{site} reads {data} with weights {weight}, and {what}; export it again")
+
+    def _matrices_fit(self, site):
+        """LoadError unless the matrices of a Gemm can be multiplied, and its bias be added."""
+        first, second = (self._size_of(tensor) for tensor in site.inputs[:2])
+        a, added = site.attributes, self._size_of(site.inputs[2]) if any(site.inputs[2:]) else ()
+        left, right = first[:: -1 if a["transA"] else 1], second[:: -1 if a["transB"] else 1]
+        made = (left[0], right[1])
+        fits = all(size in (1, whole) for size, whole in zip(added[::-1], made[::-1], strict=False))
+        if left[1] != right[0] or len(added) > 2 or not fits:
+            also = f" and adds {added}" if added else ""
+            raise LoadError(f"{site} multiplies {left} by {right}{also}, which do not fit; export it again")
+
     def _windows(self, site, wanted):
-        """The places of a pool or a transposed convolution, counted by the specification."""
+        """The places of a pool or a convolution, counted by the specification."""
         from onnx import helper
 
-        a, size = site.attributes, self._size_of(site.inputs[0])[2:]
-        transposes = site.node.op_type == "ConvTranspose"
-        kernel = self._size_of(site.inputs[1])[2:] if transposes else a["kernel_shape"]
+        op, a, size = site.node.op_type, site.attributes, self._size_of(site.inputs[0])[2:]
+        kernel = a["kernel_shape"] if op in POOLS else self._size_of(site.inputs[1])[2:]
         strides = a.get("strides") or (1,) * len(size)
         dilations = a.get("dilations") or (1,) * len(size)
-        if transposes:
+        if op == "ConvTranspose":
             _, counts = geometry.transposed(a, size, kernel, strides, dilations)
         else:
             padding = geometry.pads(a, size, kernel, strides, dilations)
+            if min(padding) < 0:
+                raise LoadError(f"{site} has negative padding {padding}; export it with a Slice instead")
             ceil = bool(a.get("ceil_mode")) and a.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
             counts = geometry.outputs(size, kernel, strides, dilations, padding, ceil)
+        if min(counts) < 1:
+            raise LoadError(f"{site}: no window of {tuple(kernel)} has a place on {size}; export it again")
         for output, proto in wanted.items():
             batch, channels = self._size_of(site.inputs[0])[:2]
-            if transposes:
+            if op == "Conv":
+                channels = self._size_of(site.inputs[1])[0]
+            elif op == "ConvTranspose":
                 channels = self._size_of(site.inputs[1])[1] * a["group"]
             kind = proto.tensor_type.elem_type
             wanted[output] = helper.make_tensor_type_proto(kind, (batch, channels, *counts))
@@ -442,6 +534,24 @@ def run_node(site: Site, imports, values: Mapping[str, np.ndarray]) -> list:
     except Exception as error:  # noqa: BLE001  # every operator of it raises its own
         raise LoadError(f"{site} cannot be computed: {readable(last_line(error), 120)}{CUT}") from None
     return [next(made) if name else None for name in site.outputs]
+
+
+def _defined(graph) -> list[str]:
+    """The tensors that a graph makes or holds."""
+    made = [output for node in graph.node for output in node.output if output]
+    return [*(tensor.name for tensor in graph.initializer), *made]
+
+
+def _rename(graph, names: Mapping[str, str]) -> None:
+    """Give tensors of a graph other names, in the graphs inside it, too, where those do not hide them."""
+    for tensor in (*graph.initializer, *graph.output):
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in graph.node:
+        for read in (node.input, node.output):
+            read[:] = [names.get(name, name) for name in read]
+        for inner in inner_graphs(node):
+            hidden = {*_defined(inner), *(value.name for value in inner.input)}
+            _rename(inner, {name: new for name, new in names.items() if name not in hidden})
 
 
 def _fixed(proto) -> bool:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import GraphError, last_line
 from ..network.layout import to_nchw, to_nhwc
 from ..network.tensors import NUMPY, Tensors
+from .onnx_file import CUT, called, readable
 
 #: what is computed in float32 here
 FLOATS = ("float16", "bfloat16", "float64")
@@ -66,12 +68,19 @@ class OnnxOp:
         return made if isinstance(made, (tuple, list)) else (made,)
 
     def evaluate(self, *arrays: np.ndarray) -> np.ndarray:
-        """The output on arrays as a Graph has them (NHWC where they have four dimensions)."""
+        """The output on arrays as a Graph has them (NHWC where they have four dimensions).
+
+        Raises GraphError, which names the node, where it has none.
+        """
         x = [to_nchw(a) for a in arrays]
         try:
-            made = self.emit(NUMPY, x)
-        except NotConstant:
-            made = self._by_reference(x)
+            try:
+                made = self.emit(NUMPY, x)
+            except NotConstant:
+                made = self._by_reference(x)
+        except Exception as error:  # an index outside, or what onnx.reference does not do
+            why = readable(f"{type(error).__name__}: {last_line(error)}", 120)
+            raise GraphError(f"{called(self.node)} cannot be computed ({why}); {CUT}") from error
         return to_nhwc(np.asarray(made, self.dtypes[self.index]))
 
     def model(self, tensors: Sequence) -> Any:

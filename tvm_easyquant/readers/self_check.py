@@ -72,9 +72,10 @@ class SelfCheck:
             return told
         ours = self.graph.run(sample)
         close = HALF if _halves(model) else CLOSE
-        if all(same(ours[n], theirs[i], close) for i, n in enumerate(names)):
+        apart = [i for i, n in enumerate(names) if not same(ours[n], theirs[i], close)]
+        if not apart:
             return None
-        return _Search(model, name, self, sample, judge, judged, close).verdict()
+        return _Search(model, name, self, sample, judge, judged, close).verdict(apart)
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,23 @@ def _doubted(site: Site) -> bool:
     return op == "Conv" and site.attributes.get("auto_pad") == "VALID"
 
 
+def _without_branches(model, prepared):
+    """The model with the branches that its Ifs take in their place: their tensors can be asked for."""
+    if not prepared.branches:
+        return model
+    from onnx import helper, numpy_helper
+
+    flat = type(model)()
+    flat.CopyFrom(model)
+    graph = flat.graph
+    del graph.node[:], graph.initializer[:], graph.output[:]
+    graph.node.extend(site.node for site in prepared.sites)
+    read = {tensor for site in prepared.sites for tensor in site.inputs} & set(prepared.constants)
+    graph.initializer.extend(numpy_helper.from_array(prepared.constants[t], t) for t in sorted(read))
+    graph.output.extend(map(helper.make_empty_tensor_value_info, prepared.outputs))
+    return flat
+
+
 class _Search:
     """For the first node that differs."""
 
@@ -165,7 +183,7 @@ class _Search:
         self.prepared = prepare(model, shapes, name)
         self.sites = self.prepared.sites
         tensors = [output for site in self.sites for output in site.outputs if output]
-        whole = cut(model, tensors, name)
+        whole = cut(_without_branches(model, self.prepared), tensors, name)
         tensors = [value.name for value in whole.graph.output]
         feed = {name: array for name, array in sample.items() if name in shapes}
         theirs = dict(zip(tensors, judged(whole, feed), strict=True))
@@ -173,7 +191,8 @@ class _Search:
         graph = load(whole, asked.input_shapes, asked.batch)
         self.ours = {**graph.run({name: feed[name] for name in graph.inputs}), **feed}
 
-    def verdict(self) -> str | None:
+    def verdict(self, apart: Sequence[int]) -> str | None:
+        """What there is to tell; apart: the places of the outputs that differ."""
         told, doubted = None, False
         for site in self.sites:
             for index, output in enumerate(site.outputs):
@@ -190,7 +209,7 @@ class _Search:
                     raise LoadError(self._line(site, output))  # the operator is right, the graph is not
         if told is None and not doubted and not any(site.node.op_type in JUMPS for site in self.sites):
             # every operator is right, and their like folded into each other are not
-            for output in self.prepared.outputs:
+            for output in (self.prepared.outputs[place] for place in apart):
                 if same(self.ours[output], self.theirs[output], self.close):
                     maker = next(site for site in self.sites if output in site.outputs)
                     raise LoadError(self._line(maker, output))

@@ -358,7 +358,7 @@ def _float_dense(node, x):
 
 def _float_function(node, x):
     rank = len(node.shape)
-    return _expression(node.attrs["expression"], x, rank, nchw_axis(rank - 1, rank))
+    return _expression(node.attrs["expression"], x, rank, nchw_axis(rank - 1, rank) if rank else 0)
 
 
 def _float_clip(node, x):

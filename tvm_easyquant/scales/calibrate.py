@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -16,6 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..errors import CalibrationError
+from ..files import shown
 from ..network.channelwise import channelwise, factors, place
 from ..network.graph import Graph, GraphError, run
 from ..network.layout import layout_hint
@@ -176,6 +178,10 @@ def _items(data) -> Iterator:
             yield item
     elif isinstance(data, np.ndarray):
         yield data
+    elif isinstance(data, (str, bytes, os.PathLike)):
+        raise CalibrationError(
+            f"calibration data is {shown(data)}, a name; give the arrays themselves, such as np.load of it"
+        )
     elif isinstance(data, Mapping) or hasattr(data, "files"):  # a dict of arrays, or an .npz
         yield {name: np.asarray(data[name]) for name in data}
     else:
@@ -240,9 +246,11 @@ def _of_dtype(value, dtype: str, what) -> np.ndarray:
 def _array(value, node: Node, what) -> np.ndarray:
     """What an item holds for one input: whole batches of the model's shape."""
     array, shape = _of_dtype(value, node.dtype, what), model_shape(node)
+    if not shape and array.ndim < 2:  # a number: of each sample one
+        return array.reshape(-1)
     if array.shape == shape[1:]:
         array = array[None]
-    if array.ndim != len(shape) or array.shape[1:] != shape[1:]:
+    if not shape or array.ndim != len(shape) or array.shape[1:] != shape[1:]:
         raise CalibrationError(
             f"{what} has shape {array.shape}, the model takes {shape}{layout_hint(array.shape, shape)}"
         )
@@ -262,14 +270,15 @@ def _pieces(item, graph, number):
         name: _array(value, graph[name], f"{what}: {name}")
         for name, value in _by_name(item, graph, what).items()
     }
-    pieces = {name: array.shape[0] // shapes[name][0] for name, array in arrays.items()}
+    batches = {name: shape[0] if shape else 1 for name, shape in shapes.items()}
+    pieces = {name: array.shape[0] // batches[name] for name, array in arrays.items()}
     if len(set(pieces.values())) != 1:
         raise CalibrationError(f"{what}: its tensors hold different numbers of samples: {pieces}")
     for i in range(next(iter(pieces.values()))):
         sample = {}
         for name, array in arrays.items():
-            batch = shapes[name][0]
-            sample[name] = np.ascontiguousarray(array[i * batch : (i + 1) * batch])
+            batch = batches[name]
+            sample[name] = np.ascontiguousarray(array[i * batch : (i + 1) * batch]).reshape(shapes[name])
             if array.dtype.kind == "f" and not np.isfinite(sample[name]).all():
                 raise CalibrationError(
                     f"{what}, sample {i}: {name} holds NaN or infinity; remove or mend it"
@@ -300,7 +309,8 @@ def calibrate(
     def observe(node, value):
         if node.name in tensors:
             if not np.isfinite(value).all():
-                raise GraphError(f"{node.name} overflows float32 on calibration sample {result.seen}")
+                what = "is not a number" if np.isnan(value).any() else "overflows float32"
+                raise GraphError(f"{node.name} {what} on calibration sample {result.seen}")
             tensors[node.name].see(value)
         if node.name in channels:
             channels[node.name] += np.abs(value).max(axis=tuple(range(1, value.ndim - 1))).mean(axis=0)

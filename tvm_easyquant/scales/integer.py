@@ -33,10 +33,12 @@ def integer_weight(node: Node, scales: np.ndarray, bits: int, rounding=None, low
 
 
 def function_values(node: Node, scale: Scale) -> np.ndarray:
-    """float32 (256,): an elementwise node's function of every stored value of its input."""
+    """float32 (256,): an elementwise node's function of every stored value of its input; 0 where that is
+    not a number (the logarithm of a negative step, which nobody stores)."""
     stored = np.arange(256, dtype=np.uint8)
     real = reference.dequantize(stored, scale.scale, scale.zero_point)
-    return expression.compute(node.attrs["expression"], real)
+    values = expression.compute(node.attrs["expression"], real)
+    return np.where(np.isnan(values), np.float32(0), values)
 
 
 class Stored(NamedTuple):
@@ -168,6 +170,7 @@ def check_reach(node: Node, scales: Scales) -> None:
 def check_ranges(graph: Graph, table) -> None:
     """RangeError if a layer's accumulator or bias does not fit int32; TableError if the table is not
     the graph's."""
+    graph = table.prepared(graph)
     for error in misfits(graph, table.check(graph), table).values():
         raise error
 

@@ -195,7 +195,9 @@ def plan(
         return _settled(graph, set(integer), functions)
     skip = skipped(graph, skip)
     if not graph.compute_nodes:
-        raise GraphError("the model has no convolution and no dense layer: nothing to quantize")
+        kept = [node.name for node in graph if node.op == "float" and node.macs]
+        which = f" that can be integer ({', '.join(kept[:3])} stay float)" if kept else ""
+        raise GraphError(f"the model has no convolution and no dense layer{which}: nothing to quantize")
     chosen: set[str] = set()
     floats: dict[str, str] = {}
     broken = _broken(graph)
