@@ -440,6 +440,11 @@ def arguments():
     if "openvino" in args.runners and not args.peers_python:
         print("left out: openvino, for want of --peers-python")
         args.runners.remove("openvino")
+    for name in args.settings or ():
+        try:
+            eq.QuantConfig(**settings_of(name))
+        except (TypeError, ValueError) as error:
+            parser.error(f"--settings: {name}: {error}")
     args.cache.mkdir(parents=True, exist_ok=True)
     return args
 

@@ -70,8 +70,7 @@ class ConvSpec:
     epilogue, with ``acc = sum(q * w) + bias``:
       requantize  ``uint8: clip(rint(function(float32(acc) * multiplier)) + out_zero_point, lo, hi)``
       dequantize  ``float32: float32(acc) * multiplier``
-      add         requantize by ``residual``, then add the residual tensor (see `Residual`); ``function`` is
-                  of the real sum
+      add         requantize by ``residual``, then add the tensor (`Residual`); ``function`` of the real sum
 
     function: an expression in the norm's form (see `function`), for requantize and add; for add without
     a second vector.
