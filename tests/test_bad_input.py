@@ -54,7 +54,7 @@ def run_with(archive="good.tar", inputs="images.npz", *rest):
 BOMB = base64.b64encode(zlib.compress(bytes(2**28 + 8), 1)).decode()
 #: a hand's mistake in the scale table -> (what it does to the JSON, what the message must say)
 EDITS = {
-    "from a newer version": (lambda t: t.update(version=99), "version 99.*reads version 1.*install a newer"),
+    "from a newer version": (lambda t: t.update(version=99), "version 99.*reads versions 1 to 2.*install a newer"),
     "a version that is a text": (lambda t: t.update(version="1"), "has version '1'"),
     "a negative scale": (lambda t: site(t).update(scale=-1.0), "activation relu1: a scale is -1.0"),
     "a scale of zero": (lambda t: site(t).update(scale=0), "activation relu1: a scale is 0.0"),

@@ -56,7 +56,8 @@ NETWORKS = {"prelu": prelu, "bilinear": bilinear, "reversed slice": reversed_sli
 def tables(name, threads, runs, images=8):
     """The bytes of the tables of so many searches."""
     graph = eq.load(NETWORKS[name]())
-    assert [node.op for node in graph].count("float") == 1
+    # slopes by channel are integer where a layer is before them; then nothing of the network is float
+    assert [node.op for node in graph].count("float") == (name != "prelu")
     samples = list(np.random.default_rng(1).standard_normal((images, 1, 3, 8, 8)).astype(np.float32))
     with parallel_config(backend="threading", n_jobs=threads):
         return {eq.quantize(graph, samples, grid=20).table.to_json() for _ in range(runs)}
@@ -75,7 +76,7 @@ def test_twenty_runs_on_each_number_of_threads(name):
 
 def test_a_graph_with_float_nodes_is_read_by_a_process_without_tvm(tmp_path):
     """Names were strings of TVM's, and a float node held its Relay call: no worker could unpickle it."""
-    graph, x = eq.load(prelu()), normal(1, 3, 8, 8)
+    graph, x = eq.load(bilinear()), normal(1, 3, 8, 8)
     (tmp_path / "graph.pkl").write_bytes(pickle.dumps(graph))
     np.save(tmp_path / "x.npy", x)
     code = (

@@ -11,7 +11,7 @@ import pytest
 
 import tvm_easyquant as eq
 from tvm_easyquant.errors import GraphError
-from tvm_easyquant.network import expression, ops
+from tvm_easyquant.network import expression, gradient, ops
 from tvm_easyquant.network.node import Node
 from tvm_easyquant.network.ops import INTEGER, OPERATORS
 from tvm_easyquant.readers import onnx_quantized, take_over
@@ -34,6 +34,7 @@ def relay(module, name):
 RULES = {
     "taken over": (lambda: take_over.RULES, set(OPERATORS)),
     "integers in numpy": (lambda: integer.RULES, RUNS),  # an input is fed, "float" is no integer
+    "gradients": (lambda: gradient.RULES, RUNS),  # a float node passes nothing on, and its inputs count
     "QDQ": (lambda: qdq.RULES, set(OPERATORS) - {"input", "fake_quant"}),  # a table has no fake_quant
     "verified": (lambda: verify.EXACT, RUNS - MOVES),  # what moves is equal or wrong
     "Relay, integer": (lambda: relay("rewrite", "INTEGER"), RUNS),
@@ -52,6 +53,8 @@ def test_every_row_has_its_rule_and_every_rule_a_row(name):
 
 
 def _called(rule):
+    if isinstance(rule, gradient.Rule):
+        return rule.back
     return rule.run if isinstance(rule, integer.Rule) else rule
 
 

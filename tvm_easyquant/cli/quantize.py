@@ -54,8 +54,8 @@ evaluate) --max-drop is in that metric's own unit: 0.01 of an mAP that is 0.337,
 --set changes what --method does: grid=N factors of a scale between alpha=X and beta=X; rounds=N;
 percentile=X that start=percentile keeps; start=max|percentile|kl|mse; objective=cosine|mse|hessian;
 order=passes|layerwise; rounding=nearest|descent; unsigned, gain_correction, bias_correction,
-exhaustive, fuse_functions, asymmetric, channel_factors and equalize=true|false. The paper's method,
-easyquant, takes the numbers only.
+exhaustive, fuse_functions, asymmetric, channel_factors, effect and equalize=true|false. The paper's
+method, easyquant, takes the numbers only.
 """
 #: settings of `QuantConfig` that --set takes: numbers, and the switches of the search
 NUMBERS = {"grid": int, "rounds": int, "alpha": float, "beta": float, "percentile": float}

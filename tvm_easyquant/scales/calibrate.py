@@ -387,7 +387,7 @@ def _by_site(plan: Plan, tensors: Mapping[str, Range]) -> dict[str, Range]:
 def site_scale(plan: Plan, name: str, found: Range, config: QuantConfig) -> Scale:
     """The starting scale of a site; from its maximum in the paper (section 4.1)."""
     site, how = plan.sites[name], config.how
-    bits = config.bits_of(*site.readers) if site.readers else 8
+    bits = config.bits_read(name, site.readers)
     signed = not (how.unsigned and (site.nonnegative or found.low >= 0))
     if how.asymmetric and found.low < 0:
         return scale_between(*found.ends(how.start, steps(bits, False), config.percentile), bits)
@@ -398,6 +398,7 @@ def start_table(graph: Graph, plan: Plan, calibration: Calibration, config: Quan
     """The start of the search, and the methods that do not search: sites by ``config.how.start``, weights
     by the maximum of each output channel."""
     config.check_layers(node.name for node in graph.compute_nodes)
+    config.check_wide(graph.nodes)
     activations = {
         name: site_scale(plan, name, found, config) for name, found in calibration.ranges.items()
     }

@@ -9,7 +9,7 @@ output channel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -42,6 +42,8 @@ class Method(NamedTuple):
     asymmetric: any zero point for tensors that can be negative, both ends of the range searched.
     channel_factors: one scale per channel for tensors that only depthwise layers read
         (`network.channelwise`).
+    effect: where both ends of a range are searched, a layer's squared error counts by how far it moves the
+        network's outputs (`network.gradient`) on the first 8 search images; with the objective "mse" only.
     exhaustive: every candidate on all data; otherwise successive halving on growing samples of the output
         positions drops most activation scales early.
     """
@@ -57,6 +59,7 @@ class Method(NamedTuple):
     fuse_functions: bool = False
     asymmetric: bool = False
     channel_factors: bool = False
+    effect: bool = False
 
 
 METHODS = {
@@ -74,6 +77,7 @@ METHODS = {
         fuse_functions=True,
         asymmetric=True,
         channel_factors=True,
+        effect=True,
     ),
     # the starting points of the search, unsearched
     "minmax": Method(None),
@@ -94,11 +98,12 @@ SWITCHES = {
     "fuse_functions": (True, False),
     "asymmetric": (True, False),
     "channel_factors": (True, False),
+    "effect": (True, False),
 }
 #: the switches that tables of version 1 do not know, where each of them is off
-NEW_SWITCHES = ("fuse_functions", "asymmetric", "channel_factors")
+NEW_SWITCHES = ("fuse_functions", "asymmetric", "channel_factors", "effect")
 #: what a method without search has a say in
-UNSEARCHED = ("start", "unsigned", *NEW_SWITCHES)
+UNSEARCHED = ("start", "unsigned", "fuse_functions", "asymmetric", "channel_factors")
 #: the method of a table whose scales a quantized model brought along
 IMPORTED = "imported"
 BITS = (7, 8)
@@ -125,9 +130,11 @@ class Settings(TypedDict, total=False):
     fuse_functions: bool | None
     asymmetric: bool | None
     channel_factors: bool | None
+    effect: bool | None
     equalize: bool
     layer_bits: Mapping[str, int] | Iterable[tuple[str, int]]
     integer: Iterable[str] | None
+    wide: Iterable[str] | None
 
 
 def _whole(value) -> bool:
@@ -171,10 +178,14 @@ class QuantConfig:
         the search images is undone and ends it (paper: 1).
     percentile: of the absolute values that the start "percentile" keeps.
     objective, unsigned, start, order, gain_correction, bias_correction, rounding, exhaustive,
-        fuse_functions, asymmetric, channel_factors: switches, see `Method`; None is what
-        ``method`` says. ``method="easyquant"`` is the paper and takes none.
+        fuse_functions, asymmetric, channel_factors, effect: switches, see `Method`; None is what ``method``
+        says. ``method="easyquant"`` is the paper and takes none.
     equalize: cross-layer equalization first (`equalize`); of any method but the paper's.
     layer_bits: ((layer, bits), ...) of the layers whose bits differ from ``bits``.
+    wide: the sites (`partition.Site`; other tensors say nothing) whose activations have 8 bits though the
+        layers that read them have 7, which their weights keep. None: those that make most of the noise at
+        the outputs, within a cost (`search.wide`), which a method with ``effect`` and the objective "mse"
+        can tell; the table's config has them. () is none, as in every other method.
     integer: the nodes that run in integers, exactly these, where an imported model says so; None: all that
         can. With the method "imported" only; 8-bit weights may be -128 then.
     skip: what stays float: names, ``op:`` and an operator, or regular expressions (`partition.skipped`).
@@ -200,9 +211,11 @@ class QuantConfig:
     fuse_functions: bool | None = None
     asymmetric: bool | None = None
     channel_factors: bool | None = None
+    effect: bool | None = None
     equalize: bool = False
     layer_bits: tuple[tuple[str, int], ...] = ()
     integer: tuple[str, ...] | None = None
+    wide: tuple[str, ...] | None = None
 
     def __post_init__(self):
         self._settle_bits()
@@ -221,6 +234,7 @@ class QuantConfig:
         for name in NEW_SWITCHES:  # said or not: one form
             if getattr(self, name) == getattr(METHODS.get(self.method, Method(None)), name):
                 object.__setattr__(self, name, None)
+        self._settle_wide()
         if not isinstance(self.equalize, bool):
             raise ConfigError(f"equalize is {shown(self.equalize)}; use one of True, False")
         if self.equalize and self.method in ("easyquant", IMPORTED):
@@ -242,6 +256,15 @@ class QuantConfig:
         object.__setattr__(self, "bits", int(self.bits))
         differ = sorted((name, int(bits)) for name, bits in each.items() if bits != self.bits)
         object.__setattr__(self, "layer_bits", tuple(differ))
+
+    def _settle_wide(self) -> None:
+        """``wide`` in one form: sorted, or None where the search chooses."""
+        if self.wide is not None:
+            object.__setattr__(self, "wide", tuple(sorted(set(_names("wide", self.wide)))))
+            if self.wide and self.method in ("easyquant", IMPORTED):
+                raise ConfigError(f"wide is no part of the method {self.method}; use it with another")
+        elif not self.weighs_effects:
+            object.__setattr__(self, "wide", ())
 
     def _check_numbers(self) -> None:
         for name in ("search_images", "grid", "rounds"):
@@ -271,7 +294,8 @@ class QuantConfig:
             )
         if self.method == IMPORTED and name in NEW_SWITCHES and value:
             raise ConfigError(f"{name}=True is no part of the method imported: its scales are settled")
-        if not self.searches and name not in UNSEARCHED:
+        off = name in NEW_SWITCHES and not value  # as tables of version 1 have them
+        if not self.searches and name not in UNSEARCHED and not off:
             raise ConfigError(f"method {self.method} does not search: {name} says nothing there")
 
     @property
@@ -292,6 +316,16 @@ class QuantConfig:
         each = dict(self.layer_bits)
         return min(each.get(layer, self.bits) for layer in layers)
 
+    def bits_read(self, site: str, readers: Iterable[str]) -> int:
+        """The bits of a site's activations: of its readers, or 8 if it is wide or has none."""
+        names = tuple(readers)
+        return self.bits_of(*names) if names and site not in (self.wide or ()) else 8
+
+    @property
+    def weighs_effects(self) -> bool:
+        """Whether the search weighs errors by their effect at the outputs."""
+        return self.how.effect and self.how.objective == "mse"
+
     def check_layers(self, layers: Iterable[str]) -> None:
         """ConfigError if ``layer_bits`` names a layer that is none of ``layers``."""
         layers = list(layers)
@@ -300,6 +334,12 @@ class QuantConfig:
             raise ConfigError(
                 f"bits names {unknown}, no layers of the model; those are {', '.join(layers)}"
             )
+
+    def check_wide(self, tensors: Container[str]) -> None:
+        """ConfigError if ``wide`` names a tensor that is none of ``tensors``."""
+        unknown = [name for name in self.wide or () if name not in tensors]
+        if unknown:
+            raise ConfigError(f"wide names {unknown}, no tensors of the model")
 
     @property
     def searches(self) -> bool:

@@ -36,6 +36,8 @@ KEYS = ("format", "version", "model", "config", "unit", "activations", "weights"
 MORE = ("data", "rounding", "biases", "gains", "factors")
 #: the settings that the first tables had; those that came later may be absent
 SETTINGS = ("bits", "method", "search_images", "grid", "alpha", "beta", "rounds", "skip")
+#: those that version 1 does not know
+NEW_SETTINGS = (*NEW_SWITCHES, "wide")
 
 
 def pack(steps: np.ndarray) -> str:
@@ -116,6 +118,7 @@ class ScaleTable:
         plan_ = plan_of(graph, self.config)
         try:
             self.config.check_layers(node.name for node in graph.compute_nodes)
+            self.config.check_wide(graph.nodes)
         except ConfigError as error:
             raise TableError(f"the scale table does not fit model {graph.name}: {error}") from None
         layers = [n.name for n in graph.compute_nodes if n.name in plan_.integer]
@@ -176,9 +179,9 @@ class ScaleTable:
         if self.factors:
             more["factors"] = {name: [float(f) for f in factors] for name, factors in self.factors.items()}
         config = {**asdict(self.config), "layer_bits": dict(self.config.layer_bits)}
-        known = self.factors or any(getattr(self.config.how, name) for name in NEW_SWITCHES)
+        known = self.factors or self.config.wide or any(getattr(self.config.how, n) for n in NEW_SWITCHES)
         if not known:
-            config = {name: value for name, value in config.items() if name not in NEW_SWITCHES}
+            config = {name: value for name, value in config.items() if name not in NEW_SETTINGS}
         return json.dumps(
             {
                 "format": FORMAT,
@@ -320,7 +323,7 @@ def _fields(what, entry, kind, required) -> dict:
 def _config(entry, version: int) -> QuantConfig:
     found = _fields("config", _object("config", entry), QuantConfig, SETTINGS)
     if version == 1:
-        if unknown := [name for name in NEW_SWITCHES if name in found]:
+        if unknown := [name for name in NEW_SETTINGS if name in found]:
             raise ConfigError(f"config has {shown(unknown)}, which version 1 does not know")
         found = {**found, **dict.fromkeys(NEW_SWITCHES, False)}
     _object("layer_bits", found.get("layer_bits", {}))

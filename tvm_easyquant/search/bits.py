@@ -135,14 +135,18 @@ def compose(
     plan_ = plan_of(graph, config)
     widest = max(tables)
     before = {bits: plan_of(graph, table.config) for bits, table in tables.items()}
-    activations = {}
+    activations, wide = {}, []
     for site in plan_.sites.values():
         bits = config.bits_of(*site.readers) if site.readers else widest
         old = before[bits].site_of.get(site.name)
+        if site.readers and old in (tables[bits].config.wide or ()):
+            wide.append(site.name)
         if old is None:
             activations[site.name] = _observed(graph, site, bits if site.readers else 8, samples)
         else:
             activations[site.name] = tables[bits].activations[old]
+    if any(table.config.wide is not None for table in tables.values()):
+        config = replace(config, wide=tuple(wide))
     layers = [node.name for node in graph.compute_nodes if node.name in plan_.integer]
 
     def gathered(field):

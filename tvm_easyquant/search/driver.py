@@ -12,6 +12,10 @@ all activation scales. "layerwise": in topological order each layer's input scal
 weights, then its weights: scales, rounding, gain, bias, as far as the switches say; what comes before a
 layer is then final, and its weights make up for it.
 
+A range whose both ends are searched is judged at the network's outputs (`Method.effect`): each layer's
+squared error counts by its effect there, on a few images; one-sided ranges, which gained nothing by it, by
+the error relative to the layer's output.
+
 Where the paper has one activation scale per layer *input*, one tensor stored once has one scale: a
 site read by several layers takes the mean of their objectives (those whose input exists, or follows by
 moves alone, when the site is first read). A site that no layer reads keeps its start.
@@ -35,7 +39,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -43,6 +47,7 @@ from threadpoolctl import threadpool_limits
 
 from topi_ext.reference import dequantize
 
+from ..network.gradient import effects
 from ..network.graph import Graph
 from ..network.ops import evaluate, input_axes
 from ..scales.calibrate import Calibration, start_table
@@ -50,7 +55,7 @@ from ..scales.integer import Sample, Scales, last_uses, node_limits
 from ..scales.numerics import QuantConfig, Scale, quantize_weight, scale_between, ungained
 from ..scales.partition import Plan
 from ..scales.table import ScaleTable, pack, unpack
-from . import objectives, reconstruct
+from . import objectives, reconstruct, wide
 from .grid import SAFETY, factors, stages
 from .objectives import SiteTask, choose, cosine
 from .state import State, opened
@@ -62,6 +67,8 @@ from .workers import PARTS, Workers, cut
 TOGETHER = np.linspace(0.6, 1.8, 31)
 APART = np.linspace(0.7, 1.45, 7)
 ROUGHLY = 1 / 8
+#: the first search images, on which errors are weighted by their effect at the outputs
+EFFECT_IMAGES = 8
 
 Progress = Callable[[int, int, str], None]
 Record = Callable[[str, str, np.ndarray, np.ndarray, np.ndarray], None]
@@ -69,16 +76,16 @@ Record = Callable[[str, str, np.ndarray, np.ndarray, np.ndarray], None]
 
 class _Search:
     def __init__(self, graph, plan, calibration, config, progress, checkpoint, jobs, record):
-        self.graph, self.plan, self.config, self.how = graph, plan, config, config.how
+        self.graph, self.plan, self.how = graph, plan, config.how
         self.record = record
         self.calibration, self.progress = calibration, progress
         self.workers = Workers(jobs)
-        start = start_table(graph, plan, calibration, config)
-        self.scales = Scales(graph, plan, config, start.activations, start.weights)
         self.layers = [n for n in graph.compute_nodes if n.name in plan.integer]
         searched = [site for site in plan.sites.values() if site.readers]
         self.total = config.rounds * (len(self.layers) + len(searched))
         self.done = 0
+        self.scales: Scales
+        self._begin(config, searched)
         self.state = opened(checkpoint, identity_of(graph, config, calibration) if checkpoint else {})
 
     def run(self) -> ScaleTable:
@@ -102,6 +109,26 @@ class _Search:
             self.graph.fingerprint, self.config, activations, s.weights, figures,
             s.rounding, s.biases, s.gains,
         )  # fmt: skip
+
+    def _begin(self, config, sites) -> None:
+        """The start, with the sites that get more bits; and, of the layers whose reading is weighed by it,
+        the effect at the outputs on each of the first images."""
+        chooses = config.wide is None and any(config.bits_of(*site.readers) < 8 for site in sites)
+        batch = max(self.graph[name].shape[0] for name in self.graph.inputs)
+        feeds = self.calibration.samples[: max(1, EFFECT_IMAGES // batch)]
+        self._start(config)
+        judged = [s for s in sites if chooses or self._two_ends(self.scales.decided(s.name))]
+        readers = [reader for site in judged for reader in site.readers if config.weighs_effects]
+        self.effects = effects(self.graph, feeds, readers, each=self.workers.local) if readers else {}
+        if chooses:
+            noise = wide.noises(self.scales, feeds, self.effects, self.workers.local)
+            self._start(replace(config, wide=wide.choose(self.scales, noise)))
+
+    def _start(self, config) -> None:
+        """The scales where the search starts."""
+        start = start_table(self.graph, self.plan, self.calibration, config)
+        self.config = config
+        self.scales = Scales(self.graph, self.plan, config, start.activations, start.weights)
 
     def _tick(self, text):
         self.done += 1
@@ -257,23 +284,26 @@ class _Search:
 
     def _search_ends(self, site, start, layers) -> list:
         """[scale, zero point]: both ends of the range together, then apart, by the readers' errors."""
+        names = [node.name for node, *_ in layers]
+        known = [self.effects[name] for name in names] if self.effects.keys() >= set(names) else None
         grid = [start] + [start.with_scale(start.scale * part) for part in TOGETHER]
-        best, scores = self._best(layers, grid, ROUGHLY)
+        best, scores = self._best(layers, grid, 1.0 if known else ROUGHLY, known)
         if self.record is not None:
             self.record("activations", site.name, 1 / np.array([1.0, *TOGETHER]), scores, np.array(best))
         middle, bits = grid[best], int(start.hi).bit_length()
         low, high = (middle.scale * (end - middle.zero_point) for end in (middle.lo, middle.hi))
         grid = [middle] + [scale_between(low * a, high * b, bits) for a in APART for b in APART]
-        found = grid[self._best(layers, grid)[0]]
+        found = grid[self._best(layers, grid, effects=known)[0]]
         return [found.scale, found.zero_point]
 
-    def _best(self, layers, grid, share=1.0) -> tuple[int, np.ndarray]:
+    def _best(self, layers, grid, share=1.0, effects=None) -> tuple[int, np.ndarray]:
         """The best candidate for the scale of the layers' input, and the score of each; share: of the
-        output positions that are looked at, unless all are (`Method.exhaustive`)."""
+        output positions that are looked at, unless all are (`Method.exhaustive`); effects: those of the
+        layers, by which their errors are weighted on as many images."""
         if self.how.objective == "cosine":
             scores = self._cosines(layers, grid)
             return int(choose(scores)), scores
-        return self._halving(layers, grid, 1.0 if self.how.exhaustive else share)
+        return self._halving(layers, grid, 1.0 if self.how.exhaustive else share, effects)
 
     def _cosines(self, layers, grid):
         """The mean over layers and images of the cosine, for every candidate."""
@@ -284,15 +314,17 @@ class _Search:
         ]
         return np.mean(self.workers.run(objectives.site_cosines, tasks), axis=0)
 
-    def _halving(self, layers, grid, share=1.0) -> tuple[int, np.ndarray]:
-        """The candidate with the least squared error, relative to the output, mean over the layers.
+    def _halving(self, layers, grid, share=1.0, effects=None) -> tuple[int, np.ndarray]:
+        """The candidate with the least squared error, relative to the output, mean over the layers; with
+        ``effects`` the sum over the layers of the error at the network's outputs.
 
         Also minus the error of every candidate; of those dropped early, the least times their ratio to the
         best of that stage.
         """
         chosen = np.arange(len(grid))
-        images = cut(len(layers[0][1]), PARTS)
-        work = [self._work(*layer) for layer in layers]
+        weights = effects or [None] * len(layers)
+        work = [self._work(layer, one) for layer, one in zip(layers, weights, strict=True)]
+        images = cut(len(work[0][1]), PARTS)
         size = min(node.shape[1] * node.shape[2] if len(node.shape) == 4 else 1 for node, *_ in work)
         scores, least = np.zeros(len(grid)), 0.0
 
@@ -318,6 +350,8 @@ class _Search:
             seen = [new.plus(old) for new, old in zip(errors_of(part, last < 1), seen, strict=True)]
             totals = [rest.times(1 / last).plus(most) for rest, most in zip(seen, known, strict=True)]
             shares = [1 / (total.norm * len(work)) if total.norm > 0 else 1.0 for total in totals]
+            if effects is not None:
+                shares = [1.0] * len(totals)
             relative = sum(share * total.sums for share, total in zip(shares, totals, strict=True))
             at = int(reconstruct.choose_least(relative))
             best, least = chosen[at], relative.min()
@@ -330,12 +364,17 @@ class _Search:
             known, seen = ([errors.of(left) for errors in each] for each in (known, seen))
         return int(best), -scores * least
 
-    def _work(self, node, values, outputs, weight, scales):
+    def _work(self, layer, effects):
         """What the tasks of `_halving` have of a layer: (node, inputs, what its products are to be, its
-        weights for `SiteTask`, `_sensitivity` of every image or None)."""
+        weights for `SiteTask`, `_sensitivity` or its effect on every image, or None)."""
+        node, values, outputs, weight, scales = layer
         bias = self.scales.bias(node)
+        if effects is None:
+            weights = [self._sensitivity(node, o) for o in outputs]
+        else:
+            weights = singly(effect.value for effect in effects)
+        values, outputs = values[: len(weights)], outputs[: len(weights)]
         targets = [o - bias for o in outputs]
-        weights = [self._sensitivity(node, o) for o in outputs]
         weighted = weights[0] is not None
         flat = objectives.projected(node, weight * scales, weighted)
         return node, values, targets, flat, weights if weighted else None
