@@ -17,7 +17,7 @@ from tvm_easyquant.errors import TableError
 from tvm_easyquant.network.channelwise import channelwise, factors, place
 from tvm_easyquant.network.graph import Graph, GraphError, run
 from tvm_easyquant.scales.integer import run_integer
-from tvm_easyquant.scales.numerics import ConfigError, QuantConfig
+from tvm_easyquant.scales.numerics import NEW_SWITCHES, ConfigError, QuantConfig
 from tvm_easyquant.scales.partition import plan
 from tvm_easyquant.scales.table import ScaleTable
 
@@ -141,7 +141,7 @@ def test_a_function_that_others_wait_for_is_not_fused():
 def test_the_recipe_beats_the_form_before_it(bits):
     graph, feeds = everything()
     new = eq.quantize(graph, feeds, bits=bits, grid=8)
-    off = dict(fuse_functions=False, asymmetric=False, channel_factors=False)
+    off = dict.fromkeys(NEW_SWITCHES, False)
     old = eq.quantize(graph, feeds, bits=bits, grid=8, **off)
     assert new.plan.fused and not old.plan.fused
     assert decibel(graph, new.table, feeds) > decibel(graph, old.table, feeds) + 2
@@ -217,12 +217,10 @@ def test_a_table_with_factors_comes_back(made):
 
 def test_a_table_of_version_1_has_none_of_it(made):
     graph, _ = made
-    old = eq.quantize(graph, before_depthwise("leaky relu")[1], grid=4, fuse_functions=False, asymmetric=False,
-                      channel_factors=False).table  # fmt: skip
+    old = eq.quantize(graph, before_depthwise("leaky relu")[1], grid=4,
+                      **dict.fromkeys(NEW_SWITCHES, False)).table  # fmt: skip
     tree = json.loads(old.to_json())
-    assert tree["version"] == 1 and not {"fuse_functions", "asymmetric", "channel_factors"} & set(
-        tree["config"]
-    )
+    assert tree["version"] == 1 and not {*NEW_SWITCHES, "wide"} & set(tree["config"])
     again = ScaleTable.from_json(old.to_json())
     assert again.config == old.config and again.to_json() == old.to_json()
     assert not again.config.how.asymmetric and "f" not in again.check(graph).fused
@@ -264,7 +262,7 @@ def test_a_zero_point_beyond_uint8_is_refused(made):
 
 
 def test_the_papers_method_stays_as_it_is():
-    for name in ("fuse_functions", "asymmetric", "channel_factors"):
+    for name in NEW_SWITCHES:
         assert not getattr(QuantConfig(method="easyquant").how, name)
         with pytest.raises(ConfigError, match=f"{name}=True is no part of the paper's method"):
             QuantConfig(method="easyquant", **{name: True})
