@@ -7,19 +7,16 @@ average precision. It is built like the small detectors that phones run: LeakyRe
 bottlenecks without an activation. Everything is made here, in numpy.
 """
 
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
+from metrics.boxes import mean_average_precision, overlaps  # beside this file
 from onnx import helper, numpy_helper
 
 import tvm_easyquant as eq
 from tvm_easyquant.evaluate import compare, evaluate
-
-sys.path.append(str(Path(__file__).resolve().parent / "metrics"))
-from boxes import mean_average_precision, overlaps
 
 SIDE, CELL, CLASSES = 64, 8, ("square", "disc", "cross")
 rng = np.random.default_rng(0)
