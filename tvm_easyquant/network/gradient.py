@@ -118,14 +118,23 @@ def _effects(graph, feed, layers, sizes, projections) -> dict[str, Effect]:
 
 
 def _normal(feed: Mapping[str, np.ndarray], shape: tuple[int, ...], seed: tuple[int, ...]) -> np.ndarray:
-    """float32 normal numbers: of each image of a batch its own, which come from what it shows."""
+    """float32 normal numbers: of each image of a batch its own, which come from what it shows, however
+    bright: times a power of two, they are the same."""
     whole = not all(x.shape[:1] == shape[:1] for x in feed.values())
     parts = []
     for image in [tuple(feed.values())] if whole else zip(*feed.values(), strict=True):
-        shown = (zlib.crc32(x.tobytes()) for x in image)
+        shown = (zlib.crc32(_mantissas(np.asarray(x)).tobytes()) for x in image)
         random = np.random.default_rng((*shown, *seed))
         parts.append(random.standard_normal(shape if whole else shape[1:], np.float32))
     return parts[0] if whole else np.stack(parts)
+
+
+def _mantissas(x: np.ndarray) -> np.ndarray:
+    """The numbers over the power of two that the largest has, which is exact."""
+    if x.dtype.kind != "f":
+        return x
+    largest = np.abs(x).max(initial=0)
+    return np.ldexp(x, -np.frexp(largest)[1]) if 0 < largest < np.inf else x
 
 
 def gradients(
