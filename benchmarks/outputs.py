@@ -378,10 +378,11 @@ class Bench:
 def wanted(args, name, vnni):
     """(runner, setting, bits, settings) of a network's rows."""
     if "ours" in args.runners:
-        chosen = args.settings or (
-            "default", "minmax", *((*EACH, *LESS) if name in ABLATION else ()),
-        )  # fmt: skip
-        for setting in chosen:
+        every = ("default", "minmax", *((*EACH, *LESS) if name in ABLATION else ()))
+        each: dict = {}  # config -> the first of its names
+        for setting in every:
+            each.setdefault(eq.QuantConfig(**settings_of(setting)), setting)
+        for setting in args.settings or each.values():
             found = {**settings_of(setting), "code": accuracy.code()}
             yield from (("ours", setting, bits, found) for bits in args.bits)
     for runner, rows in PEERS.items():
