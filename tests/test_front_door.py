@@ -232,7 +232,7 @@ UNFIT = {
     "odd groups": ("Conv", dict(group=3), [(4, 1, 3, 3)], "3 groups"),
     "a long bias": ("Conv", {}, [(4, 3, 3, 3), (5,)], r"its bias has the shape \(5,\)"),
     "a large kernel": ("Conv", {}, [(4, 3, 9, 9)], r"no window of \(9, 9\) has a place on \(8, 8\)"),
-    "negative padding": ("Conv", dict(pads=[-1] * 4), [(4, 3, 3, 3)], "negative padding"),
+    "negative padding": ("Conv", dict(pads=[-1] * 4), [(4, 3, 3, 3)], "negative (padding|values)"),
     "transposed channels": ("ConvTranspose", {}, [(4, 3, 3, 3)], "take 4 channels"),
     "transposed to nothing": ("ConvTranspose", dict(pads=[9] * 4), [(3, 4, 3, 3)], "has a place"),
     "a pool without a stride": ("MaxPool", dict(kernel_shape=[2, 2], strides=[0, 0]), [], "strides"),
@@ -266,7 +266,9 @@ def test_matrices_that_do_not_fit_are_refused_by_name(matrix, added):
     model = networks.onnx_model(
         [("Gemm", ["x", "w", "b"], ["y"], "fc", {})], {"x": [1, 3]}, {"y": [1, 4]}, weights
     )
-    with pytest.raises(LoadError, match=r"node fc \(Gemm\) multiplies .* do not fit"):
+    with pytest.raises(
+        LoadError, match=r"node fc \(Gemm\) (multiplies .* do not fit|is not valid: .*ension)"
+    ):
         eq.load(model)
 
 

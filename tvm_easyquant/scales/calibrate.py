@@ -78,9 +78,13 @@ class Range:
             return _histogram.percentile(self.histogram, percentile)
         return getattr(_histogram, start)(self.histogram, levels)
 
-    def ends(self, start: str, levels: int, percentile: float) -> tuple[float, float]:
-        """The smallest and the largest value to be held, by a start of `numerics.SWITCHES`."""
-        if start == "mse" and self.absmax > 0:
+    def ends(self, start: str, levels: int, percentile: float, searched: bool) -> tuple[float, float]:
+        """The smallest and the largest value to be held, by a start of `numerics.SWITCHES`.
+
+        searched: whether layers will judge them. Else each end is what a symmetric range has, or nearer:
+        the least error of the tensor itself cuts off what an add makes much of.
+        """
+        if start == "mse" and searched and self.absmax > 0:
             assert self.histogram is not None and self.negative is not None  # noqa: S101  # this start's
             return _histogram.between(self.histogram, self.negative, levels)
         largest = self.threshold(start, levels // 2, percentile)
@@ -390,7 +394,8 @@ def site_scale(plan: Plan, name: str, found: Range, config: QuantConfig) -> Scal
     bits = config.bits_read(name, site.readers)
     signed = not (how.unsigned and (site.nonnegative or found.low >= 0))
     if how.asymmetric and found.low < 0:
-        return scale_between(*found.ends(how.start, steps(bits, False), config.percentile), bits)
+        levels = steps(bits, signed=False)
+        return scale_between(*found.ends(how.start, levels, config.percentile, bool(site.readers)), bits)
     return scale_for(found.threshold(how.start, steps(bits, signed), config.percentile), bits, signed)
 
 
