@@ -200,24 +200,41 @@ class Bench:
     def peer(self, runner, names, python):
         """A row for each of a runner's settings, as they are done."""
         self.prepare()
-        script, settings = ROOT / "benchmarks" / "accuracy_peers.py", {n: PEERS[runner][n] for n in names}
-        command = [python, script, runner, self.network.path, self.folder, json.dumps(settings)]
-        left = list(names)
-        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True,
-                              stderr=subprocess.DEVNULL) as child:  # fmt: skip
-            for line in child.stdout:
-                if not line.startswith('{"name"'):
-                    continue  # what the tool itself says
-                facts = json.loads(line)
-                name = facts.pop("name")
-                left.remove(name)
-                if "failed" in facts:
-                    yield name, {**self.base, **facts}
-                    continue
-                answers = iter(np.load(self.folder / f"outputs_{names.index(name)}.npz")["0"])
-                yield name, self.row(self.score(lambda feed: [next(answers)], f"{runner} {name}"), **facts)  # noqa: B023
-        for name in left:
-            yield name, {**self.base, "failed": f"the process ended with {child.returncode}"}
+        settings = {name: PEERS[runner][name] for name in names}
+        for name, facts, outputs in from_peers(runner, self.network.path, self.folder, settings, python):
+            if outputs is None:
+                yield name, {**self.base, **facts}
+                continue
+            answers = iter(outputs[0])
+            yield name, self.row(self.score(lambda feed: [next(answers)], f"{runner} {name}"), **facts)  # noqa: B023
+
+
+def from_peers(runner, model, folder, settings, python):
+    """(setting's name, facts, outputs) as `accuracy_peers.py` is done with them, in the environment of
+    ``python``; outputs: of all inputs, an array for each output, or None where ``facts`` say what failed.
+
+    folder: where the inputs lie, as that script takes them. settings: {name: what the tool is given}.
+    """
+    script, left = ROOT / "benchmarks" / "accuracy_peers.py", list(settings)
+    command = [python, script, runner, model, folder, json.dumps(settings)]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True,
+                          stderr=subprocess.DEVNULL) as child:  # fmt: skip
+        for line in child.stdout:
+            if not line.startswith('{"name"'):
+                continue  # what the tool itself says
+            facts = json.loads(line)
+            name = facts.pop("name")
+            left.remove(name)
+            if "failed" in facts:
+                yield name, facts, None
+                continue
+            file = folder / f"outputs_{list(settings).index(name)}.npz"
+            with np.load(file) as found:
+                outputs = [found[key] for key in sorted(found, key=int)]
+            file.unlink()
+            yield name, facts, outputs
+    for name in left:
+        yield name, {"failed": f"the process ended with {child.returncode}"}, None
 
 
 def wanted(args):

@@ -352,27 +352,8 @@ class Bench:
     def peers(self, runner, settings, python):
         """A row for each of a runner's settings, as they are done."""
         self.prepare()
-        command = [python, HERE / "accuracy_peers.py", runner, self.case.path, self.folder,
-                   json.dumps(settings)]  # fmt: skip
-        left = list(settings)
-        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True,
-                              stderr=subprocess.DEVNULL) as child:  # fmt: skip
-            for line in child.stdout:
-                if not line.startswith('{"name"'):
-                    continue  # what the tool itself says
-                facts = json.loads(line)
-                name = facts.pop("name")
-                left.remove(name)
-                if "failed" in facts:
-                    yield name, {**self.base, **facts}
-                    continue
-                file = self.folder / f"outputs_{list(settings).index(name)}.npz"
-                with np.load(file) as found:
-                    got = [found[key] for key in sorted(found, key=int)]
-                file.unlink()
-                yield name, self.row(got, **facts)
-        for name in left:
-            yield name, {**self.base, "failed": f"the process ended with {child.returncode}"}
+        for name, facts, got in accuracy.from_peers(runner, self.case.path, self.folder, settings, python):
+            yield name, {**self.base, **facts} if got is None else self.row(got, **facts)
 
 
 def wanted(args, name, vnni):
