@@ -134,10 +134,7 @@ class _Rewriter:
     def real(self, tensor: str):
         """The tensor in the model's layout; float32 if it is stored."""
         if tensor not in self.float_of:
-            s = self.scale(tensor)
-            x = relay.qnn.dequantize(
-                self.stored_of[tensor], _scalar(s.scale), _zero(s.zero_point), out_dtype="float32"
-            )
+            x = _dequantize(self.stored_of[tensor], self.scale(tensor))
             self.float_of[tensor] = _to_model(x, self.graph[tensor])
         return self.float_of[tensor]
 
@@ -212,8 +209,7 @@ class _Rewriter:
         if node.name in self.layers:
             return self._layer(node)
         s = self.scale(node.inputs[0])
-        steps = relay.cast(self.stored(node.inputs[0]), "int32") - relay.const(s.zero_point, "int32")
-        total = relay.sum(steps, axis=[1, 2], keepdims=True)
+        total = relay.sum(_steps(self.stored(node.inputs[0]), s), axis=[1, 2], keepdims=True)
         return self._finish(node, total, _number(self.scales.unit(node)))
 
     def _lookup(self, node):
@@ -237,18 +233,22 @@ class _Rewriter:
         self.stored_of[made.tensor] = _clip(q, made.lo, made.hi)
 
     def _sum(self, node, join, tensors):
-        a, b = (
-            relay.qnn.dequantize(x, _scalar(s.scale), _zero(s.zero_point), out_dtype="float32")
-            for x, s in zip(tensors, join.scales, strict=True)
-        )
+        a, b = map(_dequantize, tensors, join.scales)
         self._quantized(join.output, a + b, node)
 
     def _product(self, node, join, tensors):
-        a, b = (
-            relay.cast(x, "int32") - relay.const(s.zero_point, "int32")
-            for x, s in zip(tensors, join.scales, strict=True)
-        )
+        a, b = map(_steps, tensors, join.scales)
         self._finish(node, a * b, _number(self.scales.unit(node)))
+
+
+def _dequantize(q, scale):
+    """A stored tensor as float32."""
+    return relay.qnn.dequantize(q, _scalar(scale.scale), _zero(scale.zero_point), out_dtype="float32")
+
+
+def _steps(q, scale):
+    """A stored tensor as int32, less its zero point."""
+    return relay.cast(q, "int32") - _zero(scale.zero_point)
 
 
 def _named(call, name):

@@ -52,12 +52,10 @@ class Stored(NamedTuple):
     function: object = None
 
     def fused(self, unit) -> Fused:
-        """How a requantize makes it of an accumulator in steps of ``unit``, float32 () or (K,).
-
-        There is a function; its limits are in steps, without the zero point.
-        """
-        zero = self.scale.zero_point
-        return fuse(self.function, unit, self.scale.scale, self.lo - zero, self.hi - zero)
+        """How a requantize makes it of an accumulator in steps of ``unit``, float32 () or (K,); the limits
+        are in steps, without the zero point."""
+        zero, function = self.scale.zero_point, "x" if self.function is None else self.function
+        return fuse(function, unit, self.scale.scale, self.lo - zero, self.hi - zero)
 
 
 class Scales:
@@ -154,14 +152,16 @@ def check_range(node: Node, weight: np.ndarray, source: Scale) -> None:
         raise RangeError(node.name, f"its int32 accumulator may reach {worst}, beyond 2**30")
 
 
-def check_reach(node: Node, scales: Scales) -> None:
-    """Prove that the function fused to a layer is asked for numbers within its `REACH` only; RangeError."""
-    if scales.plan.stored(node, scales.graph) == node.name or scales.function(node) is None:
+def check_reach(node: Node, scales: Scales, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Prove that the function fused to a layer is asked for numbers within its `REACH` only; RangeError.
+
+    weight: int8, in the node's own layout; bias: int32 (K,).
+    """
+    if scales.function(node) is None:
         return
     source = scales.decided(node.inputs[0])
     most = max(source.hi - source.zero_point, source.zero_point - source.lo)
-    weight = np.abs(scales.integer_weight(node).astype(np.int64)).sum(axis=(0, 1, 2))
-    acc = weight * most + np.abs(scales.integer_bias(node).astype(np.int64))
+    acc = np.abs(weight.astype(np.int64)).sum(axis=(0, 1, 2)) * most + np.abs(bias.astype(np.int64))
     worst = float((acc * np.asarray(scales.unit(node), np.float64)).max())
     if not worst <= REACH:
         raise RangeError(node.name, f"its output may reach {worst:g}, beyond the {REACH:g} of its function")
@@ -181,10 +181,9 @@ def misfits(graph: Graph, plan: Plan, table) -> dict[str, RangeError]:
     for node in graph.compute_nodes:
         if node.name in plan.integer:
             try:
-                check_range(node, scales.integer_weight(node), scales.decided(node.inputs[0]))
-                scales.integer_bias(node)
-                if node.name not in plan.accumulators:
-                    check_reach(node, scales)
+                weight = scales.integer_weight(node)
+                check_range(node, weight, scales.decided(node.inputs[0]))
+                check_reach(node, scales, weight, scales.integer_bias(node))
             except RangeError as error:
                 found[node.name] = error
     return found
@@ -280,23 +279,13 @@ class Sample:
         """Round what ``node`` produced to the scale of its site, by the norm."""
         made, raw = scales.stored(node), self.raw.pop(node.name)
         target, s, lo, hi, function = made
+        zero = s.zero_point
         if node.operator.in_float:
             value = raw if function is None else apply_function(of_sum(function), raw)
-            self.stored[target] = reference.quantize(value, s.scale, s.zero_point, lo, hi)
-        elif function is None:
-            factor = reference.multiplier(1, scales.unit(node), s.scale)
-            self.stored[target] = reference.requantize(raw, factor, s.zero_point, lo, hi)
+            self.stored[target] = reference.quantize(value, s.scale, zero, lo, hi)
         else:
-            factor, zero = made.fused(scales.unit(node)), s.zero_point
-            self.stored[target] = reference.requantize(
-                raw,
-                factor.multiplier,
-                zero,
-                factor.lo + zero,
-                factor.hi + zero,
-                factor.function,
-                factor.other,
-            )
+            how, factor, other, lo, hi = made.fused(scales.unit(node))
+            self.stored[target] = reference.requantize(raw, factor, zero, lo + zero, hi + zero, how, other)
 
     def settle(self, tensors, scales: Scales) -> None:
         """Store what waited for the scale of a site; ``tensors``: the site's, in topological order."""

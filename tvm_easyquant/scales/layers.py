@@ -73,11 +73,9 @@ class Layer:
         with the second vector of its function, or of the dequantize where only float nodes read it."""
         bias = fold_zero_point(self.bias, self.weight, self.source.zero_point)
         steps: list[Any] = [self.unit]
-        if self.own is not None and self.own.function is not None:
+        if self.own is not None:
             fused = self.own.fused(self.unit)
             steps = [fused.multiplier] if fused.other is None else [fused.multiplier, fused.other]
-        elif self.own is not None:
-            steps = [reference.multiplier(1, self.unit, self.own.scale.scale)]
         channels = np.stack([np.broadcast_to(step, (self.spec.out_channels,)) for step in steps])
         return Convolution(self.spec, self.weight, bias, channels[0] if len(steps) == 1 else channels)
 
@@ -240,18 +238,22 @@ def _epilogue(own: Stored | None, join: Join | None, unit) -> dict:
     if own is None:
         return {"epilogue": "dequantize"}
     made = own if join is None else join.output
-    fields: dict[str, object] = {"out_zero_point": made.scale.zero_point, "lo": made.lo, "hi": made.hi}
-    if join is None and made.function is not None:
-        fused, zero = made.fused(unit), made.scale.zero_point
-        fields |= {"lo": fused.lo + zero, "hi": fused.hi + zero, "function": fused.function}
+    zero = made.scale.zero_point
     if join is None:
-        return {"epilogue": "requantize", **fields}
-    if made.function is not None:
-        fields["function"] = of_sum(made.function)
+        fused = made.fused(unit)
+        return {
+            "epilogue": "requantize",
+            "out_zero_point": zero,
+            "lo": fused.lo + zero,
+            "hi": fused.hi + zero,
+            "function": fused.function,
+        }
+    function = None if made.function is None else of_sum(made.function)
     first = join.inputs[0] == own.tensor
     other = join.scales[1 if first else 0]
     residual = Residual(
         own.scale.scale, own.scale.zero_point, own.lo, own.hi, other.scale, other.zero_point, first,
         made.scale.scale,
     )  # fmt: skip
-    return {"epilogue": "add", "residual": residual, **fields}
+    return {"epilogue": "add", "residual": residual, "out_zero_point": zero, "lo": made.lo, "hi": made.hi,
+            "function": function}  # fmt: skip

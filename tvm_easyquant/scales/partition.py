@@ -131,8 +131,7 @@ def _why_float(
         mine = f"its numbers are {node.dtype}"
         return mine if other is node else f"it reads {other.name}, which is {other.dtype}"
     refusal = node.operator.refusal(node)
-    vectors = node.op == "elementwise" and function.vectors(node.attrs["expression"])
-    if vectors and not _fuses(node, graph, integer, functions):
+    if _loose(node, graph, integer, functions):
         return "its numbers differ by channel, and no layer that only it reads is before it"
     if refusal is None and not node.operator.layer and not all(t in integer for t in node.inputs):
         return "an input is float"  # a layer is worth quantizing it
@@ -153,6 +152,12 @@ def _fuses(node: Node, graph: Graph, integer: set[str], functions: bool) -> bool
     return function.fusable(expression) and not (
         graph[producer].operator.integer == "sum" and function.vectors(expression)
     )
+
+
+def _loose(node: Node, graph: Graph, integer: set[str], functions: bool) -> bool:
+    """Whether it is a function whose numbers differ by channel, which no table holds, and is not fused."""
+    vectors = node.op == "elementwise" and function.vectors(node.attrs["expression"])
+    return bool(vectors) and not _fuses(node, graph, integer, functions)
 
 
 def skipped(graph: Graph, patterns: Iterable[str]) -> set[str]:
@@ -233,8 +238,7 @@ def _settled(graph: Graph, integer: set[str], functions: bool) -> Plan:
     if wrong:
         raise GraphError(f"the table runs {wrong} in integers, which cannot: {graph[wrong[0]].op}")
     for name in sorted(integer):
-        vectors = graph[name].op == "elementwise" and function.vectors(graph[name].attrs["expression"])
-        if vectors and not _fuses(graph[name], graph, integer, functions):
+        if _loose(graph[name], graph, integer, functions):
             raise GraphError(
                 f"the table runs {name} in integers, which cannot: its numbers differ by channel"
             )

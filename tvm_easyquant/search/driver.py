@@ -261,7 +261,6 @@ class _Search:
         ready = [self.graph[r] for r in site.readers if self.graph[r].inputs[0] in known[0]]
         if not ready:  # something else reads the site before any layer's input exists
             return [start.scale, start.zero_point] if self._two_ends(start) else start.scale
-        grid = [start.with_scale(start.scale / f) for f in factors(self.config)]
         layers = []
         for node in ready:
             values = singly(v[node.inputs[0]] for v in known)
@@ -273,6 +272,7 @@ class _Search:
             layers.append((node, values, outputs, weight.astype(np.float32), scales))
         if self._two_ends(start):
             return self._search_ends(site, start, layers)
+        grid = [start.with_scale(start.scale / f) for f in factors(self.config)]
         best, scores = self._best(layers, grid)
         if self.record is not None:
             self.record("activations", site.name, factors(self.config), scores, np.array(best))
