@@ -12,7 +12,8 @@ import numpy as np
 
 from ..network.layout import to_nchw, to_nhwc
 from .framework import NO_CSE, no_tophub, relay, tvm
-from .meaning import NoMeaning, compute
+from .meaning.attributes import NoMeaning
+from .meaning.rules import compute
 
 _ONE_AT_A_TIME = threading.Lock()
 

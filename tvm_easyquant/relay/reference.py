@@ -16,7 +16,8 @@ from ..network.layout import to_nchw, to_nhwc
 from ..network.ops import depth_to_space
 from .float_op import RelayOp
 from .framework import relay
-from .meaning import NoMeaning, compute
+from .meaning.attributes import NoMeaning
+from .meaning.rules import compute
 
 
 def execute(module, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:

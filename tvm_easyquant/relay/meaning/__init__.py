@@ -1,0 +1,1 @@
+"""What Relay's float operators mean, in numpy; `rules.compute` is the door."""
