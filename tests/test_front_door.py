@@ -58,6 +58,7 @@ def test_outputs_cuts_the_network_and_the_table_remembers_where(tmp_path):
     q.table.save(tmp_path / "t.json")
     table = eq.ScaleTable.load(tmp_path / "t.json")
     assert table.outputs == ["map"] and table.check(head) and q.coverage == 100
+    assert eq.quantize(head, images, method="minmax").table.outputs == ["head"]  # a graph knows of its cut
     with pytest.raises(LoadError, match="no tensor and no node 'maps'; did you mean map"):
         eq.load(model, outputs=["maps"])
 
@@ -108,6 +109,19 @@ def test_the_reference_is_not_believed_where_it_is_wrong(monkeypatch):
     )
     with pytest.raises(LoadError, match=r"\(Relu\) computes otherwise than onnx.reference"):
         eq.quantize(demo.network_path(), images, method="minmax")
+
+
+def test_what_onnxruntime_dies_of_is_not_given_to_it():
+    """Four empty outputs behind a BatchNormalization of opset 9 took the process down, ours with it."""
+    pytest.importorskip("onnxruntime")
+    weights = {name: np.float32([0.5, 1, 2]) for name in ("scale", "shift", "mean", "variance")}
+    inputs = ["x", *weights]
+    model = networks.onnx_model(
+        [("BatchNormalization", inputs, ["y", "", "", "", ""], "norm", {})],
+        {"x": [1, 3, 8, 8]}, {"y": [1, 3, 8, 8]}, weights, opset=9,
+    )  # fmt: skip
+    graph, x = eq.load(model), pictures(1)[0]
+    assert SelfCheck(model, graph)({"x": x}) is None
 
 
 def test_a_rounding_before_a_jump_is_no_difference():

@@ -271,9 +271,8 @@ def quantize(
         max_drop=None if judged is None else judged.max_drop, judge=judge, fastest=auto, first=door,
     )  # fmt: skip
     table = found.table
-    if outputs is not None:
-        cut = [outputs] if isinstance(outputs, str) else list(outputs)
-        table = replace(table, data={**table.data, "outputs": cut})
+    if graph.cut is not None:
+        table = replace(table, data={**table.data, "outputs": list(graph.cut)})
     decisions, drop = (found.met.lines, found.met.paired) if found.met else ((), None)
     return Quantized(
         table, found.graph, found.plan, {"load": loaded, **found.seconds},

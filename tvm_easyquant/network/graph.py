@@ -26,7 +26,7 @@ class Graph:
     """Nodes in topological order, keyed by name.
 
     inputs and outputs are node names; output_names: what the model itself calls its outputs. notes: what
-    its reader has to tell about it, in lines.
+    its reader has to tell about it, in lines. cut: the names at which its reader ended the model, or None.
     ``fingerprint`` is a hash of structure and weights.
     """
 
@@ -48,6 +48,7 @@ class Graph:
                     raise GraphError(f"node {node.name} reads {tensor}, which no earlier node makes")
             self.nodes[node.name] = node
         self.outputs = tuple(outputs)
+        self.cut: tuple[str, ...] | None = None
         self.output_names = self.outputs if output_names is None else tuple(output_names)
         self.inputs = tuple(n.name for n in self.nodes.values() if n.op == "input")
         self.users: dict[str, tuple[str, ...]] = dict.fromkeys(self.nodes, ())

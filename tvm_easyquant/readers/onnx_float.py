@@ -45,7 +45,10 @@ def load(
             f"{name} is already quantized (node {node.name or node.output[0]} is {node.op_type}); "
             "import-onnx (Python: import_quantized) takes its scales over"
         )
-    return _load(read, name, input_shapes, batch, stem(model))
+    graph = _load(read, name, input_shapes, batch, stem(model))
+    if outputs is not None:
+        graph.cut = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    return graph
 
 
 def load_quantized(
