@@ -454,7 +454,7 @@ def test_mistakes_at_the_compiled_network(folder, tmp_path, monkeypatch, capfd):
         (run_with("good.tar", "good.npz", "--device", "cuda"), "without --device cuda; use cpu"),
         (
             run_with("good.tar", "good.npz", "--rpc-tracker", "127.0.0.1:9", "--rpc-key", "board"),
-            "--rpc-tracker 127.0.0.1:9 does not answer",
+            "no tracker at 127.0.0.1:9 .*start one with",
         ),
     ):
         mistake(tmp_path, monkeypatch, capfd, command, message)

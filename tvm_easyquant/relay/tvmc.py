@@ -36,7 +36,7 @@ from .framework import quiet, relay, tvm
 from .layout import as_nchw, has_nhwc
 from .passes import EasyQuant
 from .rewrite import float_module, rewrite
-from .tune import check_compiler, read_log, records_for, untuned
+from .tune import check_compiler, check_tracker, read_log, records_for, untuned
 
 # isort: split
 from tvm.contrib.cc import get_cc
@@ -335,6 +335,10 @@ def check_before(argv: Sequence[str]) -> None:
             if output in others:  # not so for --output=FILE
                 others.remove(output)
             writable(output, inputs=[word for word in others if os.path.isfile(word)])
+    host, _, port = (option(argv, "--rpc-tracker") or "").rpartition(":")
+    key = option(argv, "--rpc-key")
+    if verb in ("run", "tune") and host and port.isdigit() and key:
+        check_tracker(host, int(port), key)  # tvmc asks for a minute
     if verb == "run":
         inputs = option(argv, "-i", "--inputs")
         given = load_arrays(inputs, "--inputs") if inputs and os.path.isfile(inputs) else {}
