@@ -663,6 +663,7 @@ def tracker():
     tracker.terminate()
 
 
+@pytest.mark.ci
 @pytest.mark.isa("neon")
 def test_a_few_trials_through_the_tracker(program, board, tracker, tmp_path):
     """Trials reach the device through the tracker; a run that is interrupted, or loses the device, keeps

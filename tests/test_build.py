@@ -133,6 +133,7 @@ print(built.digest)
 """
 
 
+@pytest.mark.ci
 @pytest.mark.linker
 def test_two_processes_write_the_same_bytes(tmp_path):
     """Archives held times, parameters the order of a hash map: no two runs of ``compile`` were alike."""

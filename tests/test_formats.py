@@ -47,6 +47,7 @@ def test_tflite():
     assert q.coverage == 100.0 and len(q.layers) == 4
 
 
+@pytest.mark.ci
 @pytest.mark.linker
 def test_tflite_in_tvmc(tmp_path):
     """The NHWC module that tvmc itself reads is the one that the table was made for."""

@@ -200,7 +200,13 @@ def random_weights(spec):
 COLD = {"resnet18", "resnet50", "vgg16"}
 
 
-@pytest.mark.parametrize("cold", [False, True], ids=["weights in the cache", "weights in memory"])
+@pytest.mark.parametrize(
+    "cold",
+    [
+        pytest.param(False, id="weights in the cache"),
+        pytest.param(True, id="weights in memory", marks=pytest.mark.ci),
+    ],
+)
 def test_kernels_of_the_benchmark_networks(cold, golden):
     pytest.importorskip("tvm")
     from topi_ext.planner import choose

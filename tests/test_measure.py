@@ -133,6 +133,7 @@ def test_a_report_lowers_its_network_once_if_it_runs_it(work, capsys, monkeypatc
     )
 
 
+@pytest.mark.ci
 def test_layers_kept_float_and_residual_branches_get_their_own_times():
     """A branch's layer is moved before the layer that its add was fused into; names must follow."""
     nodes = [

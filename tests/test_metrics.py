@@ -428,6 +428,7 @@ def command(capsys, *words):
     return code, out, err
 
 
+@pytest.mark.ci
 def test_a_drop_of_mean_average_precision_is_met_on_the_command_line(work, here, capsys, tmp_path):
     name, mine = here
     target = [] if name == "numpy" else ["--target", "llvm"]

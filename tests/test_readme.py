@@ -32,6 +32,7 @@ def snippets():
         now = code in blocks(README, "python")
         number = blocks(README if now else OLD, "python").index(code)
         marks = [pytest.mark.linker] if "export_library" in code else []
+        marks += [] if now else [pytest.mark.ci]
         yield pytest.param(code, marks=marks, id=f"{'README' if now else '8758a08'}-{number}")
 
 
@@ -54,7 +55,13 @@ if SHELL["8758a08"] == SHELL["README"]:
 
 
 @pytest.mark.linker
-@pytest.mark.parametrize("shell", SHELL.values(), ids=SHELL.keys())
+@pytest.mark.parametrize(
+    "shell",
+    [
+        pytest.param(shell, id=name, marks=[] if name == "README" else pytest.mark.ci)
+        for name, shell in SHELL.items()
+    ],
+)
 def test_the_shell_snippets_are_real_commands(tmp_path, shell):
     """make's are targets of the Makefile; tvmc-easyquant's run."""
     makefile = (ROOT / "Makefile").read_text()

@@ -241,6 +241,7 @@ def labelled(graph, pictures):
     return list(zip(pictures, [*labels[:-1], (labels[-1] + 1) % 5], strict=True))
 
 
+@pytest.mark.ci
 def test_a_drop_is_met_and_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     graph, pictures = networks.residual(7)
     data, state = labelled(graph, pictures), tmp_path / "state"
