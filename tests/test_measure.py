@@ -169,6 +169,37 @@ def test_what_is_slower_is_noted():
     assert not Benchmark(1.0, 2.0, 2.0, (1, 1), layers[1:], 0.0, 1, 3, "llvm").notes
 
 
+def timing(ms=2.0, fp32=6.0, **more):
+    return Benchmark(ms, fp32, fp32 / ms, (ms, ms), [], 0.0, 1, 15, "llvm", **more)
+
+
+def test_a_measurement_that_cannot_be_right_has_no_headline():
+    """On a busy machine the headline was 43.76 times as fast, while one layer alone took longer than the whole
+    network."""
+    parts = ((1.9, 0.4), (6.2, 2.0))
+    steady = timing(ratios=(2.9, 3.1), parts=parts)
+    assert steady.doubt is None and steady.headline == "3.00 times as fast (2.90 to 3.10)"
+    for found, message in (
+        (timing(ratios=(1.5, 3.1), parts=parts), "between 1.50 and 3.10 times"),
+        (timing(ratios=(2.9, 3.1), parts=(*parts[:1], (6.2, 9.0))), "the float32 network took 6.000 ms"),
+        (timing(0.14, ratios=(43, 44), parts=((2.5, 0.4), parts[1])), "the integer network took 0.140 ms"),
+        (timing(ratios=(2.9, 3.1), parts=((0.7, 0.4), parts[1])), "its calls 0.700 ms together"),
+    ):
+        assert message in found.doubt and found.headline == f"no figure: {found.doubt}"
+        assert found.notes == [found.doubt]
+
+
+def test_a_doubtful_measurement_keeps_no_layer_float():
+    graph = load_onnx(networks.small_onnx())
+
+    def measure(graph, *_, **__):
+        layers = [LayerTime("conv2", "int7", "k", 2.0, 1.0)]
+        return Benchmark(2.0, 1.0, 0.5, (2, 2), layers, 0.0, 1, 3, "llvm", ratios=(0.3, 0.9))
+
+    found = keep_if_faster(graph, None, QuantConfig(), measure=measure)
+    assert found.skip == () and "no layer was kept float for speed: half of the rounds" in found.notes[0]
+
+
 @pytest.mark.isa("avx2")
 def test_doctor_shows_the_saturation_in_a_number(capsys):
     found = answer(capsys, "doctor", "--json")

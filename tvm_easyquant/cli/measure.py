@@ -156,7 +156,7 @@ def _benchmark(args, host) -> int:
         networks = built(host, graph, table, target)
         found = timing(args, host, table.prepared(graph), table, networks, bar)
     if args.json:
-        print_json({**asdict(found), "notes": found.notes})
+        print_json({**asdict(found), "doubt": found.doubt, "notes": found.notes})
         return 0
     width = max(len(layer.name) for layer in found.layers)
     print(f"{'layer':{width}}  {'kind':8} {'kernel':24} {'ms':>9} {'fp32 ms':>9} {'speed-up':>9}")
@@ -170,13 +170,13 @@ def _benchmark(args, host) -> int:
     machine = found.host
     print(
         f"integers {found.ms:.3f} ms ({found.spread[0]:.3f} to {found.spread[1]:.3f}), TVM float32 "
-        f"{found.ms_fp32:.3f} ms: {found.speedup:.2f} times as fast\n"
+        f"{found.ms_fp32:.3f} ms: {found.headline}\n"
         f"{machine['cpu']} ({', '.join(machine['isa'])}), target '{found.target}', {found.threads} thread"
         f"{'s' if found.threads > 1 else ''}, medians of {found.rounds} rounds, TVM {machine['tvm']}"
     )
     for note in found.notes:
         print(f"note: {note}")
-    if found.notes:
+    if found.notes and found.doubt is None:
         print("note: quantize --keep-if-faster keeps float what is slower in integers")
     return 0
 

@@ -114,6 +114,6 @@ def _curves(curves, node, plan) -> dict:
 def _timing(benchmark) -> dict | None:
     if benchmark is None:
         return None
-    facts = {**asdict(benchmark), "notes": benchmark.notes}
+    facts = {key: getattr(benchmark, key) for key in ("notes", "headline", "doubt")} | asdict(benchmark)
     del facts["layers"], facts["host"]
     return facts

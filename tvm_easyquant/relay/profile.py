@@ -29,6 +29,10 @@ from .framework import tvm
 from .rewrite import rewrite
 
 Progress = Callable[[int, int, str], None]
+#: quartiles of the rounds' ratios, or a part and its whole, that are further apart are no measurement
+UNSTEADY = 1.25
+#: milliseconds by which the calls of a small network may differ from it: the debug executor's own
+TIMER = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class Benchmark:
 
     spread: (least, most) of the integer network's times. other_ms: of everything that is no layer, in the
     integer network (quantize, pools, ...). host: the machine, see `describe_host`. size, size_fp32: of the
-    compiled networks, in bytes, see `Built.size`.
+    compiled networks, in bytes, see `Built.size`. ratios: the quartiles of the rounds' speedups. parts:
+    (the sum, the largest) of the calls' times, of the integer network and of the float one.
     """
 
     ms: float
@@ -71,6 +76,35 @@ class Benchmark:
     host: dict = field(default_factory=dict)
     size: int | None = None
     size_fp32: int | None = None
+    ratios: tuple[float, float] | None = None
+    parts: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def doubt(self) -> str | None:
+        """Why nothing can be said of the speed from these times, if so: the rounds disagree, or a network
+        does not take what its calls take. Other work on the machine does that."""
+        if self.ratios is not None and self.ratios[1] > UNSTEADY * self.ratios[0]:
+            return (
+                f"half of the rounds lie between {self.ratios[0]:.2f} and {self.ratios[1]:.2f} times as "
+                "fast: the machine is busy; stop what else runs, or take more rounds"
+            )
+        for what, whole, (total, largest) in zip(
+            ("integer", "float32"), (self.ms, self.ms_fp32), self.parts, strict=False
+        ):
+            if largest > UNSTEADY * whole + TIMER or not whole / 2 - TIMER < total < 2 * whole + TIMER:
+                return (
+                    f"the {what} network took {whole:.3f} ms, its calls {total:.3f} ms together, one "
+                    f"of them {largest:.3f} ms: the machine was busy; measure again"
+                )
+        return None
+
+    @property
+    def headline(self) -> str:
+        """How fast, with the quartiles of the rounds, or why that cannot be told."""
+        if self.doubt is not None:
+            return f"no figure: {self.doubt}"
+        rounds = f" ({self.ratios[0]:.2f} to {self.ratios[1]:.2f})" if self.ratios is not None else ""
+        return f"{self.speedup:.2f} times as fast{rounds}"
 
     @property
     def slower(self) -> list[LayerTime]:
@@ -80,6 +114,8 @@ class Benchmark:
     @property
     def notes(self) -> list[str]:
         """What an exit note says where integers do not pay; empty where they do."""
+        if self.doubt is not None:
+            return [self.doubt]
         lines = []
         if self.speedup < 1:
             lines.append(
@@ -153,10 +189,12 @@ def benchmark(
     kernels = {layer.name: layer.choice.kernel.name for layer in integers.layers}
     rows, other = _rows(graph, kernels, bits or {}, *(p.calls for p in profiles)) if layers else ([], None)
     mine, theirs = np.array(times).T
+    low, middle, high = map(float, np.percentile(theirs / mine, (25, 50, 75)))
     return Benchmark(
-        float(np.median(mine)), float(np.median(theirs)), float(np.median(theirs / mine)),
+        float(np.median(mine)), float(np.median(theirs)), middle,
         (float(mine.min()), float(mine.max())), rows, other, threads, rounds, str(integers.target),
-        describe_host(), integers.size, floats.size,
+        describe_host(), integers.size, floats.size, (low, high),
+        tuple((sum(c.ms for c in p.calls), max(c.ms for c in p.calls)) for p in profiles),
     )  # fmt: skip
 
 
@@ -239,6 +277,8 @@ def keep_if_faster(
         return measure(graph, floats, integers, bits=bits, feed=feed, progress=progress, **options)
 
     found = measured(())
+    if found.doubt is not None:
+        return Faster((), found, (f"no layer was kept float for speed: {found.doubt}",))
     slow, notes = tuple(layer.name for layer in found.slower), []
     if slow:
         try:
@@ -247,7 +287,7 @@ def keep_if_faster(
             notes.append("every layer is faster in float here")
             slow = ()
         else:
-            if without.speedup > found.speedup:
+            if without.doubt is None and without.speedup > found.speedup:
                 notes.append(
                     f"{len(slow)} layers stay float because they are faster so: {without.ms:.3f} instead "
                     f"of {found.ms:.3f} ms"
