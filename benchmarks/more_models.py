@@ -8,7 +8,7 @@ PYTHON has torch and torchvision, too. Prints the words to give to ``--also``.
   Apache-2.0). Images: pages of 320x320 and lines of 48x320, random words on a picture's colours.
 * mobilenet_v3_small, efficientnet_b0, ssdlite: torchvision's, without trained weights: random ones, and the
   statistics of batch normalization from 64 calibration images. Of ssdlite the raw heads. Images: those of
-  imagenet_calib, resized. Test images on which the fp32 outputs are more than three times as large as on the
+  imagenet_calib, resized. Test images on which the fp32 outputs are over three times as large as on the
   median are left out: random weights can make of a nearly plain picture something a thousand times as large
   as of all others, and the SQNR would be that of this one.
 """
