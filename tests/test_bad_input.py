@@ -638,7 +638,7 @@ def test_on_windows_no_process_is_asked_whether_it_lives(monkeypatch):
     monkeypatch.setattr(files.os, "kill", lambda *_: pytest.fail("killed"))
     with monkeypatch.context() as windows:
         windows.setattr(files.os, "name", "nt")
-        assert files._alive(4)
+        assert files.alive(4)
 
 
 def test_wrong_inputs_at_run_time_are_named():

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from .errors import EasyQuantError, WriteError
 
+#: files that this process is about to rename onto what they will be, for whoever ends it
+TEMPORARIES: set[Path] = set()
+
 
 def writable(path: str | os.PathLike, inputs: Sequence[str | os.PathLike] = ()) -> Path:
     """The resolved path of an output, checked before the work and not after it.
@@ -45,6 +48,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         handle, temporary = tempfile.mkstemp(
             prefix=f"{prefix}{os.getpid()}.", suffix=path.suffix, dir=folder
         )
+        TEMPORARIES.add(Path(temporary))
         os.close(handle)
         yield Path(temporary)
         umask = os.umask(0)
@@ -57,6 +61,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         if isinstance(error, OSError) and not isinstance(error, WriteError) and error.errno is not None:
             raise WriteError(f"cannot write {path}: {error.strerror}") from error
         raise
+    finally:
+        if temporary is not None:
+            TEMPORARIES.discard(Path(temporary))
 
 
 def _remove_leftovers(folder: Path, prefix: str) -> None:
@@ -64,12 +71,13 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
     pattern = re.compile(rf"{re.escape(prefix)}(\d+)\.")
     for entry in os.listdir(folder):
         found = pattern.match(entry)
-        if found and not _alive(int(found[1])):
+        if found and not alive(int(found[1])):
             with contextlib.suppress(OSError):
                 os.unlink(folder / entry)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether there is such a process."""
     if os.name == "nt":  # there signal 0 is Ctrl-C, and any other number ends the process
         return True
     try:

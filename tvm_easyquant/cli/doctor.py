@@ -9,6 +9,7 @@ import platform
 import sys
 
 from .. import __version__
+from . import memory
 from .common import add_verb, print_json
 
 #: package -> what it is for
@@ -44,6 +45,15 @@ def _version(package: str) -> str | None:
         return "unknown"
 
 
+def _memory() -> dict:
+    """Bytes that quantize and compile need at least, and what limits them."""
+    allowed = dict(zip(("addresses", "used"), memory.limits(), strict=True))
+    return {
+        "needs": {verb: memory.estimate(verb) for verb in ("quantize", "compile")},
+        "limits": {kind: None if limit is None else limit.size for kind, limit in allowed.items()},
+    }
+
+
 def _doctor(args, host) -> int:
     logging.getLogger("te_compiler").setLevel(logging.ERROR)
     found = host.examine()
@@ -53,6 +63,7 @@ def _doctor(args, host) -> int:
         "python": platform.python_version(),
         "platform": sys.platform,
         **found,
+        "memory": _memory(),
         "packages": {name: _version(name) for name in OPTIONAL},
         "saturation": saturation,
     }
@@ -69,6 +80,16 @@ def _doctor(args, host) -> int:
         f"Python {facts['python']}"
     )
     print(f"linker    {facts['linker'] or 'none: tvmc compile needs one; install g++, or set CXX'}")
+    needs = ", ".join(
+        f"{verb} {used / 2**30:.2f} ({addresses / 2**30:.2f} of addresses)"
+        for verb, (addresses, used) in facts["memory"]["needs"].items()
+    )
+    allowed = [
+        f"{size / 2**30:.2f} of {kind}"
+        for kind, size in facts["memory"]["limits"].items()
+        if size is not None
+    ]
+    print(f"memory    GiB, and 4 times a model's size: {needs}; limits: {', '.join(allowed) or 'none'}")
     for row in facts["rows"]:
         mark = "yes" if row["here"] else "no "
         print(f"kernels   {mark} {row['isa']:13} {', '.join(row['kernels']) or '-'}")

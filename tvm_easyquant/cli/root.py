@@ -23,7 +23,9 @@ from collections.abc import Sequence
 from ..errors import LinkerMissing, UserError, is_users, one_line
 from ..files import writable
 from ..host import Late, installed
+from . import memory
 from .common import INTERRUPTED, MISSING_PACKAGE, NOBODY_READS, USER_ERROR, Parser, fail, missing
+from .ending import tidy
 
 VERBS = (
     "quantize",
@@ -122,6 +124,8 @@ def _explained(argv: Sequence[str], error: Exception):
 def run(argv: Sequence[str]) -> int:
     """Run one command line; returns its exit code."""
     try:
+        if not {"-h", "--help"} & set(argv):
+            memory.check(argv)
         if not _handed(argv):
             return _ours(argv)
         from ..relay import tvmc
@@ -131,6 +135,10 @@ def run(argv: Sequence[str]) -> int:
         raise
     except ImportError as error:
         return missing(error)
+    except MemoryError as error:
+        return fail(
+            USER_ERROR, f"there is no more memory ({one_line(error) or 'it does not say for what'})"
+        )
     except KeyboardInterrupt:
         return fail(INTERRUPTED, "interrupted; a search begun with --resume goes on from there")
     except Exception as error:
@@ -146,8 +154,9 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name in other letters than the terminal's is no error
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = run(sys.argv[1:])
-        sys.stdout.flush()
+        with tidy():
+            code = run(sys.argv[1:])
+            sys.stdout.flush()
     except BrokenPipeError:  # whoever read it, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = NOBODY_READS
