@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..files import TEMPORARIES, alive
@@ -30,31 +30,28 @@ PATIENCE = 1.0  # seconds that a child gets to end by itself
 
 @contextlib.contextmanager
 def tidy() -> Iterator[None]:
-    """While it is entered, signals end the process as said above, and what this process and its children
-    have in the folder of temporary files is in one folder of its own, which goes with it. For a console
-    script's ``main``, in the main thread."""
-    with _scratch() as folder, _watched(folder):
-        yield
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[str | None]:
+    """While it is entered, signals end the process as said above, and what it and its children have in the
+    folder of temporary files is in one folder of its own, which goes with it. For a console script's
+    ``main``, in the main thread."""
+    folders: list[str] = []
+    restore = _watch_signals(folders)
     known, before = os.environ.get("TMPDIR"), tempfile.tempdir
     try:
         _remove_leftovers(Path(tempfile.gettempdir()))
-        folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}_")
+        folders.append(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}_"))
+        tempfile.tempdir = os.environ["TMPDIR"] = folders[0]
     except OSError:  # full or read-only; most verbs need none
-        yield None
-        return
-    tempfile.tempdir = os.environ["TMPDIR"] = folder
+        pass
     try:
-        yield folder
+        yield
     finally:
         tempfile.tempdir = before
-        os.environ.pop("TMPDIR")
+        os.environ.pop("TMPDIR", None)
         if known is not None:
             os.environ["TMPDIR"] = known
-        shutil.rmtree(folder, ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        restore()
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -65,33 +62,32 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(folder / entry, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _watched(folder: str | None) -> Iterator[None]:
+def _watch_signals(folders: list[str]) -> Callable[[], None]:
+    """What it returns undoes it."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = {}
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            before[number] = signal.signal(number, lambda *_: None)
+    watched = {n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}  # as under nohup
+    threading.Thread(target=_watch, args=(reader, watched, folders), daemon=True).start()
     old = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(reader, set(before), folder), daemon=True).start()
-    try:
-        yield
-    finally:
+    before = {number: signal.signal(number, lambda *_: None) for number in watched}
+
+    def restore():
         signal.set_wakeup_fd(old)
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(writer)
 
+    return restore
 
-def _watch(reader: int, watched: set, folder: str | None) -> None:
+
+def _watch(reader: int, watched: set, folders: list[str]) -> None:
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         while byte := pipe.read(1):
             if byte[0] in watched:
-                _end(byte[0], folder)
+                _end(byte[0], folders)
 
 
-def _end(number: int, folder: str | None) -> None:
+def _end(number: int, folders: list[str]) -> None:
     how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
     start = "\n" if sys.stderr.isatty() else ""  # behind a bar
     line = f"{start}error: {how}; a search begun with --resume and a tuning go on from there\n"
@@ -101,9 +97,8 @@ def _end(number: int, folder: str | None) -> None:
     for path in [*TEMPORARIES]:
         with contextlib.suppress(OSError):
             path.unlink()
-    if folder is not None:
-        for _ in range(3):  # another thread may still write there
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in 3 * folders:  # another thread may still write there
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(128 + number)
 
 
