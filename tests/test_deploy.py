@@ -441,6 +441,18 @@ def test_any_number_of_samples_is_cut_into_the_compiled_batch(pairs):
     program.close()
 
 
+def test_a_network_of_four_samples_gives_what_one_of_one_gives(tmp_path):
+    rng = np.random.default_rng(0)
+    samples, found = rng.standard_normal((7, 3, 8, 8)).astype(np.float32), []
+    for batch in (1, 4):
+        q = eq.quantize(networks.small_onnx(batch="n"), samples[:4], method="minmax", batch=batch)
+        q.build().export(tmp_path / "net.tar")
+        with deploy.Program(tmp_path / "net.tar") as program:
+            assert program.inputs["x"][0] == (batch, 3, 8, 8)
+            found.append(program(samples)[0])
+    np.testing.assert_array_equal(*found)
+
+
 def test_outputs_without_the_batch_refuse_another_number_of_samples(tmp_path):
     """A sum over the batch would count the samples that fill the last call up."""
     from tvm import relay
