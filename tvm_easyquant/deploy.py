@@ -185,15 +185,14 @@ class Runtime:
         memory = (ctypes.c_char * size).from_address((tensor.data or 0) + tensor.byte_offset)
         return np.ndarray(shape, dtype, memory)
 
-    def run(self, job: Callable, threads: int | None = None):
-        """What job() returns, which runs a network on so many threads (None: as many as TVM takes).
+    def run(self, job: Callable, threads: int, usual: bool):
+        """What job() returns, which runs a network on so many threads; usual: TVM takes as many itself.
 
         One thread is the caller's. More belong to a thread of ours, so that they do not multiply with the
         callers and bind none of them to a CPU; a child of fork, in which they are not, starts others. So
         many calls at once as there are threads of ours were there ever.
         """
-        usual = usual_threads()
-        if threads is None and usual == 1:
+        if threads == 1 and usual:
             return job()
         if threads == 1 and self.concurrency:
             put, get = self.concurrency
@@ -203,13 +202,13 @@ class Runtime:
                 return job()
             finally:
                 put(was)
-        key = self.library._handle, threads or usual
+        key = self.library._handle, threads
         try:
             jobs = _idle[key].pop()
         except (KeyError, IndexError):
             jobs = queue.SimpleQueue()
             threading.Thread(target=_serve, args=(jobs,), name="easyquant", daemon=True).start()
-            _wait(jobs, functools.partial(self._own_workers, threads or usual))
+            _wait(jobs, functools.partial(self._own_workers, threads))
         try:
             return _wait(jobs, job)
         finally:
@@ -299,11 +298,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_forked)
 
 
-def usual_contexts(threads: int | None = None) -> int:
-    """How many calls of so many threads (None: as many as TVM takes) keep the process's CPUs busy."""
-    return max(len(usable_cpus()) // (threads or usual_threads()), 1)
-
-
 class Contexts:
     """A pool of contexts of one network, each for one call at a time.
 
@@ -315,8 +309,19 @@ class Contexts:
         self._make, self._limit, self._name, self._gone = make, limit, name, gone
         self._free, self._left, self._busy, self._closed = [first], limit - 1, 0, False
         self._kept: weakref.WeakSet = weakref.WeakSet()  # by threads, for calls to come
-        self._ready = threading.Condition(threading.Lock())
+        self._unlocked()
         _pools.add(self)
+
+    def _unlocked(self) -> None:
+        self._lock, self._waiting = threading.Lock(), 0
+        self._ready = threading.Condition(self._lock)
+
+    def _wait(self) -> None:
+        self._waiting += 1
+        try:
+            self._ready.wait()
+        finally:
+            self._waiting -= 1
 
     def refuse_closed(self) -> None:
         """Raise what ``gone`` is if it is closed."""
@@ -325,10 +330,10 @@ class Contexts:
 
     def take(self, own=None):
         """A context that nobody runs, or ``own``, which was kept; waits for one where all are taken."""
-        with self._ready:
+        with self._lock:
             self.refuse_closed()
             while own is None and not (self._free or self._left > 0):
-                self._ready.wait()
+                self._wait()
                 self.refuse_closed()
             if own is None and self._free:
                 own = self._free.pop()
@@ -341,25 +346,28 @@ class Contexts:
 
     def give(self, context) -> None:
         """Back what was taken."""
-        with self._ready:
+        with self._lock:
             self._busy -= 1
-            if context not in self._kept:
+            if not context.kept:
                 self._free.append(context)
-            self._ready.notify_all() if self._closed else self._ready.notify()
+            if self._waiting:
+                self._ready.notify(self._waiting if self._closed else 1)
 
     def keep(self, context) -> None:
         """A context that was taken goes to the thread that took it; the others may make one more."""
-        with self._ready:
+        with self._lock:
+            context.kept = True
             self._kept.add(context)
             self._left += 1
+            self._ready.notify()
 
     def close(self) -> None:
         """Free them all, once those that run are done. What is called afterwards is refused."""
-        with self._ready:
+        with self._lock:
             self._closed = True
             self._ready.notify_all()
             while self._busy:
-                self._ready.wait()
+                self._wait()
             for context in (*self._free, *self._kept):
                 context.close()
             self._free.clear()
@@ -367,7 +375,7 @@ class Contexts:
 
     def forked(self) -> None:
         """In a child of fork: leave those that other threads ran."""
-        self._ready = threading.Condition(threading.Lock())
+        self._unlocked()
         self._busy, self._left = 0, self._limit - len(self._free)
 
 
@@ -401,7 +409,9 @@ def cure(array: np.ndarray, shape: tuple[int, ...], dtype) -> str:
 class _Context:
     """One graph executor: its inputs and outputs are its own memory, seen as arrays."""
 
-    def __init__(self, runtime: Runtime, module: int, names: Sequence[str], threads: int | None):
+    kept = False
+
+    def __init__(self, runtime: Runtime, module: int, names: Sequence[str], threads: tuple[int, bool]):
         put, count = (runtime.function(module, name) for name in ("get_input", "get_num_outputs"))
         get = runtime.function(module, "get_output")
         handles = [runtime.call(put, name) for name in names]
@@ -419,7 +429,7 @@ class _Context:
         self.close.atexit = False  # the process frees it; a thread may still run it
 
     def run(self) -> None:
-        self._runtime.run(self._step, self._threads)
+        self._runtime.run(self._step, *self._threads)
 
     def _step(self) -> None:
         self._runtime.check(self._run())
@@ -476,8 +486,6 @@ class Program:
         for what, number in (("contexts", contexts), ("threads", threads)):
             if number is not None and (type(number) is not int or number < 1):
                 raise DeployError(f"{what} is {number!r}; use 1 or more")
-        if threads is not None:
-            threads = min(threads, len(usable_cpus()))
         path = Path(path).resolve()  # what has no folder, the linker looks for elsewhere
         if not path.exists():
             raise DeployError(f"{path} does not exist")
@@ -498,15 +506,17 @@ class Program:
         arguments = [nodes["nodes"][i]["name"] for i in nodes["arg_nodes"]]
         constants = [name for name in arguments if re.fullmatch(r"p\d+", name)]  # as TVM calls them
         names = [name for name in arguments if name not in constants]
-        first = _Context(self._tvm, modules[-1], names, threads)
+        usual, cpus = usual_threads(), len(usable_cpus())
+        asked = (usual, True) if threads is None else (min(threads, cpus), threads == usual)
+        first = _Context(self._tvm, modules[-1], names, asked)
         self._tvm.forget()
         self.inputs = {name: (view.shape, view.dtype) for name, view in first.inputs.items()}
         self._outputs = [(view.shape, view.dtype) for view in first.outputs]
         more = functools.partial(
-            _another, self._tvm, graph, modules[0], modules[-1], names, constants, threads
+            _another, self._tvm, graph, modules[0], modules[-1], names, constants, asked
         )
         if contexts is None:
-            contexts = usual_contexts(threads)
+            contexts = max(cpus // asked[0], 1)
         self._contexts = Contexts(more, contexts, first, path.name, DeployError)
         self._mine = threading.local()
         library = self._tvm.library  # the first executor has the weights that the others share

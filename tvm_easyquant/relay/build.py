@@ -352,6 +352,8 @@ TVM_DTYPES = {"uint1": "bool"}
 class _Context:
     """One graph executor of a library, for one call at a time."""
 
+    kept = False
+
     def __init__(self, module):
         self.module = module
 
@@ -388,8 +390,9 @@ class Executor:
             for name, shape in shapes.items()
             if not (CONSTANT.fullmatch(name) if constants is None else name in constants)
         }
+        self._threads = deploy.usual_threads()
         if contexts is None:
-            contexts = deploy.usual_contexts() if self.device == tvm.cpu() else 1
+            contexts = max(len(deploy.usable_cpus()) // self._threads, 1) if self.device == tvm.cpu() else 1
         more = functools.partial(_another, library, self.module, self.device, self.inputs)
         self._contexts = deploy.Contexts(more, contexts, _Context(self.module), "the executor", GraphError)
         self._runtime = deploy.Runtime(deploy.find_runtime())
@@ -433,7 +436,7 @@ class Executor:
         """job(a context that nobody else runs)."""
         context = self._contexts.take()
         try:
-            return self._runtime.run(functools.partial(job, context))
+            return self._runtime.run(functools.partial(job, context), self._threads, usual=True)
         finally:
             self._contexts.give(context)
 
