@@ -4,9 +4,11 @@ import ctypes
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -400,6 +402,21 @@ def test_threads_are_a_programs_own_not_the_environments(compiled, tmp_path):
         env={**os.environ, "TVM_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+
+
+def test_what_the_page_says_runs(served, tmp_path, monkeypatch):
+    graph, calibration = networks.chain(channels=16)
+    eq.quantize(graph, calibration, method="minmax").build().export(tmp_path / "net.tar")
+    monkeypatch.chdir(tmp_path)
+    _, images, want = served
+    page = (ROOT / "docs" / "deploy.rst").read_text(encoding="utf-8")
+    names = {"image": images[0], "images": images}
+    blocks = re.findall(r"code-block:: python\n\n((?:   .*\n|\n)+)", page)
+    for block in blocks:
+        exec(textwrap.dedent(block), names)
+    assert len(blocks) == 2
+    np.testing.assert_array_equal(names["scores"], want[0])
+    np.testing.assert_array_equal([outputs[0] for outputs in names["found"]], want)
 
 
 # -- batches and arrays
