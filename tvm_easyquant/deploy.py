@@ -43,10 +43,9 @@ CPU = 1  # DLDeviceType
 KINDS = {0: "i", 1: "u", 2: "f"}
 # type codes of TVM's C interface (c_runtime_api.h)
 INT, DEVICE, TENSOR, OBJECT, MODULE, TEXT, BYTES, ARRAY = 0, 6, 7, 8, 9, 11, 12, 13
-#: set and get how many threads the calling thread's networks take; TVM tells them to C++ only
-CONCURRENCY = tuple(
-    f"_ZN3tvm7runtime9threading{name}" for name in ("17SetMaxConcurrencyEi", "14MaxConcurrencyEv")
-)
+#: in C++ alone: set and get how many threads the calling thread's networks take
+SET_THREADS = "_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"
+GET_THREADS = "_ZN3tvm7runtime9threading14MaxConcurrencyEv"
 SHARE_CPUS = -3  # TVM's AffinityMode kSpecifyThreadShareAllCore
 LIST_MAGIC = 0xF7E58D4F05049CB7  # of a file of parameters
 
@@ -106,13 +105,12 @@ class Runtime:
         try:
             self.library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
             self.library.TVMGetLastError.restype = ctypes.c_char_p
+            here = ctypes.PyDLL(str(path))  # so short that giving up Python's lock would cost more
+            self._set_threads, self._get_threads = here[SET_THREADS], here[GET_THREADS]
         except (OSError, AttributeError) as error:
             raise DeployError(f"{path} is no TVM runtime for this CPU: {error}") from None
         #: handles that `function` gave; each keeps its module alive until `forget`
         self.functions: list[int] = []
-        here = ctypes.PyDLL(str(path))  # so short that giving up Python's lock would cost more
-        #: (set, get) of `CONCURRENCY`, () where this runtime has none
-        self.concurrency = tuple(here[name] for name in CONCURRENCY if hasattr(here, name))
 
     def check(self, status: int) -> None:
         """DeployError with what TVM says, unless the status is 0."""
@@ -185,34 +183,50 @@ class Runtime:
         memory = (ctypes.c_char * size).from_address((tensor.data or 0) + tensor.byte_offset)
         return np.ndarray(shape, dtype, memory)
 
-    def run(self, job: Callable, threads: int, usual: bool):
-        """What job() returns, which runs a network on so many threads; usual: TVM takes as many itself.
+    @property
+    def usual_threads(self) -> int:
+        """How many threads TVM gives to a network of the calling thread: the environment's TVM_NUM_THREADS,
+        else half of the CPUs on x86, all elsewhere."""
+        return self._get_threads()
+
+    def run(self, job: Callable, threads: int, asked: bool = False):
+        """What job() returns, which runs a network on so many threads: TVM's own number, unless asked for.
 
         One thread is the caller's. More belong to a thread of ours, so that they do not multiply with the
-        callers and bind none of them to a CPU; a child of fork, in which they are not, starts others. So
-        many calls at once as there are threads of ours were there ever.
+        callers and bind none of them to a CPU; a child of fork, in which they are not, starts others. There
+        are as many of ours as calls ran at once.
         """
-        if threads == 1 and usual:
+        if threads == 1 and not asked:
             return job()
-        if threads == 1 and self.concurrency:
-            put, get = self.concurrency
-            was = get()
-            put(1)
+        if threads == 1:
+            was = self._get_threads()
+            self._set_threads(1)
             try:
                 return job()
             finally:
-                put(was)
+                self._set_threads(was)
         key = self.library._handle, threads
         try:
             jobs = _idle[key].pop()
         except (KeyError, IndexError):
-            jobs = queue.SimpleQueue()
-            threading.Thread(target=_serve, args=(jobs,), name="easyquant", daemon=True).start()
-            _wait(jobs, functools.partial(self._own_workers, threads))
+            jobs = self._start(threads)
         try:
             return _wait(jobs, job)
         finally:
             _idle.setdefault(key, []).append(jobs)
+
+    def _start(self, threads: int) -> queue.SimpleQueue:
+        jobs: queue.SimpleQueue = queue.SimpleQueue()
+        try:
+            threading.Thread(target=_serve, args=(jobs,), name="easyquant", daemon=True).start()
+        except RuntimeError as error:
+            raise DeployError(f"the network gets no {threads} threads: {error}") from None
+        try:
+            _wait(jobs, functools.partial(self._own_workers, threads))
+        except BaseException:
+            jobs.put(None)
+            raise
+        return jobs
 
     def _own_workers(self, threads: int) -> None:
         """Have the calling thread's networks run on so many threads, on any of the process's CPUs."""
@@ -236,15 +250,6 @@ def usable_cpus() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-def usual_threads() -> int:
-    """How many threads TVM gives to a network: the environment's TVM_NUM_THREADS, else half of the CPUs."""
-    asked = os.environ.get("TVM_NUM_THREADS", os.environ.get("OMP_NUM_THREADS"))
-    if asked is None:
-        return max((os.cpu_count() or 2) // 2, 1)
-    number = re.match(r"\s*\d+", asked)  # as atoi reads it
-    return max(int(number[0]) if number else 1, 1)
 
 
 def _serve(jobs: queue.SimpleQueue) -> None:
@@ -479,7 +484,7 @@ class Program:
     ``libtvm_runtime.so`` of the TVM that compiled it, by default that of the installed one. contexts: the
     most calls at once, each of which needs one; by default as many as keep the CPUs busy. They are made
     when they are needed first. threads: of each call, at most the CPUs that the process may use; by default
-    what the environment's TVM_NUM_THREADS says, else half of the CPUs. Raises DeployError.
+    what the environment's TVM_NUM_THREADS says, else TVM's own number. Raises DeployError.
     """
 
     def __init__(self, path, runtime=None, *, contexts: int | None = None, threads: int | None = None):
@@ -506,8 +511,8 @@ class Program:
         arguments = [nodes["nodes"][i]["name"] for i in nodes["arg_nodes"]]
         constants = [name for name in arguments if re.fullmatch(r"p\d+", name)]  # as TVM calls them
         names = [name for name in arguments if name not in constants]
-        usual, cpus = usual_threads(), len(usable_cpus())
-        asked = (usual, True) if threads is None else (min(threads, cpus), threads == usual)
+        cpus = len(usable_cpus())
+        asked = (self._tvm.usual_threads, False) if threads is None else (min(threads, cpus), True)
         first = _Context(self._tvm, modules[-1], names, asked)
         self._tvm.forget()
         self.inputs = {name: (view.shape, view.dtype) for name, view in first.inputs.items()}

@@ -390,12 +390,12 @@ class Executor:
             for name, shape in shapes.items()
             if not (CONSTANT.fullmatch(name) if constants is None else name in constants)
         }
-        self._threads = deploy.usual_threads()
+        self._runtime = deploy.Runtime(deploy.find_runtime())
+        self._threads = self._runtime.usual_threads
         if contexts is None:
             contexts = max(len(deploy.usable_cpus()) // self._threads, 1) if self.device == tvm.cpu() else 1
         more = functools.partial(_another, library, self.module, self.device, self.inputs)
         self._contexts = deploy.Contexts(more, contexts, _Context(self.module), "the executor", GraphError)
-        self._runtime = deploy.Runtime(deploy.find_runtime())
 
     def __enter__(self) -> Executor:
         return self
@@ -436,7 +436,7 @@ class Executor:
         """job(a context that nobody else runs)."""
         context = self._contexts.take()
         try:
-            return self._runtime.run(functools.partial(job, context), self._threads, usual=True)
+            return self._runtime.run(functools.partial(job, context), self._threads)
         finally:
             self._contexts.give(context)
 
