@@ -366,6 +366,38 @@ def test_a_process_may_be_forked_after_the_network_ran(served, kind):
         np.testing.assert_array_equal(network(images[1])[0], want[1])
 
 
+FORK = """
+import os, sys
+import numpy as np
+from tvm_easyquant import deploy
+program, image = deploy.Program({path!r}, threads=2), np.load({image!r})
+want = program(image)[0].tobytes()
+child = os.fork()
+if not child:
+    if program(image)[0].tobytes() != want:
+        sys.exit(1)
+    child = os.fork()
+    if not child:
+        program.close()
+        sys.exit(0)
+status = os.waitpid(child, 0)[1]
+sys.exit(status and 2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_ends_as_any_process(compiled, tmp_path):
+    """A server's child that left by exit(), not as multiprocessing's do, was ended by SIGABRT: TVM joined threads
+    that it did not have."""
+    path, image, _ = compiled
+    np.save(tmp_path / "in.npy", image)
+    code = FORK.format(path=str(path), image=str(tmp_path / "in.npy"))
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 THREADS = """
 import os, sys, threading
 import numpy as np
