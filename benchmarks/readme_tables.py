@@ -219,6 +219,26 @@ def threads_table(one, two):
     return table(titles, lines)
 
 
+def serving_table(stored):
+    """One line a network: calls a second of threads and of processes, and what a context costs."""
+    lines = []
+    for row in stored["rows"]:
+        calls, kib = row["calls_per_second"], row["memory_kib"]
+        quartiles = " to ".join(f"{q:.2f}" for q in row["ratio_quartiles"])
+        speed = [f"{calls[how]:.0f}" for how in ("one", "threads", "processes")]
+        memory = [f"{kib[count] / 1024:.1f}" for count in ("1", "2", "4")]
+        ratio = f"{row['ratio']:.2f} ({quartiles})"
+        lines.append([row["net"], *speed, ratio, *memory, f"{row['context_kib'] / 1024:.2f}"])
+    titles = (
+        "network",
+        "one thread, calls/s",
+        "two threads",
+        "two processes",
+        "threads / processes (quartiles)",
+    )
+    return table([*titles, "1 context, MiB", "2", "4", "one more"], lines)
+
+
 def avx2_accuracy_table(accuracy, avx2):
     """ONNX Runtime with and without VNNI on the same models, beside our default on either."""
     rows, mine = keyed(accuracy), accuracy["default_method"]
@@ -366,6 +386,7 @@ TVM's own int8 convolution is in those tables although, on full-range 8-bit weig
         "networks": networks_table(networks, "avx2"),
         "memory": memory_table(networks),
         "threads": threads_table(networks, stored("networks_avx2_2threads.json")),
+        "serving": serving_table(stored("threads.json")),
         "avx512": networks_table(wide, "avx512"),
         "native": networks_table(wide, "native"),
         "accuracy": accuracy_details(accuracy),

@@ -172,6 +172,7 @@ CASES = {
     "external weights missing": (quantize(model="external.onnx"), "weights of external.onnx cannot be read.*w.bin", 4),
     "external weights elsewhere": (quantize(model="outside.onnx"), "weights of outside.onnx cannot be read", 4),
     "batch 0": ([*Q, "--batch", "0"], "batch is 0; use 1 or more", 4),
+    "another batch": ([*Q, "--batch", "4"], r"net.onnx: .*the batch is to be 4; .*--input-shapes", 4),
     "NHWC images": (quantize(calibration="nhwc.npz"), "it is NHWC; transpose it to NCHW", 4),
     "infinity": (quantize(calibration="infinity.npz"), "sample 1: x holds NaN or infinity", 4),
     "float64 beyond float32": (quantize(calibration="huge.npz"), "x holds NaN or infinity", 4),

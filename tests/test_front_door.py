@@ -325,6 +325,31 @@ def test_a_wrong_argument_is_named(options, message):
         eq.load(two_heads(), **options)
 
 
+def test_a_batch_that_the_model_does_not_have_is_refused():
+    """``--batch 4`` on a model of one sample was ignored without a word: the network took one at a time."""
+    fixed, opened = networks.small_onnx(), networks.small_onnx(batch="n")
+    for batch, shape in ((None, 1), (1, 1), (4, 4)):
+        assert eq.load(opened, batch=batch)["x"].shape[0] == shape
+    for batch in (None, 1):
+        assert eq.load(fixed, batch=batch)["x"].shape[0] == 1
+    cure = r"input x has the shape \(1, 3, 8, 8\), the batch is to be 4; .*--input-shapes .*x:\[4,3,8,8\]"
+    graph = eq.load(fixed)
+    for model in (fixed, graph):
+        with pytest.raises(LoadError, match=cure):
+            eq.quantize(model, pictures(4), method="minmax", batch=4)
+    with pytest.raises(LoadError, match=cure):
+        eq.load(fixed, batch=4)
+    whole = {"x": (4, 3, 8, 8)}
+    assert eq.load(fixed, whole, batch=4)["x"].shape == eq.load(opened, batch=4)["x"].shape
+    with pytest.raises(LoadError, match=r"has the shape \(4, 3, 8, 8\), the batch is to be 2"):
+        eq.load(fixed, whole, batch=2)
+    samples = np.concatenate(pictures(4))
+    found = eq.load(fixed, whole).run({"x": samples})["y"]
+    np.testing.assert_allclose(
+        found, [graph.run({"x": x[None]})["y"][0] for x in samples], rtol=1e-5, atol=1e-6
+    )
+
+
 def test_what_is_given_in_another_form():
     model, x = two_heads(), pictures(1)[0]
     assert eq.load(model, outputs="map").output_names == ("map",)

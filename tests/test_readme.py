@@ -133,3 +133,16 @@ def test_the_network_table_is_the_stored_result():
         assert cells[0] == f"{row['ms_median']:.2f}"
         others = [r for r in stored if r["net"] == row["net"] and r is not row]
         assert sorted(cells[1:]) == sorted(f"{r['over_ours_avx2']:.2f}" for r in others)
+
+
+def test_the_table_of_callers_is_the_stored_result():
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    stored = json.loads((ROOT / "benchmarks" / "results" / "threads.json").read_text())
+    assert stored["soak"]["wrong"] == 0 and stored["soak"]["calls"] >= 100_000
+    assert len(stored["rows"]) > 1
+    for row in stored["rows"]:
+        (cells,) = [cells for cells in table_rows(row["net"], text) if len(cells) == 8 and "to" in cells[3]]
+        assert cells[:3] == [
+            f"{row['calls_per_second'][how]:.0f}" for how in ("one", "threads", "processes")
+        ]
+        assert cells[3].startswith(f"{row['ratio']:.2f} (")

@@ -3,19 +3,34 @@
 What ``export_library`` (``net.so``) or ``tvmc-easyquant compile`` (``net.tar``) made is loaded through the
 C interface of ``libtvm_runtime.so``. A process needs some 30 MiB beside the network; importing the ``tvm``
 package takes some 50 more.
+
+One graph executor runs one call at a time. So a network has a pool of them, `Contexts`: each call takes one
+that is free. They share the weights; what each has of its own are the activations.
+
+TVM's worker threads belong to the thread that first runs a network on them, and a child of ``fork`` has
+none of them: a call would wait for ever. So a network of more than one thread runs in a thread of ours that
+owns the workers (`Runtime.run`); whoever calls waits for it, and a child starts another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import json
+import os
+import queue
 import re
+import struct
 import sys
 import tarfile
 import tempfile
+import threading
+import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import util
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +39,15 @@ from .errors import DeployError
 
 NAME = "libtvm_runtime.so"
 CPU = 1  # DLDeviceType
-#: numpy's kinds as DLDataType's codes
-CODES = {"i": 0, "u": 1, "f": 2}
+#: DLDataType's codes as numpy's kinds
+KINDS = {0: "i", 1: "u", 2: "f"}
 # type codes of TVM's C interface (c_runtime_api.h)
-INT, DEVICE, TENSOR, MODULE, TEXT, BYTES, ARRAY = 0, 6, 7, 9, 11, 12, 13
+INT, DEVICE, TENSOR, OBJECT, MODULE, TEXT, BYTES, ARRAY = 0, 6, 7, 8, 9, 11, 12, 13
+#: in C++ alone: set and get how many threads the calling thread's networks take
+SET_THREADS = "_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"
+GET_THREADS = "_ZN3tvm7runtime9threading14MaxConcurrencyEv"
+SHARE_CPUS = -3  # TVM's AffinityMode kSpecifyThreadShareAllCore
+LIST_MAGIC = 0xF7E58D4F05049CB7  # of a file of parameters
 
 
 class _Device(ctypes.Structure):
@@ -78,17 +98,22 @@ def find_runtime() -> Path:
     return path
 
 
-class _Runtime:
+class Runtime:
     """The C interface of one runtime library."""
 
     def __init__(self, path: Path):
         try:
             self.library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
             self.library.TVMGetLastError.restype = ctypes.c_char_p
+            here = ctypes.PyDLL(str(path))  # so short that giving up Python's lock would cost more
+            self._set_threads, self._get_threads = here[SET_THREADS], here[GET_THREADS]
         except (OSError, AttributeError) as error:
             raise DeployError(f"{path} is no TVM runtime for this CPU: {error}") from None
+        #: handles that `function` gave; each keeps its module alive until `forget`
+        self.functions: list[int] = []
 
     def check(self, status: int) -> None:
+        """DeployError with what TVM says, unless the status is 0."""
         if status:
             said = self.library.TVMGetLastError().decode(errors="replace")
             reasons = [line for line in said.splitlines() if "Error" in line] or ["it does not say why"]
@@ -104,7 +129,13 @@ class _Runtime:
             self.check(self.library.TVMModGetFunction(*arguments))
         if not handle.value:
             raise DeployError(f"there is no function {name}: not a network compiled for the graph executor")
+        self.functions.append(handle.value)
         return handle.value
+
+    def forget(self) -> None:
+        """Free what `function` gave."""
+        while self.functions:
+            self.library.TVMFuncFree(ctypes.c_void_p(self.functions.pop()))
 
     def call(self, function: int, *arguments):
         """Call a function; arguments: int, str, bytes, _Device, _Tensor, or (type code, handle)."""
@@ -132,41 +163,338 @@ class _Runtime:
         )  # fmt: skip
         if code.value == TEXT:
             return result.text.decode()
-        return result.handle if code.value in (MODULE, ARRAY) else result.integer
+        return result.handle if code.value in (OBJECT, MODULE, ARRAY) else result.integer
 
     def load(self, path: Path) -> int:
+        """The module of a shared library."""
         handle = ctypes.c_void_p()
         self.check(self.library.TVMModLoadFromFile(str(path).encode(), b"so", ctypes.byref(handle)))
         return handle.value or 0
 
-    def array(self, handle: int) -> tuple[tuple[int, ...], np.dtype]:
-        """(shape, element type) of a tensor."""
+    def array(self, handle: int) -> np.ndarray:
+        """A tensor's own memory, which is its as long as the handle is."""
         tensor = ctypes.cast(handle, ctypes.POINTER(_Tensor)).contents
-        kind = {code: kind for kind, code in CODES.items()}[tensor.dtype.code]
+        code, bits = tensor.dtype.code, tensor.dtype.bits
+        if code not in KINDS:
+            raise DeployError(f"a tensor has elements that numpy does not know (DLPack's type {code})")
+        dtype = np.dtype(bool if (KINDS[code], bits) == ("u", 1) else f"{KINDS[code]}{bits // 8}")
         shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
-        return shape, np.dtype(f"{kind}{tensor.dtype.bits // 8}")
+        size = prod(shape) * dtype.itemsize
+        memory = (ctypes.c_char * size).from_address((tensor.data or 0) + tensor.byte_offset)
+        return np.ndarray(shape, dtype, memory)
 
-    def free(self, handle: int) -> None:
-        self.library.TVMArrayFree(ctypes.c_void_p(handle))
+    @property
+    def usual_threads(self) -> int:
+        """How many threads TVM gives to a network of the calling thread: the environment's TVM_NUM_THREADS,
+        else half of the CPUs on x86, all elsewhere."""
+        return self._get_threads()
+
+    def run(self, job: Callable, threads: int, asked: bool = False):
+        """What job() returns, which runs a network on so many threads: TVM's own number, unless asked for.
+
+        One thread is the caller's. More belong to a thread of ours, so that they do not multiply with the
+        callers and bind none of them to a CPU; a child of fork, in which they are not, starts others. There
+        are as many of ours as calls ran at once.
+        """
+        if threads == 1 and not asked:
+            return job()
+        if threads == 1:
+            was = self._get_threads()
+            self._set_threads(1)
+            try:
+                return job()
+            finally:
+                self._set_threads(was)
+        key = self.library._handle, threads
+        try:
+            jobs = _idle[key].pop()
+        except (KeyError, IndexError):
+            jobs = self._start(threads)
+        try:
+            return _wait(jobs, job)
+        finally:
+            _idle.setdefault(key, []).append(jobs)
+
+    def _start(self, threads: int) -> queue.SimpleQueue:
+        jobs: queue.SimpleQueue = queue.SimpleQueue()
+        try:
+            threading.Thread(target=_serve, args=(jobs,), name="easyquant", daemon=True).start()
+        except RuntimeError as error:
+            raise DeployError(f"the network gets no {threads} threads: {error}") from None
+        try:
+            _wait(jobs, functools.partial(self._own_workers, threads))
+        except BaseException:
+            jobs.put(None)
+            raise
+        return jobs
+
+    def _own_workers(self, threads: int) -> None:
+        """Have the calling thread's networks run on so many threads, on any of the process's CPUs."""
+        cpus = usable_cpus()
+        self._configure(threads, (cpus * threads)[:threads])  # makes as many as there are CPUs named
+        self._configure(threads, cpus)
+
+    def _configure(self, threads: int, cpus: Sequence[int]) -> None:
+        with _making:
+            texts = [(OBJECT, self.call(self.function(None, "runtime.String"), str(cpu))) for cpu in cpus]
+            names = self.call(self.function(None, "runtime.Array"), *texts)
+            configure = self.function(None, "runtime.config_threadpool")
+            self.call(configure, SHARE_CPUS, threads, (OBJECT, names))
+            for handle in (names, *(text for _, text in texts)):
+                self.library.TVMObjectFree(ctypes.c_void_p(handle))
+            self.forget()
+
+
+def usable_cpus() -> list[int]:
+    """The CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _serve(jobs: queue.SimpleQueue) -> None:
+    """A thread of ours: what it is asked, one after the other."""
+    while (asked := jobs.get()) is not None:
+        job, found, done = asked
+        try:
+            found += job(), None
+        except BaseException as error:  # noqa: BLE001  # it is the caller's
+            found += None, error
+        del asked, job, found
+        done.release()
+
+
+def _wait(jobs: queue.SimpleQueue, job: Callable):
+    """What job() returns in the thread that serves these; Ctrl-C waits for it, as in a call of C."""
+    done, found = threading.Lock(), []  # type: tuple[threading.Lock, list]
+    done.acquire()
+    try:
+        jobs.put((job, found, done))
+        done.acquire()
+    except BaseException:
+        passed: list = []
+        jobs.put((int, passed, threading.Semaphore()))
+        while not passed:
+            with contextlib.suppress(KeyboardInterrupt):
+                time.sleep(1e-3)
+        raise
+    result, error = found
+    if error is not None:
+        raise error
+    return result
+
+
+#: held while a context is made, and while the process is forked
+_making = threading.Lock()
+#: the queues of our threads that nobody asks, by (runtime, threads of a network)
+_idle: dict[tuple[int, int], list[queue.SimpleQueue]] = {}
+_pools: weakref.WeakSet[Contexts] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """In a child of fork, which has no thread but the one that forked."""
+    _making.release()
+    _idle.clear()
+    for pool in list(_pools):
+        pool.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_forked)
+
+
+class Contexts:
+    """A pool of contexts of one network, each for one call at a time.
+
+    make: a function that returns one more; it is asked when all are taken, until there are ``limit``.
+    first: the first one. name: the network's; gone: the error of calls once it is closed.
+    """
+
+    def __init__(self, make: Callable, limit: int, first, name: str, gone: type[Exception]):
+        self._make, self._limit, self._name, self._gone = make, limit, name, gone
+        self._free, self._left, self._busy, self._closed = [first], limit - 1, 0, False
+        self._kept: weakref.WeakSet = weakref.WeakSet()  # by threads, for calls to come
+        self._unlocked()
+        _pools.add(self)
+
+    def _unlocked(self) -> None:
+        self._lock, self._waiting = threading.Lock(), 0
+        self._ready = threading.Condition(self._lock)
+
+    def _wait(self) -> None:
+        self._waiting += 1
+        try:
+            self._ready.wait()
+        finally:
+            self._waiting -= 1
+
+    def refuse_closed(self) -> None:
+        """Raise what ``gone`` is if it is closed."""
+        if self._closed:
+            raise self._gone(f"{self._name} is closed")
+
+    def take(self, own=None):
+        """A context that nobody runs, or ``own``, which was kept; waits for one where all are taken."""
+        with self._lock:
+            self.refuse_closed()
+            while own is None and not (self._free or self._left > 0):
+                self._wait()
+                self.refuse_closed()
+            if own is None and self._free:
+                own = self._free.pop()
+            elif own is None:
+                with _making:
+                    own = self._make()
+                self._left -= 1
+            self._busy += 1
+            return own
+
+    def give(self, context) -> None:
+        """Back what was taken."""
+        with self._lock:
+            self._busy -= 1
+            if not context.kept:
+                self._free.append(context)
+            if self._waiting:
+                self._ready.notify(self._waiting if self._closed else 1)
+
+    def keep(self, context) -> None:
+        """A context that was taken goes to the thread that took it; the others may make one more."""
+        with self._lock:
+            context.kept = True
+            self._kept.add(context)
+            self._left += 1
+            self._ready.notify()
+
+    def close(self) -> None:
+        """Free them all, once those that run are done. What is called afterwards is refused."""
+        with self._lock:
+            self._closed = True
+            self._ready.notify_all()
+            while self._busy:
+                self._wait()
+            for context in (*self._free, *self._kept):
+                context.close()
+            self._free.clear()
+            self._kept.clear()
+
+    def forked(self) -> None:
+        """In a child of fork: leave those that other threads ran."""
+        self._unlocked()
+        self._busy, self._left = 0, self._limit - len(self._free)
+
+
+def the_inputs(feed, inputs: Mapping[str, object], wrong: type[Exception]) -> Mapping:
+    """{input: array} of what a caller gave: that, or the array of the only input."""
+    if isinstance(feed, Mapping):
+        return feed
+    if len(inputs) != 1:
+        raise wrong(f"the network has {len(inputs)} inputs; give {{name: array}} of {sorted(inputs)}")
+    return {next(iter(inputs)): feed}
+
+
+def cure(array: np.ndarray, shape: tuple[int, ...], dtype) -> str:
+    """What to do about an array that does not fit an input of this shape and type; "" if nobody knows."""
+    given, wanted, has = tuple(array.shape), np.dtype(dtype), np.dtype(str(array.dtype))
+    if given == shape and has.kind == wanted.kind:
+        return f"; give array.astype(numpy.{wanted})"
+    if given == shape and has.kind in "ui" and wanted.kind == "f":
+        return "; prepare it as for training (scale, mean, std)"
+    if len(given) == len(shape) == 4 and given != shape:
+        n, a, b, c = given
+        if (n, c, a, b) == shape:
+            return "; its channels are last: give array.transpose(0, 3, 1, 2)"
+        if (n, b, c, a) == shape:
+            return "; its channels are first: give array.transpose(0, 2, 3, 1)"
+    if given == shape[1:]:
+        return "; it lacks the first dimension: give array[None]"
+    return ""
+
+
+class _Context:
+    """One graph executor: its inputs and outputs are its own memory, seen as arrays."""
+
+    kept = False
+
+    def __init__(self, runtime: Runtime, module: int, names: Sequence[str], threads: tuple[int, bool]):
+        put, count = (runtime.function(module, name) for name in ("get_input", "get_num_outputs"))
+        get = runtime.function(module, "get_output")
+        handles = [runtime.call(put, name) for name in names]
+        self.inputs = {name: runtime.array(handle) for name, handle in zip(names, handles, strict=True)}
+        found = [runtime.call(get, i) for i in range(runtime.call(count))]
+        self.outputs, self.run_already = [runtime.array(handle) for handle in found], False
+        self._runtime, self._threads = runtime, threads
+        run = runtime.function(module, "run")
+        runtime.functions.remove(run)  # this one stays
+        result = ctypes.byref(_Value()), ctypes.byref(ctypes.c_int())
+        self._run = functools.partial(
+            runtime.library.TVMFuncCall, ctypes.c_void_p(run), None, None, 0, *result
+        )
+        self.close = weakref.finalize(self, _free, runtime.library, [*handles, *found], [run], [module])
+        self.close.atexit = False  # the process frees it; a thread may still run it
+
+    def run(self) -> None:
+        self._runtime.run(self._step, *self._threads)
+
+    def _step(self) -> None:
+        self._runtime.check(self._run())
+
+
+def _free(library, arrays: Sequence[int], functions: Sequence[int], modules: Sequence[int]) -> None:
+    for handles, free in ((arrays, "TVMArrayFree"), (functions, "TVMFuncFree"), (modules, "TVMModFree")):
+        for handle in handles:
+            library[free](ctypes.c_void_p(handle))
+
+
+def _another(runtime: Runtime, graph: str, library: int, first: int, names, constants, threads) -> _Context:
+    """One more context of a library, with the weights of the ``first`` executor, not copies of them."""
+    create = runtime.function(None, "tvm.graph_executor.create")
+    module = runtime.call(create, graph, (MODULE, library), CPU, 0)
+    if constants:
+        runtime.call(runtime.function(module, "share_params"), (MODULE, first), listed(constants))
+    made = _Context(runtime, module, names, threads)
+    runtime.forget()
+    return made
+
+
+def listed(names: Sequence[str]) -> bytes:
+    """Names as TVM's ``share_params`` reads them: the head of a file of parameters."""
+    texts = [name.encode() for name in names]
+    head = struct.pack("<QQQ", LIST_MAGIC, 0, len(texts))
+    return head + b"".join(struct.pack("<Q", len(t)) + t for t in texts) + struct.pack("<Q", len(texts))
 
 
 class Program:
-    """A compiled network with its inputs and outputs by name.
+    """A compiled network with its inputs and outputs by name, for any number of threads.
 
-    ``program(feed)`` takes {input: array of its shape and type} and returns the outputs as a list, as
-    `tvm_easyquant.Executor` does; ``set_inputs``, ``run`` and ``outputs`` are its three steps. ``inputs``
-    is {name: (shape, element type)}.
+    ``program(feed)`` takes {input: array of its shape and type}, or the array of the only input, and
+    returns the outputs as a list, as `tvm_easyquant.Executor` does. How an array lies in memory does not
+    matter. Where the first dimension is a batch, any number n of samples is cut into calls of the compiled
+    batch, the last one filled up by repeating its last sample; the outputs have n rows. ``inputs`` is
+    {name: (shape, element type)}.
+
+    Each call takes a free context of a pool, and waits where there is none. Contexts share the weights;
+    each has activations of its own. ``set_inputs``, ``run`` and ``outputs`` are the three steps of a call,
+    for each thread by itself: it keeps a context until it ends.
+
+    A process may be forked after a program was loaded or ran; the child may call it, too. ``close()``, or
+    the end of a ``with`` block, waits for the calls that run and frees the network.
 
     path: ``net.so`` of ``export_library`` or ``net.tar`` of ``tvmc-easyquant compile``; runtime: a
-    ``libtvm_runtime.so`` of the TVM that compiled it, by default that of the installed one. As many threads
-    run as the environment's TVM_NUM_THREADS says. Raises DeployError.
+    ``libtvm_runtime.so`` of the TVM that compiled it, by default that of the installed one. contexts: the
+    most calls at once, each of which needs one; by default as many as keep the CPUs busy. They are made
+    when they are needed first. threads: of each call, at most the CPUs that the process may use; by default
+    what the environment's TVM_NUM_THREADS says, else TVM's own number. Raises DeployError.
     """
 
-    def __init__(self, path, runtime=None):
+    def __init__(self, path, runtime=None, *, contexts: int | None = None, threads: int | None = None):
+        for what, number in (("contexts", contexts), ("threads", threads)):
+            if number is not None and (type(number) is not int or number < 1):
+                raise DeployError(f"{what} is {number!r}; use 1 or more")
         path = Path(path).resolve()  # what has no folder, the linker looks for elsewhere
         if not path.exists():
             raise DeployError(f"{path} does not exist")
-        self._tvm = _Runtime(Path(runtime) if runtime is not None else find_runtime())
+        self._tvm = Runtime(Path(runtime) if runtime is not None else find_runtime())
         device, modules = _Device(CPU, 0), []
         if tarfile.is_tarfile(path):
             with tempfile.TemporaryDirectory() as folder:
@@ -179,20 +507,27 @@ class Program:
             modules.append(self._tvm.load(path))
             graph = self._tvm.call(self._tvm.function(modules[0], "get_graph_json"))
             modules.append(self._tvm.call(self._tvm.function(modules[0], "default"), device))
-        self._set, self._run, self._get, self._count, self._input = (
-            self._tvm.function(modules[-1], name)
-            for name in ("set_input", "run", "get_output", "get_num_outputs", "get_input")
-        )
-        library = self._tvm.library
-        for module in reversed(modules):
-            weakref.finalize(self, library.TVMModFree, ctypes.c_void_p(module))
-        self.inputs = {}
         nodes = json.loads(graph)
-        for name in (nodes["nodes"][i]["name"] for i in nodes["arg_nodes"]):
-            if not re.fullmatch(r"p\d+", name):  # TVM's names for bound constants
-                handle = self._tvm.call(self._input, name)
-                self.inputs[name] = self._tvm.array(handle)
-                self._tvm.free(handle)
+        arguments = [nodes["nodes"][i]["name"] for i in nodes["arg_nodes"]]
+        constants = [name for name in arguments if re.fullmatch(r"p\d+", name)]  # as TVM calls them
+        names = [name for name in arguments if name not in constants]
+        cpus = len(usable_cpus())
+        asked = (self._tvm.usual_threads, False) if threads is None else (min(threads, cpus), True)
+        first = _Context(self._tvm, modules[-1], names, asked)
+        self._tvm.forget()
+        self.inputs = {name: (view.shape, view.dtype) for name, view in first.inputs.items()}
+        self._outputs = [(view.shape, view.dtype) for view in first.outputs]
+        more = functools.partial(
+            _another, self._tvm, graph, modules[0], modules[-1], names, constants, asked
+        )
+        if contexts is None:
+            contexts = max(cpus // asked[0], 1)
+        self._contexts = Contexts(more, contexts, first, path.name, DeployError)
+        self._mine = threading.local()
+        library = self._tvm.library  # the first executor has the weights that the others share
+        library.TVMObjectRetain(ctypes.c_void_p(modules[-1]))
+        self._free = weakref.finalize(self, _free, library, (), (), modules)
+        self._free.atexit = False
 
     @staticmethod
     def _unpack(path, folder):
@@ -211,42 +546,134 @@ class Program:
             (folder / "mod.so").write_bytes(read("mod.so"))
             return read("mod.json").decode(), read("mod.params")
 
-    def set_inputs(self, feed: Mapping[str, np.ndarray]) -> None:
-        """Copy every input in; DeployError names one that is missing, unknown, of another shape or type."""
-        unknown = sorted(set(feed) - set(self.inputs))
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the calls that run, then free the network; a later call raises DeployError."""
+        self._contexts.close()
+        self._free()
+
+    def _arrays(self, feed) -> dict[str, np.ndarray]:
+        """{input: array} of a feed; DeployError names an input that is unknown or missing."""
+        feed = the_inputs(feed, self.inputs, DeployError)
+        unknown = sorted(map(str, set(feed) - set(self.inputs)))
         if unknown:
             raise DeployError(f"there is no input {unknown[0]}; the inputs are {sorted(self.inputs)}")
-        for name, (shape, dtype) in self.inputs.items():
+        arrays = {}
+        for name in self.inputs:
             if name not in feed:
                 raise DeployError(f"input {name} is missing")
-            array = np.ascontiguousarray(feed[name])
-            if array.shape != shape or array.dtype != dtype:
-                found = f"{array.dtype} {array.shape}"
-                raise DeployError(f"input {name} is {found}, the network takes {dtype} {shape}")
-            extents = (ctypes.c_int64 * array.ndim)(*shape)
-            kind = _Type(CODES[dtype.kind], 8 * dtype.itemsize, 1)
-            tensor = _Tensor(array.ctypes.data, _Device(CPU, 0), array.ndim, kind, extents, None, 0)
-            self._tvm.call(self._set, name, tensor)
+            try:
+                arrays[name] = np.asarray(feed[name])
+            except ValueError as error:
+                raise DeployError(f"input {name} is no array: {error}") from None
+        return arrays
+
+    def _refuse(self, name: str, array: np.ndarray) -> None:
+        shape, dtype = self.inputs[name]
+        found, what = f"{array.dtype} {array.shape}", cure(array, shape, dtype)
+        raise DeployError(f"input {name} is {found}, the network takes {dtype} {shape}{what}")
+
+    def set_inputs(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> None:
+        """Copy every input in; DeployError names one that is missing, unknown, of another shape or type."""
+        arrays = self._arrays(feed)
+        for name, (shape, dtype) in self.inputs.items():
+            if arrays[name].shape != shape or arrays[name].dtype != dtype:
+                self._refuse(name, arrays[name])
+        own = getattr(self._mine, "context", None)
+        context = self._contexts.take(own)
+        try:
+            if own is None:
+                self._contexts.keep(context)
+                self._mine.context = context
+            for name, view in context.inputs.items():
+                np.copyto(view, arrays[name])
+        finally:
+            self._contexts.give(context)
 
     def run(self) -> None:
-        """Run the network on the inputs that were set."""
-        self._tvm.call(self._run)
+        """Run the network on the inputs that this thread set; DeployError if it did not."""
+        context = self._own("set_inputs", True)
+        try:
+            context.run()
+            context.run_already = True
+        finally:
+            self._contexts.give(context)
 
     def outputs(self) -> list[np.ndarray]:
-        """Copies of the outputs of the last run."""
-        found = []
-        for i in range(self._tvm.call(self._count)):
-            handle = self._tvm.call(self._get, i)
-            array = np.empty(*self._tvm.array(handle))
-            size = ctypes.c_size_t(array.nbytes)
-            pointer = ctypes.c_void_p(array.ctypes.data)
-            self._tvm.check(self._tvm.library.TVMArrayCopyToBytes(ctypes.c_void_p(handle), pointer, size))
-            self._tvm.free(handle)
-            found.append(array)
-        return found
+        """Copies of the outputs of this thread's last `run`; DeployError if there was none."""
+        context = self._own("set_inputs and run", False)
+        try:
+            return [view.copy() for view in context.outputs]
+        finally:
+            self._contexts.give(context)
 
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """`set_inputs`, `run` and `outputs`."""
-        self.set_inputs(feed)
-        self.run()
-        return self.outputs()
+    def _own(self, before: str, runs: bool):
+        """The context that this thread keeps, taken."""
+        own = getattr(self._mine, "context", None)
+        self._contexts.refuse_closed()
+        if own is None or not (runs or own.run_already):
+            raise DeployError(f"this thread has not called {before}; program(feed) is all three steps")
+        return self._contexts.take(own)
+
+    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
+        """The outputs for a feed of one batch, or of any number of samples; see the class."""
+        arrays = self._arrays(feed)
+        batch, samples = self._samples(arrays)
+        context = self._contexts.take(getattr(self._mine, "context", None))
+        try:
+            if samples != batch:
+                return self._cut(context, arrays, batch, samples)
+            for name, view in context.inputs.items():
+                np.copyto(view, arrays[name])
+            context.run()
+            context.run_already = True
+            return [view.copy() for view in context.outputs]
+        finally:
+            self._contexts.give(context)
+
+    def _samples(self, arrays: Mapping[str, np.ndarray]) -> tuple[int, int]:
+        """(compiled batch, samples given), (0, 0) where nothing is to be cut. Raises DeployError."""
+        batch = samples = 0
+        for name, (shape, dtype) in self.inputs.items():
+            given = arrays[name]
+            if given.dtype != dtype or (
+                given.shape != shape and (given.shape[1:] != shape[1:] or not given.size)
+            ):
+                self._refuse(name, given)
+            if given.shape == shape:
+                continue
+            if batch and (batch, samples) != (shape[0], len(given)):
+                raise DeployError(f"input {name} has {len(given)} samples, another has {samples}")
+            batch, samples = shape[0], len(given)
+        if not batch:
+            return 0, 0
+        for name, (shape, _) in self.inputs.items():
+            if shape[:1] == (batch,) and len(arrays[name]) != samples:
+                raise DeployError(f"input {name} has {batch} samples, another has {samples}")
+        for i, (shape, _) in enumerate(self._outputs):
+            if shape[:1] != (batch,):
+                lacks = f"output {i} of shape {shape} has no batch dimension"
+                raise DeployError(f"{lacks}: give {batch} samples, not {samples}")
+        return batch, samples
+
+    def _cut(self, context, arrays, batch: int, samples: int) -> list[np.ndarray]:
+        """The outputs for any number of samples, a batch at a time."""
+        made = [np.empty((samples, *shape[1:]), dtype) for shape, dtype in self._outputs]
+        for at in range(0, samples, batch):
+            part = min(batch, samples - at)
+            for name, view in context.inputs.items():
+                array = arrays[name]
+                if view.shape[:1] != (batch,):
+                    np.copyto(view, array)
+                    continue
+                np.copyto(view[:part], array[at : at + part])
+                view[part:] = array[-1]
+            context.run()
+            for whole, view in zip(made, context.outputs, strict=True):
+                whole[at : at + part] = view[:part]
+        return made

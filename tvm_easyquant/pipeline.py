@@ -20,6 +20,7 @@ from .measure.accuracy import Evaluation, Metric
 from .network.graph import Graph
 from .network.node import model_shape
 from .readers import onnx_float
+from .readers.onnx_file import check_batch
 from .readers.self_check import HostCheck, SelfCheck
 from .samples import labelled
 from .samples.images import Preprocess
@@ -123,17 +124,17 @@ def open_model(
     *,
     host: Host | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    batch: int = 1,
+    batch: int | None = None,
     model_format: str | None = None,
     outputs: Sequence[str] | None = None,
 ) -> Opened:
     """A Graph, the path of a model, an ``onnx.ModelProto``, or the host's module (with params), opened.
 
-    The other arguments are those of `load`; they say nothing to a Graph or a module, whose shapes are set.
+    The other arguments are those of `load`; a Graph or a module, whose shapes are set, must have the batch.
     Raises LoadError.
     """
     if isinstance(model, Graph):
-        return Opened(model)
+        return Opened(_of_batch(model, batch))
     if _is_onnx(model, model_format):
         graph = onnx_float.load(model, input_shapes, batch, outputs)
         return Opened(graph, SelfCheck(model, graph, input_shapes, batch, outputs))
@@ -141,31 +142,38 @@ def open_model(
         raise LoadError("outputs cuts ONNX models; export the model to ONNX")
     host = host or installed()
     if host.is_module(model):
-        return Opened(host.read(model, params))
+        return Opened(_of_batch(host.read(model, params), batch))
     if not isinstance(model, (str, os.PathLike)):
         raise LoadError(
             f"the model is a {type(model).__name__}; give its path, or an onnx.ModelProto "
             "(onnx.load_from_string makes one of bytes)"
         )
     options: dict = dict(model_format=model_format, input_shapes=input_shapes, batch=batch)
-    graph = host.load(model, **options)
+    graph = _of_batch(host.load(model, **options), batch)
     return Opened(graph, HostCheck(graph, functools.partial(host.original, model, **options)))
+
+
+def _of_batch(graph: Graph, batch: int | None) -> Graph:
+    """The graph, whose shapes are set; LoadError if they are of another batch."""
+    check_batch(batch, {name: model_shape(graph[name]) for name in graph.inputs}, graph.name)
+    return graph
 
 
 def load(
     model,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    batch: int = 1,
+    batch: int | None = None,
     model_format: str | None = None,
     *,
     outputs: Sequence[str] | None = None,
 ) -> Graph:
     """A float model as a `Graph`: its path (ONNX, or what an installed host loads) or ``onnx.ModelProto``.
 
-    input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open; ``batch`` is used
-    for an open first dimension. model_format: onnx, tflite, pytorch, ...; by default what the file's ending
-    says. outputs: names of tensors (or nodes) at which an ONNX model is cut. ``Graph.run`` runs it in
-    numpy. Raises LoadError, and TVMMissing for a format that needs a host where there is none.
+    input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open. batch: the size of
+    an open first dimension (None: 1); a model that fixes another is refused. model_format: onnx, tflite,
+    pytorch, ...; by default what the file's ending says. outputs: names of tensors (or nodes) at which an
+    ONNX model is cut. ``Graph.run`` runs it in numpy. Raises LoadError, and TVMMissing for a format that
+    needs a host where there is none.
     """
     return open_model(
         model, input_shapes=input_shapes, batch=batch, model_format=model_format, outputs=outputs
@@ -208,7 +216,7 @@ def quantize(
     checkpoint: str | os.PathLike | None = None,
     progress: Progress | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    batch: int = 1,
+    batch: int | None = None,
     preprocess: Preprocess | None = None,
     record: Record | None = None,
     max_drop: float | None = None,
@@ -380,7 +388,9 @@ class Imported(Quantized):
     outputs: Mapping[str, object] = field(default_factory=dict)
 
 
-def import_quantized(model, input_shapes=None, batch: int = 1, *, host: Host | None = None) -> Imported:
+def import_quantized(
+    model, input_shapes=None, batch: int | None = None, *, host: Host | None = None
+) -> Imported:
     """Take over a quantized ONNX model (QDQ or QOperator): its scales, its integers, our kernels.
 
     model: a path or an ``onnx.ModelProto``, as ONNX Runtime, NNCF, Quark or PPQ write it. What it does not

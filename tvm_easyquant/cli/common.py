@@ -53,7 +53,7 @@ def add_model(parser, help: str = "the model: ONNX, or what tvmc loads") -> None
     add("FILE", help=help)
     add("--model-format", metavar="NAME", help="onnx, tflite, pytorch, ... (by the file's ending)")
     add("--input-shapes", metavar="SHAPES", help='such as "data:[1,3,224,224]"')
-    add("--batch", type=int, default=1, metavar="N", help="size of an open first dimension (1)")
+    add("--batch", type=int, metavar="N", help="size of an open first dimension (1)")
     add("--outputs", metavar="NAME,...", help="end the network at these tensors or nodes (ONNX)")
 
 

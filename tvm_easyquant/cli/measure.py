@@ -131,7 +131,7 @@ def _evaluate(args, host) -> int:
         print("note: no TVM here: both networks run in numpy, which takes its time", file=sys.stderr)
     networks = in_numpy(graph, table) if target is None else built(host, graph, table, target)
     with progress_bar() as bar:
-        found = evaluation(judged, networks, args.batch, graph, bar)
+        found = evaluation(judged, networks, args.batch or 1, graph, bar)
     if args.json:
         print_json(
             {"data": args.data, "metrics": {n: {**asdict(p), "drop": p.drop} for n, p in found.items()}}

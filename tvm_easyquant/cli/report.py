@@ -87,7 +87,7 @@ def _report(args, host) -> int:
             networks = built(host, loaded, table, target)
             layers = networks[1].layers
             if judged is not None:
-                accuracy = evaluation(judged, networks, args.batch, loaded, bar)
+                accuracy = evaluation(judged, networks, args.batch or 1, loaded, bar)
             if not args.no_benchmark:
                 benchmark = timing(args, host, graph, table, networks, bar)
         facts = collect(

@@ -427,19 +427,18 @@ def check_onnx(path: str | os.PathLike, fixed: bool = False) -> None:
     """LoadError if the file is no readable ONNX model, or, unless ``fixed``, has a dynamic shape."""
     model, name = read_onnx(path)
     if not fixed:
-        fixed_shapes(model, {}, 1, name)
+        fixed_shapes(model, {}, None, name)
 
 
 def fixed_shapes(
-    model, given: Mapping[str, Sequence[int]], batch: int, name: str
+    model, given: Mapping[str, Sequence[int]], batch: int | None, name: str
 ) -> dict[str, Sequence[int]]:
     """The shape of every input of a ModelProto: {input name: NCHW shape}.
 
-    given: those of inputs whose file leaves a dimension open; ``batch`` is used for an open first one.
-    Raises LoadError naming an input that stays open, or that does not fit.
+    given: those of inputs whose file leaves a dimension open; ``batch`` is used for an open first one
+    (None: 1). Raises LoadError naming an input that stays open, does not fit, or has another batch.
     """
-    if not _whole(batch) or batch < 1:
-        raise LoadError(f"batch is {batch!r}; use 1 or more")
+    check_batch(batch)
     if not isinstance(given, Mapping):
         raise LoadError(f"input_shapes is a {type(given).__name__}; give {{input name: shape}}")
     given = dict(given)
@@ -463,7 +462,7 @@ def fixed_shapes(
                     f"{tuple(d or '?' for d in dims)}"
                 )
         else:
-            shape = [batch, *dims[1:]] if dims and dims[0] <= 0 else dims
+            shape = [batch or 1, *dims[1:]] if dims and dims[0] <= 0 else dims
             if not kind.HasField("shape") or any(d <= 0 for d in shape):
                 raise LoadError(f"{name}: input {label} {_open(kind, shape, label)}")
         if prod(shape) > LARGEST:
@@ -475,7 +474,25 @@ def fixed_shapes(
         raise LoadError(f"{name}: input_shapes names {sorted(given)}, its inputs are {sorted(shapes)}")
     if not shapes:
         raise LoadError(f"{name} has no input")
+    check_batch(batch, shapes, name)
     return shapes
+
+
+def check_batch(
+    batch: int | None, shapes: Mapping[str, Sequence[int]] | None = None, name: str = ""
+) -> None:
+    """LoadError if ``batch`` is no number of samples, or one that no input has. shapes: {input: shape}."""
+    if batch is None:
+        return
+    if not _whole(batch) or batch < 1:
+        raise LoadError(f"batch is {batch!r}; use 1 or more")
+    if shapes and all(tuple(shape)[:1] != (batch,) for shape in shapes.values()):
+        first, shape = next(iter(shapes.items()))
+        label, whole = readable(first), ",".join(map(str, (batch, *shape[1:])))
+        raise LoadError(
+            f"{name}: input {label} has the shape {tuple(shape)}, the batch is to be {batch}; give the "
+            f"whole shape with input_shapes (--input-shapes on the command line), {label}:[{whole}]"
+        )
 
 
 def _whole(number) -> bool:

@@ -28,14 +28,14 @@ from .onnx_quantized import QUANTIZED, Normalized, is_quantized, normalize
 def load(
     model,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    batch: int = 1,
+    batch: int | None = None,
     outputs: Sequence[str] | None = None,
 ) -> Graph:
     """An ONNX model (a path or an ``onnx.ModelProto``) as a `Graph`.
 
     input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open; ``batch``
-    is used for an open first dimension. outputs: tensors (or nodes) at which the network ends; those of the
-    model. Raises LoadError, which names the node and the cure.
+    is used for an open first dimension (None: 1), another fixed one is refused. outputs: tensors (or nodes)
+    at which the network ends; those of the model. Raises LoadError, which names the node and the cure.
     """
     read, name = read_onnx(model)
     read = read if outputs is None else cut(read, outputs, name)
@@ -52,7 +52,7 @@ def load(
 
 
 def load_quantized(
-    model, input_shapes: Mapping[str, Sequence[int]] | None = None, batch: int = 1
+    model, input_shapes: Mapping[str, Sequence[int]] | None = None, batch: int | None = None
 ) -> tuple[Graph, Normalized]:
     """A quantized ONNX model as a `Graph` with ``fake_quant`` nodes, and what `onnx_quantized` kept of it.
 

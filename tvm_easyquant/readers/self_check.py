@@ -53,7 +53,7 @@ class SelfCheck:
     model: Any
     graph: Graph
     input_shapes: Mapping[str, Sequence[int]] | None = None
-    batch: int = 1
+    batch: int | None = None
     outputs: Sequence[str] | None = None
 
     def __call__(self, sample: Mapping[str, np.ndarray]) -> str | None:

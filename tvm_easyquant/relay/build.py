@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import deploy
 from ..errors import TargetError
 from ..files import replacing
 from ..network.graph import GraphError
@@ -349,19 +349,39 @@ CONSTANT = re.compile(r"p\d+")
 TVM_DTYPES = {"uint1": "bool"}
 
 
+class _Context:
+    """One graph executor of a library, for one call at a time."""
+
+    kept = False
+
+    def __init__(self, module):
+        self.module = module
+
+    def close(self) -> None:
+        self.module = None
+
+    def step(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        for name, array in feed.items():
+            self.module.set_input(name, array)
+        self.module.run()
+        return [self.module.get_output(i).numpy() for i in range(self.module.get_num_outputs())]
+
+
 class Executor:
     """A built library with its inputs and outputs by name.
 
-    ``executor(feed)`` takes {input: float32 NCHW array} and returns the outputs as a list. Threads may
-    share it; they take turns.
+    ``executor(feed)`` takes {input: float32 NCHW array}, or the array of the only input, and returns the
+    outputs as a list. Any number of threads may call it, and a child of fork, too: it has contexts as
+    `deploy.Program` has them. ``close()``, or the end of a ``with`` block, waits for calls that run.
     """
 
-    def __init__(self, library, device=None):
-        """library: a `Built`, or what ``relay.build`` or ``tvm.runtime.load_module`` returned."""
+    def __init__(self, library, device=None, *, contexts: int | None = None):
+        """library: a `Built`, or what ``relay.build`` or ``tvm.runtime.load_module`` returned. contexts:
+        the most calls at once; by default as many as keep the CPUs busy, one on a ``device`` elsewhere."""
         from tvm.contrib import graph_executor
 
         self.library = library = library.library if isinstance(library, Built) else library
-        self.device, self._alone = device or tvm.cpu(), threading.Lock()
+        self.device = device or tvm.cpu()
         self.module = graph_executor.GraphModule(library["default"](self.device))
         shapes, dtypes = self.module.get_input_info()
         constants = set(library.get_params()) if hasattr(library, "get_params") else None
@@ -370,8 +390,25 @@ class Executor:
             for name, shape in shapes.items()
             if not (CONSTANT.fullmatch(name) if constants is None else name in constants)
         }
+        self._runtime = deploy.Runtime(deploy.find_runtime())
+        self._threads = self._runtime.usual_threads
+        if contexts is None:
+            contexts = max(len(deploy.usable_cpus()) // self._threads, 1) if self.device == tvm.cpu() else 1
+        more = functools.partial(_another, library, self.module, self.device, self.inputs)
+        self._contexts = deploy.Contexts(more, contexts, _Context(self.module), "the executor", GraphError)
 
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the calls that run; a later call raises GraphError."""
+        self._contexts.close()
+
+    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
+        feed = deploy.the_inputs(feed, self.inputs, GraphError)
         for name in feed:
             if name not in self.inputs:
                 raise GraphError(f"there is no input {name}; the inputs are {sorted(self.inputs)}")
@@ -379,17 +416,40 @@ class Executor:
             array = feed.get(name)
             if array is None:
                 raise GraphError(f"input {name} is missing")
+            if not hasattr(array, "shape"):
+                raise GraphError(f"input {name} is a {type(array).__name__}; give a numpy array")
             if tuple(array.shape) != shape or str(array.dtype) != dtype:
-                raise GraphError(
-                    f"input {name} is {array.dtype} {tuple(array.shape)}, the model takes {dtype} {shape}"
-                )
-        with self._alone:  # the inputs and outputs are the executor's own
-            for name in self.inputs:
-                self.module.set_input(name, feed[name])
-            self.module.run()
-            return [self.module.get_output(i).numpy() for i in range(self.module.get_num_outputs())]
+                found, what = f"{array.dtype} {tuple(array.shape)}", deploy.cure(array, shape, dtype)
+                raise GraphError(f"input {name} is {found}, the model takes {dtype} {shape}{what}")
+        return self._run(lambda context: context.step(feed))
 
     def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
         """Times of ``repeat`` runs (each the mean of ``number``), after the inputs were set."""
-        timer = self.module.module.time_evaluator("run", self.device, number=number, repeat=repeat)
-        return [1e3 * float(t) for t in timer().results]
+
+        def timed(context: _Context) -> list[float]:
+            measure = context.module.module.time_evaluator("run", self.device, number=number, repeat=repeat)
+            return [1e3 * float(t) for t in measure().results]
+
+        return self._run(timed)
+
+    def _run(self, job):
+        """job(a context that nobody else runs)."""
+        context = self._contexts.take()
+        try:
+            return self._runtime.run(functools.partial(job, context), self._threads)
+        finally:
+            self._contexts.give(context)
+
+
+def _another(library, first, device, inputs) -> _Context:
+    """One more context of a library, with the weights of the ``first`` GraphModule, not copies of them."""
+    from tvm.contrib import graph_executor
+
+    whole = getattr(library, "module", library)  # what relay.build returns holds the module of the library
+    graph = whole["get_graph_json"]()
+    nodes = json.loads(graph)
+    names = [nodes["nodes"][i]["name"] for i in nodes["arg_nodes"]]
+    made = graph_executor.create(graph, whole, device)
+    if len(names) > len(inputs):
+        made.share_params(first, deploy.listed([name for name in names if name not in inputs]))
+    return _Context(made)

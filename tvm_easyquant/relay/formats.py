@@ -36,7 +36,7 @@ def load_model(
     path: str | os.PathLike,
     model_format: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    batch: int = 1,
+    batch: int | None = None,
 ) -> Graph:
     """A model file in one of tvmc's formats as a `Graph`; ONNX, too, by our own reader.
 

@@ -24,12 +24,12 @@ class Relay:
 
         return tvmc.formats()
 
-    def load(self, model, *, model_format=None, input_shapes=None, batch=1):
+    def load(self, model, *, model_format=None, input_shapes=None, batch=None):
         from .formats import load_model
 
         return load_model(model, model_format, input_shapes, batch)
 
-    def original(self, model, *, model_format=None, input_shapes=None, batch=1):
+    def original(self, model, *, model_format=None, input_shapes=None, batch=None):
         from . import formats, tvmc
         from .build import build_float
 
