@@ -8,6 +8,8 @@ import logging
 import platform
 import sys
 
+from topi_ext import cpu, isa
+
 from .. import __version__
 from .common import add_verb, print_json
 
@@ -53,6 +55,7 @@ def _doctor(args, host) -> int:
         "python": platform.python_version(),
         "platform": sys.platform,
         **found,
+        "flags_from": cpu.flags().source,
         "packages": {name: _version(name) for name in OPTIONAL},
         "saturation": saturation,
     }
@@ -68,6 +71,7 @@ def _doctor(args, host) -> int:
         f"versions  tvm_easyquant {facts['tvm_easyquant']}, TVM {machine['tvm']}, LLVM {machine['llvm']}, "
         f"Python {facts['python']}"
     )
+    print(f"features  {', '.join(isa.of_host())}; told by {facts['flags_from']}")
     print(f"linker    {facts['linker'] or 'none: tvmc compile needs one; install g++, or set CXX'}")
     for row in facts["rows"]:
         mark = "yes" if row["here"] else "no "
