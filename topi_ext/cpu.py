@@ -1,7 +1,7 @@
 """What this CPU has, asked of the CPU itself: by CPUID and XGETBV on x86, by the auxiliary vector on ARM.
 
-``/proc/cpuinfo`` shows the host's flags to a program that qemu emulates, and CPUID alone names registers that
-the operating system may not save. Names are Linux's, which `isa` and users know. No TVM here.
+``/proc/cpuinfo`` shows the host's flags to a program that qemu emulates, and CPUID alone names registers
+that the operating system may not save. Names are Linux's, which `isa` and users know. No TVM here.
 """
 
 from __future__ import annotations
@@ -46,18 +46,20 @@ OSXSAVE = 27  # bit of ecx of leaf 1: XGETBV may be asked
 #: names by bit of AT_HWCAP (16) and AT_HWCAP2 (26)
 HWCAP = {
     "aarch64": (
-        "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop "
-        "sha3 sm3 sm4 asimddp sha512 sve asimdfhm dit uscat ilrcpc flagm ssbs sb paca pacg",
-        "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm svebf16 "
-        "i8mm bf16 dgh rng bti mte",
+        "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc "
+        "dcpop sha3 sm3 sm4 asimddp sha512 sve asimdfhm dit uscat ilrcpc flagm ssbs sb paca pacg",
+        "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm "
+        "svebf16 i8mm bf16 dgh rng bti mte",
     ),
     "arm": (
-        "swp half thumb 26bit fastmult fpa vfp edsp java iwmmxt crunch thumbee neon vfpv3 vfpv3d16 tls vfpv4 "
-        "idiva idivt vfpd32 lpae evtstrm",
+        "swp half thumb 26bit fastmult fpa vfp edsp java iwmmxt crunch thumbee neon vfpv3 vfpv3d16 tls "
+        "vfpv4 idiva idivt vfpd32 lpae evtstrm",
         "aes pmull sha1 sha2 crc32 sb ssbs",
     ),
 }
 AT_HWCAP, AT_HWCAP2 = 16, 26
+#: whether this process has 32-bit pointers, which a 64-bit machine may run
+NARROW = struct.calcsize("P") == 4
 
 # void cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]), and uint64_t xcr0(void), of the System V ABI
 CODE = bytes.fromhex(
@@ -140,10 +142,10 @@ def flags() -> Flags:
     """The flags of this CPU, each only if the operating system saves the registers that it needs."""
     machine = platform.machine().lower()
     try:
-        if machine in ("x86_64", "amd64") and struct.calcsize("P") == 8 and hasattr(mmap, "PROT_EXEC"):
+        if machine in ("x86_64", "amd64") and not NARROW and hasattr(mmap, "PROT_EXEC"):
             return Flags(_by_cpuid(), "CPUID and XGETBV")
-        kind = "aarch64" if machine in ("aarch64", "arm64") else "arm" if machine.startswith("arm") else ""
-        if kind:
+        if machine.startswith(("aarch64", "arm")):
+            kind = "aarch64" if machine in ("aarch64", "arm64") and not NARROW else "arm"
             return Flags(_by_auxiliary_vector(HWCAP[kind]), "the auxiliary vector")
     except (OSError, AttributeError):
         found = _by_proc()

@@ -49,8 +49,8 @@ AVX512 = Vectors(
 class Isa:
     """One instruction set.
 
-    features: LLVM features a target must have; flags: what Linux calls them; mcpu: the plainest CPU that has
-    them, to cap every compiler alike; falls_back_to: the row whose kernels run here as well; arch: the
+    features: LLVM features a target must have; flags: what Linux calls them; mcpu: the plainest CPU that
+    has them, to cap every compiler alike; falls_back_to: the row whose kernels run here as well; arch: the
     first part of a target's triple, where a feature's name does not settle it.
 
     registers: vector registers; bits: of one; None: the multiply has no vectors (AMX). tiles: what a kernel
@@ -137,9 +137,9 @@ ISAS = {
 
 
 def arch_of(triple: str) -> str:
-    """The architecture of an LLVM triple, in Linux's spelling; of this machine if there is none."""
+    """The architecture of an LLVM triple, in Linux's spelling; of this process if there is none."""
     arch = triple.split("-", maxsplit=1)[0] or platform.machine()
-    if arch.startswith(("armv7", "thumbv7")):
+    if arch.startswith(("armv7", "armv8l", "thumbv7")) or (not triple and arch == "aarch64" and cpu.NARROW):
         return "armv7"
     return {"arm64": "aarch64", "amd64": "x86_64"}.get(arch.lower(), arch)
 

@@ -11,7 +11,6 @@ import ctypes
 import json
 import re
 import sys
-import tarfile
 import tempfile
 import weakref
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import package
 from .errors import DeployError
 
 NAME = "libtvm_runtime.so"
@@ -158,19 +158,24 @@ class Program:
     is {name: (shape, element type)}.
 
     path: ``net.so`` of ``export_library`` or ``net.tar`` of ``tvmc-easyquant compile``; runtime: a
-    ``libtvm_runtime.so`` of the TVM that compiled it, by default that of the installed one. As many threads
-    run as the environment's TVM_NUM_THREADS says. Raises DeployError.
+    ``libtvm_runtime.so`` of the TVM that compiled it, by default that of the installed one; isa: the row of
+    `topi_ext.isa` whose variant to take (``variant`` says which was taken; see `package.choose`). As many
+    threads run as the environment's TVM_NUM_THREADS says. Raises DeployError.
     """
 
-    def __init__(self, path, runtime=None):
+    def __init__(self, path, runtime=None, isa: str | None = None):
         path = Path(path).resolve()  # what has no folder, the linker looks for elsewhere
         if not path.exists():
             raise DeployError(f"{path} does not exist")
+        chosen = package.choose(path, isa)  # before any code of it runs
+        self.variant = chosen.name
+        if chosen.note:
+            package.LOG.warning(chosen.note)
         self._tvm = _Runtime(Path(runtime) if runtime is not None else find_runtime())
         device, modules = _Device(CPU, 0), []
-        if tarfile.is_tarfile(path):
+        if chosen.archive:
             with tempfile.TemporaryDirectory() as folder:
-                graph, parameters = self._unpack(path, Path(folder))
+                graph, parameters = chosen.unpack(Path(folder))
                 modules.append(self._tvm.load(Path(folder) / "mod.so"))
             create = self._tvm.function(None, "tvm.graph_executor.create")
             modules.append(self._tvm.call(create, graph, (MODULE, modules[0]), CPU, 0))
@@ -193,23 +198,6 @@ class Program:
                 handle = self._tvm.call(self._input, name)
                 self.inputs[name] = self._tvm.array(handle)
                 self._tvm.free(handle)
-
-    @staticmethod
-    def _unpack(path, folder):
-        """mod.so into the folder; the graph and the parameters."""
-        with tarfile.open(path) as archive:
-
-            def read(name: str) -> bytes:
-                try:
-                    file = archive.extractfile(name)
-                except KeyError as error:
-                    raise DeployError(f"{path} is no archive of tvmc compile: {error.args[0]}") from None
-                if file is None:
-                    raise DeployError(f"{path} is no archive of tvmc compile: {name!r} is no file in it")
-                return file.read()
-
-            (folder / "mod.so").write_bytes(read("mod.so"))
-            return read("mod.json").decode(), read("mod.params")
 
     def set_inputs(self, feed: Mapping[str, np.ndarray]) -> None:
         """Copy every input in; DeployError names one that is missing, unknown, of another shape or type."""

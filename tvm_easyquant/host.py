@@ -174,7 +174,9 @@ class Host(Protocol):
     ) -> Built:
         """Compile an integer module with our kernels, or, without ``lower``, any module without them.
 
-        outputs: their names, if the caller knows them. Raises TargetError.
+        target: also a list of rows of `topi_ext.isa`: a network for each and a package of them all, which
+        runs as the best that this CPU runs. outputs: their names, if the caller knows them. Raises
+        TargetError, and KernelError for a name that is no row.
         """
 
     def build_float(self, module: Module, target: Target = None) -> Built:
