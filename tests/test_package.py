@@ -401,6 +401,20 @@ def test_compile_writes_what_python_exports_and_run_takes_the_best(made):
         assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("verb", ["benchmark", "evaluate"])
+def test_what_is_built_for_another_cpu_is_not_measured_here(made, verb):
+    """It ended with SIGILL."""
+    folder, _, _ = made
+    if isa.host_has("avx512bw"):
+        pytest.skip("this CPU has AVX-512")
+    np.savez(folder / "labelled.npz", images=np.load(folder / "in.npz")["x"], labels=np.zeros(1, np.int64))
+    data = ["--data", "labelled.npz"] if verb == "evaluate" else []
+    words = [verb, "net.onnx", "--table", "net.json", *data, "--target", "llvm -mcpu=skylake-avx512"]
+    done = command(*words, cwd=folder)
+    assert done.returncode == 4 and "cannot run here: it needs avx512f, which this CPU lacks" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_stock_tvmc_runs_a_package_of_one_variant(made):
     folder, _, _ = made
     stock = [sys.executable, "-W", "ignore", "-m", "tvm.driver.tvmc", "run", "generic.tar", "--inputs", "in.npz",

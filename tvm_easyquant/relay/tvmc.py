@@ -403,7 +403,7 @@ class _InFull(argparse.Action):
     """An option that we take out of the command line before tvmc sees it; what is left is abbreviated."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        parser.error(f"write {self.option_strings[0]} in full")
+        raise UserError(f"write {self.option_strings[0]} in full")
 
 
 #: verb of tvmc's -> {option of ours: (metavar, help)}
