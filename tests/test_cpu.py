@@ -108,6 +108,21 @@ def test_the_bits_of_arm_are_linux_s(kind, triple):
     assert checked > 20
 
 
+def test_every_flag_that_a_row_or_a_feature_asks_for_is_one_that_the_cpu_can_tell():
+    """One that it cannot would be lacking everywhere."""
+    x86 = {name for bits in cpu.CPUID.values() for name in bits.values()}
+    told = {"x86_64": x86} | {
+        arch: set(" ".join(cpu.HWCAP[kind]).split())
+        for arch, kind in (("aarch64", "aarch64"), ("armv7", "arm"))
+    }
+    for row in isa.ISAS.values():
+        arch = row.arch or isa.X86
+        assert set(row.flags) <= told[arch], row.name
+        assert {isa.flag_names(arch)[feature] for feature in row.features} == set(row.flags), row.name
+    for arch, names in told.items():
+        assert set(isa.flag_names(arch).values()) <= names, arch
+
+
 # -- what is said of it
 
 

@@ -331,12 +331,15 @@ def command(*words, cwd, env=None, emulator=()):
     )  # fmt: skip
 
 
-def test_a_network_built_for_a_fleet_runs_as_the_best_of_it(made, monkeypatch):
+def test_a_network_built_for_a_fleet_runs_as_the_best_of_it(made):
+    import tvm_easyquant as eq
+
     folder, q, fleet = made
     x, want = {"x": np.load(folder / "in.npz")["x"]}, np.load(folder / "want.npy")
     best = next(row for row in ROWS if isa.host_has(row))
     assert fleet.best is fleet.variants[best] and fleet.inputs == {"x": ((1, 3, 8, 8), "float32")}
     np.testing.assert_array_equal(fleet(x)[0], want)
+    np.testing.assert_array_equal(eq.Executor(fleet)(x)[0], want)
     assert [built.variant.name for built in fleet.variants.values()] == ROWS
     assert "avx2" in fleet.variants["avx2"].variant.needs.features
     for row, built in fleet.variants.items():

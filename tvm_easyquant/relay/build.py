@@ -319,6 +319,9 @@ class Fleet:
             raise AttributeError(name)
         return getattr(self.best, name)
 
+    def __getitem__(self, name: str):
+        return self.best[name]
+
     def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return self.best(feed)
 
