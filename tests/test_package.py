@@ -486,3 +486,45 @@ def test_another_cpu_takes_what_it_runs_and_is_never_killed(made, name, said):
     assert [line.split(":")[0] for line in lines] == said
     for line in lines[2:] if name == "Nehalem" else ():
         assert "compiled for avx2" in line and "avx2, bmi" in line and line.endswith("it has generic")
+
+
+HERE = """
+import numpy as np
+import tvm_easyquant as eq
+from topi_ext import isa
+from tvm_easyquant.errors import TargetError
+module = eq.rewrite(eq.load("net.onnx"), eq.ScaleTable.load("net.json"))
+x = {"x": np.load("in.npz")["x"]}
+built = eq.build(module)
+print(isa.of_host(), built.variant.name, np.array_equal(built(x)[0], np.load("want.npy")))
+try:
+    eq.build(module, isa.ISAS["avx2"].target)(x)
+except TargetError as error:
+    print(error)
+"""
+
+
+@pytest.mark.ci
+@pytest.mark.skipif(QEMU is None, reason="no qemu-x86_64 here to be another CPU")
+def test_this_cpu_is_the_emulated_one_where_a_network_is_built_and_run(made):
+    """TVM itself under qemu: "this CPU" left out nothing of the host's, whose flags /proc/cpuinfo showed."""
+    folder, _, _ = made
+    done = subprocess.run(
+        [QEMU, "-cpu", "Nehalem", sys.executable, "-W", "ignore", "-c", HERE], cwd=folder, capture_output=True,
+        text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+    )  # fmt: skip
+    assert done.returncode == 0, (done.returncode == -signal.SIGILL, done.stderr)
+    first, second = done.stdout.splitlines()
+    assert first == "['generic'] generic True"
+    assert "it needs avx, avx2, bmi, " in second and second.endswith("it has generic")
+
+
+@pytest.mark.ci
+@pytest.mark.skipif(QEMU is None, reason="no qemu-x86_64 here to be another CPU")
+def test_the_verb_run_on_another_cpu(made):
+    folder, _, _ = made
+    emulator = [QEMU, "-cpu", "Nehalem"]
+    run = ["run", "fleet.tar", "-v", "--inputs", "in.npz", "-o", "nehalem.npz"]
+    done = command(*run, cwd=folder, emulator=emulator)
+    assert done.returncode == 0 and "fleet.tar: variant generic" in done.stderr, done.stderr
+    np.testing.assert_array_equal(np.load(folder / "nehalem.npz")["output_0"], np.load(folder / "want.npy"))
