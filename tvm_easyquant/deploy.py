@@ -163,7 +163,7 @@ class Program:
     threads run as the environment's TVM_NUM_THREADS says. Raises DeployError.
     """
 
-    def __init__(self, path, runtime=None, isa: str | None = None):
+    def __init__(self, path, runtime=None, *, isa: str | None = None):
         path = Path(path).resolve()  # what has no folder, the linker looks for elsewhere
         if not path.exists():
             raise DeployError(f"{path} does not exist")
