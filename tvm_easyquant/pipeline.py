@@ -344,6 +344,7 @@ class _Judge:
     def __init__(self, host: Host, graph, fp32, evaluation: Evaluation, progress):
         self.host, self.graph, self.progress = host, graph, progress
         self.target = host.target(evaluation.target)
+        host.check_cpu(self.target)
         self.data, metric = labelled.load(evaluation.data), evaluation.metric
         self.metric = _evaluate.top(1) if metric is None else metric
         self.batch = next(iter(graph)).shape[0]

@@ -373,7 +373,7 @@ class Profile:
     def __init__(self, built: Built, feed: Mapping[str, np.ndarray]):
         from tvm.contrib.debugger import debug_executor
 
-        check_cpu(built)
+        _check_library(built)
         self._layers, library = [layer.name for layer in built.layers], built.library
         text, params = library.get_graph_json(), library.get_params()
         self._sizes = _sizes(json.loads(text), params, library.function_metadata)
@@ -428,14 +428,19 @@ CONSTANT = re.compile(r"p\d+")
 TVM_DTYPES = {"uint1": "bool"}
 
 
-def check_cpu(library) -> None:
-    """TargetError if this CPU lacks what the code of a `Built`, or what ``relay.build`` made, may use."""
-    targets = library.target if isinstance(library, Built) else getattr(library, "target", ())
+def check_cpu(target) -> None:
+    """TargetError if this CPU lacks what code for a ``tvm.target.Target`` may use."""
+    refusal = artefact.needs(target).refusal
+    if refusal:
+        raise TargetError(f"the code for target '{target}' cannot run here: it {refusal}")
+
+
+def _check_library(library) -> None:
+    """The same of a `Built`, or of what ``relay.build`` made; a library that was loaded does not say."""
+    targets = getattr(library, "target", ())
     for target in (targets,) if isinstance(targets, tvm.target.Target) else targets:
         if isinstance(target, tvm.target.Target) and target.kind.name == "llvm":
-            refusal = artefact.needs(target).refusal
-            if refusal:
-                raise TargetError(f"the code for target '{target}' cannot run here: it {refusal}")
+            check_cpu(target)
 
 
 class Executor:
@@ -449,7 +454,7 @@ class Executor:
         """library: a `Built`, or what ``relay.build`` or ``tvm.runtime.load_module`` returned."""
         from tvm.contrib import graph_executor
 
-        check_cpu(library)
+        _check_library(library)
         self.library = library = library.library if isinstance(library, Built) else library
         self.device, self._alone = device or tvm.cpu(), threading.Lock()
         self.module = graph_executor.GraphModule(library["default"](self.device))

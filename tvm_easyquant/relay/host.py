@@ -86,6 +86,11 @@ class Relay:
 
         return cpu_target(text)
 
+    def check_cpu(self, target):
+        from .build import check_cpu
+
+        check_cpu(target)
+
     def linker(self, name=None):
         from tvm.contrib.cc import get_cc
 
