@@ -142,6 +142,9 @@ class Numpy:
             raise TargetError(f"target {text!r} is not numpy")
         return "numpy"
 
+    def check_cpu(self, target):
+        pass
+
     def linker(self, name=None):
         return None
 

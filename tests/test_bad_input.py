@@ -21,7 +21,8 @@ import pytest
 from test_cli import tvmc
 
 pytest.importorskip("tvm")
-from tvm_easyquant import ScaleTable, cli, load_onnx
+from topi_ext import isa
+from tvm_easyquant import ScaleTable, cli, load_onnx, package
 from tvm_easyquant.writers.qdq import to_qdq
 
 Q = ["quantize", "net.onnx", "--calibration", "images.npz", "-o", "out.json"]
@@ -44,6 +45,19 @@ def verify(*arguments):
 
 def compile_with(table="table.json", model="net.onnx", output="n.tar", *rest):
     return ["compile", model, "-o", output, "--target", f"easyquant -table={table}, llvm", *rest]
+
+
+def fleet_of(rows, *rest, model="net.onnx", table="table.json", output="n.tar"):
+    return [
+        "compile",
+        model,
+        "-o",
+        output,
+        "--table",
+        table,
+        *(["--isa", rows] if rows is not None else []),
+        *rest,
+    ]
 
 
 def run_with(archive="good.tar", inputs="images.npz", *rest):
@@ -211,6 +225,22 @@ CASES = {
     "a metric and nothing to judge": ([*Q, "--metric", "json:loads"], "--metric judges labelled data: give --eval", 4),
     "a metric that wants none": (["evaluate", "net.onnx", "--table", "table.json", "--data", "images.npz",
                                   "--metric", "os:getcwd"], r"os:getcwd.*arguments \(outputs, label\)", 4),
+    "compile: an instruction set that is none": (fleet_of("avx2,AVX512"), "no instruction set 'AVX512'; use generic, avx2,", 4),
+    "compile: no instruction set": (fleet_of(""), "no instruction set ''; use generic", 4),
+    "compile: two architectures": (fleet_of("avx2,neon"), "avx2, neon are of aarch64 and x86_64", 4),
+    "compile: --isa without a table": (["compile", "net.onnx", "-o", "n.tar", "--isa", "generic"], "give --table FILE", 4),
+    "compile: --isa and --target": (fleet_of("generic", "--target", "llvm"), "both say for which CPU; give one", 4),
+    "compile: two tables": (fleet_of(None, "--target", "easyquant -table=table.json, llvm"), "both name a table; give one", 4),
+    "compile: no such table": (fleet_of("generic", table="no.json"), "cannot read the scale table no.json", 4),
+    "compile: a quotation mark": (fleet_of("generic", table='a"b.json'), "no path with a quotation mark", 4),
+    "compile: code of several": (fleet_of("generic,avx2", "--dump-code", "asm"), "name one instruction set with --isa", 4),
+    "compile: a fleet over its table": (fleet_of("generic", output="table.json"), "it is also an input", 4),
+    "compile: a fleet of another model": (fleet_of("generic,avx2", model="other.onnx"), "made for another model", 4),
+    "compile: an option cut short": (["compile", "net.onnx", "--tabl", "table.json"], "error: write --table in full", 4),
+    "run: an instruction set that is none": (run_with("record.tar", "images.npz", "--isa", "avx"), "isa is 'avx'; use one of generic", 4),
+    "run: a variant that is missing": (run_with("record.tar", "images.npz", "--isa", "neon"), "record.tar has no variant neon.*it has generic", 4),
+    "run: a record from a newer version": (run_with("newer.tar"), "newer.tar: its easyquant.json has version 2, .*install a newer", 4),
+    "run: a variant without its code": (run_with("hollow.tar"), "hollow.tar is no archive of tvmc compile: .*mod.so", 4),
     "run: no archive": (run_with("no.tar"), "no.tar does not exist", 4),
     "run: text": (run_with("text.onnx"), "Could not read model from archive text.onnx", 4),
     "run: an archive of something else": (run_with("other.tar"), "Couldn't find exported library", 4),
@@ -244,6 +274,18 @@ CASES = {
     "ncnn: a text": (["import-ncnn", "net.onnx", "--ncnn", "text.onnx", "-o", "x.json"], "text.onnx, line 1: could not convert", 4),
     "ncnn: another model": (["export-ncnn", "other.onnx", "--table", "table.json", "-o", "x"], "made for another model", 4),
 }  # fmt: skip
+
+
+def packages(folder):
+    """Packages of one variant, which hold no network: none of these is ever loaded."""
+    variant = package.Variant("generic", package.Needs("generic", isa.arch_of(""), ()), "llvm", "0.19.0")
+    contents = dict.fromkeys(package.FILES, b"nothing")
+    whole = package.packed("1.0", [package.Compiled(variant, "", contents)])
+    (folder / "record.tar").write_bytes(whole)
+    (folder / "newer.tar").write_bytes(whole.replace(b'"version": 1', b'"version": 2'))
+    with tarfile.open(folder / "record.tar") as tar:
+        record = tar.extractfile("easyquant.json").read()
+    (folder / "hollow.tar").write_bytes(package.archive({"easyquant.json": record}))
 
 
 class Evil:
@@ -359,6 +401,7 @@ def folder(tmp_path_factory):
     archive(folder / "climbs.tar", "../../stolen")
     archive(folder / "absolute.tar", str(folder / "stolen"))
     archive(folder / "link.tar", "mod.so", tarfile.SYMTYPE)
+    packages(folder)
     (folder / "cpu.log").write_text(RECORD)
     made = tvmc("quantize", "net.onnx", "--calibration", "images.npz", "-o", "table.json", "--method",
                 "minmax", cwd=folder)  # fmt: skip

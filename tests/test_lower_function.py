@@ -107,7 +107,7 @@ def test_a_function_behind_a_layer_is_part_of_it(name, limits):
     rank = 4 if limits == (0, 255) else 1
     y = quantize(written(dequantize(accumulator(variable("x")), UNIT), FUSED[name], rank), *limits)
     layers, names, executor = lowered(y)
-    assert names == ["easyquant.conv2d"] and len(layers) == 1
+    assert len(layers) == 1 and names == [f"easyquant.conv2d.{layers[0].choice.kernel.isa}"]
     wanted = requantized(ACC, UNIT, FUSED[name], *limits)
     np.testing.assert_array_equal(run(executor, x=DATA), wanted)
     assert len(np.unique(wanted)) > 20
@@ -152,7 +152,8 @@ def test_a_function_of_a_sum_is_part_of_the_add(name, own):
     stored = DATA
     if own is not None:
         stored = reference.requantize(ACC, reference.multiplier(1, UNIT, OWN), 9, 1, 254)
-    assert names == ["easyquant.add" if own is None else "easyquant.conv2d_add"]
+    row = "" if own is None else layers[0].choice.kernel.isa
+    assert names == ["easyquant.add" if own is None else f"easyquant.conv2d_add.{row}"]
     assert [layer.spec.residual.own_first for layer in layers] == ([] if own is None else [own == 0])
     form = function.of_sum(FORMS[name])
     wanted = reference.add(stored, BESIDE, *A, *B, SCALE, ZERO, 0, 200, form)

@@ -376,7 +376,7 @@ def test_lowering_leaves_no_qnn_op_and_says_what_it_chose(monkeypatch):
     relay.analysis.post_order_visit(
         lowered["main"], lambda e: names.add(e.op.name) if isinstance(e, relay.Call) else None
     )
-    assert not any(n.startswith("qnn.") for n in names) and "easyquant.conv2d_add" in names
+    assert not any(n.startswith("qnn.") for n in names) and "easyquant.conv2d_add.avx2" in names
     kernels = [layer.choice.kernel.name for layer in lower.layers]
     assert [layer.spec.in_channels for layer in lower.layers] == [3, 8, 8, 8, 8, 20, 16, 16]
     assert len(kernels) == 8 and "depthwise_avx2" in kernels and "direct_avx2_d2" in kernels

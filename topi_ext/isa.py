@@ -6,13 +6,12 @@ To add one: a row in `ISAS`, its multiply in `targets` (a file of its own for a 
 
 from __future__ import annotations
 
-import functools
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
+from . import cpu
 from .errors import KernelError
 
 
@@ -50,8 +49,8 @@ AVX512 = Vectors(
 class Isa:
     """One instruction set.
 
-    features: LLVM features a target must have; flags: of /proc/cpuinfo; mcpu: the plainest CPU that has
-    them, to cap every compiler alike; falls_back_to: the row whose kernels run here as well; arch: the
+    features: LLVM features a target must have; flags: what Linux calls them; mcpu: the plainest CPU that
+    has them, to cap every compiler alike; falls_back_to: the row whose kernels run here as well; arch: the
     first part of a target's triple, where a feature's name does not settle it.
 
     registers: vector registers; bits: of one; None: the multiply has no vectors (AMX). tiles: what a kernel
@@ -97,6 +96,8 @@ class Isa:
         raise KernelError(f"{self.name} has no instructions for vectors of {bits} bits")
 
 
+#: the architecture of the rows that name none and fall back on another
+X86 = "x86_64"
 ISAS = {
     row.name: row
     for row in (
@@ -136,9 +137,9 @@ ISAS = {
 
 
 def arch_of(triple: str) -> str:
-    """The architecture of an LLVM triple, in Linux's spelling; of this machine if there is none."""
+    """The architecture of an LLVM triple, in Linux's spelling; of this process if there is none."""
     arch = triple.split("-", maxsplit=1)[0] or platform.machine()
-    if arch.startswith(("armv7", "thumbv7")):
+    if arch.startswith(("armv7", "armv8l", "thumbv7")) or (not triple and arch == "aarch64" and cpu.NARROW):
         return "armv7"
     return {"arm64": "aarch64", "amd64": "x86_64"}.get(arch.lower(), arch)
 
@@ -168,15 +169,27 @@ def best(has_feature: Callable[[str], bool], arch: str) -> str:
     return longest[0]
 
 
-@functools.cache
+def named(names: str | Iterable[str]) -> list[Isa]:
+    """The rows of these names, or of a text with commas, in order and each once.
+
+    Raises KernelError for a name that is none, with the list of those that there are, and for rows of two
+    architectures: there is no CPU, and no package, of both.
+    """
+    found: dict[str, Isa] = {}
+    for name in [part.strip() for part in names.split(",")] if isinstance(names, str) else names:
+        if name not in ISAS:
+            raise KernelError(f"there is no instruction set {name!r}; use {', '.join(ISAS)}")
+        found[name] = ISAS[name]
+    archs = sorted({row.arch or (X86 if row.falls_back_to else arch_of("")) for row in found.values()})
+    if len(archs) != 1:
+        why = f"{', '.join(found)} are of {' and '.join(archs)}" if found else "none is named"
+        raise KernelError(f"instruction sets are of one architecture: {why}; use some of {', '.join(ISAS)}")
+    return list(found.values())
+
+
 def host_flags() -> frozenset[str]:
-    """The CPU flags of this machine as Linux names them; empty elsewhere."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
-    return frozenset(lines[0].split(":", 1)[1].split()) if lines else frozenset()
+    """The CPU's flags that the system enabled, as Linux names them (`cpu.flags`); empty if nobody says."""
+    return cpu.flags().names
 
 
 def host_has(name: str) -> bool:
@@ -184,25 +197,63 @@ def host_has(name: str) -> bool:
     return set(ISAS[name].flags) <= host_flags()
 
 
-#: LLVM's features of x86 whose instructions a compiler may choose by itself -> the flag of /proc/cpuinfo
+def of_host() -> list[str]:
+    """The rows that this machine runs, the plainest first."""
+    arch = arch_of("")
+    return [row.name for row in ISAS.values() if row.arch in ("", arch) and host_has(row.name)]
+
+
+#: LLVM's features of x86 whose instructions a compiler may choose by itself -> the flag of Linux
 FLAG_OF = {
     **{name: name for name in (
         "adx", "avx", "avx2", "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512ifma", "avx512vbmi",
-        "avx512vl", "bmi2", "f16c", "fma", "fma4", "gfni", "movbe", "popcnt", "sse4a", "tbm", "vaes",
-        "vpclmulqdq", "xop",
+        "avx512vl", "bmi2", "f16c", "fma", "fma4", "gfni", "movbe", "popcnt", "sse4a", "ssse3", "tbm",
+        "vaes", "vpclmulqdq", "xop",
     )},
     "avx512bf16": "avx512_bf16", "avx512bitalg": "avx512_bitalg", "avx512fp16": "avx512_fp16",
     "avx512vbmi2": "avx512_vbmi2", "avx512vnni": "avx512_vnni", "avx512vpopcntdq": "avx512_vpopcntdq",
     "avx512vp2intersect": "avx512_vp2intersect", "avxvnni": "avx_vnni", "avxifma": "avx_ifma",
+    "avxvnniint8": "avx_vnni_int8", "avxvnniint16": "avx_vnni_int16", "avxneconvert": "avx_ne_convert",
     "amx-bf16": "amx_bf16", "amx-int8": "amx_int8", "amx-tile": "amx_tile", "bmi": "bmi1", "lzcnt": "abm",
-    "sha": "sha_ni", "sse4.1": "sse4_1", "sse4.2": "sse4_2",
+    "sha": "sha_ni", "sse3": "pni", "sse4.1": "sse4_1", "sse4.2": "sse4_2",
+}  # fmt: skip
+#: the same of ARM, by architecture
+FLAG_OF_ARM = {
+    "aarch64": {
+        "bf16": "bf16", "complxnum": "fcma", "crc": "crc32", "dotprod": "asimddp", "fp16fml": "asimdfhm",
+        "fptoint": "frint", "fullfp16": "asimdhp", "i8mm": "i8mm", "jsconv": "jscvt", "lse": "atomics",
+        "neon": "asimd", "rcpc": "lrcpc", "rdm": "asimdrdm", "sha3": "sha3", "sve": "sve", "sve2": "sve2",
+    },
+    "armv7": {
+        "hwdiv": "idivt", "hwdiv-arm": "idiva", "neon": "neon", "vfp3d16": "vfpv3", "vfp4d16": "vfpv4",
+    },
 }  # fmt: skip
 
 
+def flag_names(arch: str) -> Mapping[str, str]:
+    """LLVM's features of ``arch`` that decide whether code runs -> what Linux calls them."""
+    return FLAG_OF if arch == X86 else FLAG_OF_ARM.get(arch, {})
+
+
 def lacking(features: Iterable[str]) -> list[str]:
-    """Those of an x86 CPU's LLVM ``features`` that this machine lacks although it calls itself that CPU: a
+    """Those of a CPU's LLVM ``features`` that this machine lacks although it calls itself that CPU: a
     virtual machine may hide instructions of its host. Without avx512f nothing of AVX-512 is named."""
     if not host_flags():
         return []
-    missing = sorted(f for f in features if f in FLAG_OF and FLAG_OF[f] not in host_flags())
+    names = flag_names(arch_of(""))
+    missing = sorted(f for f in features if f in names and names[f] not in host_flags())
     return [f for f in missing if f == "avx512f" or not (f.startswith("avx512") and "avx512f" in missing)]
+
+
+def refusal(features: Iterable[str], arch: str) -> str:
+    """Why code of ``arch`` that may use these LLVM features cannot run here, as the end of a sentence that
+    begins with what it is; "" if it can, or if nobody says what this CPU has."""
+    here = arch_of("")
+    if arch != here:
+        return f"was made for another architecture: its code is {arch}'s, this machine's CPU is {here}"
+    known = flag_names(arch)
+    missing = lacking(features) + [f for f in sorted(features) if f not in known and host_flags()]
+    if not missing:
+        return ""
+    has = ", ".join(of_host())
+    return f"needs {', '.join(missing)}, which this CPU lacks; of the instruction sets it has {has}"

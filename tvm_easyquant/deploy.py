@@ -23,7 +23,6 @@ import queue
 import re
 import struct
 import sys
-import tarfile
 import tempfile
 import threading
 import time
@@ -35,6 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import package
 from .errors import DeployError
 
 NAME = "libtvm_runtime.so"
@@ -481,24 +481,37 @@ class Program:
     the end of a ``with`` block, waits for the calls that run and frees the network.
 
     path: ``net.so`` of ``export_library`` or ``net.tar`` of ``tvmc-easyquant compile``; runtime: a
-    ``libtvm_runtime.so`` of the TVM that compiled it, by default that of the installed one. contexts: the
-    most calls at once, each of which needs one; by default as many as keep the CPUs busy. They are made
+    ``libtvm_runtime.so`` of the TVM that compiled it, by default that of the installed one; isa: the row of
+    `topi_ext.isa` whose variant to take (``variant`` says which was taken; see `package.choose`). contexts:
+    the most calls at once, each of which needs one; by default as many as keep the CPUs busy. They are made
     when they are needed first. threads: of each call, at most the CPUs that the process may use; by default
     what the environment's TVM_NUM_THREADS says, else TVM's own number. Raises DeployError.
     """
 
-    def __init__(self, path, runtime=None, *, contexts: int | None = None, threads: int | None = None):
+    def __init__(
+        self,
+        path,
+        runtime=None,
+        *,
+        isa: str | None = None,
+        contexts: int | None = None,
+        threads: int | None = None,
+    ):
         for what, number in (("contexts", contexts), ("threads", threads)):
             if number is not None and (type(number) is not int or number < 1):
                 raise DeployError(f"{what} is {number!r}; use 1 or more")
         path = Path(path).resolve()  # what has no folder, the linker looks for elsewhere
         if not path.exists():
             raise DeployError(f"{path} does not exist")
+        chosen = package.choose(path, isa)  # before any code of it runs
+        self.variant = chosen.name
+        if chosen.note:
+            package.LOG.warning(chosen.note)
         self._tvm = Runtime(Path(runtime) if runtime is not None else find_runtime())
         device, modules = _Device(CPU, 0), []
-        if tarfile.is_tarfile(path):
+        if chosen.archive:
             with tempfile.TemporaryDirectory() as folder:
-                graph, parameters = self._unpack(path, Path(folder))
+                graph, parameters = chosen.unpack(Path(folder))
                 modules.append(self._tvm.load(Path(folder) / "mod.so"))
             create = self._tvm.function(None, "tvm.graph_executor.create")
             modules.append(self._tvm.call(create, graph, (MODULE, modules[0]), CPU, 0))
@@ -528,23 +541,6 @@ class Program:
         library.TVMObjectRetain(ctypes.c_void_p(modules[-1]))
         self._free = weakref.finalize(self, _free, library, (), (), modules)
         self._free.atexit = False
-
-    @staticmethod
-    def _unpack(path, folder):
-        """mod.so into the folder; the graph and the parameters."""
-        with tarfile.open(path) as archive:
-
-            def read(name: str) -> bytes:
-                try:
-                    file = archive.extractfile(name)
-                except KeyError as error:
-                    raise DeployError(f"{path} is no archive of tvmc compile: {error.args[0]}") from None
-                if file is None:
-                    raise DeployError(f"{path} is no archive of tvmc compile: {name!r} is no file in it")
-                return file.read()
-
-            (folder / "mod.so").write_bytes(read("mod.so"))
-            return read("mod.json").decode(), read("mod.params")
 
     def __enter__(self) -> Program:
         return self

@@ -166,6 +166,9 @@ class Host(Protocol):
     def target(self, text: str | Target | None = None) -> Target:
         """A target, checked to be a CPU that the compiler knows; TargetError says what to name instead."""
 
+    def check_cpu(self, target: Target) -> None:
+        """TargetError, which names what this CPU lacks, if code for ``target`` may not run on it."""
+
     def linker(self, name: str | None = None) -> str | None:
         """The program that links: ``name``, if it is here (else TuneError), or the one found, or None."""
 
@@ -174,7 +177,9 @@ class Host(Protocol):
     ) -> Built:
         """Compile an integer module with our kernels, or, without ``lower``, any module without them.
 
-        outputs: their names, if the caller knows them. Raises TargetError.
+        target: also a list of rows of `topi_ext.isa`: a network for each and a package of them all, which
+        runs as the best that this CPU runs. outputs: their names, if the caller knows them. Raises
+        TargetError, and KernelError for a name that is no row.
         """
 
     def build_float(self, module: Module, target: Target = None) -> Built:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from topi_ext import isa as rows
+
 from .errors import LoadError
 from .host import Built, Host, installed
 from .measure import accuracy as _evaluate
@@ -94,9 +96,17 @@ class Quantized:
             )
         return rows
 
-    def build(self, target=None, *, lower: bool = True) -> Built:
-        """Compile for ``target`` (default: this CPU); see `Host.build`."""
+    def build(self, target=None, *, lower: bool = True, isa: str | Sequence[str] | None = None) -> Built:
+        """Compile for ``target`` (default: this CPU), or for rows of `topi_ext.isa`; see `Host.build`.
+
+        isa: names, as a list or with commas, instead of a target: ``q.build(isa=["avx2", "generic"])``
+        exports one package with a variant for each, and runs as the best of them that this CPU runs.
+        """
         host = self.host or installed()
+        if isa is not None:
+            if target is not None:
+                raise ConfigError("target and isa both say for which CPU; give one of them")
+            target = [row.name for row in rows.named(isa)]
         return host.build(self.module, target, lower=lower, outputs=self.graph.outputs)
 
     def to_onnx(self, path: str | os.PathLike) -> None:
@@ -341,6 +351,7 @@ class _Judge:
     def __init__(self, host: Host, graph, fp32, evaluation: Evaluation, progress):
         self.host, self.graph, self.progress = host, graph, progress
         self.target = host.target(evaluation.target)
+        host.check_cpu(self.target)
         self.data, metric = labelled.load(evaluation.data), evaluation.metric
         self.metric = _evaluate.top(1) if metric is None else metric
         self.batch = next(iter(graph)).shape[0]

@@ -5,14 +5,17 @@ way to take an operator out again; nothing of TVM's own is changed). Importing r
 worker processes get a task with its functions inside.
 
 ==========================  ==================================================================
-easyquant.conv2d            data, packed weight, bias, multiplier -> `problem.ConvSpec`'s output
-easyquant.conv2d_add        the same and a residual tensor
+easyquant.conv2d.ROW        data, packed weight, bias, multiplier -> `problem.ConvSpec`'s output
+easyquant.conv2d_add.ROW    the same and a residual tensor
 easyquant.quantize          float32 -> uint8                      (`reference.quantize`)
 easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.requantize`)
 easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.dequantize`)
 easyquant.add               uint8, uint8 -> uint8                 (`reference.add`)
 easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
 ==========================  ==================================================================
+
+ROW is the instruction set of the kernel, a row of `isa.ISAS`: TVM names the compiled function after the
+operator, so that a library says by its symbols what it needs, whoever built it.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from .. import epilogue, function, isa, manifest
 from ..problem import ConvSpec
 from ..reference import multiplier
 
+#: what the names of the convolutions begin with
 CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
 
 
@@ -254,15 +258,21 @@ def register() -> None:
     """Add the operators and the AutoTVM templates to TVM's registries; calling it again does nothing."""
     _templates()
     known = set(tvm.ir.Op.list_op_names())
-    pattern = _op.OpPattern
-    convolutions: dict[str, tuple[str, ...]] = {CONV2D: _INPUTS, CONV2D_ADD: (*_INPUTS, "residual")}
-    for name, inputs in convolutions.items():
-        if name not in known:
-            _register_op(name, inputs, _conv_type, pattern.OPAQUE, _conv_strategy)
+    for row in isa.ISAS:
+        _register_convolutions(row)
     for name, (operands, dtype, make) in _ELEMENTWISE.items():
         if name not in known:
             strategy = _injective_strategy(make)
-            _register_op(name, operands, _same_shape(dtype), pattern.BROADCAST, strategy)
+            _register_op(name, operands, _same_shape(dtype), _op.OpPattern.BROADCAST, strategy)
+
+
+@functools.cache
+def _register_convolutions(row: str) -> None:
+    """The two operators of an instruction set; of one that is not in the table, when it is first used."""
+    known = set(tvm.ir.Op.list_op_names())
+    for name, inputs in ((CONV2D, _INPUTS), (CONV2D_ADD, (*_INPUTS, "residual"))):
+        if f"{name}.{row}" not in known:
+            _register_op(f"{name}.{row}", inputs, _conv_type, _op.OpPattern.OPAQUE, _conv_strategy)
 
 
 # -- constructors
@@ -280,8 +290,9 @@ def _elementwise(name, args, **numbers):
 def conv2d(data, spec: ConvSpec, row: manifest.Kernel, constants, residual=None):
     """A call of kernel ``row`` on uint8 NHWC ``data``; constants as ``row.pack`` makes them."""
     args = [data, *constants] + ([] if residual is None else [residual])
+    _register_convolutions(row.isa)
     name = CONV2D if residual is None else CONV2D_ADD
-    return _call(name, args, kernel=row.name, spec=spec.to_json())
+    return _call(f"{name}.{row.isa}", args, kernel=row.name, spec=spec.to_json())
 
 
 def quantize(data, scale: float, zero_point: int, lo: int = 0, hi: int = 255):

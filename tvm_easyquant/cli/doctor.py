@@ -8,6 +8,8 @@ import logging
 import platform
 import sys
 
+from topi_ext import cpu, isa
+
 from .. import __version__
 from . import memory
 from .common import add_verb, print_json
@@ -64,6 +66,7 @@ def _doctor(args, host) -> int:
         "platform": sys.platform,
         **found,
         "memory": _memory(),
+        "flags_from": cpu.flags().source,
         "packages": {name: _version(name) for name in OPTIONAL},
         "saturation": saturation,
     }
@@ -79,6 +82,7 @@ def _doctor(args, host) -> int:
         f"versions  tvm_easyquant {facts['tvm_easyquant']}, TVM {machine['tvm']}, LLVM {machine['llvm']}, "
         f"Python {facts['python']}"
     )
+    print(f"features  {', '.join(isa.of_host())}; told by {facts['flags_from']}")
     print(f"linker    {facts['linker'] or 'none: tvmc compile needs one; install g++, or set CXX'}")
     needs = ", ".join(
         f"{verb} {used / 2**30:.2f} ({addresses / 2**30:.2f} of addresses)"

@@ -121,6 +121,7 @@ def _evaluate(args, host) -> int:
     table = ScaleTable.load(args.table)
     try:
         target = host.target(args.target)
+        host.check_cpu(target)
     except TVMMissing:
         if args.target is not None:
             raise
@@ -148,6 +149,7 @@ def _benchmark(args, host) -> int:
     from ..scales.table import ScaleTable
 
     target, table = host.target(args.target), ScaleTable.load(args.table)
+    host.check_cpu(target)
     for name in ("threads", "rounds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")

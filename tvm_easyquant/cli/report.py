@@ -68,6 +68,7 @@ def _report(args, host) -> int:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
     report.check_packages()
     target, table = host.target(args.target), ScaleTable.load(args.table)
+    host.check_cpu(target)
     curves = Curves.load(args.record) if args.record else None
     source = sources.calibration(args.calibration, preprocess_of(args, table)) if args.calibration else None
     loaded = load_graph(args, host, table)

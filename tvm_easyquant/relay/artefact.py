@@ -1,4 +1,4 @@
-"""Archives of compiled networks that are the same bytes for the same network.
+"""What is written of compiled networks: what it needs, and the same bytes for the same network.
 
 TVM stores its parameters in the order of a hash map, and its archives hold the time of writing, the user
 and the order of a folder: no two runs are alike.
@@ -11,10 +11,44 @@ import io
 import os
 import struct
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from topi_ext import isa
+
+from .. import package
+from ..scales.table import ScaleTable
 from .framework import tvm
+
+#: the attribute of an integer module that holds its scale table, as JSON
+TABLE = "easyquant_table"
+
+
+def with_table(module, table: ScaleTable):
+    """An integer module that knows its table."""
+    return module.with_attr(TABLE, tvm.runtime.String(table.to_json()))
+
+
+def table_of(module) -> str:
+    """The JSON of a module's table; "" if it has none."""
+    return str(module.get_attr(TABLE) or "")
+
+
+def needs(target) -> package.Needs:
+    """What code for a ``tvm.target.Target`` may need of a machine."""
+    from topi_ext.relay.op import target_isa
+
+    has = tvm.get_global_func("target.target_has_feature")
+    arch = isa.arch_of(str(target.attrs.get("mtriple", "")))
+    features = tuple(sorted(name for name in isa.flag_names(arch) if has(name, target)))
+    return package.Needs(target_isa(target), arch, features)
+
+
+def variant(target, layers: Sequence[str]) -> package.Variant:
+    """The variant that ``relay.build`` makes for a target; layers: the names of its integer layers."""
+    needed = needs(target)
+    return package.Variant(needed.isa, needed, str(target), str(tvm.__version__), layers=tuple(layers))
+
 
 GZIP = b"\x1f\x8b"
 
@@ -33,26 +67,20 @@ def parameters(arrays: Mapping[str, object]) -> bytes:
     return bytes(out)
 
 
-def archive(members: Mapping[str, bytes]) -> bytes:
-    """A tar archive of {name: content}: sorted, of nobody, at no time."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name in sorted(members):
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(members[name]), 0o755 if name.endswith(".so") else 0o644
-            tar.addfile(info, io.BytesIO(members[name]))
-    return file.getvalue()
+def members(content: bytes) -> dict[str, bytes]:
+    """{name: content} of an archive that TVM wrote, plain or gzipped; parameters in the order of names."""
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        files = {member.name.removeprefix("./"): tar.extractfile(member) for member in tar}
+        found = {name: file.read() for name, file in files.items() if file is not None}
+    for name, inner in found.items():
+        if name.endswith(".params"):
+            found[name] = parameters(tvm.runtime.load_param_dict(inner))
+    return found
 
 
 def repeatable(content: bytes) -> bytes:
-    """An archive that TVM wrote, plain or gzipped, as `archive` would write it."""
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        files = {member.name.removeprefix("./"): tar.extractfile(member) for member in tar}
-        members = {name: file.read() for name, file in files.items() if file is not None}
-    for name, inner in members.items():
-        if name.endswith(".params"):
-            members[name] = parameters(tvm.runtime.load_param_dict(inner))
-    plain = archive(members)
+    """An archive that TVM wrote as `package.archive` would write it."""
+    plain = package.archive(members(content))
     return gzip.compress(plain, mtime=0) if content.startswith(GZIP) else plain
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import deploy
+from .. import __version__, deploy, package
 from ..errors import TargetError
 from ..files import replacing
 from ..network.graph import GraphError
@@ -101,7 +101,7 @@ def build(
     from topi_ext.lower import LowerInteger
     from topi_ext.relay.op import target_isa
 
-    target, layers = cpu_target(target), []
+    target, layers, table = cpu_target(target), [], artefact.table_of(module)
     if not lower and target_isa(target) == "avx512vnni" and "qnn.dense" in _operators(module):
         raise TargetError(
             f"TVM's stock int8 dense kernel aborts the process on target '{target}'; leave lower=True, or "
@@ -111,8 +111,24 @@ def build(
         if lower:
             lowering = LowerInteger(target)
             module = lowering(module)
-            layers = _in_call_order(module, lowering.layers)
-        return Built(relay.build(module, target), target, layers, outputs)
+            layers = in_call_order(module, lowering.layers)
+        else:
+            module = module.without_attr(artefact.TABLE) if table else module
+        return Built(relay.build(module, target), target, layers, outputs, table)
+
+
+def build_fleet(
+    module, rows: Sequence[str] | str, *, lower: bool = True, outputs: Sequence[str] = ()
+) -> Fleet:
+    """`build` for several rows of `topi_ext.isa`, all of one architecture, by name.
+
+    Raises KernelError for a name that is none of them, and what `build` raises.
+    """
+    from topi_ext import isa
+
+    return Fleet(
+        {row.name: build(module, row.target, lower=lower, outputs=outputs) for row in isa.named(rows)}
+    )
 
 
 def build_float(module, target=None) -> Built:
@@ -123,7 +139,7 @@ def build_float(module, target=None) -> Built:
         return Built(relay.build(module, target), target)
 
 
-def _in_call_order(lowered, layers: Sequence[LayerChoice]) -> list[LayerChoice]:
+def in_call_order(lowered, layers: Sequence[LayerChoice]) -> list[LayerChoice]:
     """The layers in the order in which the compiled network calls them: a residual branch is moved before
     the layer that its add was fused into."""
     from topi_ext.relay.op import CONV2D
@@ -164,11 +180,19 @@ class Built:
 
     library: what ``relay.build`` returned. target: tvm.target.Target. layers: the `LayerChoice` of each
     lowered convolution or dense layer, in the order of the calls (none in a float network). inputs: {name:
-    (shape, element type)}. outputs: their names, () where the builder was not told.
+    (shape, element type)}. outputs: their names, () where the builder was not told. table: the JSON of its
+    scale table, "" where there is none.
     """
 
-    def __init__(self, library, target, layers: Sequence[LayerChoice] = (), outputs: Sequence[str] = ()):
-        self.library, self.target = library, target
+    def __init__(
+        self,
+        library,
+        target,
+        layers: Sequence[LayerChoice] = (),
+        outputs: Sequence[str] = (),
+        table: str = "",
+    ):
+        self.library, self.target, self.table = library, target, table
         self.layers, self.outputs = tuple(layers), tuple(outputs)
         nodes, constants = json.loads(library.get_graph_json()), library.get_params()
         shapes, types = nodes["attrs"]["shape"][1], nodes["attrs"]["dltype"][1]
@@ -212,29 +236,41 @@ class Built:
 
     def export_library(self, file_name, **options):
         """TVM's ``export_library``; the archive of object files (``.tar``) is the same bytes every time, as
-        the shared library is."""
+        the shared library is. The library (``.so``) says what it needs behind its code (`package`); the
+        archive, which TVM links when it loads it, cannot."""
         path = os.fspath(file_name)
         made = self.library.export_library(path, **options)
         if path.endswith(".tar"):
             artefact.make_repeatable(path)
+        elif path.endswith(".so"):
+            package.mark_library(path, __version__, self.variant, self.table)
         return made
 
     def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:
-        """Write the archive that ``tvmc-easyquant run`` and `deploy.Program` take, whole or not at all.
+        """Write the package that ``tvmc-easyquant run`` and `deploy.Program` take, whole or not at all.
 
         compiler: what links for another machine, such as ``aarch64-linux-gnu-g++``. Raises WriteError.
         """
+        with replacing(path) as temporary:
+            temporary.write_bytes(package.packed(__version__, [self.compiled(compiler)]))
+
+    def compiled(self, compiler: str | None = None) -> package.Compiled:
+        """It as a variant of a package, linked by ``compiler``."""
         options = {"fcompile": tvm.contrib.cc.cross_compiler(compiler)} if compiler else {}
         folder = tvm.contrib.utils.tempdir()
         code = Path(folder.relpath("mod.so"))
         self.library.get_lib().export_library(str(code), **options)
-        members = {
-            "mod.so": code.read_bytes(),
-            "mod.json": self.library.get_graph_json().encode(),
-            "mod.params": artefact.parameters(self.library.get_params()),
+        contents = {
+            "code": code.read_bytes(),
+            "graph": self.library.get_graph_json().encode(),
+            "parameters": artefact.parameters(self.library.get_params()),
         }
-        with replacing(path) as temporary:
-            temporary.write_bytes(artefact.archive(members))
+        return package.Compiled(self.variant, self.table, contents)
+
+    @functools.cached_property
+    def variant(self) -> package.Variant:
+        """What its code needs of a machine, and whose it is."""
+        return artefact.variant(self.target, [layer.name for layer in self.layers])
 
     @functools.cached_property
     def _content(self) -> tuple[int, str]:
@@ -259,6 +295,47 @@ class Built:
         """SHA-256 of its code, graph and parameters: the same module, target, table and records give the
         same digest in every process."""
         return self._content[1]
+
+
+class Fleet:
+    """One network built for several instruction sets, to be written as one package.
+
+    It runs as the best of them that this CPU runs, and what a `Built` has besides it has of that one.
+    variants: {row of `topi_ext.isa`: Built}.
+    """
+
+    def __init__(self, variants: Mapping[str, Built]):
+        self.variants = dict(variants)
+
+    @functools.cached_property
+    def best(self) -> Built:
+        """The one that runs here, or that EASYQUANT_ISA names. Raises DeployError if there is none."""
+        ordered = package.ordered(built.variant for built in self.variants.values())
+        return self.variants[package.best("the network", ordered).name]
+
+    def __getattr__(self, name: str):
+        if "variants" not in self.__dict__:  # not made yet, as in a copy
+            raise AttributeError(name)
+        return getattr(self.best, name)
+
+    def __getitem__(self, name: str):
+        return self.best[name]
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return self.best(feed)
+
+    def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:
+        """Write the package of all of them, see `Built.export`; a loader takes the best for its CPU."""
+        compiled = [built.compiled(compiler) for built in self.variants.values()]
+        with replacing(path) as temporary:
+            temporary.write_bytes(package.packed(__version__, compiled))
+
+    def export_library(self, file_name, **options):
+        """TargetError: a library holds one of them. ``variants`` has each."""
+        raise TargetError(
+            f"{file_name}: a library holds one instruction set, this network is built for "
+            f"{', '.join(self.variants)}; export writes a package, variants[ROW].export_library one library"
+        )
 
 
 @dataclass(frozen=True)
@@ -295,6 +372,7 @@ class Profile:
     def __init__(self, built: Built, feed: Mapping[str, np.ndarray]):
         from tvm.contrib.debugger import debug_executor
 
+        _check_library(built)
         self._layers, library = [layer.name for layer in built.layers], built.library
         text, params = library.get_graph_json(), library.get_params()
         self._sizes = _sizes(json.loads(text), params, library.function_metadata)
@@ -367,6 +445,21 @@ class _Context:
         return [self.module.get_output(i).numpy() for i in range(self.module.get_num_outputs())]
 
 
+def check_cpu(target) -> None:
+    """TargetError if this CPU lacks what code for a ``tvm.target.Target`` may use."""
+    refusal = artefact.needs(target).refusal
+    if refusal:
+        raise TargetError(f"the code for target '{target}' cannot run here: it {refusal}")
+
+
+def _check_library(library) -> None:
+    """The same of a `Built`, or of what ``relay.build`` made; a library that was loaded does not say."""
+    targets = getattr(library, "target", ())
+    for target in (targets,) if isinstance(targets, tvm.target.Target) else targets:
+        if isinstance(target, tvm.target.Target) and target.kind.name == "llvm":
+            check_cpu(target)
+
+
 class Executor:
     """A built library with its inputs and outputs by name.
 
@@ -380,6 +473,7 @@ class Executor:
         the most calls at once; by default as many as keep the CPUs busy, one on a ``device`` elsewhere."""
         from tvm.contrib import graph_executor
 
+        _check_library(library)
         self.library = library = library.library if isinstance(library, Built) else library
         self.device = device or tvm.cpu()
         self.module = graph_executor.GraphModule(library["default"](self.device))

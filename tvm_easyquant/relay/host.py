@@ -86,6 +86,11 @@ class Relay:
 
         return cpu_target(text)
 
+    def check_cpu(self, target):
+        from .build import check_cpu
+
+        check_cpu(target)
+
     def linker(self, name=None):
         from tvm.contrib.cc import get_cc
 
@@ -97,9 +102,10 @@ class Relay:
         return name
 
     def build(self, module, target=None, *, lower=True, outputs=()):
-        from .build import build
+        from .build import build, build_fleet
 
-        return build(module, target, lower=lower, outputs=outputs)
+        make = build_fleet if isinstance(target, (list, tuple)) else build
+        return make(module, target, lower=lower, outputs=outputs)
 
     def build_float(self, module, target=None):
         from .build import build_float

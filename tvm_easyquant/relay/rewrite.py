@@ -27,6 +27,7 @@ from ..scales.integer import function_values
 from ..scales.layers import Records, records
 from ..scales.numerics import Scale
 from ..scales.table import ScaleTable
+from .artefact import with_table
 from .emit import emit
 from .framework import relay, tvm
 from .tensors import Tensor
@@ -50,7 +51,7 @@ def rewrite(
     TableError if the table does not fit, OverflowError if a bias or accumulator does not fit int32,
     GraphError for a float node that Relay cannot compute.
     """
-    return _Rewriter(records(graph, table), sample).module(taps)
+    return with_table(_Rewriter(records(graph, table), sample).module(taps), table)
 
 
 def float_module(graph: Graph) -> object:

@@ -1,20 +1,22 @@
 """tvmc, TVM 0.19's own command line: the one file that touches it.
 
 Our package goes through it for two things: its importers of model files (`frontend`, `load`), and its
-verbs (`run`): compile, tune and run with all
-their options, the composite target ``easyquant`` (``--target "easyquant -table=FILE, llvm"``), and what
-stock tvmc does not check of its user's files or write whole: it unpacks an archive wherever its members
-point, reads arrays and tuning records without a word about their faults, and writes its results in place.
+verbs (`run`): compile, tune and run with all their options, the composite target ``easyquant`` (``--target
+"easyquant -table=FILE, llvm"``, or ``--table FILE``), packages that say what they need, and what stock tvmc
+does not check of its user's files or write whole: it unpacks an archive wherever its members point, reads
+arrays and tuning records without a word about their faults, and writes its results in place.
 What is added to tvmc is added for one command line and taken out when it ends.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +24,19 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EasyQuantError, LinkerMissing, LoadError, UserError, is_users, last_line, one_line
+from topi_ext import isa
+
+from .. import __version__, package
+from ..errors import (
+    DeployError,
+    EasyQuantError,
+    LinkerMissing,
+    LoadError,
+    UserError,
+    is_users,
+    last_line,
+    one_line,
+)
 from ..files import replacing, writable
 from ..network.graph import Graph
 from ..network.layout import layout_hint
@@ -30,8 +44,8 @@ from ..readers import onnx_float
 from ..readers.onnx_file import check_onnx
 from ..samples.sources import reason
 from ..scales.table import ScaleTable
-from .artefact import make_repeatable
-from .build import BUILD_CONFIG, cpu_target
+from .artefact import members, repeatable, variant
+from .build import BUILD_CONFIG, cpu_target, host_target, in_call_order
 from .framework import quiet, relay, tvm
 from .layout import as_nchw, has_nhwc
 from .passes import EasyQuant
@@ -121,6 +135,8 @@ class Pipeline:
         """records: the file of ``--tuning-records``, which must be of the target's CPU."""
         self.target, self.records, self.asked_for = None, records, False
         self.graph: Graph | None = None
+        self.lowered: tuple[package.Variant, str] | None = None  # with the JSON of its table
+        self.compiled: list[package.Compiled] = []
 
     def reading(self, load_model, argv):
         """tvmc's ``load_model``, but ONNX for our target by our own reader: the module is the graph's float
@@ -183,24 +199,35 @@ class Pipeline:
             lower = LowerInteger(target)
             if self.graph is not None:
                 lowered = lower(rewrite(table.prepared(self.graph), table))
-                return self._told(lower, lowered, target)
+                return self._told(lower, lowered, target, table)
             if has_nhwc(mod):  # TFLite, Keras: as quantize has read the model
                 bound = relay.build_module.bind_params_by_name(mod["main"], params or {})
                 mod, params = as_nchw(tvm.IRModule.from_expr(bound)), None
             lowered = tvm.transform.Sequential([EasyQuant(table, params=params), lower])(mod)
-            return self._told(lower, lowered, target)
+            return self._told(lower, lowered, target, table)
         except Exception as error:
             if not is_users(error):
                 raise
             raise TVMCException(one_line(error)) from None
 
-    def _told(self, lower, lowered, target):
+    def _told(self, lower, lowered, target, table):
+        names = [layer.name for layer in in_call_order(lowered, lower.layers)]
+        self.lowered = variant(target, names), table.to_json()
         without, count = untuned(lower.layers, target)
         print(
             f"easyquant: {len(lower.layers)} integer layers, {without} of {count} kernels run untuned",
             file=sys.stderr,
         )
         return lowered
+
+    def packed(self, archive: bytes) -> bytes:
+        """An archive that tvmc wrote, the same bytes every time; with its record, if our target made it."""
+        if self.lowered is None:
+            return repeatable(archive)
+        found = members(archive)
+        contents = {use: found[name] for use, name in package.FILES.items()}
+        self.compiled.append(package.Compiled(*self.lowered, contents))
+        return package.packed(__version__, self.compiled[-1:])
 
 
 # -- what it does not check of its user's files
@@ -222,8 +249,8 @@ def load_arrays(path: str | os.PathLike, flag: str):
         raise UserError(f"{flag}: cannot read {path}: {reason(error)}") from None
 
 
-def check_archive(path: str | os.PathLike) -> None:
-    """UserError if unpacking a compiled network could write outside its folder."""
+def check_archive(path: str | os.PathLike) -> list[str]:
+    """Its members' names; UserError if unpacking a compiled network could write outside its folder."""
     with tarfile.open(path) as archive:
         for member in archive:
             parts = Path(member.name).parts
@@ -232,6 +259,7 @@ def check_archive(path: str | os.PathLike) -> None:
                     f"{path} is not a network that compile wrote: its member {member.name!r} would leave "
                     "the folder it is unpacked in; do not use this file"
                 )
+        return archive.getnames()
 
 
 def check_inputs(shapes, dtypes, inputs) -> None:
@@ -259,21 +287,36 @@ def replaced(owner: Any, name: str, new: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def patches() -> Iterator[None]:
+def patches(pipeline: Pipeline, argv: Sequence[str]) -> Iterator[None]:
     """tvmc's archives checked before they are unpacked, its inputs checked, its results written whole."""
 
-    def tvmc_s(check, *arguments):
+    def tvmc_s(check, *arguments, **options):
         try:
-            check(*arguments)
-        except UserError as error:
-            raise TVMCException(str(error)) from None
+            return check(*arguments, **options)
+        except (UserError, DeployError) as error:
+            raise TVMCException(one_line(error)) from None
 
     import_package, export_package = TVMCPackage.import_package, TVMCModel.export_package
     make_inputs, save = runner.make_inputs_dict, TVMCResult.save
 
     def checked_import(self, package_path):
-        tvmc_s(check_archive, package_path)
-        return import_package(self, package_path)
+        names = tvmc_s(check_archive, package_path)
+        ours = package.FILES["code"] in names or package.MANIFEST in names
+        if not ours or _verb(argv) != "run":  # compile reads what it has written
+            return import_package(self, package_path)
+        elsewhere = any(option(argv, flag) is not None for flag in ("--rpc-tracker", "--rpc-key"))
+        chosen = tvmc_s(package.choose, package_path, option(argv, "--isa"), elsewhere=elsewhere)
+        if chosen.variant is None:
+            if chosen.note:
+                print(f"note: {chosen.note}", file=sys.stderr)
+            return import_package(self, package_path)
+        if any(re.fullmatch("-v+|--verbose", word) for word in argv):
+            print(f"{package_path}: variant {chosen.name}", file=sys.stderr)
+        contents = tvmc_s(chosen.read)
+        with tempfile.TemporaryDirectory() as folder:
+            alone = Path(folder) / "mod.tar"
+            alone.write_bytes(package.archive({package.FILES[use]: contents[use] for use in contents}))
+            return import_package(self, alone)
 
     def checked_inputs(shape_dict, dtype_dict, inputs=None, fill_mode="random"):
         tvmc_s(check_inputs, shape_dict, dtype_dict, inputs)
@@ -284,7 +327,7 @@ def patches() -> Iterator[None]:
             return export_package(self, executor_factory, package_path, *rest, **options)
         with replacing(package_path) as temporary:
             export_package(self, executor_factory, str(temporary), *rest, **options)
-            make_repeatable(temporary)
+            temporary.write_bytes(pipeline.packed(temporary.read_bytes()))
         return package_path
 
     def whole_save(self, output_path):
@@ -314,12 +357,23 @@ def option(argv: Sequence[str], *names: str) -> str | None:
     return None
 
 
+def without(argv: Sequence[str], *names: str) -> list[str]:
+    """A command line without these options and their values."""
+    left, words = [], iter(argv)
+    for word in words:
+        if word in names:
+            next(words, None)
+        elif not word.startswith(tuple(f"{name}=" for name in names if name.startswith("--"))):
+            left.append(word)
+    return left
+
+
 NO_FILE = ("tune", "micro")  # verbs whose --output may be an input as well, or is a folder
 
 
 def check_before(argv: Sequence[str]) -> None:
     """Refuse what tvmc would only stumble over later, or not at all; UserError or TuneError."""
-    verb = next((word for word in argv if not word.startswith("-")), "")
+    verb = _verb(argv)
     compiler = option(argv, "--cross-compiler")
     if compiler is not None:
         check_compiler(compiler)
@@ -349,9 +403,72 @@ def check_before(argv: Sequence[str]) -> None:
 # -- its verbs
 
 
+class _InFull(argparse.Action):
+    """An option that we take out of the command line before tvmc sees it; what is left is abbreviated."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        raise UserError(f"write {self.option_strings[0]} in full")
+
+
+#: verb of tvmc's -> {option of ours: (metavar, help)}
+OPTIONS = {
+    "compile": {
+        "--table": (
+            "FILE",
+            "a scale table, from quantize: compile its integers, as the target easyquant does",
+        ),
+        "--isa": ("ROW,...", "with --table: a variant for each of these instruction sets, in one package"),
+    },
+    "run": {"--isa": ("ROW", "the variant of a package to run (the best that this CPU runs)")},
+}
+
+
+def _verb(argv: Sequence[str]) -> str:
+    return next((word for word in without(argv, "--config") if not word.startswith("-")), "")
+
+
+def _targets(argv: Sequence[str]) -> list[str]:
+    """tvmc's --target for each variant that ``compile --table --isa`` asks for.
+
+    Raises UserError, and KernelError for a row that there is not.
+    """
+    table, rows, target = (option(argv, name) for name in ("--table", "--isa", "--target"))
+    if table is None:
+        raise UserError("--isa compiles the integers of a scale table: give --table FILE")
+    if target is not None and rows is not None:
+        raise UserError("--isa and --target both say for which CPU; give one of them")
+    if target is not None and ASKED.search(target):
+        raise UserError("--table and the target easyquant both name a table; give one of them")
+    if any(quote in table for quote in "\"'"):
+        raise UserError(f"--table {table}: tvmc takes no path with a quotation mark")
+    targets = [row.target for row in isa.named(rows)] if rows is not None else [target or host_target()]
+    return [f'easyquant -table="{table}", {one}' for one in targets]
+
+
+def _compile(argv: Sequence[str], others: Iterable[str]) -> int:
+    """``compile`` with our options: tvmc's for each target, and one package of what they make."""
+    targets = _targets(argv)
+    plain = without(argv, "--table", "--isa", "--target")
+    if len(targets) == 1:
+        return _run([*plain, "--target", targets[0]], others)
+    if option(argv, "--dump-code") is not None:
+        raise UserError("--dump-code writes one file: name one instruction set with --isa")
+    output = option(argv, "-o", "--output") or "module.tar"
+    compiled: list[package.Compiled] = []
+    with tempfile.TemporaryDirectory() as folder:
+        alone = [*without(plain, "-o", "--output"), "-o", os.path.join(folder, "mod.tar")]
+        for target in targets:
+            code = _run([*alone, "--target", target], others, compiled)
+            if code:
+                return code
+    with replacing(output) as temporary:
+        temporary.write_bytes(package.packed(__version__, compiled))
+    return 0
+
+
 @contextlib.contextmanager
-def _plugged_in(argv: Sequence[str], others: Iterable[str]) -> Iterator[None]:
-    """tvmc with our target and our checks; ``others`` are verbs that its usage shows beside its own."""
+def _plugged_in(argv: Sequence[str], others: Iterable[str]) -> Iterator[Pipeline]:
+    """tvmc with our target, options and checks; others: verbs that its usage shows beside its own."""
     pipeline = Pipeline(option(argv, "--tuning-records"))
     entry = {"config_key": None, "pass_default": False, "default_target": None, "pass_pipeline": pipeline}
     codegen = {"easyquant": entry}
@@ -360,6 +477,9 @@ def _plugged_in(argv: Sequence[str], others: Iterable[str]) -> Iterator[None]:
         main_parser.prog = "tvmc-easyquant"
         for verb in others:
             subparsers.add_parser(verb)
+        for verb, options in OPTIONS.items():
+            for name, (metavar, help) in options.items():
+                subparsers.choices[verb].add_argument(name, action=_InFull, metavar=metavar, help=help)
 
     with contextlib.ExitStack() as stack:
         for owner, name, new in (
@@ -372,9 +492,9 @@ def _plugged_in(argv: Sequence[str], others: Iterable[str]) -> Iterator[None]:
             (compiler, "parse_configs", pipeline.configured(compiler.parse_configs)),
         ):
             stack.enter_context(replaced(owner, name, new))
-        stack.enter_context(patches())
+        stack.enter_context(patches(pipeline, argv))
         stack.enter_context(quiet())
-        yield
+        yield pipeline
 
 
 def run(argv: Sequence[str], others: Iterable[str] = ()) -> int:
@@ -383,10 +503,20 @@ def run(argv: Sequence[str], others: Iterable[str] = ()) -> int:
     Raises UserError, TuneError and WriteError for what is checked here, and what tvmc leaves to Python
     (see `explain`).
     """
-    with _plugged_in(argv, others):
-        check_before(argv)
+    check_before(argv)
+    if _verb(argv) == "compile" and any(option(argv, name) is not None for name in OPTIONS["compile"]):
+        return _compile(argv, others)
+    return _run(argv, others)
+
+
+def _run(argv: Sequence[str], others: Iterable[str], compiled: list[package.Compiled] | None = None) -> int:
+    """A command line of tvmc's; what it compiles for our target goes into ``compiled``, too."""
+    with _plugged_in(argv, others) as pipeline:
+        if compiled is not None:
+            pipeline.compiled = compiled
+        plain = without(argv, "--isa") if _verb(argv) == "run" else argv
         try:
-            return tvmc_main._main(list(argv))
+            return tvmc_main._main(list(plain))
         except TVMCException as error:  # from before tvmc's own handler, such as --config's
             raise UserError(one_line(error)) from None
 
