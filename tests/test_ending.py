@@ -76,7 +76,7 @@ def test_a_signal_leaves_one_line_and_nothing_else(folder, name, code, said):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(getattr(signal, name))
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == code
     assert err == f"error: {said}; a search begun with --resume and a tuning go on from there\n"
     assert os.listdir(folder / "tmp") == [] and not (folder / "net.json").exists()
@@ -96,7 +96,7 @@ def test_what_is_ignored_stays_ignored(folder):
     time.sleep(0.5)
     assert process.poll() is None
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 143
 
 
@@ -128,7 +128,7 @@ def test_too_few_addresses_are_a_line_before_the_work(folder, words, gib):
     resource = pytest.importorskip("resource")
     size = int(gib * 2**30)
     process = start(folder, *words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (size, size)))
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 4 and err.count("\n") == 1
     assert (
         err.startswith(f"error: {words[0]} needs about ") and f"(ulimit -v) allows {gib:.2f}: raise" in err

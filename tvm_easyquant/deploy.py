@@ -91,6 +91,11 @@ def find_runtime() -> Path:
     Where ``tvm`` is imported already, its library: a process bears one only."""
     if "tvm" in sys.modules:
         return Path(sys.modules["tvm"]._ffi.base._LIB._name)
+    return runtime_file()
+
+
+def runtime_file() -> Path:
+    """The file ``libtvm_runtime.so`` of the installed TVM; DeployError if there is none."""
     found = util.find_spec("tvm")
     path = Path(found.origin).parent / NAME if found and found.origin else Path(NAME)
     if not path.exists():

@@ -328,6 +328,12 @@ def choose(path: str | os.PathLike, isa: str | None = None, *, elsewhere: bool =
     return Chosen(path, not library, found, record)
 
 
+def read_record(path: str | os.PathLike) -> Record | None:
+    """What an archive says of itself, None if it says nothing. Raises DeployError where it is none."""
+    with _Archive(Path(path)) as archive:
+        return archive.record()
+
+
 def _wanted(isa: str | None) -> tuple[str | None, str]:
     """(the row that is asked for, by whom); DeployError if there is no such row."""
     name, said = isa or os.environ.get(CHOICE) or None, "isa" if isa else CHOICE

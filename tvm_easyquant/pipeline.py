@@ -6,15 +6,18 @@ import difflib
 import functools
 import inspect
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from topi_ext import isa as rows
 
+from . import deployment
 from .errors import LoadError
 from .host import Built, Host, installed
 from .measure import accuracy as _evaluate
@@ -108,6 +111,25 @@ class Quantized:
                 raise ConfigError("target and isa both say for which CPU; give one of them")
             target = [row.name for row in rows.named(isa)]
         return host.build(self.module, target, lower=lower, outputs=self.graph.outputs)
+
+    def deploy(
+        self,
+        folder: str | os.PathLike,
+        target=None,
+        *,
+        isa: str | Sequence[str] | None = None,
+        runtime: str | os.PathLike | None = None,
+        compiler: str | None = None,
+    ) -> dict[str, int]:
+        """Lay out a folder with the compiled network and all that runs it; see `deployment.deploy`.
+
+        target, isa: as of `build`; compiler: what links for another machine. Raises DeployError and
+        WriteError.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            package = Path(scratch) / "network.tar"
+            self.build(target, isa=isa).export(package, compiler)
+            return deployment.deploy(package, folder, runtime)
 
     def to_onnx(self, path: str | os.PathLike) -> None:
         """Write the network as standard QDQ ONNX, which ONNX Runtime runs. See `writers.qdq`.

@@ -33,6 +33,7 @@ VERBS = (
     "report",
     "kernels",
     "interchange",
+    "deployment",
     "doctor",
     "demo",
 )
@@ -106,7 +107,7 @@ def _ours(argv: Sequence[str]) -> int:
         return 1
     if args.config != "default":
         raise UserError(f"--config is an option of {', '.join(TVMC)}; {args.verb} takes none")
-    if args.verb != "demo":  # whose --out is a folder
+    if args.verb not in ("demo", "deploy"):  # whose output is a folder
         _check_output(argv)
     with contextlib.ExitStack() as stack:
         return args.func(args, Late(stack))
