@@ -167,7 +167,7 @@ class Host(Protocol):
         """A target, checked to be a CPU that the compiler knows; TargetError says what to name instead."""
 
     def check_cpu(self, target: Target) -> None:
-        """TargetError, which names what this CPU has and lacks, if code for ``target`` may not run on it."""
+        """TargetError, which names what this CPU has and lacks, if code for ``target`` may not run."""
 
     def linker(self, name: str | None = None) -> str | None:
         """The program that links: ``name``, if it is here (else TuneError), or the one found, or None."""

@@ -474,8 +474,9 @@ def _plugged_in(argv: Sequence[str], others: Iterable[str]) -> Iterator[Pipeline
         for verb in others:
             subparsers.add_parser(verb)
         for verb, options in OPTIONS.items():
+            group = subparsers.choices[verb].add_argument_group("tvm_easyquant")
             for name, (metavar, help) in options.items():
-                subparsers.choices[verb].add_argument(name, action=_InFull, metavar=metavar, help=help)
+                group.add_argument(name, action=_InFull, metavar=metavar, help=help)
 
     with contextlib.ExitStack() as stack:
         for owner, name, new in (
