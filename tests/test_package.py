@@ -255,8 +255,7 @@ def elf(machine=62, size=64):
 def test_a_library_says_what_it_needs_behind_its_code(tmp_path, here):
     path = tmp_path / "net.so"
     for row, message in (("avx2", None), ("avx512vnni", "compiled for avx512vnni, which needs avx512bw")):
-        path.write_bytes(elf())
-        package.mark_library(path, "1.0", compiled(row).variant, compiled(row).table)
+        path.write_bytes(elf() + package.mark("1.0", compiled(row).variant, compiled(row).table))
         if message:
             refused(path, message)
             continue
@@ -266,6 +265,19 @@ def test_a_library_says_what_it_needs_behind_its_code(tmp_path, here):
     refused(path, "no variant generic", "generic")
     path.write_bytes(path.read_bytes().replace(b'"version": 1', b'"version": 9'))
     refused(path, "has version 9, this release reads version 1")
+
+
+def test_the_code_of_an_archive_of_tvmc_s_may_say_it_too(tmp_path, here):
+    """What ``compile`` makes for a target of TVM's own keeps its three members, which scripts rely on."""
+    path = tmp_path / "net.tar"
+    for row in ("avx2", "avx512bw"):
+        code = elf() + package.mark("1.0", compiled(row).variant)
+        path.write_bytes(package.archive({"mod.so": code, "mod.json": b"{}", "mod.params": b""}))
+        if row == "avx2":
+            found = package.choose(path)
+            assert (found.name, found.archive, found.note) == ("avx2", True, "")
+            assert found.read() == {"code": code, "graph": b"{}", "parameters": b""}
+    refused(path, "compiled for avx512bw, which needs avx512bw, avx512vl, which this CPU lacks")
 
 
 def test_a_library_that_another_wrote_is_known_by_its_kernels(tmp_path, here):
@@ -416,6 +428,24 @@ def test_what_is_for_another_cpu_is_not_measured_here(made, verb):
     done = command(*words, cwd=folder)
     assert done.returncode == 4 and "cannot run here: it needs avx512f, which this CPU lacks" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_tvmc_compiles_for_a_target_of_its_own_is_refused_elsewhere(made):
+    """``compile --target "llvm -mcpu=..."`` knows no table, but the target."""
+    folder, _, _ = made
+    if isa.host_has("avx512bw"):
+        pytest.skip("this CPU has AVX-512")
+    done = command(
+        "compile", "net.onnx", "--target", "llvm -mcpu=skylake-avx512", "-o", "wide.tar", cwd=folder
+    )
+    assert done.returncode == 0 and names(folder / "wide.tar") == ["mod.json", "mod.params", "mod.so"], (
+        done.stderr
+    )
+    done = command("run", "wide.tar", "--inputs", "in.npz", cwd=folder)
+    assert done.returncode == 4 and "wide.tar was compiled for avx512bw, which needs avx512f" in done.stderr
+    done = command("compile", "net.onnx", "--target", "llvm", "-o", "plain.tar", cwd=folder)
+    done = command("run", "plain.tar", "--inputs", "in.npz", cwd=folder)
+    assert done.returncode == 0 and "note:" not in done.stderr, done.stderr
 
 
 def test_stock_tvmc_runs_a_package_of_one_variant(made):

@@ -98,7 +98,7 @@ class Host(Protocol):
         *,
         model_format: str | None = None,
         input_shapes: Shapes | None = None,
-        batch: int | None = None,
+        batch: int = 1,
     ) -> Graph:
         """A model file of one of the `formats` but ONNX, which `readers` reads, as a `Graph`.
 
@@ -112,7 +112,7 @@ class Host(Protocol):
         *,
         model_format: str | None = None,
         input_shapes: Shapes | None = None,
-        batch: int | None = None,
+        batch: int = 1,
     ) -> Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]:
         """What `load` reads, run as the host itself runs it: {input: array} -> outputs."""
 
@@ -167,7 +167,7 @@ class Host(Protocol):
         """A target, checked to be a CPU that the compiler knows; TargetError says what to name instead."""
 
     def check_cpu(self, target: Target) -> None:
-        """TargetError, which names what this CPU lacks, if code for ``target`` may not run on it."""
+        """TargetError, which names what this CPU has and lacks, if code for ``target`` may not run."""
 
     def linker(self, name: str | None = None) -> str | None:
         """The program that links: ``name``, if it is here (else TuneError), or the one found, or None."""

@@ -253,13 +253,12 @@ def _rank(name: str) -> int:
     return len(rows.usable(name)) if name in rows.ISAS else 0
 
 
-def mark_library(path: str | os.PathLike, tool: str, variant: Variant, table: str) -> None:
-    """Put the record of its only variant behind a shared library."""
+def mark(tool: str, variant: Variant, table: str = "") -> bytes:
+    """What is put behind a shared library: the record of its only variant."""
     tables: dict[str, Mapping] = {}
     variant = _with_table(variant, table, tables)
     record = Record(tool, tables, (variant,)).to_json().encode()
-    with open(path, "ab") as file:
-        file.write(record + struct.pack("<Q", len(record)) + MARK)
+    return record + struct.pack("<Q", len(record)) + MARK
 
 
 # -- reading
@@ -287,7 +286,7 @@ class Chosen:
     def read(self) -> dict[str, bytes]:
         """The contents of its files, by `FILES`. Raises DeployError where one is missing or damaged."""
         with _Archive(self.path) as archive:
-            if self.variant is None:
+            if self.variant is None or not self.variant.files:
                 return {use: archive.read(name) for use, name in FILES.items()}
             files = self.variant.files
             return {use: archive.read(files[use].member, files[use]) for use in FILES}
@@ -452,22 +451,24 @@ def _of_archive(path: Path) -> tuple[Record | None, list[str]]:
         record = archive.record()
         if record is not None:
             return record, []
-        code = archive.read(FILES["code"])
-        _check_elf(path, code)
-        return None, _kernels(code)
+        return _of_code(path, archive.read(FILES["code"]))
 
 
 def _of_library(path: Path) -> tuple[Record | None, list[str]]:
     """The same of a shared library."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        _check_elf(path, data)
-        end = len(data) - len(MARK) - 8
-        if end < 0 or data[end + 8 :] != MARK:
-            return None, _kernels(data)
-        (size,) = struct.unpack_from("<Q", data, end)
-        if size > end:
-            raise DeployError(f"{path} is damaged: the record behind it is not whole")
-        return _parsed(data[end - size : end], path), []
+        return _of_code(path, data)
+
+
+def _of_code(path: Path, data) -> tuple[Record | None, list[str]]:
+    _check_elf(path, data)
+    end = len(data) - len(MARK) - 8
+    if end < 0 or data[end + 8 :] != MARK:
+        return None, _kernels(data)
+    (size,) = struct.unpack_from("<Q", data, end)
+    if size > end:
+        raise DeployError(f"{path} is damaged: the record behind it is not whole")
+    return _parsed(data[end - size : end], path), []
 
 
 def _check_elf(path: Path, data) -> None:

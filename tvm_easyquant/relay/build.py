@@ -243,7 +243,8 @@ class Built:
         if path.endswith(".tar"):
             artefact.make_repeatable(path)
         elif path.endswith(".so"):
-            package.mark_library(path, __version__, self.variant, self.table)
+            with open(path, "ab") as file:
+                file.write(package.mark(__version__, self.variant, self.table))
         return made
 
     def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:

@@ -44,7 +44,7 @@ from ..readers import onnx_float
 from ..readers.onnx_file import check_onnx
 from ..samples.sources import reason
 from ..scales.table import ScaleTable
-from .artefact import members, repeatable, variant
+from .artefact import members, variant
 from .build import BUILD_CONFIG, cpu_target, host_target, in_call_order
 from .framework import quiet, relay, tvm
 from .layout import as_nchw, has_nhwc
@@ -133,7 +133,9 @@ class Pipeline:
 
     def __init__(self, records: str | None = None):
         """records: the file of ``--tuning-records``, which must be of the target's CPU."""
-        self.target, self.records, self.asked_for = None, records, False
+        self.target: Any = None
+        self.records, self.asked_for = records, False
+        self.alone = False  # whether all that is compiled is for the target
         self.graph: Graph | None = None
         self.lowered: tuple[package.Variant, str] | None = None  # with the JSON of its table
         self.compiled: list[package.Compiled] = []
@@ -168,7 +170,7 @@ class Pipeline:
                 raise TVMCException(f"target {target!r}: {last_line(error)}") from None
             except IndexError:  # tvmc's own parser of options
                 raise TVMCException(f"target {target!r}: an option has no value after its =") from None
-            self.target = found[0]
+            self.target, self.alone = found[0], not found[1]
             self.asked_for = any(extra["name"] == "easyquant" for extra in found[1])
             return found
 
@@ -221,10 +223,13 @@ class Pipeline:
         return lowered
 
     def packed(self, archive: bytes) -> bytes:
-        """An archive that tvmc wrote, the same bytes every time; with its record, if our target made it."""
+        """An archive that tvmc wrote, the same bytes every time; with its record, before it if our target
+        made it, else behind its code."""
+        found, code = members(archive), package.FILES["code"]
         if self.lowered is None:
-            return repeatable(archive)
-        found = members(archive)
+            if self.alone and self.target.kind.name == "llvm" and code in found:
+                found[code] += package.mark(__version__, variant(self.target, ()))
+            return package.archive(found)
         contents = {use: found[name] for use, name in package.FILES.items()}
         self.compiled.append(package.Compiled(*self.lowered, contents))
         return package.packed(__version__, self.compiled[-1:])
@@ -478,8 +483,9 @@ def _plugged_in(argv: Sequence[str], others: Iterable[str]) -> Iterator[Pipeline
         for verb in others:
             subparsers.add_parser(verb)
         for verb, options in OPTIONS.items():
+            group = subparsers.choices[verb].add_argument_group("tvm_easyquant")
             for name, (metavar, help) in options.items():
-                subparsers.choices[verb].add_argument(name, action=_InFull, metavar=metavar, help=help)
+                group.add_argument(name, action=_InFull, metavar=metavar, help=help)
 
     with contextlib.ExitStack() as stack:
         for owner, name, new in (
