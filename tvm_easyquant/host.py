@@ -10,8 +10,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import platform
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from topi_ext import isa
 
 from .errors import ConfigError, TVMMissing
 
@@ -257,6 +261,21 @@ class Late:
             self._host = installed()
             self._stack.enter_context(self._host.quiet())
         return getattr(self._host, name)
+
+
+def describe_machine() -> dict:
+    """cpu (its name, or what Linux knows of it), family and model, rows of `isa.ISAS`, cores."""
+    facts: dict = {"cpu": platform.processor() or platform.machine()}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Hardware") and value.strip():
+                facts["cpu"] = value.strip()
+            elif key.strip() in ("vendor_id", "cpu family", "model"):
+                facts.setdefault(key.strip().replace(" ", "_"), value.strip())
+    except OSError:
+        pass
+    return {**facts, "isa": [name for name in isa.ISAS if isa.host_has(name)], "cores": os.cpu_count()}
 
 
 def installed(name: str | None = None) -> Host:
