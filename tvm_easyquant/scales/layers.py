@@ -10,7 +10,7 @@ function was fused. A join is every other add or mul of two stored tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,6 +95,11 @@ class Layer:
         """The tensor that it makes: the fused add's or clip's, if there is one."""
         made = self.own if self.join is None else self.join.output
         return self.name if made is None else made.tensor
+
+    def apart(self) -> Layer:
+        """The layer without the add: it stores ``own``, as a tap of that wants it."""
+        alone = replace(self.spec, residual=None, **_epilogue(self.own, None, self.unit))
+        return replace(self, spec=alone, join=None)
 
 
 @dataclass(frozen=True)
