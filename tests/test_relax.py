@@ -365,6 +365,15 @@ def test_what_the_host_does_not_do_yet_is_said_in_a_line(ask, error, small):
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize("verb", ["compile net.onnx", "run net.tar", "tune net.onnx", "compile --help"])
+def test_the_verbs_of_tvmc_are_the_other_host_s(verb, capsys):
+    from tvm_easyquant import cli
+
+    assert cli.run(verb.split()) == 4
+    found = capsys.readouterr().err
+    assert found.startswith("error: the relax host has no run, tune, compile") and found.count("\n") == 1
+
+
 def test_doctor_says_which_host(capsys):
     from tvm_easyquant import cli
 

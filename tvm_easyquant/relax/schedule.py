@@ -15,6 +15,8 @@ from .framework import tvm
 #: outputs from which on a function is divided among threads
 PARALLEL = 200_000
 LANES = (16, 8, 4, 2)
+#: channels of an image, for which the last loop makes no vector
+FEW = 4
 REDUCTION = 2  # TVM's number for the axis of a sum
 
 
@@ -59,21 +61,34 @@ def _reductions(plan, block) -> list[bool]:
 
 def _loops(plan, block):
     loops, summed = plan.get_loops(block), _reductions(plan, block)
-    if not loops or (summed and len(summed) != len(loops)):
+    if summed:
+        if len(summed) == len(loops) and not all(summed):
+            _sum(plan, block, loops, summed)
         return
-    if not summed:
-        loop = plan.fuse(*loops)
-        size = _size(plan, loop)
-        outer = _vectorize(plan, loop)
-        if outer is not None and size > PARALLEL:
+    across = _read_across(plan, block)
+    if across is not None and len(loops) > across:
+        _transposed(plan, loops, across)
+    elif loops:
+        _flat(plan, loops)
+
+
+def _flat(plan, loops):
+    """Vectors along all axes as one."""
+    loop = plan.fuse(*loops)
+    size = _size(plan, loop)
+    lanes = _lanes(size)
+    if lanes > 1:
+        outer, inner = plan.split(loop, [None, lanes])
+        plan.vectorize(inner)
+        if size > PARALLEL:
             plan.parallel(outer)
-        return
-    spatial = [loop for loop, over in zip(loops, summed, strict=True) if not over]
+
+
+def _sum(plan, block, loops, summed):
+    """Vectors along the last axis of the output, around what is summed."""
+    *before, last = (loop for loop, over in zip(loops, summed, strict=True) if not over)
     over = [loop for loop, over in zip(loops, summed, strict=True) if over]
-    if not spatial:
-        return
-    *before, last = spatial
-    size, lanes = prod(_size(plan, loop) for loop in spatial), _lanes(_size(plan, last))
+    size, lanes = prod(_size(plan, loop) for loop in (*before, last)), _lanes(_size(plan, last))
     rest, inner = plan.split(last, [None, lanes])
     plan.reorder(*before, rest, *over, inner)
     if lanes > 1:
@@ -83,14 +98,31 @@ def _loops(plan, block):
     plan.decompose_reduction(block, over[0])  # after it a loop cannot be made parallel
 
 
-def _vectorize(plan, loop):
-    """The loop around the lanes; None where there are none."""
-    lanes = _lanes(_size(plan, loop))
-    if lanes == 1:
+def _read_across(plan, block) -> int | None:
+    """The axis of the output along which a block reads its input in order; None if that is the last one, or
+    the last has more than a few numbers. An image in NCHW becomes one in NHWC so."""
+    found = plan.get(block)
+    axes = [axis.var for axis in found.iter_vars]
+    if len(axes) < 2 or not found.reads or int(found.iter_vars[-1].dom.extent) > FEW:
         return None
-    outer, inner = plan.split(loop, [None, lanes])
+    region = found.reads[0].region
+    along = [i for i, axis in enumerate(axes[:-1]) if len(region) and region[-1].min.same_as(axis)]
+    return along[0] if along else None
+
+
+def _transposed(plan, loops, across):
+    """Vectors along the axis that is read in order, for each of the few channels."""
+    lanes = _lanes(_size(plan, loops[across]))
+    if lanes == 1:
+        return
+    rest, inner = plan.split(loops[across], [None, lanes])
+    *before, last = (loop for i, loop in enumerate(loops) if i != across)
+    size = lanes * prod(_size(plan, loop) for loop in (*before, rest, last))
+    plan.reorder(*before, rest, last, inner)
     plan.vectorize(inner)
-    return outer
+    plan.unroll(last)
+    if before and size > PARALLEL:
+        plan.parallel(plan.fuse(*before))
 
 
 def _size(plan, loop) -> int:
