@@ -382,7 +382,7 @@ def test_doctor_says_which_host(capsys):
     assert "relax host" in out and "ours has 0.0%" in out if isa.host_has("avx2") else "relax host" in out
 
 
-def test_the_verb_plan_works(small, tmp_path, capsys):
+def test_verbs_of_ours_work(tmp_path, capsys):
     onnx = pytest.importorskip("onnx")
     from tvm_easyquant import cli
 
@@ -395,3 +395,11 @@ def test_the_verb_plan_works(small, tmp_path, capsys):
     table = ["--table", str(tmp_path / "t.json"), "--target", "llvm -mcpu=core-avx2"]
     assert cli.run(["plan", str(tmp_path / "net.onnx"), *table]) == 0
     assert "conv1" in capsys.readouterr().out
+    np.savez(tmp_path / "labelled.npz", images=images, labels=np.zeros(4, np.int64))
+    words = ["evaluate", str(tmp_path / "net.onnx"), *table, "--data", str(tmp_path / "labelled.npz")]
+    assert cli.run(words) == 0
+    shown = capsys.readouterr()
+    assert "lost 0 of 4" in shown.out and "run in numpy" not in shown.err
+    assert cli.run(["--version"]) == 0 and capsys.readouterr().out == f"{installed().version}\n"
+    assert cli.run(["benchmark", str(tmp_path / "net.onnx"), *table]) == 4
+    assert "the relax host does not compare times with float yet" in capsys.readouterr().err
