@@ -26,9 +26,11 @@ test-ci: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest $(WORKERS) -m slow $(PYTEST_FLAGS)
 
-# every kernel of the manifest, built and run by today's apache-tvm: the same text, the same integers
+# on today's apache-tvm: every kernel of the manifest, the same text with the same integers, and the host of it
+ON_RELAX = tests/test_kernels.py tests/test_epilogue.py tests/test_relax.py tests/test_host.py \
+	tests/test_host_tensors.py
 test-kernels-relax: $(RELAX_READY)
-	$(RELAX)/bin/python -m pytest $(WORKERS) -m "not slow" tests/test_kernels.py tests/test_epilogue.py $(PYTEST_FLAGS)
+	$(RELAX)/bin/python -m pytest $(WORKERS) -m "not slow" $(ON_RELAX) $(PYTEST_FLAGS)
 
 # the half without TVM, from the wheel: on every Python that is supported and found, and with the oldest
 # versions of what it needs

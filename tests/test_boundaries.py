@@ -23,7 +23,7 @@ def modules(package):
     """Names of a package's modules, but for the hosts and what runs when it is imported."""
     for path in sorted((PACKAGES / package).rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGES).with_suffix("").parts).removesuffix(".__init__")
-        if ".relay" not in name and not name.endswith("__main__"):
+        if ".relay" not in name and ".relax" not in name and not name.endswith("__main__"):
             yield name
 
 
@@ -52,11 +52,12 @@ def test_the_check_above_can_fail():
         ("tvm_easyquant/network/graph.py", "from ..scales import table", "network.graph -> tvm_easyquant.scales.table"),
         ("tvm_easyquant/relay/read.py", "from ..pipeline import quantize", "relay.read -> tvm_easyquant.pipeline"),
         ("tvm_easyquant/cli/measure.py", "def late():\n    from ..relay import build", "cli.measure -> tvm_easyquant.relay.build"),
+        ("tvm_easyquant/relax/build.py", "from ..relay import build", "relax.build -> tvm_easyquant.relay"),
         ("tvm_easyquant/scales/table.py", "import tvm", "scales.table -> tvm"),
         ("topi_ext/isa.py", "import tvm_easyquant.files", "topi_ext.isa -> tvm_easyquant.files"),
         ("tvm_easyquant/garage.py", "", "garage"),
     ],
-    ids=["upwards", "a host that knows the pipeline", "in a function", "TVM", "kernels", "a room without a place"],
+    ids=["upwards", "a host that knows the pipeline", "in a function", "a host that knows the other", "TVM", "kernels", "a room without a place"],
 )  # fmt: skip
 def test_a_wrong_import_breaks_a_contract(path, line, named, tmp_path):
     """`make lint` on a copy of the packages with one bad line names that line."""
@@ -81,6 +82,7 @@ def test_a_wrong_import_breaks_a_contract(path, line, named, tmp_path):
         ("tvm_easyquant/pipeline.py", "from tvm import relay"),
         ("tvm_easyquant/relay/build.py", "from tvm.driver import tvmc"),
         ("topi_ext/emit.py", "from tvm import relay"),
+        ("tvm_easyquant/relax/build.py", "from tvm import relax"),
     ],
 )
 def test_relay_and_tvmc_are_banned_outside_their_files(path, line):

@@ -17,7 +17,7 @@ import pytest
 import tvm_easyquant as eq
 from tvm_easyquant import cli
 from tvm_easyquant import host as hosts
-from tvm_easyquant.errors import ConfigError, LoadError, TargetError
+from tvm_easyquant.errors import ConfigError, LoadError, TargetError, TVMMissing
 from tvm_easyquant.host import HOSTS, Built, Host, installed
 from tvm_easyquant.network.graph import run
 from tvm_easyquant.scales.integer import run_integer
@@ -28,8 +28,10 @@ VERBS = [name for name in vars(Host) if not name.startswith("_")]
 def named(name):
     if name == "numpy":
         return numpy_host.HOST
-    pytest.importorskip("tvm")
-    return installed(name)
+    try:
+        return installed(name)
+    except TVMMissing as error:
+        pytest.skip(f"no {name}: {error}")
 
 
 @pytest.fixture(params=HOSTS)
@@ -42,8 +44,8 @@ def any_host(request):
     return named(request.param)
 
 
-def test_the_first_that_is_installed_is_taken(host):
-    assert installed().name == HOSTS[0] and host.name in HOSTS
+def test_what_is_installed_is_taken(host):
+    assert installed() is host is installed(host.name) and host.name in HOSTS
     assert host.version
     with pytest.raises(ConfigError, match="host is 'torch'; use one of relay"):
         installed("torch")
@@ -123,7 +125,8 @@ def test_a_model_comes_through_the_host_in_every_form(host, tmp_path):
         tmp_path / "net.onnx", model_format="onnx")]  # fmt: skip
     assert len({graph.fingerprint for graph in graphs}) == 1
     x = {"x": np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)}
-    for read in (graph, host.read(module)):
+    read_again = [host.read(module)] if host.name == "relay" else []
+    for read in (graph, *read_again):
         for found, wanted in zip(read.run(x).values(), graph.run(x).values(), strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     assert host.is_module(module) and not host.is_module(model)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tvm_easyquant as eq
-from tvm_easyquant.errors import GraphError
+from tvm_easyquant.errors import GraphError, TVMMissing
 from tvm_easyquant.network import expression, gradient, ops
 from tvm_easyquant.network.node import Node
 from tvm_easyquant.network.ops import INTEGER, OPERATORS
@@ -26,8 +26,13 @@ JOIN = {name for name, row in OPERATORS.items() if row.integer in ("sum", "produ
 
 
 def relay(module, name):
-    pytest.importorskip("tvm")
+    pytest.importorskip("tvm_easyquant.relay.framework", exc_type=TVMMissing)
     return getattr(importlib.import_module(f"tvm_easyquant.relay.{module}"), name)
+
+
+def relax(module, name):
+    pytest.importorskip("tvm_easyquant.relax.framework", exc_type=TVMMissing)
+    return getattr(importlib.import_module(f"tvm_easyquant.relax.{module}"), name)
 
 
 #: dictionary of rules -> the rows that need one there; the others, and why not
@@ -43,6 +48,9 @@ RULES = {
     "Relay, joins": (lambda: relay("rewrite", "JOINS"), JOIN),
     # the handle of a "float" is its rule
     "Relay, float": (lambda: relay("rewrite", "FLOAT"), set(OPERATORS) - {"input", "fake_quant", "float"}),
+    "Relax, integer": (lambda: relax("rewrite", "INTEGER"), RUNS),
+    "Relax, moves": (lambda: relax("rewrite", "MOVES"), MOVES),
+    "Relax, float": (lambda: relax("rewrite", "FLOAT"), set(OPERATORS) - {"input", "fake_quant", "float"}),
 }
 
 
@@ -81,7 +89,9 @@ def test_relay_has_every_function_of_an_expression():
 
 def test_rules_of_relay_operators_name_relay_operators():
     """Story: rules were found by spelling, and one for an operator that Relay does not have was dead."""
-    tvm = pytest.importorskip("tvm")
+    pytest.importorskip("tvm.relay")
+    import tvm
+
     known = set(tvm.ir.Op.list_op_names())
     for module, name in (
         ("read", "RULES"),

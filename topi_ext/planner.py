@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,17 @@ class Choice(NamedTuple):
 
     def __str__(self):
         return f"{self.kernel.name} ({self.proof})"
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """The kernel of one convolution or dense layer: its name where the IR has one, its shape, its weights
+    (int8 HWIO), the kernel chosen and why, the refused ones."""
+
+    name: str
+    spec: ConvSpec
+    weight: np.ndarray = field(repr=False)
+    choice: Choice
 
 
 def choose(

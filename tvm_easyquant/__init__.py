@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
 
 __version__ = "0.1.0"
 
-#: public name -> the module it lives in; loaded on first use, so that `import tvm_easyquant` is light
+#: public name -> the module it lives in; loaded on first use, so that `import tvm_easyquant` is light.
+#: What is relay's here comes from the installed host's file of the same name
 _PUBLIC = {
     "quantize": "pipeline",
     "Quantized": "pipeline",
@@ -58,7 +59,13 @@ __all__ = sorted(_PUBLIC)  # noqa: PLE0605  # a list, which a checker does not s
 def __getattr__(name: str):
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+    room, _, file = _PUBLIC[name].rpartition(".")
+    if room == "relay" and name != "from_relay":
+        from .host import installed
+
+        room = installed().name
+    module = f"{room}.{file}" if room else file
+    return getattr(importlib.import_module(f".{module}", __name__), name)
 
 
 def __dir__():

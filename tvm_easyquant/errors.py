@@ -97,6 +97,10 @@ class TVMMissing(EasyQuantError, ImportError):
     """No usable TVM in this Python; the message says what to install."""
 
 
+class HostError(EasyQuantError, NotImplementedError):
+    """The installed host does not do this; the message says what does."""
+
+
 class LinkerMissing(EasyQuantError, RuntimeError):
     """There is no C++ compiler to link with; the message says what to install."""
 

@@ -1,17 +1,24 @@
 """The seam to a compiler: what a host does for us, and which one is installed.
 
-A host is TVM in one of its forms; `tvm_easyquant.relay.host` is TVM 0.19 with Relay. The quantizer itself
-(calibrate, search, table, numpy run, QDQ export) needs none. Whoever does is given one, or asks
-`installed`; nothing else outside a host's own folder imports it.
+A host is TVM in one of its forms: `tvm_easyquant.relay.host` is TVM 0.19 with Relay,
+`tvm_easyquant.relax.host` today's apache-tvm. Both are a package called ``tvm``, so that an environment has
+one of them. The quantizer itself (calibrate, search, table, numpy run, QDQ export) needs none. Whoever does
+is given one, or asks `installed`; nothing else outside a host's own folder imports it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import os
+import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from topi_ext import isa
 
 from .errors import ConfigError, TVMMissing
 
@@ -23,7 +30,9 @@ if TYPE_CHECKING:
     from .scales.table import ScaleTable
 
 #: the hosts there are, the preferred first; each is a folder of this package with a file ``host``
-HOSTS = ("relay",)
+HOSTS = ("relay", "relax")
+#: the distributions that bring a package called ``tvm``
+WHEELS = ("apache-tvm", "xtc-tvm-python-bindings")
 
 Progress = Callable[[int, int, str], None]
 #: what belongs to the host alone: its IR module, and what it calls a target; others pass them on unread
@@ -264,18 +273,61 @@ class Late:
         return getattr(self._host, name)
 
 
+def describe_machine() -> dict:
+    """cpu (its name, or what Linux knows of it), family and model, rows of `isa.ISAS`, cores."""
+    facts: dict = {"cpu": platform.processor() or platform.machine()}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Hardware") and value.strip():
+                facts["cpu"] = value.strip()
+            elif key.strip() in ("vendor_id", "cpu family", "model"):
+                facts.setdefault(key.strip().replace(" ", "_"), value.strip())
+    except OSError:
+        pass
+    return {**facts, "isa": [name for name in isa.ISAS if isa.host_has(name)], "cores": os.cpu_count()}
+
+
+def describe_rows() -> list[dict]:
+    """Of each row of `isa.ISAS`: whether it runs here, its plainest CPU, its kernels. Needs a TVM."""
+    from topi_ext import manifest
+
+    return [
+        {
+            "isa": row.name,
+            "here": isa.host_has(row.name) and (not row.arch or row.arch == isa.arch_of("")),
+            "mcpu": row.mcpu,
+            "kernels": [kernel.name for kernel in manifest.KERNELS if kernel.isa == row.name],
+        }
+        for row in isa.ISAS.values()
+    ]
+
+
 def installed(name: str | None = None) -> Host:
-    """The host ``name``, or the first of `HOSTS` that is installed.
+    """The host ``name``, or the one of `HOSTS` that is installed.
 
     Raises TVMMissing, which says what to install, and ConfigError for a name that is none.
     """
     if name is not None and name not in HOSTS:
         raise ConfigError(f"host is {name!r}; use one of {', '.join(HOSTS)}")
-    missing = None
+    if len(both := [wheel for wheel in WHEELS if _has(wheel)]) > 1:
+        raise TVMMissing(
+            f"{' and '.join(both)} are installed over each other, both as the package tvm: pip uninstall "
+            "both, and install one of them again"
+        )
+    missing = []
     for wanted in HOSTS if name is None else (name,):
         try:
             return importlib.import_module(f".{wanted}.host", __package__).HOST
         except TVMMissing as error:
-            missing = missing or error
-    assert missing is not None  # noqa: S101  # HOSTS is not empty
-    raise missing
+            missing.append(error)
+    if name is None and sys.platform == "linux":
+        raise TVMMissing(f"{missing[0]}; or today's apache-tvm: pip install 'tvm_easyquant[relax]'")
+    raise missing[0]
+
+
+def _has(distribution: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(distribution))
+    except importlib.metadata.PackageNotFoundError:
+        return False

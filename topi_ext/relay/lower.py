@@ -16,7 +16,7 @@ they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,21 +26,11 @@ from tvm import relay
 from .. import function, planner
 from ..errors import LoweringError
 from ..packing import fold_zero_point
+from ..planner import LayerChoice
 from ..problem import Convolution, ConvSpec, Residual
 from ..reference import multiplier
 from . import op as relay_op
 from .expression import Expression, name_of, value_of
-
-
-@dataclass(frozen=True)
-class LayerChoice:
-    """The kernel of one convolution or dense layer: its name where the IR has one, its shape, its weights
-    (int8 HWIO), the kernel chosen and why, the refused ones."""
-
-    name: str
-    spec: ConvSpec
-    weight: np.ndarray = field(repr=False)
-    choice: planner.Choice
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerInteger")

@@ -28,10 +28,10 @@ import numpy as np
 import tvm
 from tvm import autotvm, relay, te
 from tvm.relay.op import op as _op
-from tvm.topi import tag
 from tvm.topi.x86.injective import schedule_injective
 
-from .. import epilogue, function, isa, manifest
+from .. import function, isa, manifest
+from ..kernels import elementwise
 from ..problem import ConvSpec
 from ..reference import multiplier
 
@@ -134,80 +134,28 @@ def _injective_strategy(make):
 
 
 def _numbers(attrs):
-    return json.loads(str(attrs["numbers"]))
-
-
-def _along_last(x, i):
-    """A () or (K,) tensor's value for output index ``i``."""
-    return x(i[-1]) if len(x.shape) else x()
-
-
-def _steps(x, zero_point):
-    value = x.astype("int32")
-    return value - epilogue.const(zero_point, "int32") if zero_point else value
+    numbers = json.loads(str(attrs["numbers"]))
+    return {key: function.from_json(value) for key, value in numbers.items()}
 
 
 def _quantize(attrs, inputs):
-    a, (x,) = _numbers(attrs), inputs
-
-    def element(*i):
-        scaled = epilogue.divide(x(*i), a["scale"])
-        steps = epilogue.round_to_step(scaled, a["zero_point"], a["lo"], a["hi"])
-        return epilogue.store_byte(steps, a["zero_point"])
-
-    return te.compute(x.shape, element, name="quantize", tag=tag.BROADCAST)
+    return elementwise.quantize(*inputs, **_numbers(attrs))
 
 
 def _requantize(attrs, inputs):
-    a, (x, multiplier) = _numbers(attrs), inputs
-    expression = function.from_json(a.get("function"))
-
-    def element(*i):
-        two = function.uses_other(expression)
-        factor, other = (
-            (multiplier(row, i[-1]) for row in (0, 1)) if two else (_along_last(multiplier, i), None)
-        )
-        real = _steps(x(*i), a["in_zero_point"]).astype("float32") * factor
-        return epilogue.requantized(real, expression, other, a["zero_point"], a["lo"], a["hi"])
-
-    return te.compute(x.shape, element, name="requantize", tag=tag.BROADCAST)
+    return elementwise.requantize(*inputs, **_numbers(attrs))
 
 
 def _dequantize(attrs, inputs):
-    a, (x, scale) = _numbers(attrs), inputs
-    return te.compute(
-        x.shape,
-        lambda *i: epilogue.fence(_steps(x(*i), a["zero_point"]).astype("float32") * _along_last(scale, i)),
-        name="dequantize",
-        tag=tag.BROADCAST,
-    )
+    return elementwise.dequantize(*inputs, **_numbers(attrs))
 
 
 def _add(attrs, inputs):
-    n, (a, b) = _numbers(attrs), inputs
-
-    def element(*i):
-        left = epilogue.real(_steps(a(*i), n["a_zero_point"]), n["a_scale"])
-        right = epilogue.real(_steps(b(*i), n["b_zero_point"]), n["b_scale"])
-        expression = function.from_json(n.get("function"))
-        return epilogue.add_stored(left, right, n["scale"], n["zero_point"], n["lo"], n["hi"], expression)
-
-    return te.compute(a.shape, element, name="add", tag=tag.BROADCAST)
+    return elementwise.add(*inputs, **_numbers(attrs))
 
 
 def _mul(attrs, inputs):
-    n, (a, b) = _numbers(attrs), inputs
-    gate = [int(d) == 1 for d in b.shape]
-
-    def element(*i):
-        j = [0 if one else x for one, x in zip(gate, i, strict=True)]
-        product = _steps(a(*i), n["a_zero_point"]) * _steps(b(*j), n["b_zero_point"])
-        real = product.astype("float32") * epilogue.const(n["multiplier"], "float32")
-        return epilogue.store_byte(
-            epilogue.round_to_step(real, n["zero_point"], n["lo"], n["hi"]), n["zero_point"]
-        )
-
-    return te.compute(a.shape, element, name="mul", tag=tag.BROADCAST)
+    return elementwise.mul(*inputs, **_numbers(attrs))
 
 
 # -- registration

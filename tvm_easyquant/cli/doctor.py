@@ -64,6 +64,7 @@ def _doctor(args, host) -> int:
         "tvm_easyquant": __version__,
         "python": platform.python_version(),
         "platform": sys.platform,
+        "name": host.name,
         **found,
         "memory": _memory(),
         "flags_from": cpu.flags().source,
@@ -79,8 +80,8 @@ def _doctor(args, host) -> int:
         f"CPU       {machine['cpu']} {', '.join(ids)}; {machine['cores']} cores; target '{facts['target']}'"
     )
     print(
-        f"versions  tvm_easyquant {facts['tvm_easyquant']}, TVM {machine['tvm']}, LLVM {machine['llvm']}, "
-        f"Python {facts['python']}"
+        f"versions  tvm_easyquant {facts['tvm_easyquant']}, TVM {machine['tvm']} ({facts['name']} host), "
+        f"LLVM {machine['llvm']}, Python {facts['python']}"
     )
     print(f"features  {', '.join(isa.of_host())}; told by {facts['flags_from']}")
     print(f"linker    {facts['linker'] or 'none: tvmc compile needs one; install g++, or set CXX'}")
@@ -108,6 +109,11 @@ def verdict(facts) -> str:
     found = facts["saturation"]
     if not found:
         return "pmaddubsw is an x86 instruction: not on this CPU; its int8 products do not saturate"
+    if "tvm_int8_wrong" not in found:
+        return (
+            f"of a full-range int8 convolution for -mcpu={found['mcpu']} ours has "
+            f"{found['ours_wrong']:.1%} of the outputs wrong; this TVM has none of its own for CPUs"
+        )
     text = (
         f"pmaddubsw saturates here: TVM's own int8 convolution for -mcpu={found['mcpu']} has "
         f"{found['tvm_int8_wrong']:.1%} of its outputs wrong (by up to {found['tvm_int8_largest_error']}; "

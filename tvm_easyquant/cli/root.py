@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import LinkerMissing, UserError, is_users, one_line
+from ..errors import HostError, LinkerMissing, UserError, is_users, one_line
 from ..files import writable
 from ..host import Late, installed
 from . import memory
@@ -129,6 +129,11 @@ def run(argv: Sequence[str]) -> int:
             memory.check(argv)
         if not _handed(argv):
             return _ours(argv)
+        if (host := installed()).name != "relay":
+            raise HostError(
+                f"the {host.name} host has no {', '.join(HANDED)} yet; TVM 0.19 has, in an environment of "
+                "its own: pip install 'tvm_easyquant[relay]'"
+            )
         from ..relay import tvmc
 
         return tvmc.run(argv, _parser()[1])

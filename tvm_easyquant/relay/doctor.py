@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from topi_ext import isa, manifest, reference
+from topi_ext import isa, reference
 from topi_ext.relay import op as relay_op
 
+from ..host import describe_rows
 from .build import Executor, build, host_target
 from .framework import no_tophub, relay, tvm
 from .profile import describe_host
@@ -19,21 +20,9 @@ def examine() -> dict:
         "target": host_target(),
         "isa_of_target": relay_op.target_isa(tvm.target.Target(host_target())),
         "linker": tvm.contrib.cc.get_cc(),
-        "rows": [
-            {
-                "isa": row.name,
-                "here": isa.host_has(row.name) and _of_this_arch(row),
-                "mcpu": row.mcpu,
-                "kernels": [kernel.name for kernel in manifest.KERNELS if kernel.isa == row.name],
-            }
-            for row in isa.ISAS.values()
-        ],
+        "rows": describe_rows(),
         "saturation": saturation(),
     }
-
-
-def _of_this_arch(row) -> bool:
-    return not row.arch or row.arch == isa.arch_of("")
 
 
 def saturation(channels: int = 64, size: int = 8) -> dict:

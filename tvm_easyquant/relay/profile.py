@@ -8,18 +8,14 @@ executor: a layer with what was fused into it (bias, requantize or ReLU, a resid
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from topi_ext import isa
-
+from ..host import describe_machine
 from ..network.graph import Graph, GraphError
 from ..network.node import model_shape
 from ..scales.numerics import SWITCHES, QuantConfig
@@ -131,26 +127,10 @@ class Benchmark:
 
 
 def describe_host() -> dict:
-    """cpu (its name, or what Linux knows of it), family and model, rows of `isa.ISAS`, cores, versions."""
+    """`host.describe_machine`, and the versions of TVM and LLVM."""
     from tvm.target.codegen import llvm_version_major
 
-    facts: dict = {"cpu": platform.processor() or platform.machine()}
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Hardware") and value.strip():
-                facts["cpu"] = value.strip()
-            elif key.strip() in ("vendor_id", "cpu family", "model"):
-                facts.setdefault(key.strip().replace(" ", "_"), value.strip())
-    except OSError:
-        pass
-    return {
-        **facts,
-        "isa": [name for name in isa.ISAS if isa.host_has(name)],
-        "cores": os.cpu_count(),
-        "tvm": str(tvm.__version__),
-        "llvm": int(llvm_version_major()),
-    }
+    return {**describe_machine(), "tvm": str(tvm.__version__), "llvm": int(llvm_version_major())}
 
 
 def benchmark(

@@ -1,6 +1,6 @@
 """`network.tensors.Tensors` in Relay: an operator that stays float, written into a module.
 
-`tests/test_relay_tensors.py` compares each operation with the numpy meaning. Where an operator of Relay
+`tests/test_host_tensors.py` compares each operation with the numpy meaning. Where an operator of Relay
 means something else (ties of ``round``, a division by zero, -1 as the place of the largest of what has no
 larger), it is made of others.
 """

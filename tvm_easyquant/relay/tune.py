@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from topi_ext import cost, isa, manifest
+from topi_ext import isa, manifest
 from topi_ext.conv2d import Bound
 from topi_ext.lower import LayerChoice, LowerInteger
 from topi_ext.relay import op as relay_op
@@ -26,7 +26,7 @@ from topi_ext.relay.lower import choose
 
 from ..errors import TuneError
 from ..network.graph import Graph
-from ..scales.layers import records
+from ..scales.layers import records, stored_times
 from ..scales.table import ScaleTable
 from .build import cpu_target
 from .framework import no_tophub
@@ -152,17 +152,7 @@ def layer_choices(graph: Graph, table: ScaleTable, target) -> list[LayerChoice]:
 
 def layer_times(graph: Graph, table: ScaleTable, target) -> dict[str, float]:
     """{layer: microseconds of its kernel by the stored costs}; TuneError where a kernel has none."""
-    times = {}
-    for layer in layer_choices(graph, table, target):
-        row = layer.choice.kernel
-        time = cost.estimate(row.name, row.work(layer.spec))
-        if time is None:
-            raise TuneError(
-                f"kernel {row.name} of layer {layer.name} has no stored time: bits cannot be chosen by "
-                f"time for target '{target}'; take bits 7 or 8"
-            )
-        times[layer.name] = time
-    return times
+    return stored_times(layer_choices(graph, table, target), target)
 
 
 def tasks(layers: Sequence[LayerChoice], target, alternatives: int = 1) -> list:

@@ -9,21 +9,25 @@ function was fused. A join is every other add or mul of two stored tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from topi_ext import reference
+from topi_ext import cost, reference
 from topi_ext.conv2d import Convolution, ConvSpec, Residual, fold_zero_point
 from topi_ext.function import of_sum
 
+from ..errors import TuneError
 from ..network.graph import Graph
 from ..network.node import Node
 from .integer import Scales, Stored, check_range, function_values
 from .numerics import Scale
 from .table import ScaleTable
+
+if TYPE_CHECKING:  # it imports the kernels, and they TVM
+    from topi_ext.planner import LayerChoice
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,11 @@ class Layer:
         made = self.own if self.join is None else self.join.output
         return self.name if made is None else made.tensor
 
+    def apart(self) -> Layer:
+        """The layer without the add: it stores ``own``, as a tap of that wants it."""
+        alone = replace(self.spec, residual=None, **_epilogue(self.own, None, self.unit))
+        return replace(self, spec=alone, join=None)
+
 
 @dataclass(frozen=True)
 class Records:
@@ -111,6 +120,21 @@ def records(graph: Graph, table: ScaleTable) -> Records:
     accumulator does not fit int32."""
     graph = table.prepared(graph)
     return _Deriver(graph, table).records()
+
+
+def stored_times(layers: Sequence[LayerChoice], target) -> dict[str, float]:
+    """{layer: microseconds of the kernel chosen, by the stored costs}; TuneError where one has none."""
+    times = {}
+    for layer in layers:
+        row = layer.choice.kernel
+        time = cost.estimate(row.name, row.work(layer.spec))
+        if time is None:
+            raise TuneError(
+                f"kernel {row.name} of layer {layer.name} has no stored time: bits cannot be chosen by "
+                f"time for target '{target}'; take bits 7 or 8"
+            )
+        times[layer.name] = time
+    return times
 
 
 class _Deriver:

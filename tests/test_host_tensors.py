@@ -1,17 +1,12 @@
-"""Every operation of `network.tensors.Tensors` in Relay gives what its numpy meaning gives."""
+"""Every operation of `network.tensors.Tensors` of the installed host gives what its numpy meaning gives."""
 
 import numpy as np
 import pytest
 
 tvm = pytest.importorskip("tvm")
-from tvm import relay
 
+from tvm_easyquant.host import installed
 from tvm_easyquant.network.tensors import BINARY, COMPARE, NUMPY, REDUCE, UNARY
-from tvm_easyquant.relay.build import Executor
-from tvm_easyquant.relay.float_op import RelayOp
-from tvm_easyquant.relay.framework import NO_CSE, no_tophub
-from tvm_easyquant.relay.reference import execute
-from tvm_easyquant.relay.tensors import RELAY, Tensor
 
 RNG = np.random.default_rng(0)
 
@@ -29,7 +24,16 @@ def truth(*shape):
 
 
 def run_relay(cases, arrays, opt_level):
-    """The outputs of all cases (functions of (t, tensors)) by ONE compiled function."""
+    """The outputs of all cases (functions of (t, tensors)) by ONE compiled function, and by the numpy rules of
+    what was written, which need no TVM."""
+    from tvm import relay
+
+    from tvm_easyquant.relay.build import Executor
+    from tvm_easyquant.relay.float_op import RelayOp
+    from tvm_easyquant.relay.framework import NO_CSE, no_tophub
+    from tvm_easyquant.relay.reference import execute
+    from tvm_easyquant.relay.tensors import RELAY, Tensor
+
     tensors, params = [], []
     for i, a in enumerate(arrays):
         params.append(relay.var(f"x{i}", shape=a.shape, dtype=str(a.dtype)))
@@ -40,13 +44,33 @@ def run_relay(cases, arrays, opt_level):
         executor = Executor(relay.build(module, "llvm"))
     feed = {f"x{i}": a for i, a in enumerate(arrays)}
     got = executor(feed)
-    with pytest.MonkeyPatch.context() as patch:  # the numpy rules of what was written need no TVM
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RelayOp, "evaluate", None)
         return made, got, execute(module, feed)
 
 
+def run_relax(cases, arrays, opt_level):
+    """The same by Relax, twice the compiled ones: what was written has no numpy rules."""
+    from tvm import relax
+
+    from tvm_easyquant.relax.build import build
+    from tvm_easyquant.relax.tensors import RelaxTensors, Tensor
+
+    builder = relax.BlockBuilder()
+    params = [relax.Var(f"x{i}", relax.TensorType(a.shape, str(a.dtype))) for i, a in enumerate(arrays)]
+    tensors = [Tensor.of(p, a.shape, a.dtype) for p, a in zip(params, arrays, strict=True)]
+    with builder.function("main", params):
+        with builder.dataflow():
+            made = [case(RelaxTensors(builder), *tensors) for case in cases]
+            out = builder.emit_output(relax.Tuple([m.expr for m in made]))
+        builder.emit_func_output(out)
+    got = build(builder.get(), "llvm")({f"x{i}": a for i, a in enumerate(arrays)})
+    return made, got, got
+
+
 def check(cases, arrays, opt_level=0):
-    every = zip(cases.items(), *run_relay(cases.values(), arrays, opt_level), strict=True)
+    run = {"relay": run_relay, "relax": run_relax}[installed().name]
+    every = zip(cases.items(), *run(cases.values(), arrays, opt_level), strict=True)
     for (name, case), tensor, built, mine in every:
         want = case(NUMPY, *arrays)
         assert (tensor.shape, tensor.dtype) == (want.shape, want.dtype), name

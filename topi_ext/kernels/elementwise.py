@@ -1,0 +1,84 @@
+"""The norm's operators of one number at a time, and of two, as TE computes; the same on every host.
+
+Tensors are uint8 or int32 with a scale and a zero point, of any shape, the channels last; numbers are those
+of `reference`'s functions, which these equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from .. import epilogue, function
+from ..emit import te
+
+TAG = "broadcast"  # topi's: one number of the output reads one of each input
+
+
+def _along_last(x, i):
+    """A () or (K,) tensor's value for output index ``i``."""
+    return x(i[-1]) if len(x.shape) else x()
+
+
+def _steps(x, zero_point):
+    value = x.astype("int32")
+    return value - epilogue.const(zero_point, "int32") if zero_point else value
+
+
+def quantize(x, scale: float, zero_point: int, lo: int, hi: int):
+    """float32 -> uint8."""
+
+    def element(*i):
+        scaled = epilogue.divide(x(*i), scale)
+        return epilogue.store_byte(epilogue.round_to_step(scaled, zero_point, lo, hi), zero_point)
+
+    return te.compute(x.shape, element, name="quantize", tag=TAG)
+
+
+def requantize(x, multiplier, in_zero_point: int, zero_point: int, lo: int, hi: int, function=None):
+    """uint8 or int32 -> uint8; multiplier: float32 () or (K,), or (2, K) with the second vector that the
+    function reads."""
+
+    def element(*i):
+        factor, other = _factors(multiplier, function, i)
+        real = _steps(x(*i), in_zero_point).astype("float32") * factor
+        return epilogue.requantized(real, function, other, zero_point, lo, hi)
+
+    return te.compute(x.shape, element, name="requantize", tag=TAG)
+
+
+def _factors(multiplier, expression, i):
+    if function.uses_other(expression):
+        return multiplier(0, i[-1]), multiplier(1, i[-1])
+    return _along_last(multiplier, i), None
+
+
+def dequantize(x, scale, zero_point: int):
+    """uint8 or int32 -> float32; scale: float32 () or (K,)."""
+
+    def element(*i):
+        return epilogue.fence(_steps(x(*i), zero_point).astype("float32") * _along_last(scale, i))
+
+    return te.compute(x.shape, element, name="dequantize", tag=TAG)
+
+
+def add(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
+        scale: float, zero_point: int, lo: int, hi: int, function=None):  # fmt: skip
+    """uint8 + uint8 -> uint8; function: of the real sum."""
+
+    def element(*i):
+        left = epilogue.real(_steps(a(*i), a_zero_point), a_scale)
+        right = epilogue.real(_steps(b(*i), b_zero_point), b_scale)
+        return epilogue.add_stored(left, right, scale, zero_point, lo, hi, function)
+
+    return te.compute(a.shape, element, name="add", tag=TAG)
+
+
+def mul(a, b, a_zero_point: int, b_zero_point: int, multiplier: float, zero_point: int, lo: int, hi: int):
+    """uint8 * uint8 -> uint8; dimensions of ``b`` may be 1."""
+    gate = [int(d) == 1 for d in b.shape]
+
+    def element(*i):
+        j = [0 if one else x for one, x in zip(gate, i, strict=True)]
+        product = _steps(a(*i), a_zero_point) * _steps(b(*j), b_zero_point)
+        real = product.astype("float32") * epilogue.const(multiplier, "float32")
+        return epilogue.store_byte(epilogue.round_to_step(real, zero_point, lo, hi), zero_point)
+
+    return te.compute(a.shape, element, name="mul", tag=TAG)

@@ -1,0 +1,1 @@
+"""The host with Relax: today's apache-tvm. Nothing else imports it."""

@@ -1,0 +1,67 @@
+"""The TVM this host runs on: one place that imports it and says what to do without it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from ..errors import TVMMissing
+
+INSTALL = (
+    "the relax host needs apache-tvm 0.27: pip install 'tvm_easyquant[relax]', in an environment without "
+    "TVM 0.19, whose package is called tvm, too"
+)
+OLDEST = (0, 27)
+
+
+try:
+    import tvm
+except (ImportError, OSError, RuntimeError) as _error:
+    _reason = str(_error).strip().splitlines()[-1] if str(_error).strip() else type(_error).__name__
+    raise TVMMissing(f"{INSTALL} ({_reason})") from None
+if tuple(map(int, re.findall(r"\d+", str(tvm.__version__))[:2])) < OLDEST:
+    raise TVMMissing(f"{INSTALL} (here is TVM {tvm.__version__})")
+if importlib.util.find_spec("tvm.relay") is not None:
+    raise TVMMissing(
+        f"the files of TVM {tvm.__version__} are mixed with those of an older one: make a new environment, "
+        "or pip uninstall both and install one again"
+    )
+
+from tvm import relax  # noqa: E402  # of this TVM, not of an older one
+
+#: the first apache-tvm-ffi that crashes the process when a module is saved as JSON
+CRASHES = (0, 1, 15)
+
+
+def ffi_crashes() -> str | None:
+    """The version of apache-tvm-ffi, if it is one that crashes where JSON is saved; else None."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = version("apache-tvm-ffi")
+    except PackageNotFoundError:
+        return None
+    return found if tuple(map(int, re.findall(r"\d+", found)[:3])) >= CRASHES else None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the lines about scopes that TVM writes, one for each constant, where a library is written."""
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+__all__ = ["INSTALL", "ffi_crashes", "quiet", "relax", "tvm"]

@@ -1,0 +1,159 @@
+"""Today's apache-tvm with Relax, as a `tvm_easyquant.host.Host`.
+
+Each verb imports the file that does the work: importing this one says whether there is such a TVM, no more.
+What the host does not do yet raises HostError, in one line that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from ..errors import HostError, LoadError, TuneError
+from ..host import Host
+from .framework import ffi_crashes, tvm
+
+
+class Relax:
+    """The verbs of `tvm_easyquant.host.Host`, which says what each means."""
+
+    name = "relax"
+    version = str(tvm.__version__)
+
+    # -- float networks
+
+    def formats(self):
+        return ("onnx",)
+
+    def load(self, model, *, model_format=None, input_shapes=None, batch=1):
+        if model_format == "onnx" or (model_format is None and os.fspath(model).lower().endswith(".onnx")):
+            from ..readers.onnx_float import load
+
+            return load(model, input_shapes, batch)
+        raise LoadError(
+            f"{model}: the relax host loads no models but ONNX yet; export it to ONNX, or load it with TVM "
+            "0.19: pip install 'tvm_easyquant[relay]' in another environment"
+        )
+
+    def original(self, model, *, model_format=None, input_shapes=None, batch=1):
+        graph = self.load(model, model_format=model_format, input_shapes=input_shapes, batch=batch)
+        return self.build_float(self.float_module(graph))
+
+    def float_module(self, graph):
+        from .rewrite import float_module
+
+        return float_module(graph)
+
+    def is_module(self, model):
+        return isinstance(model, tvm.IRModule)
+
+    def read(self, module, params=None, name="model"):
+        raise LoadError(
+            "the relax host does not read Relax modules yet; give the ONNX model that it came from, or "
+            "a Graph"
+        )
+
+    # -- integer networks
+
+    def rewrite(self, graph, table, taps=(), sample=None):
+        from .rewrite import rewrite
+
+        return rewrite(graph, table, taps)
+
+    def lower(self, module, target=None):
+        from topi_ext.relax.lower import lower
+
+        return lower(module, self.target(target))[0]
+
+    def save_module(self, module):
+        if (found := ffi_crashes()) is not None:
+            raise HostError(
+                f"apache-tvm-ffi {found} crashes where a module is saved: pip install "
+                "'apache-tvm-ffi<0.1.15'"
+            )
+        return tvm.ir.save_json(module)
+
+    def layer_choices(self, graph, table, target=None):
+        from .tune import layer_choices
+
+        return layer_choices(graph, table, target)
+
+    def layer_times(self, graph, table, target=None):
+        from .tune import layer_times
+
+        return layer_times(graph, table, target)
+
+    # -- building and running
+
+    def this_cpu(self):
+        from .build import host_target
+
+        return host_target()
+
+    def target(self, text=None):
+        from .build import cpu_target
+
+        return cpu_target(text)
+
+    def linker(self, name=None):
+        from tvm.support import cc
+
+        if name is not None:
+            raise HostError(
+                "the relax host does not link for another machine yet; leave --cross-compiler out, or use "
+                "TVM 0.19"
+            )
+        return cc.get_cc()
+
+    def build(self, module, target=None, *, lower=True, outputs=()):
+        from .build import build
+
+        return build(module, target, lower=lower, outputs=outputs)
+
+    def build_float(self, module, target=None):
+        from .build import build_float
+
+        return build_float(module, target)
+
+    def threads(self, count):
+        tvm.get_global_func("runtime.config_threadpool")(1, count)  # 1: the big cores
+
+    def quiet(self):
+        return contextlib.nullcontext()
+
+    # -- measuring and tuning
+
+    def describe(self):
+        from .doctor import describe_host
+
+        return describe_host()
+
+    def examine(self):
+        from .doctor import examine
+
+        return examine()
+
+    def benchmark(self, graph, floats, integers, *, bits=None, threads=1, rounds=15, progress=None):
+        raise HostError(
+            "the relax host does not compare times with float yet; Built.milliseconds and "
+            "Built.layer_times time what is built"
+        )
+
+    def keep_if_faster(self, graph, floats, config, target=None, *, progress=None):
+        raise HostError("the relax host does not time layers against float yet; leave keep_if_faster out")
+
+    def tune(self, module, log, target=None, *, device=None, progress=None, **settings):
+        raise TuneError(
+            "the relax host does not tune yet; the stored costs choose the kernels, as without records"
+        )
+
+    def history(self, log, target):
+        if log:
+            raise TuneError("the relax host reads no tuning records yet; leave the log out")
+        return contextlib.nullcontext()
+
+    def untuned(self, layers, target=None):
+        return len(layers), len(layers)
+
+
+HOST: Host = Relax()

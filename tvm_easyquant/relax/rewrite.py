@@ -1,0 +1,443 @@
+"""`Graph` + `ScaleTable` -> a Relax module, from the layers' records.
+
+Integer tensors are uint8 NHWC. A layer is the call of a private function that says what it computes
+(`topi_ext.relax.lower`), everything else is there already: joins, tables and requantizes as TIR functions
+with the norm's integers, what moves as Relax operators, what stays float as float Relax in NCHW (`emit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf, prod
+
+import numpy as np
+
+from topi_ext.function import is_vector, of_sum
+from topi_ext.kernels import elementwise
+from topi_ext.reference import quantize
+from topi_ext.relax.lower import layer_function
+
+from ..network.expression import PARAMETRIC, softplus_of
+from ..network.graph import Graph
+from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis
+from ..network.node import Node, model_shape
+from ..network.tensors import NUMPY
+from ..scales.integer import function_values
+from ..scales.layers import Layer, Records, records
+from ..scales.numerics import Scale
+from ..scales.table import ScaleTable
+from .emit import emit
+from .framework import relax
+from .tensors import RelaxTensors, Tensor
+
+
+def rewrite(graph: Graph, table: ScaleTable, taps: Sequence[str] = ()) -> object:
+    """The integer Relax module (``tvm.IRModule``) of a graph under a scale table.
+
+    Inputs and outputs are those of the float model (its dtypes, NCHW). With ``taps``, names of stored
+    tensors, the module returns them too, behind the outputs, as uint8 NHWC. Raises TableError if the table
+    does not fit, OverflowError if a bias or accumulator does not fit int32, GraphError for a float node
+    that this host cannot compute.
+    """
+    found = records(graph, table)
+    return _Module(found.scales.graph).written(_Rewriter, found, taps)
+
+
+def float_module(graph: Graph) -> object:
+    """The float Relax module (``tvm.IRModule``) of a graph: its inputs and outputs, its float meaning.
+
+    Raises GraphError for a float node that this host cannot compute.
+    """
+    return _Module(graph).written(_Floats)
+
+
+class _Module:
+    """A module with one function that is begun with the graph's inputs, and ended with its outputs."""
+
+    def __init__(self, graph: Graph):
+        self.graph, self.builder = graph, relax.BlockBuilder()
+        self.t = RelaxTensors(self.builder)
+
+    def written(self, writer: Callable, *arguments) -> object:
+        inputs = {
+            name: relax.Var(name, relax.TensorType(model_shape(self.graph[name]), self.graph[name].dtype))
+            for name in self.graph.inputs
+        }
+        tensors = {
+            name: Tensor.of(var, model_shape(self.graph[name]), self.graph[name].dtype)
+            for name, var in inputs.items()
+        }
+        attributes = {"num_input": len(inputs)}
+        with self.builder.function("main", list(inputs.values()), attrs=attributes):
+            with self.builder.dataflow():
+                outputs = [x.expr for x in writer(self, tensors, *arguments).outputs()]
+                made = self.builder.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
+            self.builder.emit_func_output(made)
+        return self.builder.get()
+
+
+class _Floats:
+    def __init__(self, module: _Module, tensors: dict[str, Tensor]):
+        self.t, self.graph, self.float_of = module.t, module.graph, tensors
+
+    def outputs(self) -> list[Tensor]:
+        for node in self.graph:
+            if node.op != "input":
+                self.float_of[node.name] = self.real_node(node)
+        return [self.real(tensor) for tensor in self.graph.outputs]
+
+    def real(self, tensor: str) -> Tensor:
+        """The tensor in the model's layout."""
+        return self.float_of[tensor]
+
+    def real_node(self, node: Node) -> Tensor:
+        """A node that stays float, by its rule or its handle."""
+        inputs = [self.real(tensor) for tensor in node.inputs]
+        if node.op == "float":
+            return emit(self.t, node.attrs["handle"], inputs, node.name)
+        return FLOAT[node.op](self.t, node, *inputs)
+
+
+class _Rewriter(_Floats):
+    def __init__(self, module, tensors, found: Records, taps: Sequence[str]):
+        super().__init__(module, tensors)
+        self.builder, self.taps = module.builder, taps
+        self.layers, self.joins, self.scales = found.layers, found.joins, found.scales
+        self.plan = self.scales.plan
+        self.absorbing = {
+            layer.join.name: layer for layer in self.layers.values() if layer.join is not None
+        }
+        self.stored_of: dict[str, Tensor] = {}  # tensor -> uint8, NHWC
+
+    def outputs(self):
+        for node in self.graph:
+            if node.op == "input" or node.name in self.plan.fused:
+                continue  # a fused one is done by its producer
+            if node.name in self.plan.integer:
+                INTEGER[node.op](self, node)
+            else:
+                self.float_of[node.name] = self.real_node(node)
+        return [self.real(t) for t in self.graph.outputs] + [self._tap(t) for t in self.taps]
+
+    # -- tensors
+
+    def scale(self, tensor: str) -> Scale:
+        return self.scales.decided(tensor)
+
+    def stored(self, tensor: str) -> Tensor:
+        """The tensor as uint8 NHWC; quantized here if a float node made it."""
+        if tensor not in self.stored_of:
+            x, s = self.float_of[tensor], self.scale(tensor)
+            if len(x.shape) == 4:
+                x = self.t.transpose(x, NCHW_TO_NHWC)
+            numbers = (float(s.scale), s.zero_point, s.lo, s.hi)
+            self.stored_of[tensor] = self._element(elementwise.quantize, x, numbers=numbers)
+        return self.stored_of[tensor]
+
+    def real(self, tensor):
+        """The tensor in the model's layout; float32 if it is stored."""
+        if tensor not in self.float_of:
+            x, s = self.stored_of[tensor], self.scale(tensor)
+            self.float_of[tensor] = self._to_model(self._dequantize(x, np.float32(s.scale), s.zero_point))
+        return self.float_of[tensor]
+
+    def _tap(self, tensor):
+        """A stored tensor; what is stored nowhere, as an add was fused to its layer, by itself."""
+        if tensor not in self.stored_of and tensor not in self.float_of:
+            name = self.plan.fused.get(tensor, tensor)
+            self._call(self.layers[name].apart())
+        return self.stored(tensor)
+
+    def _element(self, function, *tensors: Tensor, numbers=(), dtype="uint8", **named) -> Tensor:
+        """A function of `elementwise` on tensors, of which the first has the shape of what it makes."""
+
+        def made(*inputs):
+            return function(*inputs, *numbers, **named)
+
+        hint = f"eq_{function.__name__}"
+        return self.t.compute(tensors[0].shape, dtype, made, *tensors, primfunc_name_hint=hint)
+
+    def _dequantize(self, x, scale, zero_point):
+        scale = self.t.constant(np.asarray(scale, np.float32))
+        return self._element(elementwise.dequantize, x, scale, numbers=(zero_point,), dtype="float32")
+
+    def _to_model(self, x):
+        return self.t.transpose(x, NHWC_TO_NCHW) if len(x.shape) == 4 else x
+
+    # -- layers
+
+    def _layer(self, node):
+        layer = self.layers[node.name]
+        if layer.join is None:  # else it is called where the add is, behind what it adds
+            self._call(layer)
+
+    def _call(self, layer: Layer):
+        convolution, shape = layer.convolution, self.graph[layer.name].shape
+        spec = convolution.spec
+        function = self.builder.add_func(layer_function(layer.name, convolution), "layer")
+        data = self.stored(layer.data)
+        if len(data.shape) == 2:
+            data = self.t.reshape(data, (spec.batch, 1, 1, spec.in_channels))
+        residual = [] if layer.residual is None else [self.stored(layer.residual)]
+        call = relax.Call(function, [x.expr for x in (data, *residual)])
+        made = Tensor.of(self.builder.emit(call), spec.out_shape, spec.out_dtype)
+        if len(shape) == 2:
+            made = self.t.reshape(made, shape)
+        if layer.own is None:
+            self.float_of[layer.name] = self._to_model(made)
+        else:
+            self.stored_of[layer.output] = made
+
+    # -- other integer nodes
+
+    def _finish(self, node, steps: Tensor, zero_point: int = 0):
+        """Integers in steps of the node's unit -> the stored tensor, or float for float readers."""
+        unit = np.asarray(self.scales.unit(node), np.float32)
+        if node.name in self.plan.accumulators:
+            self.float_of[node.name] = self._to_model(self._dequantize(steps, unit, zero_point))
+            return
+        made = self.scales.stored(node)
+        fused, zero = made.fused(unit), made.scale.zero_point
+        factor = np.asarray(fused.multiplier, np.float32)
+        if fused.other is not None:
+            factor = np.stack([np.broadcast_to(v, node.shape[-1:]) for v in (factor, fused.other)])
+        numbers = (zero_point, zero, fused.lo + zero, fused.hi + zero, fused.function)
+        self.stored_of[made.tensor] = self._element(
+            elementwise.requantize, steps, self.t.constant(factor), numbers=numbers
+        )
+
+    def _clip(self, node):
+        (tensor,) = node.inputs
+        self._finish(node, self.stored(tensor), self.scale(tensor).zero_point)
+
+    def _average(self, node):
+        if node.name in self.layers:
+            return self._layer(node)
+        (tensor,) = node.inputs
+        total = self.t.reduce("sum", self._steps(tensor), (1, 2))
+        return self._finish(node, total)
+
+    def _steps(self, tensor):
+        """int32: a stored tensor less its zero point."""
+        x = self.t.cast(self.stored(tensor), np.int32)
+        zero = self.scale(tensor).zero_point
+        return self.t.binary("subtract", x, self.t.constant(np.int32(zero))) if zero else x
+
+    def _lookup(self, node):
+        """A function of one number: a 256-entry table, made here by the norm."""
+        s = self.scale(node.name)
+        values = function_values(node, self.scale(node.inputs[0]))
+        table = self.t.constant(quantize(values, s.scale, s.zero_point, s.lo, s.hi))
+        index = self.t.cast(self.stored(node.inputs[0]), np.int32)
+        self.stored_of[node.name] = self.t.gather(table, index, 0)
+
+    def _add(self, node):
+        if node.name in self.absorbing:
+            self._call(self.absorbing[node.name])
+            return
+        join = self.joins[node.name]
+        made = join.output
+        scales = [number for s in (*join.scales, made.scale) for number in (float(s.scale), s.zero_point)]
+        function = None if made.function is None else of_sum(made.function)
+        tensors = [self.stored(tensor) for tensor in join.inputs]
+        numbers = (*scales, made.lo, made.hi, function)
+        self.stored_of[made.tensor] = self._element(elementwise.add, *tensors, numbers=numbers)
+
+    def _mul(self, node):
+        a, b = map(self._steps, node.inputs)
+        self._finish(node, self.t.binary("multiply", a, b))
+
+    def _move(self, node):
+        inputs = [self.stored(tensor) for tensor in node.inputs]
+        self.stored_of[node.name] = MOVES[node.op](self.t, node, self.scale(node.name).zero_point, *inputs)
+
+
+# -- a node that stays float: (tensors, node, inputs in NCHW)
+
+
+def _float_conv(t, node, x):
+    weight = t.constant(np.ascontiguousarray(node.weight.transpose(3, 2, 0, 1)))
+    a = node.attrs
+    made = t.conv(x, weight, a["strides"], a["padding"], a["dilation"], a["groups"])
+    return t.binary("add", made, t.constant(node.bias.reshape(-1, 1, 1)))
+
+
+def _float_dense(t, node, x):
+    made = t.matmul(x, t.constant(np.ascontiguousarray(node.weight[0, 0])))
+    return t.binary("add", made, t.constant(node.bias))
+
+
+def _float_function(t, node, x):
+    rank = len(node.shape)
+    axis = nchw_axis(rank - 1, rank) if rank else 0
+    return _expression(t, node.attrs["expression"], x, rank, axis)
+
+
+def _expression(t, e, x, rank, axis):
+    """An expression of `elementwise`; axis: of the channels in ``x``, of this rank."""
+    if isinstance(e, str):
+        return x
+    if not isinstance(e, tuple) or is_vector(e):
+        e = np.asarray(e, np.float32)
+        return t.constant(e.reshape(-1, *(1,) * (rank - 1 - axis)) if e.ndim else e)
+
+    def number(value):
+        return _expression(t, value, x, rank, axis)
+
+    if (inner := softplus_of(e)) is not None:
+        inner = number(inner)
+        small = t.unary("exp", t.unary("negative", t.unary("abs", inner)))
+        small = t.unary("log", t.binary("add", small, number(1.0)))
+        return t.binary("add", t.binary("maximum", inner, number(0.0)), small)
+    name, first, *others = e
+    first = number(first)
+    if name == "leaky_relu":
+        negative = t.binary("less", first, number(0.0))
+        return t.where(negative, t.binary("multiply", first, number(others[0])), first)
+    if name in PARAMETRIC:
+        return _clipped(t, first, *others)
+    if not others:
+        return t.unary(name, first)
+    return t.binary(name, first, number(others[0]))
+
+
+def _clipped(t, x, lo, hi):
+    for name, limit in (("maximum", lo), ("minimum", hi)):
+        if abs(limit) != inf:
+            x = t.binary(name, x, t.constant(np.float32(limit)))
+    return x
+
+
+def _float_max_pool(t, node, x):
+    a = node.attrs
+    return t.pool("max", x, a["pool_size"], a["strides"], a["padding"], a["dilation"])
+
+
+def _float_average(t, node, x):
+    a = node.attrs
+    window = (a["pool_size"], a["strides"], a["padding"], (1, 1))
+    count = np.float32(prod(a["pool_size"]))
+    if any(a["padding"]) and not a["count_include_pad"]:
+        count = NUMPY.pool("sum", np.ones((1, 1, *x.shape[2:]), np.float32), *window)
+    return t.binary("divide", t.pool("sum", x, *window), t.constant(count))
+
+
+def _float_concat(t, node, *x):
+    return t.concat(x, nchw_axis(node.attrs["axis"], len(node.shape)))
+
+
+def _float_slice(t, node, x):
+    return _crop(t, x, *(nchw(node.attrs[key]) for key in ("begin", "end", "strides")))
+
+
+def _crop(t, x, begin, end, strides):
+    return t.crop(x, begin, [min(*pair) for pair in zip(end, x.shape, strict=True)], strides)
+
+
+def _repeat(t, x, factors, first_axis):
+    for axis, factor in enumerate(factors, first_axis):
+        if factor > 1:
+            x = t.take(x, np.arange(x.shape[axis]).repeat(factor), axis)
+    return x
+
+
+def _float_shuffle(t, node, x):
+    n, c, h, w = x.shape
+    b, mode = node.attrs["block"], node.attrs["mode"]
+    depth = c // b**2
+    if mode == "DCR":
+        pieces = t.transpose(t.reshape(x, (n, b, b, depth, h, w)), (0, 3, 4, 1, 5, 2))
+    else:
+        pieces = t.transpose(t.reshape(x, (n, depth, b, b, h, w)), (0, 1, 4, 2, 5, 3))
+    return t.reshape(pieces, (n, depth, h * b, w * b))
+
+
+# -- a node that moves uint8 NHWC tensors: (tensors, node, zero point, inputs)
+
+
+def _concat(t, node, fill, *x):
+    return t.concat(x, node.attrs["axis"])
+
+
+def _max_pool(t, node, fill, x):
+    a = node.attrs
+    return t.window("max", x, a["pool_size"], a["strides"], a["padding"], a["dilation"], 1)
+
+
+def _reshape(t, node, fill, x):
+    shape = node.attrs["shape"]
+    if not node.attrs["channels_first"]:
+        return t.reshape(x, shape)
+    if len(x.shape) == 4:
+        x = t.transpose(x, NHWC_TO_NCHW)
+    x = t.reshape(x, nchw(shape))
+    return t.transpose(x, NCHW_TO_NHWC) if len(shape) == 4 else x
+
+
+def _transpose(t, node, fill, x):
+    return t.transpose(x, node.attrs["axes"])
+
+
+def _slice(t, node, fill, x):
+    return _crop(t, x, node.attrs["begin"], node.attrs["end"], node.attrs["strides"])
+
+
+def _pad(t, node, fill, x):
+    return t.pad(x, node.attrs["widths"], fill)
+
+
+def _resize(t, node, fill, x):
+    return _repeat(t, x, node.attrs["factors"], 1)
+
+
+def _shuffle(t, node, fill, x):
+    n, h, w, c = x.shape
+    b, mode = node.attrs["block"], node.attrs["mode"]
+    depth = c // b**2
+    if mode == "DCR":
+        pieces = t.transpose(t.reshape(x, (n, h, w, b, b, depth)), (0, 1, 3, 2, 4, 5))
+    else:
+        pieces = t.transpose(t.reshape(x, (n, h, w, depth, b, b)), (0, 1, 4, 2, 5, 3))
+    return t.reshape(pieces, (n, h * b, w * b, depth))
+
+
+#: operator -> its rule for those that move
+MOVES: dict[str, Callable] = {
+    "concat": _concat,
+    "max_pool2d": _max_pool,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "slice": _slice,
+    "pad": _pad,
+    "resize": _resize,
+    "depth_to_space": _shuffle,
+}
+#: operator -> its integer rule, for all that runs in integers
+INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
+    "conv2d": _Rewriter._layer,
+    "dense": _Rewriter._layer,
+    "add": _Rewriter._add,
+    "mul": _Rewriter._mul,
+    "elementwise": _Rewriter._lookup,
+    "avg_pool2d": _Rewriter._average,
+    "clip": _Rewriter._clip,
+    **dict.fromkeys(MOVES, _Rewriter._move),
+}
+#: operator -> its float rule, for all but inputs and "float", whose handle is the rule
+FLOAT: dict[str, Callable] = {
+    "conv2d": _float_conv,
+    "dense": _float_dense,
+    "add": lambda t, node, a, b: t.binary("add", a, b),
+    "mul": lambda t, node, a, b: t.binary("multiply", a, b),
+    "elementwise": _float_function,
+    "concat": _float_concat,
+    "max_pool2d": _float_max_pool,
+    "avg_pool2d": _float_average,
+    "clip": lambda t, node, x: _clipped(t, x, node.attrs["lo"], node.attrs["hi"]),
+    "reshape": lambda t, node, x: t.reshape(x, model_shape(node)),
+    "transpose": lambda t, node, x: t.transpose(x, nchw_axes(node.attrs["axes"])),
+    "slice": _float_slice,
+    "pad": lambda t, node, x: t.pad(x, nchw(node.attrs["widths"]), 0.0),
+    "resize": lambda t, node, x: _repeat(t, x, node.attrs["factors"], 2),
+    "depth_to_space": _float_shuffle,
+}

@@ -1,0 +1,26 @@
+"""Which kernel each layer gets, and its stored time. Kernels are not measured on this host yet."""
+
+from __future__ import annotations
+
+from topi_ext.planner import LayerChoice
+from topi_ext.relax.lower import choose
+
+from ..network.graph import Graph
+from ..scales.layers import records, stored_times
+from ..scales.table import ScaleTable
+from .build import cpu_target, target_text
+
+
+def layer_choices(graph: Graph, table: ScaleTable, target) -> list[LayerChoice]:
+    """The kernel of every integer layer of a graph under its table, from the layers' record."""
+    layers = list(records(graph, table).layers.values())
+    chosen = choose([layer.convolution for layer in layers], cpu_target(target))
+    return [
+        LayerChoice(layer.name, layer.spec, layer.weight, choice)
+        for layer, (choice, _) in zip(layers, chosen, strict=True)
+    ]
+
+
+def layer_times(graph: Graph, table: ScaleTable, target) -> dict[str, float]:
+    """{layer: microseconds of its kernel by the stored costs}; TuneError where a kernel has none."""
+    return stored_times(layer_choices(graph, table, target), target_text(cpu_target(target)))
