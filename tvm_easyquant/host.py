@@ -107,7 +107,7 @@ class Host(Protocol):
         *,
         model_format: str | None = None,
         input_shapes: Shapes | None = None,
-        batch: int = 1,
+        batch: int | None = None,
     ) -> Graph:
         """A model file of one of the `formats` but ONNX, which `readers` reads, as a `Graph`.
 
@@ -121,7 +121,7 @@ class Host(Protocol):
         *,
         model_format: str | None = None,
         input_shapes: Shapes | None = None,
-        batch: int = 1,
+        batch: int | None = None,
     ) -> Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]:
         """What `load` reads, run as the host itself runs it: {input: array} -> outputs."""
 

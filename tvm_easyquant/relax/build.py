@@ -62,6 +62,8 @@ def _fields(text: str) -> dict:
 
 def cpu_target(target=None) -> Any:
     """``target`` (a string, a dict or tvm.target.Target; None for this CPU) checked to be a CPU target."""
+    if isinstance(target, (list, tuple)):
+        raise TargetError("the relax host makes no package for several CPUs yet; build for one of them")
     given = host_target() if target is None else target
     if isinstance(given, str) and given.strip() and not given.lstrip().startswith("{"):
         given = _fields(given)
@@ -84,6 +86,15 @@ def cpu_target(target=None) -> Any:
     if cpu and cpu not in {str(c) for c in tvm.target.codegen.llvm_get_cpu_archlist(made)}:
         raise TargetError(f"LLVM knows no -mcpu={cpu} for this target and would ignore it; mend the name")
     return made
+
+
+def check_cpu(target) -> None:
+    """TargetError if this CPU lacks what code for a ``tvm.target.Target`` may use."""
+    arch = isa.arch_of(str(target.attrs.get("mtriple", "")))
+    known = isa.flag_names(arch)
+    features = [f for f in map(str, tvm.target.codegen.llvm_get_cpu_features(target)) if f in known]
+    if refusal := isa.refusal(features, arch):
+        raise TargetError(f"the code for target '{target_text(target)}' cannot run here: it {refusal}")
 
 
 def target_text(target) -> str:

@@ -25,7 +25,7 @@ class Relax:
     def formats(self):
         return ("onnx",)
 
-    def load(self, model, *, model_format=None, input_shapes=None, batch=1):
+    def load(self, model, *, model_format=None, input_shapes=None, batch=None):
         if model_format == "onnx" or (model_format is None and os.fspath(model).lower().endswith(".onnx")):
             from ..readers.onnx_float import load
 
@@ -35,7 +35,7 @@ class Relax:
             "0.19: pip install 'tvm_easyquant[relay]' in another environment"
         )
 
-    def original(self, model, *, model_format=None, input_shapes=None, batch=1):
+    def original(self, model, *, model_format=None, input_shapes=None, batch=None):
         graph = self.load(model, model_format=model_format, input_shapes=input_shapes, batch=batch)
         return self.build_float(self.float_module(graph))
 
@@ -94,6 +94,11 @@ class Relax:
         from .build import cpu_target
 
         return cpu_target(text)
+
+    def check_cpu(self, target):
+        from .build import check_cpu
+
+        check_cpu(target)
 
     def linker(self, name=None):
         from tvm.support import cc
