@@ -17,8 +17,10 @@ squared error counts by its effect there, on a few images; one-sided ranges, whi
 the error relative to the layer's output.
 
 Where the paper has one activation scale per layer *input*, one tensor stored once has one scale: a
-site read by several layers takes the mean of their objectives (those whose input exists, or follows by
-moves alone, when the site is first read). A site that no layer reads keeps its start.
+site read by several layers takes the mean of their objectives. It is decided when it is first read; of a
+concat that may be before all branches exist. Layerwise, those that are not made yet are the float
+network's, on a few images; in passes, only readers count whose input exists, or follows by moves alone.
+A site that no layer reads keeps its start.
 
 A channel of a dense layer, or of a convolution with a 1x1 output, has one number per image, and the
 cosine of two numbers says nothing (the paper leaves dense layers float). There the cosine runs over
@@ -38,9 +40,10 @@ workers, and BLAS runs on one thread in each, so the result does not depend on t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
+from types import MappingProxyType
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -48,7 +51,7 @@ from threadpoolctl import threadpool_limits
 from topi_ext.reference import dequantize
 
 from ..network.gradient import effects
-from ..network.graph import Graph
+from ..network.graph import Graph, run
 from ..network.ops import evaluate, input_axes
 from ..scales.calibrate import Calibration, start_table
 from ..scales.integer import Sample, Scales, last_uses, node_limits
@@ -114,8 +117,7 @@ class _Search:
         """The start, with the sites that get more bits; and, of the layers whose reading is weighed by it,
         the effect at the outputs on each of the first images."""
         chooses = config.wide is None and any(config.bits_of(*site.readers) < 8 for site in sites)
-        batch = max(self.graph[name].shape[0] for name in self.graph.inputs)
-        feeds = self.calibration.samples[: max(1, EFFECT_IMAGES // batch)]
+        feeds = self._first_feeds
         self._start(config)
         judged = [s for s in sites if chooses or self._two_ends(self.scales.decided(s.name))]
         readers = [reader for site in judged for reader in site.readers if config.weighs_effects]
@@ -123,6 +125,12 @@ class _Search:
         if chooses:
             noise = wide.noises(self.scales, feeds, self.effects, self.workers.local)
             self._start(replace(config, wide=wide.choose(self.scales, noise)))
+
+    @property
+    def _first_feeds(self) -> list[dict[str, np.ndarray]]:
+        """The samples of the first images."""
+        batch = max(self.graph[name].shape[0] for name in self.graph.inputs)
+        return self.calibration.samples[: max(1, EFFECT_IMAGES // batch)]
 
     def _start(self, config) -> None:
         """The scales where the search starts."""
@@ -257,14 +265,20 @@ class _Search:
         return self.graph[self.plan.fused.get(tensor, tensor)]
 
     def _search_site(self, site, start, samples, by_float_weights):
-        known = [self._site_values(site, sample) for sample in samples]
+        floats: list[Mapping[str, np.ndarray]] = [sample.floats for sample in samples]
+        ahead = self._ahead.get(site.name)
+        if ahead is None:
+            known = [self._site_values(site, sample) for sample in samples]
+        else:
+            known = [self._site_values(site, *pair) for pair in zip(samples, ahead, strict=False)]
+            floats = [{**now, **later} for now, later in zip(floats, ahead, strict=False)]
         ready = [self.graph[r] for r in site.readers if self.graph[r].inputs[0] in known[0]]
         if not ready:  # something else reads the site before any layer's input exists
             return [start.scale, start.zero_point] if self._two_ends(start) else start.scale
         layers = []
         for node in ready:
             values = singly(v[node.inputs[0]] for v in known)
-            outputs = singly(evaluate(node, self._float_value(node.inputs[0], s)) for s in samples)
+            outputs = singly(evaluate(node, self._float_value(node.inputs[0], f)) for f in floats)
             scales = np.ones(node.channels, np.float32)
             weight = node.weight
             if not by_float_weights:
@@ -402,19 +416,61 @@ class _Search:
                 weight *= (norms / np.sqrt((norms**2).mean())).astype(np.float32)
         return weight
 
-    def _float_value(self, tensor, sample):
-        """A tensor of the float network that exists, or that moves alone make of those that do."""
-        if tensor in sample.floats:
-            return sample.floats[tensor]
-        node = self.graph[tensor]
-        return evaluate(node, *(self._float_value(t, sample) for t in node.inputs))
+    @cached_property
+    def _ahead(self) -> dict[str, list[dict[str, np.ndarray]]]:
+        """{site: on each of the first images, its tensors of the float network that are not made yet when
+        it is first read}, of the sites that have some."""
+        late = {} if self.how.order != "layerwise" else self._late()
+        wanted = {tensor for tensors in late.values() for tensor in tensors}
+        found: list[dict[str, np.ndarray]] = [{} for _ in self._first_feeds]
 
-    def _site_values(self, site, sample):
-        """tensor -> float32 before rounding: those of a site that exist, and what moves make of them."""
+        def collect(number: int) -> None:
+            def see(node, value):
+                if node.name in wanted:
+                    found[number][node.name] = value
+
+            run(self.graph, self._first_feeds[number], see)
+
+        if wanted:
+            self.workers.local(collect, range(len(found)))
+        return {site: [{t: each[t] for t in tensors} for each in found] for site, tensors in late.items()}
+
+    def _late(self) -> dict[str, list[str]]:
+        """{site: its tensors that are computed after it is first read, and that layers read, as they are or
+        moved}."""
+        order, late = {node.name: i for i, node in enumerate(self.graph)}, {}
+
+        def moves(name):
+            return name in self.plan.integer and self.graph[name].operator.moves
+
+        def computed(name):
+            return set().union(*map(computed, self.graph[name].inputs)) if moves(name) else {name}
+
+        for site in self.plan.sites.values():
+            users = {user for tensor in site.tensors for user in self.graph.users[tensor]}
+            first = min((order[user] for user in users if not moves(user)), default=len(order))
+            read = set().union(*(computed(self.graph[reader].inputs[0]) for reader in site.readers))
+            after = [t for t in site.tensors if t in read and order[self._producer(t).name] >= first]
+            if after:
+                late[site.name] = after
+        return late
+
+    def _float_value(self, tensor, floats):
+        """A tensor of the float network that exists, or that moves alone make of those that do."""
+        if tensor in floats:
+            return floats[tensor]
+        node = self.graph[tensor]
+        return evaluate(node, *(self._float_value(t, floats) for t in node.inputs))
+
+    def _site_values(self, site, sample, ahead=MappingProxyType({})):
+        """tensor -> float32 before rounding: those of a site that exist, or are given ``ahead``, and what
+        moves make of them."""
         values = {}
         for name in site.tensors:
             producer = self._producer(name)
-            if producer.name in sample.raw:
+            if name in ahead:
+                values[name] = ahead[name]
+            elif producer.name in sample.raw:
                 values[name] = sample.unstored(producer, self.scales)
             elif name in sample.real:
                 values[name] = sample.real[name]
