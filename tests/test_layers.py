@@ -166,53 +166,10 @@ def test_the_choice_by_tuning_records():
     assert {name for name in before if before[name] != after[name]} == {"down"}
 
 
-KINDS = ("conv", "conv", "dw", "relu", "branch", "branch", "add", "mul", "concat", "max", "avg", "f")
-
-
-def random_graph(seed):
-    """Layers, joins of branches that others may read too, clips, pools and moves, in any order."""
-    rng = np.random.default_rng(seed)
-    b = networks.Builder(seed, batch=int(rng.integers(1, 3)))
-    tensors = [b.conv("conv0", "image", 8)]
-    outputs = []
-    for i in range(1, int(rng.integers(5, 14))):
-        x = tensors[int(rng.integers(max(0, len(tensors) - 3), len(tensors)))]
-        same = [t for t in tensors if b.nodes[t].shape == b.nodes[x].shape]
-        c = b.nodes[x].shape[3]
-        kind = str(rng.choice(KINDS))
-        if kind == "conv":
-            kernel, channels = int(rng.choice([1, 3])), int(rng.choice([c, c, 8, 12]))
-            y = b.conv(f"conv{i}", x, channels, kernel, groups=int(rng.choice([1, 1, 2])))
-        elif kind == "dw":
-            y = b.conv(f"dw{i}", x, c, groups=c)
-        elif kind == "relu":
-            y = b.relu(f"relu{i}", x, hi=float(rng.choice([np.inf, 2.0])))
-        elif kind in ("add", "mul"):
-            y = b.add(f"{kind}{i}", kind, [x, str(rng.choice(same))], b.nodes[x].shape, {})
-        elif kind == "branch":  # a residual add: the layer on either side, its ReLU between them or none
-            own = b.conv(f"branch{i}", x, c, int(rng.choice([1, 3])))
-            own = b.relu(f"branch{i}.relu", own) if rng.random() < 0.3 else own
-            pair = [own, str(rng.choice(same))]
-            y = b.join(f"join{i}", *pair[:: int(rng.choice([1, -1]))])
-        elif kind == "concat" and c <= 24:
-            y = b.concat(f"cat{i}", x, str(rng.choice(same)))
-        elif kind in ("max", "avg") and b.nodes[x].shape[1] > 3:
-            y = b.pool(f"pool{i}", x, {"max": "max_pool2d", "avg": "avg_pool2d"}[kind], 2, 1)
-        else:
-            y = b.add(f"f{i}", "elementwise", [x], b.nodes[x].shape, {"expression": ("tanh", "x")})
-        tensors.append(y)
-        if rng.random() < 0.15:
-            outputs.append(y)
-    last = b.dense("logits", b.flatten("flat", b.global_pool("gap", tensors[-1])), 5)
-    read = {t for node in b.nodes.values() for t in node.inputs}
-    unread = [t for t in tensors if t not in read]  # what nobody reads, a reader would leave out
-    return b.graph(last, *dict.fromkeys([*outputs, *unread])), b.images(2)
-
-
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**32 - 1))
 def test_random_networks(seed):
-    graph, images = random_graph(seed)
+    graph, images = networks.random_graph(seed)
     compare(graph, eq.quantize(graph, images, method="minmax", bits=7 + seed % 2).table)
 
 
@@ -220,7 +177,7 @@ def test_random_networks_have_everything():
     """The generator: fused and unfused joins, both sides of a residual, float and integer readers."""
     seen = Counter()
     for seed in range(60):
-        graph, images = random_graph(seed)
+        graph, images = networks.random_graph(seed)
         found = records(graph, eq.quantize(graph, images, method="minmax").table)
         for layer in found.layers.values():
             residual = layer.spec.residual

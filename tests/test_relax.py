@@ -106,6 +106,21 @@ def test_every_stored_tensor_is_the_norm_s(name, target, compared):
     compared("relax, stored tensors", sum(mine.size for mine in found))
 
 
+@pytest.mark.parametrize("seed", [None, *range(4)])
+def test_random_networks(seed, compared):
+    """And one whose maps are transposed."""
+    graph, images = networks.turned() if seed is None else networks.random_graph(seed)
+    q = eq.quantize(graph, images, method="minmax", bits=7 + (seed or 0) % 2)
+    feed = {"image": images[0]}
+    want = run_integer(q.graph, q.table, feed)
+    for output, mine in zip(q.graph.outputs, q.build("llvm")(feed), strict=True):
+        if output in from_integers(q.graph, q.plan):
+            np.testing.assert_array_equal(mine, want[output], err_msg=output)
+            compared("relax, outputs", mine.size)
+        else:
+            near(mine, want[output])
+
+
 @pytest.mark.parametrize(
     "skip", [("join", "pool"), ("dw", "left"), ("cat", "avg"), ("logits",), ("pw", "down")], ids=" ".join
 )

@@ -98,9 +98,7 @@ class RelaxTensors:
         if not any(map(any, widths)):
             return x
         shape = [d + sum(pair) for d, pair in zip(x.shape, widths, strict=True)]
-        before, after = zip(*widths, strict=True)
-        number = tirx.const(np.asarray(value, x.dtype).item(), str(x.dtype))
-        return self.compute(shape, x.dtype, topi.nn.pad, x, list(before), list(after), number)
+        return self.compute(shape, x.dtype, self._padded, x, widths, value)
 
     def take(self, x, indices, axis):
         return self.gather(x, self.constant(np.asarray(indices, np.int64)), axis)
@@ -177,7 +175,10 @@ class RelaxTensors:
     # -- beyond `Tensors`
 
     def window(self, name, x, kernel, strides, padding, dilation, first: int):
-        """`Tensors.pool` over the axes from ``first`` on; those behind them are channels."""
+        """`Tensors.pool` over the axes from ``first`` on; those behind them are channels.
+
+        With channels what is padded is asked for as it is read: a vector of them is inside or outside.
+        """
         kernel, strides, padding, dilation = map(_ints, (kernel, strides, padding, dilation))
         rank = len(kernel)
         fill: Any = 0
@@ -187,8 +188,10 @@ class RelaxTensors:
         widths[first : first + rank] = zip(padding[:rank], padding[rank:], strict=True)
         out = positions(x.shape[first : first + rank], kernel, strides, padding, dilation)
         shape = (*x.shape[:first], *out, *x.shape[first + rank :])
+        channels = len(shape) > first + rank
 
         def pooled(x):
+            x = self._padded(x, widths, fill) if channels else x
             axes = [te.reduce_axis((0, size), f"r{i}") for i, size in enumerate(kernel)]
 
             def element(*i):
@@ -199,7 +202,7 @@ class RelaxTensors:
 
             return te.compute(shape, element, name=f"{name}_pool")
 
-        return self.compute(shape, x.dtype, pooled, self.pad(x, widths, fill))
+        return self.compute(shape, x.dtype, pooled, x if channels else self.pad(x, widths, fill))
 
     def compute(self, shape, dtype, function: Callable, *arguments, **options):
         """What a function of TE tensors makes; arguments: `Tensor`s, and what it takes besides."""
@@ -207,6 +210,16 @@ class RelaxTensors:
         return Tensor.of(self.builder.emit(self.builder.call_te(function, *given, **options)), shape, dtype)
 
     # -- parts
+
+    @staticmethod
+    def _padded(x, widths, value):
+        """A TE tensor with ``value`` around it."""
+        if not any(map(any, widths)):
+            return x
+        before, after = (list(side) for side in zip(*widths, strict=True))
+        return topi.nn.pad(
+            x, before, after, tirx.const(np.asarray(value, str(x.dtype)).item(), str(x.dtype))
+        )
 
     def _emit(self, call, shape, dtype):
         return Tensor.of(self.builder.emit(call), shape, dtype)
