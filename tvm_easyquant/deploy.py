@@ -155,7 +155,7 @@ class Program:
 
     ``program(feed)`` takes {input: array of its shape and type} and returns the outputs as a list, as
     `tvm_easyquant.Executor` does; ``set_inputs``, ``run`` and ``outputs`` are its three steps. ``inputs``
-    is {name: (shape, element type)}.
+    is {name: (shape, element type)}, ``layouts`` {name: NHWC or NCHW} of an image of bytes.
 
     path: ``net.so`` of ``export_library`` or ``net.tar`` of ``tvmc-easyquant compile``; runtime: a
     ``libtvm_runtime.so`` of the TVM that compiled it, by default that of the installed one; isa: the row of
@@ -169,6 +169,8 @@ class Program:
             raise DeployError(f"{path} does not exist")
         chosen = package.choose(path, isa)  # before any code of it runs
         self.variant = chosen.name
+        taken = chosen.variant.inputs if chosen.variant else {}
+        self.layouts = {name: made.layout for name, made in taken.items() if made.layout}
         if chosen.note:
             package.LOG.warning(chosen.note)
         self._tvm = _Runtime(Path(runtime) if runtime is not None else find_runtime())
@@ -209,8 +211,9 @@ class Program:
                 raise DeployError(f"input {name} is missing")
             array = np.ascontiguousarray(feed[name])
             if array.shape != shape or array.dtype != dtype:
+                taken = package.Input(shape, str(dtype), self.layouts.get(name, ""))
                 found = f"{array.dtype} {array.shape}"
-                raise DeployError(f"input {name} is {found}, the network takes {dtype} {shape}")
+                raise DeployError(f"input {name} is {found}, the network takes {taken}")
             extents = (ctypes.c_int64 * array.ndim)(*shape)
             kind = _Type(CODES[dtype.kind], 8 * dtype.itemsize, 1)
             tensor = _Tensor(array.ctypes.data, _Device(CPU, 0), array.ndim, kind, extents, None, 0)
