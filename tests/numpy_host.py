@@ -16,17 +16,19 @@ from tvm_easyquant.errors import LoadError, TargetError, TuneError
 from tvm_easyquant.files import write_text
 from tvm_easyquant.network.graph import Graph, run
 from tvm_easyquant.network.node import model_shape
+from tvm_easyquant.scales.image_input import ImageInput
 from tvm_easyquant.scales.integer import Sample, Scales, run_integer
 from tvm_easyquant.scales.table import ScaleTable
 
 
 @dataclass(frozen=True)
 class Network:
-    """The module. taps: stored tensors that it returns behind its outputs."""
+    """The module. taps: stored tensors that it returns behind its outputs; image: its input, of bytes."""
 
     graph: Graph
     table: ScaleTable | None = None
     taps: tuple[str, ...] = ()
+    image: ImageInput | None = None
 
 
 class Built:
@@ -37,11 +39,14 @@ class Built:
     def __init__(self, network: Network):
         self.network, graph = network, network.graph
         self.inputs = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
+        if network.image is not None:
+            self.inputs = {network.image.name: (network.image.shape, "uint8")}
         self._feed: dict = {}
 
     def __call__(self, feed):
         graph, table = self.network.graph, self.network.table
-        self._feed = feed
+        self._feed, image = feed, self.network.image
+        feed = feed if image is None else {image.name: image.unfolded(feed[image.name])}
         found = run(graph, feed) if table is None else run_integer(graph, table, feed)
         return [*(found[name] for name in graph.outputs), *self._tapped(feed)]
 
@@ -116,9 +121,9 @@ class Numpy:
 
     # -- integer networks
 
-    def rewrite(self, graph, table, taps=(), sample=None):
+    def rewrite(self, graph, table, taps=(), sample=None, image=None):
         table.check(graph)
-        return Network(graph, table, tuple(taps))
+        return Network(graph, table, tuple(taps), image)
 
     def lower(self, module, target=None):
         return module

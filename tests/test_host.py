@@ -19,6 +19,7 @@ from tvm_easyquant import cli
 from tvm_easyquant import host as hosts
 from tvm_easyquant.errors import ConfigError, LoadError, TargetError, TVMMissing
 from tvm_easyquant.host import HOSTS, Built, Host, installed
+from tvm_easyquant.images import Preprocess
 from tvm_easyquant.network.graph import run
 from tvm_easyquant.scales.integer import run_integer
 
@@ -77,6 +78,19 @@ def test_what_a_host_builds_has_all_that_is_promised(any_host):
     np.testing.assert_array_equal(mine, run_integer(graph, q.table, {"image": images[0]})["second"])
     assert len(built.milliseconds(2)) == 2 and min(built.milliseconds(2)) > 0 and built.size > 0
     assert built.digest == q.build().digest
+
+
+def test_an_image_of_bytes_is_what_its_preprocessing_makes_of_it(any_host):
+    graph, _ = networks.chain()
+    preprocess = Preprocess(color="BGR", scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    shots = np.random.default_rng(0).integers(0, 256, (3, 1, 10, 10, 3), np.uint8)
+    feeds = [preprocess(shot[0]) for shot in shots]
+    q = eq.quantize(graph, feeds, method="minmax", preprocess=preprocess, host=any_host)
+    built = q.build(input_layout="NHWC", input_dtype="uint8")
+    assert dict(built.inputs) == {"image": ((1, 10, 10, 3), "uint8")}
+    for shot, feed in zip(shots, feeds, strict=True):
+        (mine,) = built({"image": shot})
+        np.testing.assert_array_equal(mine, run_integer(graph, q.table, {"image": feed})["second"])
 
 
 def test_the_module_is_made_when_it_is_asked_for_and_once(any_host):

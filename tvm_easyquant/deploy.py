@@ -476,7 +476,7 @@ class Program:
     returns the outputs as a list, as `tvm_easyquant.Executor` does. How an array lies in memory does not
     matter. Where the first dimension is a batch, any number n of samples is cut into calls of the compiled
     batch, the last one filled up by repeating its last sample; the outputs have n rows. ``inputs`` is
-    {name: (shape, element type)}.
+    {name: (shape, element type)}, ``layouts`` {name: NHWC or NCHW} of an image of bytes.
 
     Each call takes a free context of a pool, and waits where there is none. Contexts share the weights;
     each has activations of its own. ``set_inputs``, ``run`` and ``outputs`` are the three steps of a call,
@@ -510,6 +510,8 @@ class Program:
             raise DeployError(f"{path} does not exist")
         chosen = package.choose(path, isa)  # before any code of it runs
         self.variant = chosen.name
+        taken = chosen.variant.inputs if chosen.variant else {}
+        self.layouts = {name: made.layout for name, made in taken.items() if made.layout}
         if chosen.note:
             package.LOG.warning(chosen.note)
         self._tvm = Runtime(Path(runtime) if runtime is not None else find_runtime())
@@ -577,7 +579,8 @@ class Program:
     def _refuse(self, name: str, array: np.ndarray) -> None:
         shape, dtype = self.inputs[name]
         found, what = f"{array.dtype} {array.shape}", cure(array, shape, dtype)
-        raise DeployError(f"input {name} is {found}, the network takes {dtype} {shape}{what}")
+        taken = package.Input(shape, str(dtype), self.layouts.get(name, ""))
+        raise DeployError(f"input {name} is {found}, the network takes {taken}{what}")
 
     def set_inputs(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> None:
         """Copy every input in; DeployError names one that is missing, unknown, of another shape or type."""

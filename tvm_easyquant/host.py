@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .network.graph import Graph
+    from .scales.image_input import ImageInput
     from .scales.numerics import QuantConfig
     from .scales.table import ScaleTable
 
@@ -142,11 +143,14 @@ class Host(Protocol):
         table: ScaleTable,
         taps: Sequence[str] = (),
         sample: Mapping[str, np.ndarray] | None = None,
+        image: ImageInput | None = None,
     ) -> Module:
         """The integer module of a graph under its table.
 
         taps: stored tensors that it returns too, behind the outputs, as uint8 NHWC. sample: a feed, on
-        which a float node is compared with its meaning where the host has no rule for it. Raises TableError
+        which a float node is compared with its meaning where the host has no rule for it. image: its
+        input takes bytes in that layout, and what it computes is what it computes of ``image.unfolded`` of
+        them, bit for bit. Raises TableError
         if the two do not fit, OverflowError if a bias or accumulator does not fit int32, GraphError for a
         float node that the host cannot compute.
         """

@@ -79,13 +79,25 @@ class File(NamedTuple):
     sha256: str
 
 
+class Input(NamedTuple):
+    """What a network takes: the shape and the element type of an array; layout: NHWC or NCHW of an image of
+    bytes, "" of any other."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}{self.layout and ', ' + self.layout}"
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way in which a network was compiled.
 
     name: the row of `topi_ext.isa` it is for; target: TVM's text; version: of the compiler; table: SHA-256
     of its scale table, "" where none is known, as of a float network; layers: the integer layers' names in
-    the order of the calls; files: by `FILES`, of an archive.
+    the order of the calls; files: by `FILES`, of an archive; inputs: {name: `Input`}, {} where not known.
     """
 
     name: str
@@ -95,6 +107,7 @@ class Variant:
     table: str = ""
     layers: tuple[str, ...] = ()
     files: Mapping[str, File] = field(default_factory=dict)
+    inputs: Mapping[str, Input] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """As JSON says it."""
@@ -103,6 +116,7 @@ class Variant:
             "features": list(self.needs.features), "target": self.target,
             "runtime": {"name": RUNTIME, "version": self.version}, "table": self.table,
             "layers": list(self.layers),
+            "inputs": {name: taken._asdict() for name, taken in self.inputs.items()},
             "files": {use: file._asdict() for use, file in self.files.items()},
         }  # fmt: skip
 
@@ -173,11 +187,15 @@ def _variant(row: Mapping, source: str) -> Variant:
     files = {
         use: File(str(f["member"]), int(f["size"]), str(f["sha256"])) for use, f in row["files"].items()
     }
+    inputs = {
+        str(name): Input(tuple(map(int, taken["shape"])), str(taken["dtype"]), str(taken["layout"]))
+        for name, taken in row.get("inputs", {}).items()
+    }
     if missing := sorted(set(FILES) - set(files)) if files else []:
         raise DeployError(f"{source} lacks a file of its variant {row['name']}: {missing[0]}")
     return Variant(
         row["name"], Needs(row["isa"], row["arch"], tuple(row["features"])), row["target"],
-        str(row["runtime"]["version"]), row["table"], tuple(row["layers"]), files,
+        str(row["runtime"]["version"]), row["table"], tuple(row["layers"]), files, inputs,
     )  # fmt: skip
 
 

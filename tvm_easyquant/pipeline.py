@@ -29,6 +29,7 @@ from .readers.onnx_file import check_batch
 from .readers.self_check import HostCheck, SelfCheck
 from .samples import labelled
 from .samples.images import Preprocess
+from .scales.image_input import image_input
 from .scales.integer import check_ranges
 from .scales.numerics import ConfigError, QuantConfig, Settings
 from .scales.partition import Plan
@@ -99,18 +100,35 @@ class Quantized:
             )
         return rows
 
-    def build(self, target=None, *, lower: bool = True, isa: str | Sequence[str] | None = None) -> Built:
+    def build(
+        self,
+        target=None,
+        *,
+        lower: bool = True,
+        isa: str | Sequence[str] | None = None,
+        input_layout: str | None = None,
+        input_dtype: str | None = None,
+    ) -> Built:
         """Compile for ``target`` (default: this CPU), or for rows of `topi_ext.isa`; see `Host.build`.
 
         isa: names, as a list or with commas, instead of a target: ``q.build(isa=["avx2", "generic"])``
         exports one package with a variant for each, and runs as the best of them that this CPU runs.
+
+        input_dtype: "uint8" makes the image an array of bytes, resized and cropped, in the order RGB: the
+        table's preprocessing and the first quantize become a look-up, equal bit for bit to preprocessing in
+        numpy. input_layout: "NHWC" or "NCHW" of that array, by default the model's own. Raises ConfigError,
+        TableError or GraphError where the network has no such input, or its table no preprocessing.
         """
         host = self.host or installed()
+        image = image_input(self.graph, self.table, input_layout, input_dtype)
         if isa is not None:
             if target is not None:
                 raise ConfigError("target and isa both say for which CPU; give one of them")
             target = [row.name for row in rows.named(isa)]
-        return host.build(self.module, target, lower=lower, outputs=self.graph.outputs)
+        module = self.module
+        if image is not None:
+            module = host.rewrite(self.graph, self.table, sample=self.sample, image=image)
+        return host.build(module, target, lower=lower, outputs=self.graph.outputs)
 
     def deploy(
         self,

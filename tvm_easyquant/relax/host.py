@@ -55,9 +55,14 @@ class Relax:
 
     # -- integer networks
 
-    def rewrite(self, graph, table, taps=(), sample=None):
+    def rewrite(self, graph, table, taps=(), sample=None, image=None):
         from .rewrite import rewrite
 
+        if image is not None:
+            raise HostError(
+                "the relax host takes no images of bytes yet; leave input_dtype and input_layout "
+                "out, or use TVM 0.19"
+            )
         return rewrite(graph, table, taps)
 
     def lower(self, module, target=None):
@@ -106,7 +111,7 @@ class Relax:
         if name is not None:
             raise HostError(
                 "the relax host does not link for another machine yet; leave --cross-compiler out, or use "
-                "TVM 0.19"
+                "out, or use TVM 0.19"
             )
         return cc.get_cc()
 

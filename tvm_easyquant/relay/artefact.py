@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import struct
 import tarfile
@@ -22,6 +23,8 @@ from .framework import tvm
 
 #: the attribute of an integer module that holds its scale table, as JSON
 TABLE = "easyquant_table"
+#: and the one that holds the layouts of its images
+LAYOUTS = "easyquant_layouts"
 
 
 def with_table(module, table: ScaleTable):
@@ -34,6 +37,23 @@ def table_of(module) -> str:
     return str(module.get_attr(TABLE) or "")
 
 
+def with_layouts(module, layouts: Mapping[str, str]):
+    """An integer module that knows the layouts of its images, {input: NHWC or NCHW}."""
+    return module.with_attr(LAYOUTS, tvm.runtime.String(json.dumps(dict(layouts))))
+
+
+def layouts_of(module) -> dict[str, str]:
+    """Those of a module; {} if it has none."""
+    return json.loads(str(module.get_attr(LAYOUTS) or "{}"))
+
+
+def plain(module):
+    """A module without what it knows, which TVM's passes are not to see."""
+    for name in (TABLE, LAYOUTS):
+        module = module.without_attr(name) if module.get_attr(name) else module
+    return module
+
+
 def needs(target) -> package.Needs:
     """What code for a ``tvm.target.Target`` may need of a machine."""
     from topi_ext.relay.op import target_isa
@@ -44,10 +64,25 @@ def needs(target) -> package.Needs:
     return package.Needs(target_isa(target), arch, features)
 
 
-def variant(target, layers: Sequence[str]) -> package.Variant:
+def variant(
+    target, layers: Sequence[str], inputs: Mapping[str, package.Input] | None = None
+) -> package.Variant:
     """The variant that ``relay.build`` makes for a target; layers: the names of its integer layers."""
     needed = needs(target)
-    return package.Variant(needed.isa, needed, str(target), str(tvm.__version__), layers=tuple(layers))
+    return package.Variant(
+        needed.isa, needed, str(target), str(tvm.__version__), layers=tuple(layers), inputs=inputs or {}
+    )
+
+
+def inputs(module, layouts: Mapping[str, str]) -> dict[str, package.Input]:
+    """The inputs of a typed module, {name: input}."""
+    return {
+        param.name_hint: package.Input(
+            tuple(int(d) for d in param.checked_type.shape), str(param.checked_type.dtype),
+            layouts.get(param.name_hint, ""),
+        )
+        for param in module["main"].params
+    }  # fmt: skip
 
 
 GZIP = b"\x1f\x8b"

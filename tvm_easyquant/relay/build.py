@@ -102,6 +102,7 @@ def build(
     from topi_ext.relay.op import target_isa
 
     target, layers, table = cpu_target(target), [], artefact.table_of(module)
+    layouts = artefact.layouts_of(module)
     if not lower and target_isa(target) == "avx512vnni" and "qnn.dense" in _operators(module):
         raise TargetError(
             f"TVM's stock int8 dense kernel aborts the process on target '{target}'; leave lower=True, or "
@@ -113,8 +114,8 @@ def build(
             module = lowering(module)
             layers = in_call_order(module, lowering.layers)
         else:
-            module = module.without_attr(artefact.TABLE) if table else module
-        return Built(relay.build(module, target), target, layers, outputs, table)
+            module = artefact.plain(module)
+        return Built(relay.build(module, target), target, layers, outputs, table, layouts)
 
 
 def build_fleet(
@@ -181,7 +182,7 @@ class Built:
     library: what ``relay.build`` returned. target: tvm.target.Target. layers: the `LayerChoice` of each
     lowered convolution or dense layer, in the order of the calls (none in a float network). inputs: {name:
     (shape, element type)}. outputs: their names, () where the builder was not told. table: the JSON of its
-    scale table, "" where there is none.
+    scale table, "" where there is none. layouts: {input: NHWC or NCHW} of an image of bytes.
     """
 
     def __init__(
@@ -191,8 +192,10 @@ class Built:
         layers: Sequence[LayerChoice] = (),
         outputs: Sequence[str] = (),
         table: str = "",
+        layouts: Mapping[str, str] | None = None,
     ):
         self.library, self.target, self.table = library, target, table
+        self.layouts = dict(layouts or {})
         self.layers, self.outputs = tuple(layers), tuple(outputs)
         nodes, constants = json.loads(library.get_graph_json()), library.get_params()
         shapes, types = nodes["attrs"]["shape"][1], nodes["attrs"]["dltype"][1]
@@ -271,7 +274,11 @@ class Built:
     @functools.cached_property
     def variant(self) -> package.Variant:
         """What its code needs of a machine, and whose it is."""
-        return artefact.variant(self.target, [layer.name for layer in self.layers])
+        taken = {
+            name: package.Input(shape, TVM_DTYPES.get(dtype, dtype), self.layouts.get(name, ""))
+            for name, (shape, dtype) in self.inputs.items()
+        }
+        return artefact.variant(self.target, [layer.name for layer in self.layers], taken)
 
     @functools.cached_property
     def _content(self) -> tuple[int, str]:
@@ -475,6 +482,7 @@ class Executor:
         from tvm.contrib import graph_executor
 
         _check_library(library)
+        self._layouts = library.layouts if isinstance(library, Built) else {}
         self.library = library = library.library if isinstance(library, Built) else library
         self.device = device or tvm.cpu()
         self.module = graph_executor.GraphModule(library["default"](self.device))
@@ -515,7 +523,8 @@ class Executor:
                 raise GraphError(f"input {name} is a {type(array).__name__}; give a numpy array")
             if tuple(array.shape) != shape or str(array.dtype) != dtype:
                 found, what = f"{array.dtype} {tuple(array.shape)}", deploy.cure(array, shape, dtype)
-                raise GraphError(f"input {name} is {found}, the model takes {dtype} {shape}{what}")
+                taken = package.Input(shape, dtype, self._layouts.get(name, ""))
+                raise GraphError(f"input {name} is {found}, the model takes {taken}{what}")
         return self._run(lambda context: context.step(feed))
 
     def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:

@@ -51,10 +51,10 @@ class Relay:
 
     # -- integer networks
 
-    def rewrite(self, graph, table, taps=(), sample=None):
+    def rewrite(self, graph, table, taps=(), sample=None, image=None):
         from .rewrite import rewrite
 
-        return rewrite(graph, table, taps, sample)
+        return rewrite(graph, table, taps, sample, image)
 
     def lower(self, module, target=None):
         from topi_ext.lower import LowerInteger

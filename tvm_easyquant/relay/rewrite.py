@@ -19,17 +19,20 @@ import numpy as np
 from topi_ext.function import is_vector
 from topi_ext.reference import quantize
 
+from ..errors import GraphError
 from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph, run
-from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis, to_nchw
+from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis, to_nchw, to_nhwc
 from ..network.node import Node, model_shape
+from ..scales.image_input import ImageInput
 from ..scales.integer import function_values
 from ..scales.layers import Records, records
 from ..scales.numerics import Scale
 from ..scales.table import ScaleTable
-from .artefact import with_table
+from .artefact import with_layouts, with_table
 from .emit import emit
 from .framework import relay, tvm
+from .reference import execute
 from .tensors import Tensor
 
 #: how every requantize says it rounds; stock TVM has no half-even, this setting differs at ties only
@@ -41,17 +44,19 @@ def rewrite(
     table: ScaleTable,
     taps: Sequence[str] = (),
     sample: Mapping[str, np.ndarray] | None = None,
+    image: ImageInput | None = None,
 ) -> object:
     """The integer Relay module (``tvm.IRModule``) of a graph under a scale table.
 
     Inputs and outputs are those of the float model (its dtypes, NCHW). With ``taps``, names of stored
     tensors, the module returns them too, behind the outputs, as uint8 NHWC: this is how a compiled
     module is compared with the reference layer by layer. sample: a feed of the network, on which a float
-    operator without a rule of ours is compared with its meaning; without one on random numbers. Raises
-    TableError if the table does not fit, OverflowError if a bias or accumulator does not fit int32,
-    GraphError for a float node that Relay cannot compute.
+    operator without a rule of ours is compared with its meaning; without one on random numbers. image: the
+    input is this one, of bytes. Raises TableError if the table does not fit, OverflowError if a bias or
+    accumulator does not fit int32, GraphError for a float node that Relay cannot compute.
     """
-    return with_table(_Rewriter(records(graph, table), sample).module(taps), table)
+    module = with_table(_Rewriter(records(graph, table), sample, image).module(taps), table)
+    return module if image is None else with_layouts(module, {image.name: image.layout})
 
 
 def float_module(graph: Graph) -> object:
@@ -85,8 +90,10 @@ def _tensors(graph: Graph, node: Node, inputs) -> list[Tensor]:
 
 
 class _Rewriter:
-    def __init__(self, found: Records, sample: Mapping[str, np.ndarray] | None):
-        self.sample = sample
+    def __init__(
+        self, found: Records, sample: Mapping[str, np.ndarray] | None, image: ImageInput | None = None
+    ):
+        self.sample, self.image = sample, image
         self.layers, self.scales = found.layers, found.scales
         fused = (layer.join for layer in found.layers.values() if layer.join is not None)
         self.joins = {**found.joins, **{join.name: join for join in fused}}
@@ -99,9 +106,7 @@ class _Rewriter:
     def module(self, taps):
         for node in self.graph:
             if node.op == "input":
-                var = relay.var(node.name, shape=model_shape(node), dtype=node.dtype)
-                self.params.append(var)
-                self.float_of[node.name] = var
+                self._input(node)
             elif node.name in self.plan.fused:
                 pass  # done by its producer
             elif node.name in self.plan.integer:
@@ -112,6 +117,20 @@ class _Rewriter:
                 self.float_of[node.name] = self._float(node)
         results = [self.real(t) for t in self.graph.outputs] + [self.stored(t) for t in taps]
         return _function(self.params, results)
+
+    # -- inputs
+
+    def _input(self, node):
+        image = self.image
+        if image is None:
+            var = relay.var(node.name, shape=model_shape(node), dtype=node.dtype)
+            self.float_of[node.name] = var
+        else:
+            var = relay.var(image.name, shape=image.shape, dtype="uint8")
+            scale = self.scale(node.name) if node.name in self.plan.site_of else None
+            _check_lookups(image, scale)
+            self.float_of[node.name], self.stored_of[node.name] = _lookups(image, var, scale)
+        self.params.append(var)
 
     # -- tensors
 
@@ -240,6 +259,47 @@ class _Rewriter:
     def _product(self, node, join, tensors):
         a, b = map(_steps, tensors, join.scales)
         self._finish(node, a * b, _number(self.scales.unit(node)))
+
+
+def _lookups(image: ImageInput, x, scale: Scale | None):
+    """Bytes in the image's layout as (float32 in the model's, uint8 NHWC under ``scale``), each of a table
+    that holds 256 numbers by channel; where no integer node reads the input, the second is None."""
+    x = relay.reverse(x, image.axis) if image.reverses else x
+    values = image.values
+    real = relay.transpose(_looked_up(values, x, image.axis), image.turn)
+    if scale is None:
+        return real, None
+    table = quantize(values, scale.scale, scale.zero_point, scale.lo, scale.hi)
+    # the range that the scale allows is said where the table does not reach it: kernels stay the same
+    q = relay.clip(_looked_up(table, x, image.axis), float(scale.lo), float(scale.hi))
+    return real, relay.transpose(q, [image.turn[axis] for axis in NCHW_TO_NHWC])
+
+
+def _looked_up(table, x, axis):
+    """A (C, 256) table of bytes with the channels along ``axis``."""
+    index = relay.cast(x, "int32")
+    if (table == table[0]).all():
+        table = table[:1]
+    else:
+        starts = np.arange(0, table.size, 256, dtype=np.int32).reshape(-1, *(1,) * (3 - axis))
+        index = index + relay.const(starts)
+    return relay.take(relay.const(table.ravel()), index, axis=0, mode="fast")
+
+
+def _check_lookups(image: ImageInput, scale: Scale | None) -> None:
+    """GraphError unless the operators that are compiled make of every byte what it is without tables."""
+    rng = np.random.default_rng(0)
+    every = np.stack([rng.permutation(256) for _ in range(image.preprocess.channels)]).astype(np.uint8)
+    x = every.reshape(1, -1, 16, 16)
+    x = x if image.layout == "NCHW" else to_nhwc(x)
+    var = relay.var(image.name, shape=x.shape, dtype="uint8")
+    results = [y for y in _lookups(image, var, scale) if y is not None]
+    made = execute(_function([var], results), {image.name: x})
+    want = [image.unfolded(x)]
+    if scale is not None:
+        want.append(quantize(to_nhwc(want[0]), scale.scale, scale.zero_point, scale.lo, scale.hi))
+    if not all(map(np.array_equal, made, want)):
+        raise GraphError(f"input {image.name}: its table of bytes is not its preprocessing, a bug of ours")
 
 
 def _dequantize(q, scale):

@@ -43,12 +43,13 @@ from ..network.layout import layout_hint
 from ..readers import onnx_float
 from ..readers.onnx_file import check_onnx
 from ..samples.sources import reason
+from ..scales.image_input import check_asked, image_input
 from ..scales.table import ScaleTable
-from .artefact import members, variant
+from .artefact import inputs, members, variant
 from .build import BUILD_CONFIG, cpu_target, host_target, in_call_order
 from .framework import quiet, relay, tvm
 from .layout import as_nchw, has_nhwc
-from .passes import EasyQuant
+from .read import from_relay
 from .rewrite import float_module, rewrite
 from .tune import check_compiler, check_tracker, read_log, records_for, untuned
 
@@ -131,11 +132,13 @@ class Pipeline:
     reads it (options such as ``--target-llvm-mcpu`` and those of ``--config`` included).
     """
 
-    def __init__(self, records: str | None = None):
-        """records: the file of ``--tuning-records``, which must be of the target's CPU."""
+    def __init__(self, records: str | None = None, layout: str | None = None, dtype: str | None = None):
+        """records: the file of ``--tuning-records``, which must be of the target's CPU. layout, dtype: of
+        the input, see `scales.image_input`."""
         self.target: Any = None
         self.records, self.asked_for = records, False
         self.alone = False  # whether all that is compiled is for the target
+        self.input = layout, dtype
         self.graph: Graph | None = None
         self.lowered: tuple[package.Variant, str] | None = None  # with the JSON of its table
         self.compiled: list[package.Compiled] = []
@@ -198,23 +201,26 @@ class Pipeline:
             if self.records is not None:
                 records_for(self.records, target)
             table = ScaleTable.load(options["table"])
+            graph = self.graph
+            if graph is None:
+                if has_nhwc(mod):  # TFLite, Keras: as quantize has read the model
+                    bound = relay.build_module.bind_params_by_name(mod["main"], params or {})
+                    mod, params = as_nchw(tvm.IRModule.from_expr(bound)), None
+                graph = from_relay(mod, params)
+            graph = table.prepared(graph)
+            image = image_input(graph, table, *self.input)
             lower = LowerInteger(target)
-            if self.graph is not None:
-                lowered = lower(rewrite(table.prepared(self.graph), table))
-                return self._told(lower, lowered, target, table)
-            if has_nhwc(mod):  # TFLite, Keras: as quantize has read the model
-                bound = relay.build_module.bind_params_by_name(mod["main"], params or {})
-                mod, params = as_nchw(tvm.IRModule.from_expr(bound)), None
-            lowered = tvm.transform.Sequential([EasyQuant(table, params=params), lower])(mod)
-            return self._told(lower, lowered, target, table)
+            lowered = lower(rewrite(graph, table, image=image))
+            return self._told(lower, lowered, target, table, image)
         except Exception as error:
             if not is_users(error):
                 raise
             raise TVMCException(one_line(error)) from None
 
-    def _told(self, lower, lowered, target, table):
+    def _told(self, lower, lowered, target, table, image):
         names = [layer.name for layer in in_call_order(lowered, lower.layers)]
-        self.lowered = variant(target, names), table.to_json()
+        taken = inputs(lowered, {} if image is None else {image.name: image.layout})
+        self.lowered = variant(target, names, taken), table.to_json()
         without, count = untuned(lower.layers, target)
         print(
             f"easyquant: {len(lower.layers)} integer layers, {without} of {count} kernels run untuned",
@@ -423,6 +429,11 @@ OPTIONS = {
             "a scale table, from quantize: compile its integers, as the target easyquant does",
         ),
         "--isa": ("ROW,...", "with --table: a variant for each of these instruction sets, in one package"),
+        "--input-dtype": (
+            "uint8",
+            "with a scale table: the image is bytes, RGB, and the table's preprocessing is done here",
+        ),
+        "--input-layout": ("NAME", "of an image of bytes: NHWC or NCHW (the model's own)"),
     },
     "run": {"--isa": ("ROW", "the variant of a package to run (the best that this CPU runs)")},
 }
@@ -430,6 +441,20 @@ OPTIONS = {
 
 def _verb(argv: Sequence[str]) -> str:
     return next((word for word in without(argv, "--config") if not word.startswith("-")), "")
+
+
+#: of what an integer network takes
+INPUT = ("--input-layout", "--input-dtype")
+
+
+def _input(argv: Sequence[str]) -> list[str | None]:
+    """What `INPUT` asks for. Raises ConfigError, and UserError where no integers are compiled."""
+    layout, dtype = (option(argv, name) for name in INPUT)
+    layout = layout and layout.upper()
+    check_asked(layout, dtype)
+    if dtype and option(argv, "--table") is None and not ASKED.search(option(argv, "--target") or ""):
+        raise UserError("--input-dtype is of the integers of a scale table: give --table FILE")
+    return [layout, dtype]
 
 
 def _targets(argv: Sequence[str]) -> list[str]:
@@ -474,7 +499,8 @@ def _compile(argv: Sequence[str], others: Iterable[str]) -> int:
 @contextlib.contextmanager
 def _plugged_in(argv: Sequence[str], others: Iterable[str]) -> Iterator[Pipeline]:
     """tvmc with our target, options and checks; others: verbs that its usage shows beside its own."""
-    pipeline = Pipeline(option(argv, "--tuning-records"))
+    compiles = _verb(argv) == "compile"
+    pipeline = Pipeline(option(argv, "--tuning-records"), *(_input(argv) if compiles else ()))
     entry = {"config_key": None, "pass_default": False, "default_target": None, "pass_pipeline": pipeline}
     codegen = {"easyquant": entry}
 
@@ -510,7 +536,7 @@ def run(argv: Sequence[str], others: Iterable[str] = ()) -> int:
     (see `explain`).
     """
     check_before(argv)
-    if _verb(argv) == "compile" and any(option(argv, name) is not None for name in OPTIONS["compile"]):
+    if _verb(argv) == "compile" and any(option(argv, name) is not None for name in ("--table", "--isa")):
         return _compile(argv, others)
     return _run(argv, others)
 
@@ -520,7 +546,7 @@ def _run(argv: Sequence[str], others: Iterable[str], compiled: list[package.Comp
     with _plugged_in(argv, others) as pipeline:
         if compiled is not None:
             pipeline.compiled = compiled
-        plain = without(argv, "--isa") if _verb(argv) == "run" else argv
+        plain = without(argv, *{"run": ("--isa",), "compile": INPUT}.get(_verb(argv), ()))
         try:
             return tvmc_main._main(list(plain))
         except TVMCException as error:  # from before tvmc's own handler, such as --config's

@@ -95,15 +95,23 @@ class Preprocess:
                 )
             top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
             picture = picture[top : top + height, left : left + width]
-        mean, std = (np.asarray(v, np.float32) for v in (self.mean, self.std))
         x = picture.astype(np.float32)
+        if self.color == "GRAY":
+            x = (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+        return self.normalized(x[None])
+
+    @property
+    def channels(self) -> int:
+        """How many the network's input has."""
+        return 1 if self.color == "GRAY" else 3
+
+    def normalized(self, x: np.ndarray) -> np.ndarray:
+        """What follows the crop: float32 (N, H, W, C) of 0..255, RGB or the grey value, as the input."""
+        mean, std = (np.asarray(v, np.float32)[: self.channels] for v in (self.mean, self.std))
         if self.color == "BGR":
             x = x[..., ::-1]
-        elif self.color == "GRAY":
-            x = (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-            mean, std = mean[:1], std[:1]
         x = (x * np.float32(self.scale) - mean) / std
-        return np.ascontiguousarray(x.transpose(2, 0, 1) if self.layout == "NCHW" else x)[None]
+        return np.ascontiguousarray(x.transpose(0, 3, 1, 2) if self.layout == "NCHW" else x)
 
 
 def _finite(value) -> bool:
