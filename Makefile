@@ -12,8 +12,12 @@ WORKERS ?= -n logical --maxprocesses=8
 
 .PHONY: demo test test-ci test-slow test-kernels-relax test-pythons test-lowest coverage docs lint format wheel clean
 
-demo: $(READY)
-	$(BIN)/tvmc-easyquant demo
+# HOST=relax: by today's apache-tvm
+HOST ?= relay
+DEMO = $(if $(filter relax,$(HOST)),$(RELAX),$(VENV))
+
+demo: $(DEMO)/.ready
+	$(DEMO)/bin/tvmc-easyquant demo
 
 test: $(READY)
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_FLAGS)

@@ -19,7 +19,15 @@ import pytest
 import tvm_easyquant as eq
 from topi_ext import isa
 from tvm_easyquant import host as hosts
-from tvm_easyquant.errors import GraphError, HostError, LoadError, TargetError, TuneError, TVMMissing
+from tvm_easyquant.errors import (
+    GraphError,
+    HostError,
+    LinkerMissing,
+    LoadError,
+    TargetError,
+    TuneError,
+    TVMMissing,
+)
 from tvm_easyquant.host import installed
 from tvm_easyquant.scales.integer import Sample, Scales, run_integer
 
@@ -263,6 +271,17 @@ def test_a_library_is_written_whole_and_quietly_and_runs(small, tmp_path, capfd)
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(tmp_path / "net.so")), tvm.cpu())
     made = machine["main"](tvm.runtime.tensor(images[0])).numpy()
     np.testing.assert_array_equal(made, built({"image": images[0]})[0])
+
+
+def test_without_a_compiler_there_is_an_archive_and_a_line(small, tmp_path, monkeypatch):
+    from tvm.support import cc
+
+    monkeypatch.setattr(cc, "get_cc", lambda: None)
+    built = small[0].build("llvm")
+    with pytest.raises(LinkerMissing, match="install g\\+\\+"):
+        built.export_library(tmp_path / "net.so")
+    built.export_library(tmp_path / "net.tar")
+    assert [p.name for p in tmp_path.iterdir()] == ["net.tar"]
 
 
 def test_an_input_keeps_its_name():

@@ -74,7 +74,7 @@ def main(out: str = "easyquant_demo", host: Host | None = None) -> int:
         result.table.save(folder / f"int{bits}.json")
         with replacing(folder / f"int{bits}{suffix}") as temporary:
             networks[-1].export_library(str(temporary))
-        with replacing(folder / f"int{bits}.relay.json") as temporary:
+        with replacing(folder / f"int{bits}.{host.name}.json") as temporary:
             temporary.write_text(host.save_module(result.module))
         rows.append((f"INT{bits}", _classify(networks[-1], data["test_images"]) == labels, result))
     host.threads(1)
@@ -86,8 +86,8 @@ def main(out: str = "easyquant_demo", host: Host | None = None) -> int:
         f"peak memory {peak_memory_gib():.2f} GiB"
     )
     print(
-        f"artefacts in {folder}: int7{suffix} (compiled), int7.json (scale table), int7.relay.json (Relay "
-        "module); the same for int8"
+        f"artefacts in {folder}: int7{suffix} (compiled), int7.json (scale table), int7.{host.name}.json "
+        f"({host.name.capitalize()} module); the same for int8"
     )
     return 0
 

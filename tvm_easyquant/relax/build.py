@@ -206,10 +206,14 @@ class Built:
         return {name: statistics.median(times) for name, times in found.items()}
 
     def export_library(self, file_name, **options) -> None:
-        """TVM's ``export_library``, whole or not at all; LinkerMissing without a C++ compiler."""
+        """TVM's ``export_library``, whole or not at all: a library, or object files (``.tar``).
+
+        Raises LinkerMissing for a library where there is no C++ compiler.
+        """
         from tvm.support import cc
 
-        if "fcompile" not in options and cc.get_cc() is None:
+        archive = os.fspath(file_name).endswith(".tar")
+        if not archive and "fcompile" not in options and cc.get_cc() is None:
             raise LinkerMissing("there is no C++ compiler to link with: install g++, or set CXX")
         with replacing(file_name) as temporary, quiet():
             self.library.export_library(str(temporary), **options)
