@@ -20,10 +20,12 @@ LINT = "from importlinter.cli import lint_imports_command as lint; lint(['--no-c
 
 
 def modules(package):
-    """Names of a package's modules, but for the hosts and what runs when it is imported."""
+    """Names of a package's modules, but for the hosts, what runs when it is imported, and what is data."""
     for path in sorted((PACKAGES / package).rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGES).with_suffix("").parts).removesuffix(".__init__")
-        if ".relay" not in name and ".relax" not in name and not name.endswith("__main__"):
+        if not any(room in name for room in (".relay", ".relax", ".data")) and not name.endswith(
+            "__main__"
+        ):
             yield name
 
 

@@ -334,7 +334,12 @@ def test_pictures_are_normalised_alike_by_every_verb(work, capsys):
 
 
 @pytest.mark.parametrize(
-    "verb, ours", [("compile", ["--table FILE", "--isa ROW,..."]), ("run", ["--isa ROW"]), ("tune", [])]
+    "verb, ours",
+    [
+        ("compile", ["--table FILE", "--isa ROW,...", "--input-dtype uint8", "--input-layout NAME"]),
+        ("run", ["--isa ROW"]),
+        ("tune", []),
+    ],
 )
 def test_tvmc_s_own_verbs_are_untouched(verb, ours, capsys):
     """What is ours is a group of its own behind all of theirs."""

@@ -233,13 +233,13 @@ RULES: dict[str, Callable] = {
         "less_equal", "greater", "greater_equal",
     )},
     **{name: _quiet(function) for name, function in {
-        "acos": np.arccos, "acosh": np.arccosh, "asin": np.arcsin, "asinh": np.arcsinh, "atan":
-        np.arctan, "atanh": np.arctanh, "cos": np.cos, "cosh": np.cosh, "sin": np.sin, "sinh":
-        np.sinh, "tan": np.tan, "log2": np.log2, "log10": np.log10, "trunc": np.trunc, "isnan":
-        np.isnan, "isinf": np.isinf, "isfinite": np.isfinite, "floor_divide": np.floor_divide,
-        "logical_xor": np.logical_xor, "bitwise_and": np.bitwise_and, "bitwise_or":
-        np.bitwise_or, "bitwise_xor": np.bitwise_xor, "bitwise_not": np.bitwise_not,
-        "left_shift": np.left_shift, "right_shift": np.right_shift, "not_equal": np.not_equal,
+        "acos": np.arccos, "acosh": np.arccosh, "asin": np.arcsin, "asinh": np.arcsinh,
+        "atan": np.arctan, "atanh": np.arctanh, "cos": np.cos, "cosh": np.cosh, "sin": np.sin,
+        "sinh": np.sinh, "tan": np.tan, "log2": np.log2, "log10": np.log10, "trunc": np.trunc,
+        "isnan": np.isnan, "isinf": np.isinf, "isfinite": np.isfinite, "floor_divide": np.floor_divide,
+        "logical_xor": np.logical_xor, "bitwise_and": np.bitwise_and, "bitwise_or": np.bitwise_or,
+        "bitwise_xor": np.bitwise_xor, "bitwise_not": np.bitwise_not, "left_shift": np.left_shift,
+        "right_shift": np.right_shift, "not_equal": np.not_equal,
     }.items()},
     "floor_mod": _quiet(np.mod),
     "mod": _truncated(np.mod),
