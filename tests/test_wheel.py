@@ -12,7 +12,16 @@ pytest.importorskip("build")
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("tvm_easyquant", "topi_ext")
 #: what a package holds beside its code, by the end of the name
-DATA = (".json", ".md", ".npz", ".onnx", "data/report.html", "py.typed")
+DATA = (
+    ".json",
+    ".md",
+    ".npz",
+    ".onnx",
+    "data/report.html",
+    "deployment/Dockerfile",
+    "deployment/run.cc",
+    "py.typed",
+)
 
 
 @pytest.mark.ci  # an environment of its own for setuptools
