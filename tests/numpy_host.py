@@ -101,12 +101,12 @@ class Numpy:
     def formats(self):
         return ["json"]
 
-    def load(self, model, *, model_format=None, input_shapes=None, batch=1):
+    def load(self, model, *, model_format=None, input_shapes=None, batch=None):
         if model_format not in (None, "json"):
             raise LoadError(f"the format {model_format} is not one of json")
         return json_reader.load(model)
 
-    def original(self, model, *, model_format=None, input_shapes=None, batch=1):
+    def original(self, model, *, model_format=None, input_shapes=None, batch=None):
         return Built(Network(self.load(model, model_format=model_format)))
 
     def float_module(self, graph):
