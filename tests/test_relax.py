@@ -29,6 +29,7 @@ from tvm_easyquant.errors import (
     TVMMissing,
 )
 from tvm_easyquant.host import installed
+from tvm_easyquant.samples.images import Preprocess
 from tvm_easyquant.scales.integer import Sample, Scales, run_integer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -179,6 +180,25 @@ def test_an_onnx_model_with_an_operator_of_no_rule_is_refused_by_its_name():
     q = eq.quantize(model, [rng.standard_normal((1, 3, 4, 4)).astype(np.float32)], method="minmax")
     with pytest.raises(GraphError, match="node det: the relax host has no Det of this kind yet"):
         q.build("llvm")
+
+
+@pytest.mark.parametrize("skip", [(), ("stem",)], ids=["integers", "a float layer"])
+@pytest.mark.parametrize("color", ["RGB", "BGR"])
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_bytes_are_what_their_preprocessing_makes_of_them(layout, color, skip):
+    graph, _ = networks.residual()
+    preprocess = Preprocess(color=color, scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    shots = np.random.default_rng(0).integers(0, 256, (2, 1, 10, 10, 3), np.uint8)
+    feeds = [preprocess(shot[0]) for shot in shots]
+    q = eq.quantize(graph, feeds, method="minmax", preprocess=preprocess, skip=skip)
+    built = q.build("llvm", input_layout=layout, input_dtype="uint8")
+    for shot, feed in zip(shots, feeds, strict=True):
+        want = run_integer(q.graph, q.table, {"image": feed})["logits"]
+        (mine,) = built({"image": shot if layout == "NHWC" else shot.transpose(0, 3, 1, 2)})
+        if skip:
+            near(mine, want)
+        else:
+            np.testing.assert_array_equal(mine, want)
 
 
 # -- one table, one plan

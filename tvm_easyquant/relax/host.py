@@ -58,12 +58,7 @@ class Relax:
     def rewrite(self, graph, table, taps=(), sample=None, image=None):
         from .rewrite import rewrite
 
-        if image is not None:
-            raise HostError(
-                "the relax host takes no images of bytes yet; leave input_dtype and input_layout "
-                "out, or use TVM 0.19"
-            )
-        return rewrite(graph, table, taps)
+        return rewrite(graph, table, taps, image)
 
     def lower(self, module, target=None):
         from topi_ext.relax.lower import lower

@@ -22,6 +22,7 @@ from ..network.graph import Graph
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis
 from ..network.node import Node, model_shape
 from ..network.tensors import NUMPY
+from ..scales.image_input import ImageInput
 from ..scales.integer import function_values
 from ..scales.layers import Layer, Records, records
 from ..scales.numerics import Scale
@@ -31,16 +32,19 @@ from .framework import relax
 from .tensors import RelaxTensors, Tensor
 
 
-def rewrite(graph: Graph, table: ScaleTable, taps: Sequence[str] = ()) -> object:
+def rewrite(
+    graph: Graph, table: ScaleTable, taps: Sequence[str] = (), image: ImageInput | None = None
+) -> object:
     """The integer Relax module (``tvm.IRModule``) of a graph under a scale table.
 
     Inputs and outputs are those of the float model (its dtypes, NCHW). With ``taps``, names of stored
-    tensors, the module returns them too, behind the outputs, as uint8 NHWC. Raises TableError if the table
+    tensors, the module returns them too, behind the outputs, as uint8 NHWC. image: the
+    input as bytes, which tables make of it what it is without. Raises TableError if the table
     does not fit, OverflowError if a bias or accumulator does not fit int32, GraphError for a float node
     that this host cannot compute.
     """
     found = records(graph, table)
-    return _Module(found.scales.graph).written(_Rewriter, found, taps)
+    return _Module(found.scales.graph, image).written(_Rewriter, found, taps, image)
 
 
 def float_module(graph: Graph) -> object:
@@ -54,19 +58,16 @@ def float_module(graph: Graph) -> object:
 class _Module:
     """A module with one function that is begun with the graph's inputs, and ended with its outputs."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, image: ImageInput | None = None):
         self.graph, self.builder = graph, relax.BlockBuilder()
+        self.kinds = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
+        if image is not None:
+            self.kinds[image.name] = (image.shape, "uint8")
         self.t = RelaxTensors(self.builder)
 
     def written(self, writer: Callable, *arguments) -> object:
-        inputs = {
-            name: relax.Var(name, relax.TensorType(model_shape(self.graph[name]), self.graph[name].dtype))
-            for name in self.graph.inputs
-        }
-        tensors = {
-            name: Tensor.of(var, model_shape(self.graph[name]), self.graph[name].dtype)
-            for name, var in inputs.items()
-        }
+        inputs = {name: relax.Var(name, relax.TensorType(*kind)) for name, kind in self.kinds.items()}
+        tensors = {name: Tensor.of(var, *self.kinds[name]) for name, var in inputs.items()}
         attributes = {"num_input": len(inputs)}
         with self.builder.function("main", list(inputs.values()), attrs=attributes):
             with self.builder.dataflow():
@@ -99,7 +100,9 @@ class _Floats:
 
 
 class _Rewriter(_Floats):
-    def __init__(self, module, tensors, found: Records, taps: Sequence[str]):
+    def __init__(
+        self, module, tensors, found: Records, taps: Sequence[str], image: ImageInput | None = None
+    ):
         super().__init__(module, tensors)
         self.builder, self.taps = module.builder, taps
         self.layers, self.joins, self.scales = found.layers, found.joins, found.scales
@@ -108,6 +111,8 @@ class _Rewriter(_Floats):
             layer.join.name: layer for layer in self.layers.values() if layer.join is not None
         }
         self.stored_of: dict[str, Tensor] = {}  # tensor -> uint8, NHWC
+        if image is not None:
+            self._bytes(image)
 
     def outputs(self):
         for node in self.graph:
@@ -118,6 +123,20 @@ class _Rewriter(_Floats):
             else:
                 self.float_of[node.name] = self.real_node(node)
         return [self.real(t) for t in self.graph.outputs] + [self._tap(t) for t in self.taps]
+
+    def _bytes(self, image: ImageInput) -> None:
+        """The input's float32 and, where an integer node reads it, its stored tensor: each of a table that
+        holds 256 numbers by channel."""
+        x = self.float_of[image.name]
+        if image.reverses:
+            x = self.t.take(x, np.arange(x.shape[image.axis])[::-1], image.axis)
+        values = image.values
+        self.float_of[image.name] = self.t.transpose(_looked_up(self.t, values, x, image.axis), image.turn)
+        if image.name in self.plan.site_of:
+            s = self.scale(image.name)
+            table = quantize(values, s.scale, s.zero_point, s.lo, s.hi)
+            turn = [image.turn[axis] for axis in NCHW_TO_NHWC]
+            self.stored_of[image.name] = self.t.transpose(_looked_up(self.t, table, x, image.axis), turn)
 
     # -- tensors
 
@@ -250,6 +269,17 @@ class _Rewriter(_Floats):
     def _move(self, node):
         inputs = [self.stored(tensor) for tensor in node.inputs]
         self.stored_of[node.name] = MOVES[node.op](self.t, node, self.scale(node.name).zero_point, *inputs)
+
+
+def _looked_up(t, table, x, axis):
+    """A (C, 256) table of bytes with the channels along ``axis``."""
+    index = t.cast(x, np.int32)
+    if (table == table[0]).all():
+        table = table[:1]
+    else:
+        starts = np.arange(0, table.size, 256, dtype=np.int32).reshape(-1, *(1,) * (3 - axis))
+        index = t.binary("add", index, t.constant(starts))
+    return t.gather(t.constant(table.ravel()), index, 0)
 
 
 # -- a node that stays float: (tensors, node, inputs in NCHW)
