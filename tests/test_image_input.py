@@ -3,13 +3,15 @@
 import json
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import networks
 import numpy as np
 import pytest
 
 import tvm_easyquant as eq
-from tvm_easyquant.errors import ConfigError, GraphError, TableError, UserError
+from tvm_easyquant import package
+from tvm_easyquant.errors import ConfigError, DeployError, GraphError, TableError, UserError
 from tvm_easyquant.images import Preprocess
 from tvm_easyquant.scales.image_input import ImageInput, image_input
 from tvm_easyquant.scales.integer import run_integer
@@ -126,6 +128,31 @@ def test_several_inputs_or_one_that_is_no_float_are_refused():
         image_input(own, q.table, None, "uint8")
 
 
+@pytest.mark.parametrize(
+    "inputs", [None, {"x": {"shape": [1, "a"], "dtype": "uint8", "layout": "NHWC"}}, [1]]
+)
+def test_a_record_without_its_inputs_is_read_and_a_damaged_one_is_not(inputs):
+    taken = {"x": package.Input((1, 4, 4, 3), "uint8", "NHWC")}
+    variant = package.Variant(
+        "generic", package.Needs("generic", "x86_64", ()), "llvm", "0.19.0", inputs=taken
+    )
+    record = package.Record("1.0", {}, (variant,))
+    path = Path("net.tar")
+    assert package._parsed(record.to_json().encode(), path) == record
+    content = json.loads(record.to_json())
+    row = content["content"]["variants"][0]
+    del row["inputs"]
+    if inputs is not None:
+        row["inputs"] = inputs
+    content["sha256"] = package._digest(content["content"])
+    text = json.dumps(content).encode()
+    if inputs is None:
+        assert package._parsed(text, path).variants[0].inputs == {}
+    else:
+        with pytest.raises(DeployError, match=r"net\.tar: its easyquant\.json is damaged"):
+            package._parsed(text, path)
+
+
 # -- compiled
 
 
@@ -205,7 +232,7 @@ def test_a_model_whose_own_input_is_nhwc(tmp_path):
 @pytest.mark.linker
 def test_the_program_that_ships_says_what_it_takes(tmp_path):
     pytest.importorskip("tvm")
-    from tvm_easyquant.deploy import DeployError, Program
+    from tvm_easyquant.deploy import Program
 
     q, shots, feeds = quantized(PREPROCESS["RGB"], chain)
     built, _, want = run_both(q, shots, feeds, "NHWC")
