@@ -3,13 +3,15 @@
 import json
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import networks
 import numpy as np
 import pytest
 
 import tvm_easyquant as eq
-from tvm_easyquant.errors import ConfigError, GraphError, TableError
+from tvm_easyquant import package
+from tvm_easyquant.errors import ConfigError, DeployError, GraphError, TableError, UserError
 from tvm_easyquant.images import Preprocess
 from tvm_easyquant.scales.image_input import ImageInput, image_input
 from tvm_easyquant.scales.integer import run_integer
@@ -126,6 +128,31 @@ def test_several_inputs_or_one_that_is_no_float_are_refused():
         image_input(own, q.table, None, "uint8")
 
 
+@pytest.mark.parametrize(
+    "inputs", [None, {"x": {"shape": [1, "a"], "dtype": "uint8", "layout": "NHWC"}}, [1]]
+)
+def test_a_record_without_its_inputs_is_read_and_a_damaged_one_is_not(inputs):
+    taken = {"x": package.Input((1, 4, 4, 3), "uint8", "NHWC")}
+    variant = package.Variant(
+        "generic", package.Needs("generic", "x86_64", ()), "llvm", "0.19.0", inputs=taken
+    )
+    record = package.Record("1.0", {}, (variant,))
+    path = Path("net.tar")
+    assert package._parsed(record.to_json().encode(), path) == record
+    content = json.loads(record.to_json())
+    row = content["content"]["variants"][0]
+    del row["inputs"]
+    if inputs is not None:
+        row["inputs"] = inputs
+    content["sha256"] = package._digest(content["content"])
+    text = json.dumps(content).encode()
+    if inputs is None:
+        assert package._parsed(text, path).variants[0].inputs == {}
+    else:
+        with pytest.raises(DeployError, match=r"net\.tar: its easyquant\.json is damaged"):
+            package._parsed(text, path)
+
+
 # -- compiled
 
 
@@ -202,9 +229,10 @@ def test_a_model_whose_own_input_is_nhwc(tmp_path):
         same([built({"x": array})[0] for array in arrays], [next(iter(made.values())) for made in want])
 
 
+@pytest.mark.linker
 def test_the_program_that_ships_says_what_it_takes(tmp_path):
     pytest.importorskip("tvm")
-    from tvm_easyquant.deploy import DeployError, Program
+    from tvm_easyquant.deploy import Program
 
     q, shots, feeds = quantized(PREPROCESS["RGB"], chain)
     built, _, want = run_both(q, shots, feeds, "NHWC")
@@ -213,16 +241,28 @@ def test_the_program_that_ships_says_what_it_takes(tmp_path):
         record = json.load(tar.extractfile("easyquant.json"))
     (variant,) = record["content"]["variants"]
     assert variant["inputs"] == {"image": {"shape": [1, SIZE, SIZE, 3], "dtype": "uint8", "layout": "NHWC"}}
-    program = Program(tmp_path / "net.tar")
-    assert program.inputs == {"image": ((1, SIZE, SIZE, 3), np.uint8)} and program.layouts == {
-        "image": "NHWC"
-    }
-    same([program({"image": shot})[0] for shot in shots], want)
+    built.export_library(tmp_path / "net.so")
+    for file in ("net.so", "net.tar"):
+        program = Program(tmp_path / file)
+        assert program.inputs == {"image": ((1, SIZE, SIZE, 3), np.uint8)}
+        assert program.layouts == {"image": "NHWC"}
+        same([program({"image": shot})[0] for shot in shots], want)
     for wrong in (feeds[0], shots[0].transpose(0, 3, 1, 2), shots[0].astype(np.int8)):
         message = rf"input image is {wrong.dtype} .*takes uint8 \(1, {SIZE}, {SIZE}, 3\), NHWC"
         for run, error in ((program, DeployError), (built, GraphError)):
             with pytest.raises(error, match=message):
                 run({"image": wrong})
+
+
+def test_tvmc_does_not_cut_wider_integers_to_bytes():
+    """It took uint16 for uint8, as both are integers without a sign: 256 became 0."""
+    pytest.importorskip("tvm")
+    from tvm_easyquant.relay.tvmc import check_inputs
+
+    taken = {"image": (1, 4, 4, 3)}, {"image": "uint8"}
+    check_inputs(*taken, {"image": np.zeros((1, 4, 4, 3), np.uint8)})
+    with pytest.raises(UserError, match=r"image is uint16 \(1, 4, 4, 3\), the network takes uint8"):
+        check_inputs(*taken, {"image": np.zeros((1, 4, 4, 3), np.uint16)})
 
 
 def test_a_fleet_takes_bytes_too(tmp_path):

@@ -279,7 +279,8 @@ def check_inputs(shapes, dtypes, inputs) -> None:
         if name not in shapes:  # tvmc's own message names both sides
             continue
         want, dtype = tuple(int(d) for d in shapes[name]), np.dtype(dtypes[name])
-        if array.shape != want or array.dtype.kind != dtype.kind:
+        wraps = dtype == np.uint8 and array.dtype != dtype  # tvmc would cut wider integers to bytes
+        if array.shape != want or array.dtype.kind != dtype.kind or wraps:
             raise UserError(
                 f"--inputs: {name} is {array.dtype} {array.shape}, the network takes {dtype} {want}"
                 f"{layout_hint(array.shape, want)}"
