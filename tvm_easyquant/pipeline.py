@@ -136,17 +136,20 @@ class Quantized:
         target=None,
         *,
         isa: str | Sequence[str] | None = None,
+        input_layout: str | None = None,
+        input_dtype: str | None = None,
         runtime: str | os.PathLike | None = None,
         compiler: str | None = None,
     ) -> dict[str, int]:
         """Lay out a folder with the compiled network and all that runs it; see `deployment.deploy`.
 
-        target, isa: as of `build`; compiler: what links for another machine. Raises DeployError and
-        WriteError.
+        target, isa, input_layout, input_dtype: as of `build`; compiler: what links for another machine.
+        Raises DeployError and WriteError.
         """
         with tempfile.TemporaryDirectory() as scratch:
             package = Path(scratch) / "network.tar"
-            self.build(target, isa=isa).export(package, compiler)
+            built = self.build(target, isa=isa, input_layout=input_layout, input_dtype=input_dtype)
+            built.export(package, compiler)
             return deployment.deploy(package, folder, runtime)
 
     def to_onnx(self, path: str | os.PathLike) -> None:

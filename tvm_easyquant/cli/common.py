@@ -63,9 +63,13 @@ def add_table(parser) -> None:
     parser.add_argument("--table", required=True, metavar="FILE", help="its scale table, from quantize")
 
 
-def add_quantized(parser) -> None:
-    """The options of a verb that runs a model with its scale table."""
-    add_table(parser)
+def add_quantized(parser, package: bool = False) -> None:
+    """The options of a verb that runs a model with its scale table; package: or what was compiled of it."""
+    if package:
+        add_model(parser, "the model that the table was made for, or a package of compile (.tar)")
+        parser.add_argument("--table", metavar="FILE", help="the model's scale table, from quantize")
+    else:
+        add_table(parser)
     add = parser.add_argument
     add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
     add("--json", action="store_true", help="print the result as JSON")

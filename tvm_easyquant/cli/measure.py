@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from ..errors import TVMMissing
+from . import shipped
 from .common import (
     UserError,
     add_pictures,
@@ -21,6 +22,7 @@ examples:
   tvmc-easyquant evaluate net.onnx --table net.json --data validation.npz
   tvmc-easyquant evaluate net.onnx --table net.json --data photos/ --limit 500 --json
   tvmc-easyquant evaluate net.onnx --table net.json --data mydata:pairs --metric mydata:overlap
+  tvmc-easyquant evaluate net.tar --data validation.npz --float net.onnx
 
 validation.npz holds labels and images (float32, normalised) or pictures (uint8, or jpeg and offsets);
 photos/ has one folder of pictures for each class. Pictures are normalised as the table says, which has
@@ -34,13 +36,15 @@ BENCHMARK = """\
 examples:
   tvmc-easyquant benchmark net.onnx --table net.json
   tvmc-easyquant benchmark net.onnx --table net.json --target "llvm -mcpu=core-avx2" --json
+  tvmc-easyquant benchmark net.tar --float net.onnx
 """
 
 
 def add(subparsers) -> None:
     help = "top-1, top-5 or a metric of yours: integers against float32 on the same samples"
     parser = add_verb(subparsers, "evaluate", _evaluate, help, EVALUATE)
-    add_quantized(parser)
+    add_quantized(parser, package=True)
+    shipped.add_options(parser)
     add = parser.add_argument
     add("--data", required=True, metavar="DATA", help="labelled: .npz, folder of folders, module:function")
     add("--metric", metavar="MODULE:FUNCTION", help="instead of top-1 and top-5: (outputs, label) -> float")
@@ -49,7 +53,8 @@ def add(subparsers) -> None:
 
     help = "time our integers and TVM's float32 of the same model in turn, whole and layer by layer"
     parser = add_verb(subparsers, "benchmark", _benchmark, help, BENCHMARK)
-    add_quantized(parser)
+    add_quantized(parser, package=True)
+    shipped.add_options(parser)
     add = parser.add_argument
     add("--threads", type=int, default=1, metavar="N", help="(1)")
     add("--rounds", type=int, default=15, metavar="N", help="medians are over so many rounds (15)")
@@ -76,8 +81,11 @@ def in_numpy(graph, table):
     return (lambda feed: list(graph.run(feed).values())), integers
 
 
-def labelled_data(args, table):
-    """(the labelled samples of ``args.data``, {metric: function}); the options are ``evaluate``'s."""
+def labelled_data(args, table, pictures=None):
+    """(the labelled samples of ``args.data``, {metric: function}); the options are ``evaluate``'s.
+
+    pictures: an `images.Preprocess` instead of theirs.
+    """
     from ..measure import accuracy as evaluate
     from ..samples import labelled, sources
 
@@ -86,7 +94,7 @@ def labelled_data(args, table):
         if args.metric
         else dict(evaluate.TOP)
     )
-    data = sources.labelled(args.data, preprocess_of(args, table))
+    data = sources.labelled(args.data, pictures or preprocess_of(args, table))
     if args.limit is not None:
         if args.limit < 1:
             raise UserError(f"--limit is {args.limit}; use 1 or more")
@@ -118,6 +126,8 @@ def _evaluate(args, host) -> int:
 
     from ..scales.table import ScaleTable
 
+    if shipped.is_package(args):
+        return shipped.evaluate(args, host)
     table = ScaleTable.load(args.table)
     try:
         target = host.target(args.target)
@@ -148,11 +158,13 @@ def _benchmark(args, host) -> int:
 
     from ..scales.table import ScaleTable
 
-    target, table = host.target(args.target), ScaleTable.load(args.table)
-    host.check_cpu(target)
     for name in ("threads", "rounds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
+    if shipped.is_package(args):
+        return shipped.benchmark(args, host)
+    target, table = host.target(args.target), ScaleTable.load(args.table)
+    host.check_cpu(target)
     graph = load_graph(args, host, table)
     with host.history(args.tuning_records, target), progress_bar() as bar:
         networks = built(host, graph, table, target)

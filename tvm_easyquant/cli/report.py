@@ -61,6 +61,11 @@ def _report(args, host) -> int:
     from ..search.driver import layer_figures
     from .measure import built, evaluation, labelled_data, timing
 
+    if args.FILE.lower().endswith(".tar"):
+        raise UserError(
+            f"a report is of a model's layers, which {args.FILE} does not hold: give the model; evaluate "
+            "and benchmark take the package"
+        )
     inputs = [path for path in (args.FILE, args.table, args.calibration, args.record) if path]
     writable(args.output, inputs)
     for name in ("samples", "threads", "rounds"):
