@@ -3,9 +3,9 @@
 python serve.py [--host ADDRESS] [--port N] [--limit MIB] [--contexts N] [--threads N]
 
 GET  /health    {"status": "ok", "variant": ..., "inputs": {name: [shape, type]}}
-POST /predict   an .npy of the only input, or an .npz of all by name; of a network that takes bytes
-                (uint8, N x H x W x 3) also a JPEG or PNG, if Pillow is there. Any number of samples.
-                Answers {"outputs": [lists]}; with the header "Accept: application/octet-stream" an .npz.
+POST /predict   an .npy of the only input, or an .npz of all by name, of any number of samples; of a
+                network that takes bytes (uint8, NHWC) also a JPEG or PNG, if Pillow is there. Answers
+                {"outputs": [lists]}; with the header "Accept: application/octet-stream" an .npz.
 """
 
 import argparse
@@ -76,18 +76,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def picture(self, body: bytes):
         """A picture, stretched to what the network takes."""
-        ((shape, dtype),) = list(self.program.inputs.values())[:1]
-        if len(self.program.inputs) > 1 or dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+        name, (shape, dtype) = next(iter(self.program.inputs.items()))
+        bytes_in = dtype == np.uint8 and len(shape) == 4 and shape[3] in (1, 3)
+        if len(self.program.inputs) > 1 or not bytes_in or self.program.layouts.get(name) != "NHWC":
             raise Refused(400, f"the network takes {dtype} {shape}, no picture; send an .npy")
         try:
             from PIL import Image
         except ImportError:
             raise Refused(501, "pictures need Pillow: pip install pillow") from None
         try:
-            picture = Image.open(io.BytesIO(body)).convert("RGB").resize((shape[2], shape[1]))
-        except Exception as error:  # noqa: BLE001  # so does Pillow
+            picture = Image.open(io.BytesIO(body)).convert("RGB" if shape[3] == 3 else "L")
+        except Exception as error:  # noqa: BLE001  # Pillow raises many of a stranger's bytes
             raise Refused(400, f"the body is no picture: {error}") from None
-        return np.asarray(picture)[None]
+        return np.asarray(picture.resize((shape[2], shape[1]))).reshape(1, *shape[1:])
 
     def answer(self, status: int, content) -> None:
         kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
