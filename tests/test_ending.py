@@ -41,11 +41,18 @@ def folder(tmp_path):
     return tmp_path
 
 
-def start(folder, *words, **options):
+def usual(then=lambda: None):
+    """Signals as a terminal leaves them: whoever runs the tests may have SIGINT or SIGHUP ignored."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    then()
+
+
+def start(folder, *words, then=lambda: None, **options):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")}
     return subprocess.Popen(
         [sys.executable, "-m", "tvm_easyquant.cli", *map(str, words)], cwd=folder, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: usual(then), **options,  # noqa: PLW1509
     )  # fmt: skip
 
 
@@ -88,7 +95,7 @@ def test_what_is_ignored_stays_ignored(folder):
     """As under nohup."""
     process = start(
         folder, "quantize", "net.onnx", "--calibration", "slow:images", "-o", "net.json",
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        then=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )  # fmt: skip
     while not (folder / "ready").exists():
         time.sleep(0.05)
@@ -127,7 +134,7 @@ def test_too_few_addresses_are_a_line_before_the_work(folder, words, gib):
     traceback."""
     resource = pytest.importorskip("resource")
     size = int(gib * 2**30)
-    process = start(folder, *words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (size, size)))
+    process = start(folder, *words, then=lambda: resource.setrlimit(resource.RLIMIT_AS, (size, size)))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 4 and err.count("\n") == 1
     assert (
