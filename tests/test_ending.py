@@ -112,8 +112,8 @@ def test_the_folder_of_a_run_that_was_killed_goes_with_the_next(folder):
     while not (folder / "ready").exists():
         time.sleep(0.05)
     process.kill()
+    os.kill(int((folder / "child").read_text()), signal.SIGKILL)  # it holds the pipes
     process.communicate()
-    os.kill(int((folder / "child").read_text()), signal.SIGKILL)
     assert os.listdir(folder / "tmp") != []
     assert finish(start(folder, "doctor", "--help")) == 0
     assert os.listdir(folder / "tmp") == []
