@@ -96,6 +96,8 @@ def _files() -> Iterator[Path]:
 def estimate(verb: str, files: Sequence[str] = ()) -> tuple[int, int]:
     """(bytes of addresses, bytes used) that a verb needs at least; files: the words of its command line."""
     need, cores = NEEDS[verb], os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     model = max((os.path.getsize(word) for word in files if os.path.isfile(word)), default=0)
     more = FOR_EACH_BYTE * model
     return (need.addresses + cores * need.for_each_core) * MIB + more, need.used * MIB + more
