@@ -173,7 +173,7 @@ def test_a_float_node_gives_each_thread_its_own_answer(by_tvm, monkeypatch):
     """Story: the threads of the search shared one executor, read each other's outputs, and tables differed
     from run to run."""
     if by_tvm:  # as what has no numpy meaning
-        monkeypatch.delitem(meaning.RULES, "nn.softmax")
+        monkeypatch.delitem(meaning.rules.RULES, "nn.softmax")
     graph = load_onnx(networks.small_onnx(island=True))
     (softmax,) = [node for node in graph if node.op == "float"]
     maps = [RNG.standard_normal((1, 8, 8, 8)).astype(np.float32) for _ in range(64)]
