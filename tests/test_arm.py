@@ -576,6 +576,7 @@ def on_board(program, *words, cwd):
     return subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True)
 
 
+@pytest.mark.ci
 @pytest.mark.isa("neon")
 def test_a_cross_compiled_archive_runs_on_the_device(program, folder):
     result = tvmc(*compile_command(NEON, "--cross-compiler", device.COMPILER), cwd=folder)

@@ -649,11 +649,13 @@ def test_a_search_killed_at_any_write_is_resumed_to_the_same_bytes(tmp_path):
     )
 
 
+@pytest.mark.ci
 def test_quantize_killed_is_resumed_to_the_same_bytes(folder, tmp_path):
     command = [*quantize(model=folder / "net.onnx", calibration=folder / "images.npz"), "--resume"]
     killed_and_resumed(tmp_path, [(4, "after"), (6, "half"), (7, "before"), (8, "before")], *command)
 
 
+@pytest.mark.ci
 def test_the_curves_of_layers_found_before_a_kill_are_in_the_record(folder, tmp_path):
     command = [*quantize(model=folder / "net.onnx", calibration=folder / "images.npz"), "--resume"]
     command += ["--record", "record.json", "--set", "grid=10"]

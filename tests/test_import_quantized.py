@@ -579,6 +579,7 @@ def test_tensors_of_16_bits_are_rounded_in_float_and_named():
     assert named == dict.fromkeys(["body_q", "joined_relu_q"], "has 16 bits and is rounded in float")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("dtype", [np.int16, np.uint16])
 def test_a_network_of_16_bits_computes_the_same_in_float(dtype):
     pytest.importorskip("tvm")

@@ -111,6 +111,7 @@ def test_benchmark_names_every_layer_the_machine_and_the_ratio(work, capsys):
     assert "times as fast" in out and "everything else" in out and "medians of 3 rounds" in out
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "rest, times", [(["--data", "set.npz", "--rounds", "3"], 1), (["--no-benchmark"], 0)]
 )
@@ -241,6 +242,7 @@ def test_nothing_is_kept_float_where_nothing_would_be_left():
     assert "2.00 times as long" in found.notes[1]
 
 
+@pytest.mark.ci
 def test_quantize_keep_if_faster_says_what_it_did(work, capsys):
     folder = work[0]
     assert cli.run(["quantize", "net.onnx", "--keep-if-faster", "--resume"]) == 4

@@ -184,10 +184,8 @@ def choices(quantized, target):
 
 @pytest.mark.isa("avx2")
 @pytest.mark.linker
-@pytest.mark.parametrize(
-    "tuner",
-    ["xgb", *(pytest.param(t, marks=pytest.mark.ci) for t in relay_tune.TUNERS if t != "xgb")],
-)
+@pytest.mark.ci
+@pytest.mark.parametrize("tuner", relay_tune.TUNERS)
 def test_tuning_goes_on_where_it_stopped(small, tmp_path, tuner):
     log, target = tmp_path / "net.log", "llvm -mcpu=core-avx2"
     first = relay_tune.tune(small.module, log, target, tuner=tuner, trials=2, alternatives=0)

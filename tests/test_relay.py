@@ -474,6 +474,7 @@ def test_tvm_s_stock_int8_kernel_is_wrong_on_avx2_and_ours_is_right():
     np.testing.assert_array_equal(ours({"x": data})[0], exact.astype(np.float32))
 
 
+@pytest.mark.ci
 def test_stock_dense_is_refused_where_it_would_abort_the_process():
     """Story: on cascadelake TVM passes i32 vectors to vpdpbusd, LLVM 22 asserts, and Python is gone."""
     graph, pictures = networks.residual(3)
