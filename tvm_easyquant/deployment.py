@@ -6,12 +6,9 @@ code of the network runs here, so a package for another CPU can be laid out, too
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -58,6 +55,8 @@ def deploy(path: str | os.PathLike, folder: str | os.PathLike, runtime=None) -> 
     record = package.read_record(path)
     if record is None:
         raise DeployError(f"{path} has no record of what it needs; compile it anew and deploy the .tar")
+    if not record.variants[0].inputs:
+        raise DeployError(f"{path} does not say what its inputs are; compile it anew")
     arch = record.variants[0].needs.arch
     if runtime is None:
         if arch != isa.arch_of(""):
@@ -113,19 +112,10 @@ def _fill(made: Path, path: Path, record: package.Record, runtime: Path) -> None
         known = isa.flag_names(variant.needs.arch)
         flags = sorted(known[feature] for feature in variant.needs.features if feature in known)
         lines.append(" ".join([variant.name, *flags]))
-        inputs = list(_inputs(contents["graph"]))
+    taken = record.variants[0].inputs
+    inputs = [f"{one.dtype} {'x'.join(map(str, one.shape))} {name}" for name, one in taken.items()]
     (made / "network/variants.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (made / "network/inputs.txt").write_text("\n".join(inputs) + "\n", encoding="utf-8")
-
-
-def _inputs(graph: bytes) -> Iterator[str]:
-    """Type, shape and name of each input of TVM's graph."""
-    nodes = json.loads(graph)
-    for i in nodes["arg_nodes"]:
-        name, entry = nodes["nodes"][i]["name"], nodes["node_row_ptr"][i]
-        if not re.fullmatch(r"p\d+", name):  # TVM's names of bound constants
-            shape = "x".join(map(str, nodes["attrs"]["shape"][1][entry]))
-            yield f"{nodes['attrs']['dltype'][1][entry]} {shape} {name}"
 
 
 def _size(path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .. import deployment
 from .common import add_verb, print_json
 
 EXAMPLES = """\
@@ -25,6 +24,8 @@ def add(subparsers) -> None:
 
 
 def _deploy(args, host) -> int:
+    from .. import deployment
+
     sizes = deployment.deploy(args.FILE, args.output, args.runtime)
     if args.json:
         print_json({"folder": args.output, "bytes": sizes})

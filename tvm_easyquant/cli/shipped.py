@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from .. import package
-from ..deploy import Program
 from ..errors import TVMMissing
-from ..scales.table import ScaleTable
 from .common import UserError, preprocess_of, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from ..scales.table import ScaleTable
 
 #: options that belong to a model and its table, not to what was made of them
 MODELS_OWN = ("table", "target", "input_shapes", "outputs", "model_format")
-#: quartiles of the rounds' ratios that are further apart are no measurement
-UNSTEADY = 1.25
 
 
 def is_package(args) -> bool:
@@ -47,6 +44,9 @@ def add_options(parser) -> None:
 
 def _table(args) -> ScaleTable | None:
     """The table that the package holds, if it is known."""
+    from .. import package
+    from ..scales.table import ScaleTable
+
     chosen = package.choose(args.FILE, args.isa)
     if chosen.variant is None or chosen.record is None or not chosen.variant.table:
         return None
@@ -54,7 +54,7 @@ def _table(args) -> ScaleTable | None:
 
 
 def _float(args, host):
-    """(the float network, how long one run of it takes as a function) as TVM compiles it, else in numpy."""
+    """The float network: as TVM compiles it, or a function that runs it in numpy where there is no TVM."""
     from .. import pipeline
 
     graph = pipeline.open_model(args.float, host=host, batch=args.batch).graph
@@ -75,6 +75,7 @@ def _pictures(args, table, program):
 
 def evaluate(args, host) -> int:
     """``evaluate net.tar``."""
+    from ..deploy import Program
     from ..measure import accuracy
     from .measure import labelled_data
 
@@ -129,13 +130,9 @@ class Timing:
     @property
     def doubt(self) -> str | None:
         """Why nothing can be said of the ratio, if so."""
-        if self.ratios is None or self.ratios[1] <= UNSTEADY * self.ratios[0]:
-            return None
-        low, high = self.ratios
-        return (
-            f"half of the rounds lie between {low:.2f} and {high:.2f} times as fast: the machine is busy; "
-            "stop what else runs, or take more rounds"
-        )
+        from ..measure import timing
+
+        return timing.unsteady(self.ratios)
 
 
 def _burst(program, number: int) -> float:
@@ -148,6 +145,11 @@ def _burst(program, number: int) -> float:
 
 def benchmark(args, host) -> int:
     """``benchmark net.tar``."""
+    import numpy as np
+
+    from ..deploy import Program
+    from ..measure import timing
+
     rng = np.random.default_rng(0)
     with (
         Program(args.FILE, isa=args.isa, threads=args.threads, contexts=1) as program,
@@ -179,17 +181,15 @@ def benchmark(args, host) -> int:
         float(np.median(mine)), (float(mine.min()), float(mine.max())), args.threads, args.rounds, variant
     )
     if floats is not None:
-        low, middle, high = map(float, np.percentile(theirs / mine, (25, 50, 75)))
-        found = replace(found, ms_fp32=float(np.median(theirs)), speedup=middle, ratios=(low, high))
+        speedup, quartiles = timing.ratios(mine, theirs)
+        found = replace(found, ms_fp32=float(np.median(theirs)), speedup=speedup, ratios=quartiles)
     if args.json:
         print_json({**asdict(found), "doubt": found.doubt})
         return 0
     threads, (low, high) = f"{found.threads} thread{'s' if found.threads > 1 else ''}", found.spread
     print(f"{args.FILE} (variant {variant or 'unknown'}): {found.ms:.3f} ms ({low:.3f} to {high:.3f})")
     print(f"{threads}, medians of {found.rounds} rounds")
-    if found.ratios is not None:
-        low, high = found.ratios
-        fast = f"{found.speedup:.2f} times as fast ({low:.2f} to {high:.2f})"
-        said = fast if found.doubt is None else f"no figure: {found.doubt}"
+    if found.speedup is not None:
+        said = timing.headline(found.speedup, found.ratios, found.doubt)
         print(f"TVM float32 {found.ms_fp32:.3f} ms: {said}")
     return 0

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..host import describe_machine
+from ..measure import timing
 from ..network.graph import Graph, GraphError
 from ..network.node import model_shape
 from ..scales.numerics import SWITCHES, QuantConfig
@@ -25,8 +26,6 @@ from .framework import tvm
 from .rewrite import rewrite
 
 Progress = Callable[[int, int, str], None]
-#: quartiles of the rounds' ratios, or a part and its whole, that are further apart are no measurement
-UNSTEADY = 1.25
 #: milliseconds by which the calls of a small network may differ from it: the debug executor's own
 TIMER = 0.1
 
@@ -79,15 +78,15 @@ class Benchmark:
     def doubt(self) -> str | None:
         """Why nothing can be said of the speed from these times, if so: the rounds disagree, or a network
         does not take what its calls take. Other work on the machine does that."""
-        if self.ratios is not None and self.ratios[1] > UNSTEADY * self.ratios[0]:
-            return (
-                f"half of the rounds lie between {self.ratios[0]:.2f} and {self.ratios[1]:.2f} times as "
-                "fast: the machine is busy; stop what else runs, or take more rounds"
-            )
+        if (why := timing.unsteady(self.ratios)) is not None:
+            return why
         for what, whole, (total, largest) in zip(
             ("integer", "float32"), (self.ms, self.ms_fp32), self.parts, strict=False
         ):
-            if largest > UNSTEADY * whole + TIMER or not whole / 2 - TIMER < total < 2 * whole + TIMER:
+            if (
+                largest > timing.UNSTEADY * whole + TIMER
+                or not whole / 2 - TIMER < total < 2 * whole + TIMER
+            ):
                 return (
                     f"the {what} network took {whole:.3f} ms, its calls {total:.3f} ms together, one "
                     f"of them {largest:.3f} ms: the machine was busy; measure again"
@@ -97,10 +96,7 @@ class Benchmark:
     @property
     def headline(self) -> str:
         """How fast, with the quartiles of the rounds, or why that cannot be told."""
-        if self.doubt is not None:
-            return f"no figure: {self.doubt}"
-        rounds = f" ({self.ratios[0]:.2f} to {self.ratios[1]:.2f})" if self.ratios is not None else ""
-        return f"{self.speedup:.2f} times as fast{rounds}"
+        return timing.headline(self.speedup, self.ratios, self.doubt)
 
     @property
     def slower(self) -> list[LayerTime]:
@@ -169,11 +165,11 @@ def benchmark(
     kernels = {layer.name: layer.choice.kernel.name for layer in integers.layers}
     rows, other = _rows(graph, kernels, bits or {}, *(p.calls for p in profiles)) if layers else ([], None)
     mine, theirs = np.array(times).T
-    low, middle, high = map(float, np.percentile(theirs / mine, (25, 50, 75)))
+    speedup, quartiles = timing.ratios(mine, theirs)
     return Benchmark(
-        float(np.median(mine)), float(np.median(theirs)), middle,
+        float(np.median(mine)), float(np.median(theirs)), speedup,
         (float(mine.min()), float(mine.max())), rows, other, threads, rounds, str(integers.target),
-        describe_host(), integers.size, floats.size, (low, high),
+        describe_host(), integers.size, floats.size, quartiles,
         tuple((sum(c.ms for c in p.calls), max(c.ms for c in p.calls)) for p in profiles),
     )  # fmt: skip
 

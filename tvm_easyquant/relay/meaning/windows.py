@@ -54,14 +54,18 @@ def _conv_transpose(rank: int) -> Callable:
     return rule
 
 
+def _inside(call, attrs, x, inner: str):
+    """What a pool reads, and the shape that it makes, both with the axes ``inner``; its own layout."""
+    layout = str(attrs.layout)
+    only(not attrs.out_layout or str(attrs.out_layout) == layout, call)
+    return turn(x, layout, inner, call), [shape(call)[layout.index(axis)] for axis in inner], layout
+
+
 def _pool(name: str, rank: int) -> Callable:
     inner = f"NC{SPATIAL[rank - 1]}"
 
     def rule(call, attrs, x):
-        layout = str(attrs.layout)
-        only(not attrs.out_layout or str(attrs.out_layout) == layout, call)
-        x = turn(x, layout, inner, call)
-        out = [shape(call)[layout.index(axis)] for axis in inner]
+        x, out, layout = _inside(call, attrs, x, inner)
         kernel, strides, dilation = (
             ints(each) for each in (attrs.pool_size, attrs.strides, attrs.dilation)
         )
@@ -89,10 +93,7 @@ def _adaptive_pool(reduction: Callable, rank: int) -> Callable:
     inner = f"NC{SPATIAL[rank - 1]}"
 
     def rule(call, attrs, x):
-        layout = str(attrs.layout)
-        only(not attrs.out_layout or str(attrs.out_layout) == layout, call)
-        x = turn(x, layout, inner, call)
-        out = [shape(call)[layout.index(axis)] for axis in inner]
+        x, out, layout = _inside(call, attrs, x, inner)
         made = np.empty(out, x.dtype)
         for place in np.ndindex(*out[2:]):
             part: tuple = tuple(
