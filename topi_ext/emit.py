@@ -2,7 +2,7 @@
 
 Everything in `topi_ext` that makes TIR takes ``tir`` and `Builder` from here and is the same text on both.
 What differs between the hosts is in this file and nowhere else: the module's name, how an allocation is
-spelled, and whether an LLVM intrinsic's argument count is passed.
+spelled, and whether an LLVM intrinsic's argument count is passed. What a target has is asked alike.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ try:
     from tvm import tir
 except ImportError:  # apache-tvm 0.24 and later
     from tvm import tirx as tir
+
+from . import isa
 
 HAS_ALLOCATE = hasattr(tir, "Allocate")  # else an allocation is a statement without a body
 
@@ -187,3 +189,21 @@ class DefaultKnobs:
 class _Value:
     def __init__(self, val):
         self.val = val
+
+
+def target_isa(target) -> str:
+    """The best row of `isa.ISAS` that a target has the features of: `isa.best`."""
+    if target.kind.name != "llvm":
+        return "generic"
+    has = tvm.get_global_func("target.target_has_feature")
+    return isa.best(lambda feature: bool(has(feature, target)), _arch(target))
+
+
+def target_features(target) -> tuple[str, tuple[str, ...]]:
+    """(architecture, LLVM's features that decide whether code for a target runs), as `isa` spells them."""
+    has, arch = tvm.get_global_func("target.target_has_feature"), _arch(target)
+    return arch, tuple(sorted(name for name in isa.flag_names(arch) if has(name, target)))
+
+
+def _arch(target) -> str:
+    return isa.arch_of(str(target.attrs.get("mtriple", "")))

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import tvm
 from tvm import relax, te
 
-from .. import isa, manifest, planner
-from ..emit import DefaultKnobs
+from .. import manifest, planner
+from ..emit import DefaultKnobs, target_isa
 from ..planner import LayerChoice
 from ..problem import Convolution, ConvSpec
 
@@ -25,15 +24,6 @@ LAYER = "easyquant.conv2d"
 KERNEL = {"tirx.is_scheduled": True, "op_pattern": 8, "tirx.noalias": True}
 #: the names of all kernels' functions begin so
 PREFIX = "easyquant_"
-
-
-def target_isa(target) -> str:
-    """The best row of `isa.ISAS` that a target has the features of: `isa.best`."""
-    if target.kind.name != "llvm":
-        return "generic"
-    has = tvm.get_global_func("target.target_has_feature")
-    arch = isa.arch_of(str(target.attrs.get("mtriple", "")))
-    return isa.best(lambda feature: bool(has(feature, target)), arch)
 
 
 def choose(layers: Sequence[Convolution], target) -> list[tuple[planner.Choice, list[np.ndarray]]]:

@@ -31,21 +31,13 @@ from tvm.relay.op import op as _op
 from tvm.topi.x86.injective import schedule_injective
 
 from .. import function, isa, manifest
+from ..emit import target_isa  # noqa: F401  # part of what this module answers
 from ..kernels import elementwise
 from ..problem import ConvSpec
 from ..reference import multiplier
 
 #: what the names of the convolutions begin with
 CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
-
-
-def target_isa(target) -> str:
-    """The best row of `isa.ISAS` that a target has the features of: `isa.best`."""
-    if target.kind.name != "llvm":
-        return "generic"
-    has = tvm.get_global_func("target.target_has_feature")
-    arch = isa.arch_of(str(target.attrs.get("mtriple", "")))
-    return isa.best(lambda feature: bool(has(feature, target)), arch)
 
 
 # -- AutoTVM templates: one topi compute and schedule for each row of the manifest

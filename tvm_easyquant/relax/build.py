@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from topi_ext import isa
+from topi_ext.emit import target_features
 from topi_ext.relax import lower as lowering
 
 from ..errors import GraphError, HostError, LinkerMissing, TargetError
@@ -90,9 +91,7 @@ def cpu_target(target=None) -> Any:
 
 def check_cpu(target) -> None:
     """TargetError if this CPU lacks what code for a ``tvm.target.Target`` may use."""
-    arch = isa.arch_of(str(target.attrs.get("mtriple", "")))
-    known = isa.flag_names(arch)
-    features = [f for f in map(str, tvm.target.codegen.llvm_get_cpu_features(target)) if f in known]
+    arch, features = target_features(target)
     if refusal := isa.refusal(features, arch):
         raise TargetError(f"the code for target '{target_text(target)}' cannot run here: it {refusal}")
 

@@ -6,19 +6,14 @@ from topi_ext.planner import LayerChoice
 from topi_ext.relax.lower import choose
 
 from ..network.graph import Graph
-from ..scales.layers import records, stored_times
+from ..scales.layers import choices, stored_times
 from ..scales.table import ScaleTable
 from .build import cpu_target, target_text
 
 
 def layer_choices(graph: Graph, table: ScaleTable, target) -> list[LayerChoice]:
     """The kernel of every integer layer of a graph under its table, from the layers' record."""
-    layers = list(records(graph, table).layers.values())
-    chosen = choose([layer.convolution for layer in layers], cpu_target(target))
-    return [
-        LayerChoice(layer.name, layer.spec, layer.weight, choice)
-        for layer, (choice, _) in zip(layers, chosen, strict=True)
-    ]
+    return choices(graph, table, lambda layers: choose(layers, cpu_target(target)))
 
 
 def layer_times(graph: Graph, table: ScaleTable, target) -> dict[str, float]:

@@ -15,8 +15,6 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from topi_ext import isa
-
 from .. import package
 from ..scales.table import ScaleTable
 from .framework import tvm
@@ -56,12 +54,9 @@ def plain(module):
 
 def needs(target) -> package.Needs:
     """What code for a ``tvm.target.Target`` may need of a machine."""
-    from topi_ext.relay.op import target_isa
+    from topi_ext.emit import target_features, target_isa
 
-    has = tvm.get_global_func("target.target_has_feature")
-    arch = isa.arch_of(str(target.attrs.get("mtriple", "")))
-    features = tuple(sorted(name for name in isa.flag_names(arch) if has(name, target)))
-    return package.Needs(target_isa(target), arch, features)
+    return package.Needs(target_isa(target), *target_features(target))
 
 
 def variant(

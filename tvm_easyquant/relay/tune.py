@@ -26,7 +26,7 @@ from topi_ext.relay.lower import choose
 
 from ..errors import TuneError
 from ..network.graph import Graph
-from ..scales.layers import records, stored_times
+from ..scales.layers import choices, stored_times
 from ..scales.table import ScaleTable
 from .build import cpu_target
 from .framework import no_tophub
@@ -142,12 +142,7 @@ def layer_choices(graph: Graph, table: ScaleTable, target) -> list[LayerChoice]:
 
     The same, and in the same order, that `LowerInteger` chooses for the module of `rewrite`.
     """
-    layers = list(records(graph, table).layers.values())
-    chosen = choose([layer.convolution for layer in layers], cpu_target(target))
-    return [
-        LayerChoice(layer.name, layer.spec, layer.weight, choice)
-        for layer, (choice, _) in zip(layers, chosen, strict=True)
-    ]
+    return choices(graph, table, lambda layers: choose(layers, cpu_target(target)))
 
 
 def layer_times(graph: Graph, table: ScaleTable, target) -> dict[str, float]:

@@ -9,7 +9,7 @@ function was fused. A join is every other add or mul of two stored tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,21 @@ def records(graph: Graph, table: ScaleTable) -> Records:
     accumulator does not fit int32."""
     graph = table.prepared(graph)
     return _Deriver(graph, table).records()
+
+
+def choices(graph: Graph, table: ScaleTable, choose: Callable) -> list[LayerChoice]:
+    """The kernel of every integer layer of a graph under its table, from the layers' record.
+
+    choose: of a host, convolutions -> (choice, packed arrays) of each.
+    """
+    from topi_ext.planner import LayerChoice
+
+    layers = list(records(graph, table).layers.values())
+    chosen = choose([layer.convolution for layer in layers])
+    return [
+        LayerChoice(layer.name, layer.spec, layer.weight, choice)
+        for layer, (choice, _) in zip(layers, chosen, strict=True)
+    ]
 
 
 def stored_times(layers: Sequence[LayerChoice], target) -> dict[str, float]:
