@@ -96,16 +96,20 @@ class Board:
         module.run()
         return module.get_output(0).numpy()
 
-    def call(self, library, arrays, shape, dtype):
-        """The output of a library of one function, called "instruction"."""
+    def load(self, library):
+        """A function (arrays, shape, dtype) -> output, of a library of one function called "instruction"."""
         self.count += 1
         path = self.folder / f"net{self.count}.so"
         library.export_library(str(path), fcompile=cc.cross_compiler(device.COMPILER))
         self.remote.upload(str(path))
-        out = tvm.nd.empty(shape, dtype, self.remote.cpu())
-        there = [tvm.nd.array(array, self.remote.cpu()) for array in arrays]
-        self.remote.load_module(path.name)["instruction"](*there, out)
-        return out.numpy()
+        function = self.remote.load_module(path.name)["instruction"]
+
+        def call(arrays, shape, dtype):
+            out = tvm.nd.empty(shape, dtype, self.remote.cpu())
+            function(*(tvm.nd.array(array, self.remote.cpu()) for array in arrays), out)
+            return out.numpy()
+
+        return call
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +142,7 @@ def test_an_instruction_computes_its_meaning(board, row):
     target = isa.ISAS[row.isa].target
     library = tvm.build(te.create_schedule(out.op), [*inputs, out], target, name="instruction")
     arrays = meanings.operands(row)
-    got = board.call(library, arrays, tuple(map(int, out.shape)), out.dtype)
+    got = board.load(library)(arrays, tuple(map(int, out.shape)), out.dtype)
     np.testing.assert_array_equal(got, meanings.meaning(row.name)(*arrays))
 
 
@@ -232,6 +236,25 @@ def test_a_fused_function_is_the_norms(board, row, name):
     data = c.data()
     out = run(board, row, c.spec, data, c.weight, c.bias, c.factors)
     np.testing.assert_array_equal(out, c.wanted(data))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row, name", marked(
+    [manifest.kernel(name) for name in ("direct_neon_d2", "winograd_f43_neon", "depthwise_int16")],
+    **{name: name for name in functions.FUNCTIONS}
+))  # fmt: skip
+def test_ten_million_outputs_of_a_function(board, row, name, compared):
+    c, done, call = functions.Case(row, name, seed=1, size=64), 0, None
+    while done < functions.OUTPUTS:
+        data = c.data()
+        arrays = c.arrays(row, data)
+        if call is None:
+            call = board.load(functions.built(row, c.spec, arrays, target_of(row), "instruction"))
+        found = call(arrays, c.spec.out_shape, "uint8")
+        np.testing.assert_array_equal(found, c.wanted(data))
+        done += found.size
+        c.again()
+    compared(f"{row.name}, {name}", done)
 
 
 @pytest.mark.parametrize("row, spec", marked([r for r in ROWS if r.name.startswith("direct")],

@@ -232,23 +232,27 @@ OUTPUTS = 10**7
     pytest.param(row, id=row.name, marks=pytest.mark.isa(row.isa)) for row in ROWS if row.name in FAMILIES
 ])  # fmt: skip
 def test_ten_million_outputs_of_a_function(row, name, compared):
-    from tvm import te
-
-    from topi_ext.emit import DefaultKnobs
-
     c, done, library = Case(row, name, seed=1, size=64), 0, None
     while done < OUTPUTS:
         data = c.data()
         arrays = c.arrays(row, data)
         if library is None:
-            inputs = [te.placeholder(a.shape, str(a.dtype)) for a in arrays]
-            out = row.compute(DefaultKnobs(), c.spec, *inputs)
             mcpu = isa.ISAS[row.isa].mcpu
-            target = f"llvm -mcpu={mcpu}" if mcpu else "llvm"
-            library = tvm.build(te.create_schedule(out.op), [*inputs, out], target)
+            library = built(row, c.spec, arrays, f"llvm -mcpu={mcpu}" if mcpu else "llvm")
         found = tvm.nd.empty(c.spec.out_shape, "uint8")
         library(*map(tvm.nd.array, arrays), found)
         np.testing.assert_array_equal(found.numpy(), c.wanted(data))
         done += found.numpy().size
         c.again()
     compared(f"{row.name}, {name}", done)
+
+
+def built(row, spec, arrays, target, name="kernel"):
+    """The kernel alone, for TVM 0.19: a library of one function (*arrays, output)."""
+    from tvm import te
+
+    from topi_ext.emit import DefaultKnobs
+
+    inputs = [te.placeholder(a.shape, str(a.dtype)) for a in arrays]
+    out = row.compute(DefaultKnobs(), spec, *inputs)
+    return tvm.build(te.create_schedule(out.op), [*inputs, out], target, name=name)

@@ -236,6 +236,10 @@ def test_expressions():
     x = np.float32([-3, -0.5, 0, 0.5, 3])
     swish = ("multiply", "x", ("sigmoid", "x"))
     np.testing.assert_allclose(elementwise.compute(swish, x), x / (1 + np.exp(-x)), rtol=1e-6)
+    softplus = ("log", ("add", ("exp", "x"), 1.0))
+    np.testing.assert_allclose(
+        elementwise.compute(softplus, np.float32([-1e4, 50, 800, 1e30])), [0, 50, 800, 1e30], rtol=1e-6
+    )
     assert np.isnan(elementwise.compute(("log", "x"), x)[0])  # as in ONNX; a table of 256 has 0 there
     assert np.isfinite(elementwise.compute(("sigmoid", "x"), np.float32([-1e30, 1e30]))).all()
     assert (elementwise.compute(("leaky_relu", "x", 2.0), x) == np.float32([-6, -1, 0, 0.5, 3])).all()

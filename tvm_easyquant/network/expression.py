@@ -64,14 +64,17 @@ def compute64(expression, x: np.ndarray) -> np.ndarray:
             return x.astype(np.float64)
         if not isinstance(e, tuple) or is_vector(e):
             return np.asarray(e, np.float64)
-        return FUNCTIONS[e[0]](*map(value, e[1:]))
+        found = FUNCTIONS[e[0]](*map(value, e[1:]))
+        if (inner := softplus_of(e)) is not None:
+            return np.where(found == np.inf, value(inner), found)  # exp holds up to 709
+        return found
 
     with np.errstate(all="ignore"):
         return np.broadcast_to(value(expression), x.shape)
 
 
 def softplus_of(expression):
-    """``a`` of log(1 + exp(a)), whose exponential float32 may not hold; None of other expressions."""
+    """``a`` of log(1 + exp(a)), whose exponential floats may not hold; None of other expressions."""
     match expression:
         case ("log", ("add", ("exp", a), 1.0) | ("add", 1.0, ("exp", a))):
             return a

@@ -128,9 +128,10 @@ class Calibration:
                 digest.update(sample[name].tobytes())
         for name, found in sorted(self.ranges.items()):
             digest.update(repr((name, found.low, found.high)).encode())
-            if found.histogram is not None:
-                digest.update(repr((found.histogram.exponent, found.histogram.zeros)).encode())
-                digest.update(found.histogram.counts.tobytes())
+            for histogram in (found.histogram, found.negative):
+                if histogram is not None:
+                    digest.update(repr((histogram.exponent, histogram.zeros)).encode())
+                    digest.update(histogram.counts.tobytes())
         return digest.hexdigest()
 
 
