@@ -2,17 +2,23 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 
+import hypothesis
 import networks
 import numpy as np
 import pytest
 
-from tvm_easyquant.errors import GraphError
+import tvm_easyquant as eq
+from tvm_easyquant.errors import ConfigError, GraphError
 from tvm_easyquant.evaluate import EvaluationError
 from tvm_easyquant.images import ImageError, Preprocess
 from tvm_easyquant.samples import sources
 from tvm_easyquant.samples.sources import SourceError
-from tvm_easyquant.scales.calibrate import Calibration
+from tvm_easyquant.scales import suspicions
+from tvm_easyquant.scales.calibrate import Calibration, calibrate
+from tvm_easyquant.scales.numerics import QuantConfig
 from tvm_easyquant.scales.partition import plan, skipped
 
 PICTURE = Preprocess(scale=1 / 255, mean=(0.5, 0.25, 0), std=(1, 2, 4))
@@ -181,3 +187,188 @@ def test_other_formats_go_through_tvmc_and_nhwc_is_converted(tmp_path):
         (tmp_path / "net.tflite").write_text("x")
         with pytest.raises(LoadError, match="the format tflite needs the package tflite"):
             load_model(tmp_path / "net.tflite")
+
+
+def test_a_folder_is_sampled_over_its_classes_and_names(tmp_path):
+    """Story: the first 50 files in sorted order were all of class 00."""
+    image = pytest.importorskip("PIL.Image")
+    pixel = image.fromarray(np.zeros((4, 4, 3), np.uint8))
+    for n in range(10):
+        (tmp_path / f"{n:02}").mkdir()
+        for i in range(20 + n):
+            pixel.save(tmp_path / f"{n:02}" / f"{i:03}.png")
+    source = sources.calibration(str(tmp_path), Preprocess(), limit=100)
+    assert source.note == "calibration reads 100 of 245 pictures in 10 folders, spread evenly"
+    files = source(["x"]).paths
+    assert files == sources.calibration(str(tmp_path), Preprocess(), limit=100)(["x"]).paths
+    assert files != sources.calibration(str(tmp_path), Preprocess(), limit=100, seed=1)(["x"]).paths
+    for some in (10, 50, 100):  # what the search sees of it, too
+        assert {f.parent.name for f in files[:some]} == {f"{n:02}" for n in range(10)}
+    for n in range(10):
+        numbers = sorted(int(f.stem) for f in files if f.parent.name == f"{n:02}")
+        assert len(numbers) == 10 and max(np.diff(numbers)) <= 5  # of 20 to 29 names
+    everything = sources.calibration(str(tmp_path), Preprocess(), limit=1000)
+    assert len(set(everything(["x"]).paths)) == 245 and not everything.note
+
+
+@hypothesis.given(hypothesis.strategies.integers(1, 200), hypothesis.strategies.integers(0, 5))
+def test_every_beginning_is_spread_evenly(n, seed):
+    order = sources._evenly(list(range(n)), seed)
+    assert sorted(order) == list(range(n))
+    for some in range(1, n + 1):  # the three gaps of steps around a circle, none larger than these
+        gaps = np.diff([*sorted(order[:some]), min(order[:some]) + n])
+        assert max(gaps) <= 3 * n / some + 1
+
+
+@pytest.mark.parametrize("size, resized, corner", [
+    ((500, 375), (341, 256), (58, 16)), ((333, 500), (256, 384), (16, 80)), ((256, 256), (256, 256), (16, 16)),
+    ((1000, 257), (996, 256), (386, 16)), ((224, 225), (256, 257), (16, 16)), ((100, 200), (256, 512), (16, 144)),
+])  # fmt: skip
+def test_short_side_and_crop_are_torchvisions(size, resized, corner):
+    """Resize(256) cuts the longer side to int(256 * longer / shorter); CenterCrop(224) begins at
+    int(round((side - 224) / 2)), and round is to even: 33 / 2 is 16."""
+    image = pytest.importorskip("PIL.Image")
+    picture = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    whole = np.asarray(image.fromarray(picture).resize(resized, image.Resampling.BILINEAR))
+    left, top = corner
+    wanted = whole[top : top + 224, left : left + 224].transpose(2, 0, 1)[None].astype(np.float32)
+    np.testing.assert_array_equal(Preprocess(short_side=256, crop=(224, 224))(picture), wanted)
+    for wrong, message in (
+        (dict(short_side=0), "whole number"), (dict(short_side=200, crop=(224, 224)), "larger than what short_side"),
+        (dict(short_side=256, size=(256, 256)), "one of them"),
+    ):  # fmt: skip
+        with pytest.raises(ImageError, match=message):
+            Preprocess(**wrong)
+
+
+def test_short_side_is_kept_in_the_table_and_tables_without_it_are_as_before():
+    assert "short_side" not in Preprocess().facts and Preprocess.of(Preprocess().facts) == Preprocess()
+    assert Preprocess.of(Preprocess(short_side=9).facts).short_side == 9
+
+
+def calibrated(data, limit=None, images=5):
+    graph, _ = networks.residual()
+    config = QuantConfig(search_images=images, method="minmax")
+    told = []
+    found = calibrate(
+        graph, plan(graph, ()), data, config, lambda *said: told.append(said[:2]), limit=limit
+    )
+    return found, told
+
+
+def test_iterables_are_read_no_further_than_the_limit():
+    graph, read = networks.residual()[0], []
+    images = np.random.default_rng(0).normal(size=(40, 3, 10, 10)).astype(np.float32)
+
+    def endless():
+        for i in range(10**9):
+            read.append(i)
+            yield images[i % 40][None]
+
+    found, _ = calibrated(endless(), limit=12)
+    assert read == list(range(12)) and found.seen == 12 and found.stopped
+    whole, told = calibrated(images, limit=12)  # an array is read whole, its first samples searched
+    assert whole.seen == 40 and not whole.stopped and told[0] == (1, 40)
+    np.testing.assert_array_equal(whole.samples[1][graph.inputs[0]], images[1:2])
+    batches = [images[i : i + 10] for i in range(0, 40, 10)]  # known to be 40
+    some, told = calibrated(batches, limit=20)
+    assert some.seen == 20 and some.stopped and told[0] == (1, 20) and told[-1] == (20, 20)
+    kept = [next(i for i in range(40) if (images[i] == s[graph.inputs[0]][0]).all()) for s in some.samples]
+    assert kept == [3, 7, 11, 15, 19]  # spread evenly over what is read
+
+
+def told(settings=None, scale=1.0, add=0.0):
+    """What is suspicious about byte pictures times ``scale`` and ``add``, said to be made by ``settings``."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 1, 3, 10, 10)).astype(np.float32)
+    graph, _ = networks.residual()
+    config = QuantConfig(search_images=8, method="minmax")
+    found = calibrate(graph, plan(graph, ()), list(pixels * np.float32(scale) + np.float32(add)), config)
+    found.answers = list(range(len(found.answers)))  # a network that does not mind
+    lines = list(suspicions.of_data(found, settings))
+    return " ".join([*lines, *(suspicions.of_settings(settings) if settings else ())])
+
+
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def test_settings_that_no_picture_has_are_told():
+    """Story: a forgotten --scale 1/255 gave a table, and nobody said a word."""
+    assert "is --scale 1/255 missing?" in told(Preprocess(**IMAGENET), 4.4, -2.1)
+    assert "go with --scale 1?" in told(
+        Preprocess(scale=1 / 255, mean=(123.7, 116.3, 103.5)), 1 / 255, -123
+    )
+    usual = (
+        (Preprocess(scale=1 / 255, **IMAGENET), 1 / 58, -2), (Preprocess(scale=1 / 255), 1 / 255, 0),
+        (Preprocess(scale=1 / 127.5, mean=1.0), 1 / 127.5, -1), (Preprocess(mean=(104, 117, 123)), 1, -110),
+        (Preprocess(), 1, 0), (None, 1 / 255, 0), (None, 1, -120), (None, 1 / 58, -2),
+    )  # fmt: skip
+    for settings, scale, add in usual:
+        assert not told(settings, scale, add), settings
+
+
+def test_samples_that_their_preprocessing_does_not_make_are_told():
+    how = Preprocess(scale=1 / 255, **IMAGENET)
+    assert "made with other settings?" in told(how) and "scaled twice?" in told(how, 1 / 255**2)
+    assert "is a scale missing" in told(None, 4.4, -2.1) and "scaled twice?" in told(None, 1 / 255**2)
+
+
+def test_pictures_that_are_clipped_are_told():
+    pixels = np.clip(np.random.default_rng(0).normal(size=(8, 1, 3, 10, 10)) * 3, -1, 1).astype(np.float32)
+    graph, _ = networks.residual()
+    found = calibrate(graph, plan(graph, ()), list(pixels), QuantConfig(search_images=8, method="minmax"))
+    assert "in 7" in (line := "".join(suspicions.of_data(found))) and "was it clipped" in line
+
+
+def test_accuracy_by_chance_is_told_with_its_likely_cause(tmp_path):
+    """A network that tells how bright a picture is, and pictures whose scale was forgotten."""
+    weight = np.zeros((4, 3, 1, 1), np.float32)
+    weight[:, 0, 0, 0], bias = np.arange(4) * 8, -np.cumsum(np.arange(4)).astype(np.float32) * 2
+    nodes = [("Conv", ["x", "w", "b"], ["a"], "conv", dict(kernel_shape=[1, 1])),
+             ("GlobalAveragePool", ["a"], ["p"], "pool", {}), ("Flatten", ["p"], ["y"], "flat", {})]  # fmt: skip
+    import onnx
+
+    model = networks.onnx_model(nodes, {"x": [1, 3, 4, 4]}, {"y": [1, 4]}, {"w": weight, "b": bias}, 13)
+    onnx.save(model, tmp_path / "net.onnx")
+    labels = np.arange(40) % 4
+    images = np.zeros((40, 4, 4, 3), np.uint8)
+    images[..., 0] = (labels * 64 + 32)[:, None, None]
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    rng = np.random.default_rng(0).uniform(0, 1, (8, 3, 4, 4)).astype(np.float32)
+    eq.quantize(tmp_path / "net.onnx", rng, method="minmax").table.save(tmp_path / "t.json")
+    arguments = [
+        str(tmp_path / "net.onnx"),
+        "--table",
+        str(tmp_path / "t.json"),
+        "--data",
+        str(tmp_path / "set.npz"),
+    ]
+
+    def said_by(*options):
+        command = [sys.executable, "-m", "tvm_easyquant.cli", "evaluate", *arguments, *options]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+    assert "warning" not in said_by("--scale", "1/255")
+    said = said_by("--scale", "1")
+    assert "right on 10 of 40 samples of 4 classes, as often as by chance" in said
+    assert "with --scale 1/255 it is right on 40 of 40" in said
+
+
+@pytest.mark.parametrize("method", ["minmax", "kl"])
+def test_a_method_that_does_not_search_says_how_well_layers_survive(method):
+    graph, feeds = networks.residual()
+    table = eq.quantize(graph, feeds, method=method).table
+    layers = [node.name for node in graph.compute_nodes]
+    assert all(
+        table.figures[name]["cosine"] > 0.9 and table.figures[name]["sqnr_db"] > 5 for name in layers
+    )
+
+
+def test_calibration_is_named_in_python_too(photos, tmp_path):
+    folder, _ = photos
+    how = Preprocess(scale=1 / 255, mean=(0.5, 0.25, 0), std=(1, 2, 4), size=(8, 8))
+    model = networks.small_onnx()
+    q = eq.quantize(model, folder, preprocess=how, calibration_limit=3, method="minmax")
+    assert q.notes == ("calibration reads 3 of 4 pictures in 2 folders, spread evenly",)
+    assert q.table.data["samples"] == 3
+    with pytest.raises(ConfigError, match="calibration_limit is 0"):
+        eq.quantize(model, folder, preprocess=how, calibration_limit=0)

@@ -27,7 +27,7 @@ from .network.node import model_shape
 from .readers import onnx_float
 from .readers.onnx_file import check_batch
 from .readers.self_check import HostCheck, SelfCheck
-from .samples import labelled
+from .samples import labelled, sources
 from .samples.images import Preprocess
 from .scales.image_input import image_input
 from .scales.integer import check_ranges
@@ -53,8 +53,9 @@ class Quantized:
     table: its scales; graph: the float network it came from, equalized if that is a setting; plan: what
     runs in integers; seconds: time of each step; warnings: lines about what is suspicious; decisions: what
     ``max_drop`` tried and did, in lines; drop: the `evaluate.Paired` (by a metric of the whole set, the
-    `evaluate.PairedSet`) that it ended at; host: what makes ``module`` and builds it (None: the one that is
-    installed); sample: the first of the calibration.
+    `evaluate.PairedSet`) that it ended at; notes: what of the calibration data was read, in lines; host:
+    what makes ``module`` and builds it (None: the one that is installed); sample: the first of the
+    calibration.
     """
 
     table: ScaleTable
@@ -64,6 +65,7 @@ class Quantized:
     warnings: tuple[str, ...] = ()
     decisions: tuple[str, ...] = ()
     drop: object = None
+    notes: tuple[str, ...] = ()
     host: Host | None = field(default=None, repr=False, compare=False)
     sample: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
 
@@ -280,16 +282,21 @@ def quantize(
     model_format: str | None = None,
     outputs: Sequence[str] | None = None,
     check: bool | Check = True,
+    calibration_limit: int | None = sources.CALIBRATION_LIMIT,
+    seed: int = 0,
     **settings: Unpack[Settings],
 ) -> Quantized:
     """Quantize a float CNN to integers.
 
     model: the path of a model (ONNX, or what tvmc loads), an ``onnx.ModelProto``, a Relay module with
-    ``params``, or a `Graph`. calibration: any iterable of inputs (see `calibrate.samples`). bits, method,
-    skip and settings: fields of `QuantConfig`; or a whole ``config``, which they change. checkpoint: a file
-    that lets an interrupted search go on. progress(done, total, text) is called as the work proceeds.
-    preprocess: the `images.Preprocess` that made the samples, to be kept in the table. record: of
-    `driver.search`, for curves.
+    ``params``, or a `Graph`. calibration: any iterable of inputs (see `calibrate.samples`), or the name of
+    a file, folder or function as `samples.sources.calibration` takes it. Of data that are no arrays not
+    more than ``calibration_limit`` samples are read (None: all), of a folder's pictures so many, spread
+    evenly over its folders and names, from ``seed``; all of them give the ranges, the first
+    ``search_images`` the search. bits, method, skip and settings: fields of `QuantConfig`; or a whole
+    ``config``, which they change. checkpoint: a file that lets an interrupted search go on. progress(done,
+    total, text) is called as the work proceeds. preprocess: the `images.Preprocess` that made the samples,
+    to be kept in the table. record: of `driver.search`, for curves.
 
     evaluation: an `Evaluation`, labelled data and the points of accuracy that the compiled integers may
     lose on it to fp32; layers are then reverted, the worst first, 7 -> 8 -> float, as few as it takes (see
@@ -317,6 +324,12 @@ def quantize(
     if auto and judged is None:
         raise ConfigError(NEEDS)
     config = _config(config or QuantConfig(), {"bits": bits, "method": method, "skip": skip}, settings)
+    if calibration_limit is not None and calibration_limit < 1:
+        raise ConfigError(f"calibration_limit is {calibration_limit}; use 1 or more, or None for all")
+    if isinstance(calibration, (str, os.PathLike)):
+        calibration = sources.calibration(
+            os.fspath(calibration), preprocess, "calibration", limit=calibration_limit, seed=seed
+        )
     clock, judge = time.perf_counter(), None
     opened = open_model(
         model, params, host=host, input_shapes=input_shapes, batch=batch, model_format=model_format,
@@ -327,17 +340,25 @@ def quantize(
         judge = _Judge(host or installed(), graph, fp32, judged, progress)
     loaded = time.perf_counter() - clock
     door = _Door(opened.check if check is True else check or None)
+    note = ""
+    if isinstance(calibration, sources.Source):
+        note, calibration_limit = calibration.note, None if calibration.whole else calibration_limit
+        calibration = calibration(graph.inputs)
     found = find(
         graph, calibration, config, checkpoint, progress, record, preprocess,
         max_drop=None if judged is None else judged.max_drop, judge=judge, fastest=auto, first=door,
+        limit=calibration_limit,
     )  # fmt: skip
+    if not note and found.stopped:
+        note = f"calibration read {calibration_limit} samples and no further"
     table = found.table
     if graph.cut is not None:
         table = replace(table, data={**table.data, "outputs": list(graph.cut)})
     decisions, drop = (found.met.lines, found.met.paired) if found.met else ((), None)
+    warnings = (*graph.notes, *door.notes, *found.warnings, *(judge.warnings if judge else ()))
     return Quantized(
-        table, found.graph, found.plan, {"load": loaded, **found.seconds},
-        (*graph.notes, *door.notes, *found.warnings), decisions, drop, host, door.sample,
+        table, found.graph, found.plan, {"load": loaded, **found.seconds}, warnings, decisions, drop,
+        (note,) if note else (), host, door.sample,
     )  # fmt: skip
 
 
@@ -403,19 +424,24 @@ class _Judge:
         names = [getattr(metric, name, None) for name in ("__module__", "__qualname__")]
         self.identity = [self.data.name, len(self.data), *names, str(self.target)]
         self.name = "top1" if metric is None else getattr(metric, "__name__", type(metric).__name__)
+        self.warnings: tuple[str, ...] = ()
         self._reference: Any = None
         self._last: tuple[str, Any] | None = None
 
-    def _scores(self, network, what):
+    def _scores(self, network, what, data=None):
         found = _evaluate.evaluate(
-            network, self.data, inputs=self.inputs, metrics={self.name: self.metric}, batch=self.batch,
-            progress=self.progress, what=what,
+            network, data or self.data, inputs=self.inputs, metrics={self.name: self.metric},
+            batch=self.batch, progress=self.progress, what=what,
         )  # fmt: skip
         return found[self.name]
 
     def paired(self, table, interval: bool = False) -> _evaluate.Paired | _evaluate.PairedSet:
         if self._reference is None:
-            self._reference = self._scores(self.fp32, "float32")
+            labels: list = []
+            self._reference = self._scores(self.fp32, "float32", self.data.noting(labels))
+            if self.name == "top1":
+                told = _evaluate.chance(self._reference, labels)
+                self.warnings = () if told is None else (told,)
         key = table.to_json()
         if self._last is None or self._last[0] != key:  # as a rule the last choice is the one that is taken
             self._last = None

@@ -115,7 +115,9 @@ def add_pictures(parser) -> None:
     add("--scale", metavar="X", help="factor of the bytes 0..255, such as 1/255 (1)")
     add("--mean", metavar="M,M,M", help="by channel, or one number for all (0)")
     add("--std", metavar="S,S,S", help="by channel, or one number for all (1)")
-    add("--size", metavar="WxH", help="resize to this size first")
+    add("--short-side", type=int, metavar="N", help="resize so that the shorter side is N first, as "
+        "torchvision's Resize; a --crop is then its CenterCrop")  # fmt: skip
+    add("--size", metavar="WxH", help="resize to this size first, whatever the ratio")
     add("--crop", metavar="WxH", help="then cut this size from the centre")
     add("--channel-order", metavar="ORDER", help="RGB, BGR or GRAY (RGB)")
     add("--layout", metavar="NAME", help="of the model's input: NCHW or NHWC (NCHW)")
@@ -130,6 +132,7 @@ def preprocess_of(args, table=None):
         "scale": args.scale and _number("--scale", args.scale),
         "mean": args.mean and tuple(_number("--mean", m) for m in args.mean.split(",")),
         "std": args.std and tuple(_number("--std", s) for s in args.std.split(",")),
+        "short_side": args.short_side,
         "size": args.size and _extent("--size", args.size),
         "crop": args.crop and _extent("--crop", args.crop),
         "color": args.channel_order and args.channel_order.upper(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 from ..errors import TVMMissing
@@ -15,6 +16,7 @@ from .common import (
     preprocess_of,
     print_json,
     progress_bar,
+    warn,
 )
 
 EVALUATE = """\
@@ -102,23 +104,56 @@ def labelled_data(args, table, pictures=None):
     return data, metrics
 
 
-def evaluation(judged, networks, batch, graph, bar):
+def evaluation(judged, networks, batch, graph, bar, others=()):
     """{metric: `Paired` or `PairedSet`} of the integers against the float network, both as from `built`.
 
-    judged: of `labelled_data`.
+    judged: of `labelled_data`; others: of `other_settings`, tried where float32 is right by chance only.
     """
     from ..measure import accuracy as evaluate
     from ..network.node import model_shape
 
     (data, metrics), (floats, integers) = judged, networks
     inputs = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
-    scores = [
-        evaluate.evaluate(
+
+    def scored(network, data, what):
+        return evaluate.evaluate(
             network, data, inputs=inputs, metrics=metrics, batch=batch, progress=bar, what=what
         )
-        for network, what in ((floats, "float32"), (integers, "integers"))
-    ]
-    return {name: evaluate.compare(scores[1][name], scores[0][name], progress=bar) for name in metrics}
+
+    labels: list = []
+    reference = scored(floats, data.noting(labels), "float32")
+    told = evaluate.chance(reference["top1"], labels) if "top1" in metrics else None
+    if told is not None:
+        warn([told, *_cause(others, functools.partial(scored, floats, what="other settings"))])
+    scores = scored(integers, data, "integers")
+    return {name: evaluate.compare(scores[name], reference[name], progress=bar) for name in metrics}
+
+
+#: samples on which other settings of pictures are tried
+TRIED = 50
+
+
+def other_settings(args, table) -> list:
+    """[(options, labelled samples made with them)] of what may be meant instead of the given options."""
+    from ..samples import sources
+    from ..scales.suspicions import others
+
+    how = preprocess_of(args, table)
+    found = others(how) if how is not None else ()
+    return [(words, sources.labelled(args.data, other).first(TRIED)) for words, other in found]
+
+
+def _cause(others, scored) -> list[str]:
+    """A line with the settings by which float32 is right most often, if that is no chance."""
+    from ..measure import accuracy as evaluate
+
+    found = []
+    for words, data in others:
+        labels: list = []
+        right = scored(data.noting(labels))["top1"]
+        if evaluate.chance(right, labels) is None:
+            found.append((right.mean(), f"with {words} it is right on {int(right.sum())} of {len(right)}"))
+    return [max(found, key=lambda each: each[0])[1]] if found else []
 
 
 def _evaluate(args, host) -> int:
@@ -142,7 +177,8 @@ def _evaluate(args, host) -> int:
         print("note: no TVM here: both networks run in numpy, which takes its time", file=sys.stderr)
     networks = in_numpy(graph, table) if target is None else built(host, graph, table, target)
     with progress_bar() as bar:
-        found = evaluation(judged, networks, args.batch or 1, graph, bar)
+        others = other_settings(args, table)
+        found = evaluation(judged, networks, args.batch or 1, graph, bar, others)
     if args.json:
         print_json(
             {"data": args.data, "metrics": {n: {**asdict(p), "drop": p.drop} for n, p in found.items()}}

@@ -29,7 +29,7 @@ EXAMPLES = """\
 examples:
   tvmc-easyquant quantize net.onnx --calibration images.npz -o net.json
   tvmc-easyquant quantize net.onnx --calibration folder/ --bits 8 --skip conv1 'layer4.*' op:dense
-  tvmc-easyquant quantize net.onnx --calibration photos/ --size 256x256 --crop 224x224 \\
+  tvmc-easyquant quantize net.onnx --calibration photos/ --short-side 256 --crop 224x224 \\
       --scale 1/255 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 -o net.json
   tvmc-easyquant quantize net.onnx --calibration mydata:batches -o net.json
   tvmc-easyquant quantize net.onnx --calibration images.npz --max-drop 0.5 --eval validation.npz
@@ -64,6 +64,7 @@ BOOLEANS = {"true": True, "false": False}
 
 
 def add(subparsers) -> None:
+    from ..samples.sources import CALIBRATION_LIMIT
     from ..scales.numerics import BITS, DEFAULT_METHOD, METHODS
 
     help = "find the scales of an int7 or int8 network (EasyQuant)"
@@ -79,6 +80,10 @@ def add(subparsers) -> None:
     add("--metric", metavar="MODULE:FUNCTION", help="instead of top-1: (outputs, label) -> 0.0 to 1.0")
     add("--method", default=DEFAULT_METHOD, help=f"{', '.join(METHODS)} ({DEFAULT_METHOD})")
     add("--search-images", type=int, default=50, metavar="N", help="samples for the search (50)")
+    add("--calibration-limit", type=int, default=CALIBRATION_LIMIT, metavar="N",
+        help="samples that are read at most, spread evenly over a folder of pictures; arrays are read "
+        f"whole ({CALIBRATION_LIMIT})")  # fmt: skip
+    add("--seed", type=int, default=0, metavar="N", help="of the pictures that are taken (0)")
     add("--skip", nargs="+", default=(), metavar="LAYER",
         help="what stays float: names, regular expressions, or op:conv2d for an operator")  # fmt: skip
     add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
@@ -144,7 +149,13 @@ def _quantize(args, host) -> int:
         raise UserError("--keep-if-faster measures anew, and times vary: --resume cannot rely on it; give "
                         "--skip the layers that it named")  # fmt: skip
     preprocess = preprocess_of(args)
-    data = sources.calibration(args.calibration, preprocess) if args.calibration else None
+    if args.calibration_limit < 1 or args.seed < 0:
+        raise UserError("--calibration-limit takes 1 or more, --seed 0 or more")
+    data = None
+    if args.calibration:
+        data = sources.calibration(
+            args.calibration, preprocess, limit=args.calibration_limit, seed=args.seed
+        )
     if args.dry_run:
         graph = load_graph(args, host)
         return _dry_run(graph, partition.plan_of(graph, config), args.json)
@@ -162,10 +173,12 @@ def _quantize(args, host) -> int:
     check = False if args.no_check or opened.check is None else opened.check
     with progress_bar() as bar:
         result = pipeline.quantize(
-            graph, data(graph.inputs), config=config, checkpoint=checkpoint, progress=bar,
+            graph, data, config=config, checkpoint=checkpoint, progress=bar,
             preprocess=preprocess, record=curves, host=host, check=check,
-            outputs=model_options(args)["outputs"], **judged,
+            outputs=model_options(args)["outputs"],
+            calibration_limit=args.calibration_limit, **judged,
         )  # fmt: skip
+    notes += result.notes
     _write(args, host, result, curves)
     warn(result.warnings)
     if args.json:

@@ -56,6 +56,23 @@ def top(k: int) -> Metric:
 TOP = {"top1": top(1), "top5": top(5)}
 
 
+def chance(right: np.ndarray, labels: Sequence[object]) -> str | None:
+    """A warning where fp32 itself is right on labelled samples no more often than by chance, else None.
+
+    right: its scores by top-1, (N,); labels: those of the samples.
+    """
+    n, classes = len(right), len(set(labels))
+    if n < 20 or classes < 2:
+        return None
+    share = 1 / classes
+    if right.mean() > share + 2 * math.sqrt(share * (1 - share) / n):
+        return None
+    return (
+        f"float32 itself is right on {int(right.sum())} of {n} samples of {classes} classes, as often as "
+        "by chance; are scale, mean, std, channel order and the labels those of its training?"
+    )
+
+
 def evaluate(
     run: Callable[[dict], list | Mapping],
     data,

@@ -21,10 +21,11 @@ from ..files import read_json, shown
 class Preprocess:
     """How a picture becomes an input, in this order; the names are those of a network's JSON file.
 
-    size: (width, height) to resize to, None to leave as it is; crop: (width, height) cut from the
-    centre; color: "RGB", "BGR" to reverse the channels, or "GRAY" for one channel (ITU-R 601 luma); then
-    ``(x * scale - mean) / std`` in float32, mean and std by channel (one number is for all), as (3, H, W),
-    or as (H, W, 3) with layout "NHWC".
+    size: (width, height) to resize to, None to leave as it is; short_side: instead, the length of the
+    shorter side to resize to, the ratio kept; crop: (width, height) cut from the centre, where short_side
+    is given as torchvision's Resize and CenterCrop round it; color: "RGB", "BGR" to reverse the channels,
+    or "GRAY" for one channel (ITU-R 601 luma); then ``(x * scale - mean) / std`` in float32, mean and std
+    by channel (one number is for all), as (3, H, W), or as (H, W, 3) with layout "NHWC".
     """
 
     color: str = "RGB"
@@ -34,6 +35,7 @@ class Preprocess:
     crop: tuple[int, int] | None = None
     size: tuple[int, int] | None = None
     layout: str = "NCHW"
+    short_side: int | None = None
 
     def __post_init__(self):
         if self.color not in ("RGB", "BGR", "GRAY"):
@@ -58,6 +60,25 @@ class Preprocess:
                 if not pair or not all(_finite(v) and v == int(v) >= 1 for v in value):
                     raise ImageError(f"{name} is {shown(value)}; give width and height")
                 object.__setattr__(self, name, (int(value[0]), int(value[1])))
+        if self.short_side is not None:
+            if not _finite(self.short_side) or not self.short_side == int(self.short_side) >= 1:
+                raise ImageError(f"short_side is {shown(self.short_side)}; give a whole number of pixels")
+            object.__setattr__(self, "short_side", int(self.short_side))
+            if self.size is not None:
+                raise ImageError("size and short_side both say what to resize to; give one of them")
+            if self.crop is not None and max(self.crop) > self.short_side:
+                raise ImageError(
+                    f"the crop {self.crop[0]}x{self.crop[1]} is larger than what short_side "
+                    f"{self.short_side} leaves of a picture; give a smaller crop or a larger short_side"
+                )
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The fields, as a scale table keeps them: short_side where it is given."""
+        return {
+            field.name: getattr(self, field.name) for field in fields(self)
+            if field.name != "short_side" or self.short_side is not None
+        }  # fmt: skip
 
     @classmethod
     def of(cls, facts: object) -> Preprocess:
@@ -86,6 +107,8 @@ class Preprocess:
             raise ImageError(f"a picture is {picture.dtype} {picture.shape}, not uint8 (H, W, 3)")
         if self.size is not None:
             picture = _resized(picture, self.size)
+        if self.short_side is not None:
+            picture = _resized(picture, _by_short_side(picture, self.short_side))
         if self.crop is not None:
             width, height = self.crop
             if picture.shape[0] < height or picture.shape[1] < width:
@@ -93,7 +116,10 @@ class Preprocess:
                     f"a picture of {picture.shape[1]}x{picture.shape[0]} is smaller than the crop "
                     f"{width}x{height}; give a size to resize to"
                 )
-            top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+            above, beside = picture.shape[0] - height, picture.shape[1] - width
+            top, left = above // 2, beside // 2
+            if self.short_side is not None:  # torchvision's CenterCrop rounds, to even
+                top, left = round(above / 2), round(beside / 2)
             picture = picture[top : top + height, left : left + width]
         x = picture.astype(np.float32)
         if self.color == "GRAY":
@@ -128,6 +154,13 @@ def _pillow():
             "to decode or resize pictures, install Pillow: pip install 'tvm_easyquant[images]'"
         ) from None
     return Image
+
+
+def _by_short_side(picture: np.ndarray, side: int) -> tuple[int, int]:
+    """(width, height) of torchvision's Resize(side): the longer side is cut to whole pixels."""
+    height, width = picture.shape[:2]
+    longer = int(side * max(height, width) / min(height, width))
+    return (side, longer) if width <= height else (longer, side)
 
 
 def _resized(picture, size):

@@ -38,6 +38,16 @@ class LabelledSet:
                 raise EvaluationError(f"{self.name}: sample {number} is no pair (input, label)")
             yield item[0], item[1]
 
+    def noting(self, labels: list) -> LabelledSet:
+        """The same, whose labels are appended to ``labels`` as they come."""
+
+        def noted():
+            for x, label in self:
+                labels.append(label)
+                yield x, label
+
+        return LabelledSet(noted, self._count, self.name)
+
     def first(self, count: int) -> LabelledSet:
         """The first ``count`` samples of this set."""
         known = min(count, self._count) if self._count else 0

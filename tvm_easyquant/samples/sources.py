@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from . import labelled as labels
 from .images import Preprocess, decode
 
 ARRAYS = (".npy", ".npz")
+#: samples that are read of calibration data that are no arrays
+CALIBRATION_LIMIT = 300
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -36,7 +40,8 @@ def _pictures(source: Path, files: Sequence[Path], preprocess) -> Callable[[Path
     if preprocess is None:
         raise SourceError(
             f"{source} holds pictures; say how the network wants them: --scale 1/255 --mean M,M,M "
-            "--std S,S,S [--size WxH] [--crop WxH] [--channel-order BGR], or --preprocess FILE.json"
+            "--std S,S,S [--short-side N] [--crop WxH] [--channel-order BGR], or --preprocess FILE.json "
+            "(in Python preprocess=Preprocess(...))"
         )
 
     def read(file: Path) -> np.ndarray:
@@ -46,21 +51,76 @@ def _pictures(source: Path, files: Sequence[Path], preprocess) -> Callable[[Path
     return read
 
 
+@dataclass(frozen=True)
+class Source:
+    """Calibration data that text names: called with the input names, an iterable of the inputs.
+
+    whole: all that it gives is to be read, as of arrays, and as of pictures that were chosen already; note:
+    what of it is taken, in a line, if not all of it.
+    """
+
+    make: Callable[[Sequence[str]], Iterable]
+    whole: bool = False
+    note: str = ""
+
+    def __call__(self, inputs: Sequence[str]) -> Iterable:
+        return self.make(inputs)
+
+
+class _Each:
+    """What a function makes of each file, one after the other, as often as asked."""
+
+    def __init__(self, files: Sequence[Path], read: Callable[[Path], np.ndarray]):
+        self.paths, self.read = files, read
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return map(self.read, self.paths)
+
+
+def spread(files: Sequence[Path], limit: int, seed: int = 0) -> list[Path]:
+    """``limit`` of the files, whose beginning is spread evenly over the folders, and over each one's sorted
+    names, however much of it is read; the same files for the same seed."""
+    folders: dict[Path, list[Path]] = {}
+    for file in files:
+        folders.setdefault(file.parent, []).append(file)
+    queues = [_evenly(folders[name], seed) for name in _evenly(sorted(folders), seed)]
+    longest = max(map(len, queues))
+    turns = (queue[i] for i in range(longest) for queue in queues if i < len(queue))
+    return list(islice(turns, limit))
+
+
+def _evenly(items: list, seed: int) -> list:
+    """All items, of which every beginning is spread evenly over the list: by steps of the golden ratio
+    around a circle, which leave no gap of more than 1.7 of the mean one for long."""
+    n, start = len(items), np.random.default_rng(seed).random()
+    places = (start + np.arange(3 * n + 3) * ((5**0.5 - 1) / 2)) % 1
+    return [items[i] for i in dict.fromkeys((places * n).astype(int).tolist())]
+
+
 def calibration(
-    text: str, preprocess: Preprocess | None = None, flag: str = "--calibration"
-) -> Callable[[Sequence[str]], Iterator]:
-    """A function (input names) -> iterator of inputs, in a form that `scales.calibrate` takes.
+    text: str,
+    preprocess: Preprocess | None = None,
+    flag: str = "--calibration",
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Source:
+    """A `Source`, whose inputs have a form that `scales.calibrate` takes.
 
     text: an .npy or .npz file (arrays named like the inputs, or one of any name; samples along the first
     axis; one with ``labels`` is read by `labelled.load`); a folder of such files; a folder, searched to any
     depth, of pictures, which need ``preprocess``; or ``module:function``, called without arguments, whose
-    result yields arrays or {input: array}. flag: what errors call it. Raises SourceError, now or later.
+    result yields arrays or {input: array}. limit: take so many pictures of a folder, `spread` by ``seed``;
+    None takes all in the order of their names. flag: what errors call it. Raises SourceError, now or later.
     """
     source = Path(text)
     if not source.exists():
         if ":" in text:
             function = labels.named(text)
-            return lambda inputs: iter(function())
+            return Source(lambda inputs: iter(function()))
         raise SourceError(f"{flag}: there is no file or folder {text}")
     if source.is_dir():
         files = sorted(f for f in source.iterdir() if f.suffix in ARRAYS)
@@ -69,13 +129,21 @@ def calibration(
             raise SourceError(f"{flag}: {text} holds both arrays ({files[0].name}) and pictures "
                               f"({pictures[0].name}); name a folder of one kind")  # fmt: skip
         if pictures:
-            read = _pictures(source, pictures, preprocess)
-            return lambda inputs: map(read, pictures)
+            read, note = _pictures(source, pictures, preprocess), ""
+            if limit is not None:
+                found = spread(pictures, limit, seed)
+                if len(found) < len(pictures):
+                    of = {f.parent for f in pictures}
+                    folders = f" in {len(of)} folders" if len(of) > 1 else ""
+                    count = f"{len(found)} of {len(pictures)} pictures"
+                    note = f"calibration reads {count}{folders}, spread evenly"
+                pictures = found
+            return Source(lambda inputs: _Each(pictures, read), whole=True, note=note)
     else:
         files = [source] if source.suffix in ARRAYS else []
     if not files:
         raise SourceError(f"{flag}: {text} holds no .npy or .npz file and no picture")
-    return lambda inputs: _arrays(files, inputs, preprocess, flag)
+    return Source(lambda inputs: _arrays(files, inputs, preprocess, flag), whole=True)
 
 
 def _arrays(files: Sequence[Path], inputs: Sequence[str], preprocess, flag) -> Iterator:

@@ -1,7 +1,7 @@
 """Calibration: stream samples through the float network and observe the values of every site.
 
-Memory does not depend on the number of samples, but for the first ``search_images`` of them, which
-are kept for the scale search.
+Memory does not depend on the number of samples, but for ``search_images`` of them, which are kept for the
+scale search: of arrays the first, of other data whose number is known so many, spread evenly.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import islice
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -23,6 +23,7 @@ from ..network.graph import Graph, GraphError, run
 from ..network.layout import layout_hint
 from ..network.node import Node, exactly, model_shape
 from . import histogram as _histogram
+from . import suspicions
 from .histogram import Histogram
 from .numerics import QuantConfig, Scale, scale_between, scale_for, steps, weight_scales
 from .partition import Plan, plan_of
@@ -94,8 +95,9 @@ class Range:
 @dataclass
 class Calibration:
     """What calibration found: ranges by site, the samples kept for the search, their number, the largest
-    output (its index) of the float network on each, the ranges of single tensors, and of those that may be
-    divided by a factor a channel the mean over the samples of each channel's largest |x|."""
+    output (its index) of the float network on each, the ranges of single tensors, of those that may be
+    divided by a factor a channel the mean over the samples of each channel's largest |x|, and whether its
+    limit ended it."""
 
     ranges: dict[str, Range]
     samples: list[dict[str, np.ndarray]] = field(default_factory=list)
@@ -104,6 +106,7 @@ class Calibration:
     asked: int = 1
     tensors: dict[str, Range] = field(default_factory=dict)
     channels: dict[str, np.ndarray] = field(default_factory=dict)
+    stopped: bool = False
 
     def of(self, plan: Plan) -> Calibration:
         """What calibration finds for ``plan``, in which fewer nodes are integer than in this one's."""
@@ -112,7 +115,7 @@ class Calibration:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is suspicious about the data, each in a line that names the samples or tensors."""
-        return tuple(_suspicions(self))
+        return tuple(suspicions.of_data(self))
 
     @property
     def facts(self) -> dict:
@@ -133,47 +136,6 @@ class Calibration:
                     digest.update(repr((histogram.exponent, histogram.zeros)).encode())
                     digest.update(histogram.counts.tobytes())
         return digest.hexdigest()
-
-
-def _suspicions(found: Calibration) -> Iterator[str]:
-    answers, samples, seen = found.answers, found.samples, found.seen
-    same = len(answers) >= 10 and len(set(answers)) == 1
-    if same:
-        yield (
-            f"the float network answers {answers[0]} to all {len(answers)} calibration samples; "
-            "is their preprocessing (scale, mean, std, channel order) that of its training?"
-        )
-    if samples and seen < found.asked:
-        yield f"{seen} calibration samples, where the search asks for {found.asked}; give more if you can"
-    first: dict[bytes, int] = {}
-    again: list[int] = []
-    for number, sample in enumerate(samples):
-        key = hashlib.sha256(b"".join(sample[name].tobytes() for name in sorted(sample))).digest()
-        if first.setdefault(key, number) != number:
-            again.append(number)
-    if again:
-        yield (
-            f"{len(again)} of {len(samples)} calibration samples repeat an earlier one (the first is "
-            f"sample {again[0]}); they add nothing"
-        )
-    for name in samples[0] if samples else ():
-        values = [sample[name] for sample in samples]
-        flat = [
-            n for n, v in enumerate(values) if v.size > 1 and v.min() == v.max()
-        ]  # one number always is
-        if flat:
-            count = f"{len(flat)} of {len(values)} samples"
-            yield f"{name} is constant in {count} (the first is sample {flat[0]})"
-        bytes_ = all(
-            v.dtype == np.float32 and v.min() >= 0 and v.max() <= 255 and (v == np.rint(v)).all()
-            for v in values
-        )
-        if bytes_ and max(v.max() for v in values) > 64 and (same or not answers):
-            yield f"{name} holds whole numbers 0..255, like raw pictures; does the model take them so?"
-    zero = [name for name, seen_ in found.ranges.items() if seen_.absmax == 0]
-    if zero and seen:
-        shown = ", ".join(zero[:8]) + (", ..." if len(zero) > 8 else "")
-        yield f"zero on every calibration sample: {shown}; their scale is 1"
 
 
 def _items(data) -> Iterator:
@@ -200,6 +162,13 @@ def _items(data) -> Iterator:
         yield from iterator
 
 
+def _length(data) -> int | None:
+    """How many items it yields, if that is known."""
+    if isinstance(data, (np.ndarray, Mapping)) or hasattr(data, "files"):
+        return 1
+    return len(data) if hasattr(data, "__len__") and not hasattr(data, "get_next") else None
+
+
 def samples(data, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
     """Checked samples {input name: array of the model's input shape and dtype}, one at a time.
 
@@ -208,9 +177,18 @@ def samples(data, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
     CalibrationDataReader. A batch larger than the model's is cut up. Numbers in another dtype are taken for
     an input that is not float32 if they are the same in its own. Raises CalibrationError.
     """
-    number = count(1)
-    for item in _items(data):
-        yield from _pieces(item, graph, next(number))
+    return (sample for sample, _ in _counted(data, graph))
+
+
+def _counted(data, graph: Graph) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """The same, each with the number of all samples as far as it is known, else 0."""
+    items, seen = _length(data), 0
+    for number, item in enumerate(_items(data)):
+        count, pieces = _pieces(item, graph, number + 1)
+        total = 0 if items is None else seen + count * max(items - number, 1)
+        for sample in pieces:
+            seen += 1
+            yield sample, total
 
 
 def _by_name(item, graph, what) -> Mapping:
@@ -267,8 +245,8 @@ def _array(value, node: Node, what) -> np.ndarray:
     return array
 
 
-def _pieces(item, graph, number):
-    """The samples of one item."""
+def _pieces(item, graph, number) -> tuple[int, Iterator[dict[str, np.ndarray]]]:
+    """How many samples an item holds, and these."""
     what = f"calibration item {number}"
     shapes = {name: model_shape(graph[name]) for name in graph.inputs}
     arrays = {
@@ -279,7 +257,8 @@ def _pieces(item, graph, number):
     pieces = {name: array.shape[0] // batches[name] for name, array in arrays.items()}
     if len(set(pieces.values())) != 1:
         raise CalibrationError(f"{what}: its tensors hold different numbers of samples: {pieces}")
-    for i in range(next(iter(pieces.values()))):
+
+    def cut(i):
         sample = {}
         for name, array in arrays.items():
             batch = batches[name]
@@ -288,7 +267,10 @@ def _pieces(item, graph, number):
                 raise CalibrationError(
                     f"{what}, sample {i}: {name} holds NaN or infinity; remove or mend it"
                 )
-        yield sample
+        return sample
+
+    count = next(iter(pieces.values()))
+    return count, map(cut, range(count))
 
 
 def calibrate(
@@ -298,11 +280,12 @@ def calibrate(
     config: QuantConfig,
     progress: Progress | None = None,
     first: Callable[[Mapping[str, np.ndarray]], object] | None = None,
+    limit: int | None = None,
 ) -> Calibration:
     """Run the float network on every sample of ``data`` and observe each site's values.
 
-    first: called with the first sample, before it runs.
-    Raises CalibrationError; an empty ``data`` is one.
+    first: called with the first sample, before it runs. limit: how many samples are read of data that are
+    no array and no dict of arrays, not one more. Raises CalibrationError; an empty ``data`` is one.
     """
     # a sum with a fused clip or function is itself stored where its readers stay float: `Calibration.of`
     sums = [name for name in plan.fused.values() if graph[name].operator.integer == "sum"]
@@ -323,19 +306,25 @@ def calibrate(
         if scores and value.size == value.shape[-1] > 2:  # classes
             result.answers.append(int(value.argmax()))
 
-    for sample in samples(data, graph):
+    if isinstance(data, (np.ndarray, Mapping)) or hasattr(data, "files"):
+        limit = None
+    total, kept = 0, config.search_images
+    for sample, total in islice(_counted(data, graph), limit):
         if first is not None and not result.seen:
             first(sample)
+        known = min(total, limit) if limit else total
+        turn = result.seen * kept // known if limit and known else None  # arrays give their first samples
         result.seen += 1
         with threadpool_limits(1):  # one BLAS order, one result on every machine
             run(graph, sample, observe)
-        if len(result.samples) < config.search_images:
+        if len(result.samples) < kept and (turn is None or result.seen * kept // known > turn):
             # a copy: the user may fill one buffer again and again, or hand out slices of a big array
             result.samples.append({name: array.copy() for name, array in sample.items()})
         if progress is not None:
-            progress(result.seen, 0, "calibrate")
+            progress(result.seen, known, "calibrate")
     if not result.seen:
         raise CalibrationError("calibration data is empty; give at least one sample, better 50")
+    result.stopped = result.seen == limit and (not total or total > limit)
     for largest in channels.values():
         largest /= result.seen
     return result.of(plan)

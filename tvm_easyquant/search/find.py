@@ -10,16 +10,18 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ..errors import GraphError, RangeError
 from ..measure.accuracy import Paired, PairedSet
 from ..network.equalize import equalized
 from ..network.graph import Graph
 from ..samples.images import Preprocess
+from ..scales import suspicions
 from ..scales.calibrate import Calibration, calibrate, divided, start_table
 from ..scales.integer import may_overflow, misfits
 from ..scales.numerics import BITS, ConfigError, QuantConfig
@@ -27,10 +29,12 @@ from ..scales.partition import Plan, plan_of
 from ..scales.table import ScaleTable
 from .bits import Met, float_times, meet
 from .curves import Curves
-from .driver import Record, identity_of, search
+from .driver import Record, identity_of, layer_figures, search
 from .state import State
 
 Progress = Callable[[int, int, str], None]
+#: samples by which a method that does not search says how well a layer's output survives
+FIGURES = 8
 
 
 class Judge(Protocol):
@@ -53,7 +57,8 @@ class Judge(Protocol):
 class Found:
     """table: the scales, with the facts of their data; graph: the network they are of, as the table
     prepares it; plan: what runs in integers, and why the rest does not; warnings: what is suspicious, in
-    lines; seconds: of each step; met: what a drop that was asked for led to."""
+    lines; seconds: of each step; met: what a drop that was asked for led to; stopped: whether calibration
+    read as many samples as it may, and perhaps not all."""
 
     table: ScaleTable
     graph: Graph
@@ -61,6 +66,7 @@ class Found:
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     met: Met | None = None
+    stopped: bool = False
 
 
 def find(
@@ -76,6 +82,7 @@ def find(
     judge: Judge | None = None,
     fastest: bool = False,
     first: Callable[[Mapping[str, np.ndarray]], object] | None = None,
+    limit: int | None = None,
 ) -> Found:
     """Find the scales of a float network.
 
@@ -84,7 +91,7 @@ def find(
     `driver.search`; a `Curves` is resumed, too. preprocess: what made the samples, to be kept in the table.
     max_drop: points that ``judge`` may find lost; layers are then reverted until it is met, or, with
     ``fastest``, get the kind that makes the network fastest within it (see `bits.meet`). first: called with
-    the first sample, before the work begins.
+    the first sample, before the work begins. limit: samples that are read, of data that are no arrays.
 
     A layer whose weights are not finite, or whose integers do not fit int32, stays float: a warning says
     so, and of the second kind the table's ``skip``.
@@ -98,7 +105,7 @@ def find(
     graph = equalized(graph) if config.equalize else graph
     plan_ = plan_of(graph, config)
     config.check_layers(node.name for node in graph.compute_nodes)
-    calibration = calibrate(graph, plan_, data, config, progress, first)
+    calibration = calibrate(graph, plan_, data, config, progress, first, limit)
     graph, plan_, calibration, factors = divided(graph, plan_, calibration, config)
     seconds = {"calibrate": time.perf_counter() - clock}
     identity = identity_of(graph, config, calibration) if resume is not None else {}
@@ -126,6 +133,8 @@ def find(
         if not unfit:
             break
         work = work.without(unfit)
+    if not config.searches:  # a search knows how well its layers' outputs survive
+        table = _with_figures(table, graph, plan_, calibration)
     state.remove()
     seconds |= {"search": time.perf_counter() - clock - checking, "check": checking}
     reasons = {name: error.reason for name, error in work.unfit.items()}
@@ -133,9 +142,11 @@ def find(
     warnings = (
         *(f"layer {name} stays float: {why}" for name, why in told.items()),
         *_dead_channels(graph, plan_),
-        *calibration.warnings,
+        *(suspicions.of_settings(preprocess) if preprocess is not None else ()),
+        *suspicions.of_data(calibration, preprocess),
     )
-    return Found(table, graph, replace(plan_, floats=plan_.floats | reasons), warnings, seconds, met)
+    plan_ = replace(plan_, floats=plan_.floats | reasons)
+    return Found(table, graph, plan_, warnings, seconds, met, calibration.stopped)
 
 
 def _start(work: _Work, widths: Sequence[int]) -> _Work:
@@ -230,11 +241,19 @@ class _Tables:
         return self.found[bits]
 
 
+def _with_figures(table: ScaleTable, graph: Graph, plan_: Plan, calibration: Calibration) -> ScaleTable:
+    """The table with each layer's cosine and SQNR on the first `FIGURES` samples."""
+    with threadpool_limits(1):
+        found = layer_figures(graph, plan_, table, calibration.samples[:FIGURES])
+    figures = {name: {**known, **table.figures.get(name, {})} for name, known in found.items()}
+    return replace(table, figures={**table.figures, **figures})
+
+
 def _facts(calibration: Calibration, preprocess: Preprocess | None) -> dict[str, object]:
     """What a table keeps of its calibration data."""
     facts = calibration.facts
     if preprocess is not None:
-        facts["preprocess"] = json.loads(json.dumps(asdict(preprocess)))  # as a table reads it back
+        facts["preprocess"] = json.loads(json.dumps(preprocess.facts))  # as a table reads it back
     return facts
 
 
