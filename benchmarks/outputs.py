@@ -72,8 +72,8 @@ NETS = (DETECTOR, *NETWORKS, *PICTURES, *SIX)
 #: letter -> the switch of `QuantConfig`, as the ablation names them
 SWITCHES = {"A": "fuse_functions", "B": "asymmetric", "C": "channel_factors"}
 #: the networks of the ablation, and those that are timed
-ABLATION = (DETECTOR, "imagenet_mobilenet_v1_0.75")
-TIMED = (DETECTOR, "imagenet_mobilenet_v1_0.75", "cifar10_resnet20")
+ABLATION = (DETECTOR, "ocr_angle")
+TIMED = (DETECTOR, "imagenet_mobilenet_v1_0.75", "cifar10_resnet20", "mobilenet_v3_small")
 FIELDS = [field.name for field in fields(eq.QuantConfig)]
 OTHERS = tuple(name for name in numerics.NEW_SWITCHES if name not in SWITCHES.values())
 #: the default without what has no letter
