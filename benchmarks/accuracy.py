@@ -51,7 +51,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     *(f"tvm_easyquant/{room}/*.py" for room in ("network", "scales", "search")),
     *(f"tvm_easyquant/{name}.py" for name in (
-        "pipeline", "readers/onnx_file", "readers/onnx_model", "readers/onnx_float", "readers/onnx_op",
+        "workflow", "readers/onnx_file", "readers/onnx_model", "readers/onnx_float", "readers/onnx_op",
         "relay/rewrite")),
     "topi_ext/reference.py",
     "topi_ext/function.py",

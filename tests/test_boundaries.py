@@ -52,14 +52,14 @@ def test_the_check_above_can_fail():
     "path, line, named",
     [
         ("tvm_easyquant/network/graph.py", "from ..scales import table", "network.graph -> tvm_easyquant.scales.table"),
-        ("tvm_easyquant/relay/read.py", "from ..pipeline import quantize", "relay.read -> tvm_easyquant.pipeline"),
+        ("tvm_easyquant/relay/read.py", "from ..workflow import quantize", "relay.read -> tvm_easyquant.workflow"),
         ("tvm_easyquant/cli/measure.py", "def late():\n    from ..relay import build", "cli.measure -> tvm_easyquant.relay.build"),
         ("tvm_easyquant/relax/build.py", "from ..relay import build", "relax.build -> tvm_easyquant.relay"),
         ("tvm_easyquant/scales/table.py", "import tvm", "scales.table -> tvm"),
         ("topi_ext/isa.py", "import tvm_easyquant.files", "topi_ext.isa -> tvm_easyquant.files"),
         ("tvm_easyquant/garage.py", "", "garage"),
     ],
-    ids=["upwards", "a host that knows the pipeline", "in a function", "a host that knows the other", "TVM", "kernels", "a room without a place"],
+    ids=["upwards", "a host that knows the workflow", "in a function", "a host that knows the other", "TVM", "kernels", "a room without a place"],
 )  # fmt: skip
 def test_a_wrong_import_breaks_a_contract(path, line, named, tmp_path):
     """`make lint` on a copy of the packages with one bad line names that line."""
@@ -81,7 +81,7 @@ def test_a_wrong_import_breaks_a_contract(path, line, named, tmp_path):
 @pytest.mark.parametrize(
     "path, line",
     [
-        ("tvm_easyquant/pipeline.py", "from tvm import relay"),
+        ("tvm_easyquant/workflow.py", "from tvm import relay"),
         ("tvm_easyquant/relay/build.py", "from tvm.driver import tvmc"),
         ("topi_ext/emit.py", "from tvm import relay"),
         ("tvm_easyquant/relax/build.py", "from tvm import relax"),

@@ -14,7 +14,7 @@ from tvm import relay
 import tvm_easyquant as eq
 from topi_ext import cost, reference
 from topi_ext.lower import LoweringError, LowerInteger
-from tvm_easyquant import load_onnx, pipeline
+from tvm_easyquant import load_onnx, workflow
 from tvm_easyquant.evaluate import compare
 from tvm_easyquant.network import graph as graphs
 from tvm_easyquant.network.layout import to_nhwc
@@ -256,7 +256,7 @@ def test_a_drop_is_met_and_an_interrupted_run_goes_on(tmp_path, monkeypatch):
         scores[0] = bool(table.config.layer_bits)
         return compare(scores, np.ones(9))
 
-    monkeypatch.setattr(pipeline._Judge, "paired", judge)
+    monkeypatch.setattr(workflow._Judge, "paired", judge)
     whole = eq.quantize(graph, pictures, **options)
     assert whole.table.config.layer_bits and any("7 -> 8" in line for line in whole.decisions)
     left[0] = 1

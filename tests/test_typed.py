@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tvm_easyquant as eq
-from tvm_easyquant import pipeline
+from tvm_easyquant import workflow
 from tvm_easyquant.scales.numerics import ConfigError, QuantConfig, Settings
 
 RIGHT = """
@@ -85,7 +85,7 @@ def test_an_evaluation_is_the_keywords_of_before(monkeypatch):
     def metric(outputs, label):
         return 1.0
 
-    monkeypatch.setattr(pipeline, "_Judge", Judge)
+    monkeypatch.setattr(workflow, "_Judge", Judge)
     whole = eq.Evaluation(data=pairs, max_drop=0.5, metric=metric, target="llvm")
     for keywords in (
         dict(evaluation=whole),

@@ -12,11 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
     from .measure.accuracy import Evaluation as Evaluation
     from .network.graph import Graph as Graph
-    from .pipeline import Quantized as Quantized
-    from .pipeline import import_quantized as import_quantized
-    from .pipeline import load as load
-    from .pipeline import load_onnx as load_onnx
-    from .pipeline import quantize as quantize
     from .relay.build import BUILD_CONFIG as BUILD_CONFIG
     from .relay.build import Built as Built
     from .relay.build import Executor as Executor
@@ -28,22 +23,27 @@ if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
     from .scales.numerics import QuantConfig as QuantConfig
     from .scales.numerics import Scale as Scale
     from .scales.table import ScaleTable as ScaleTable
+    from .workflow import Quantized as Quantized
+    from .workflow import import_quantized as import_quantized
+    from .workflow import load as load
+    from .workflow import load_onnx as load_onnx
+    from .workflow import quantize as quantize
 
 __version__ = "0.1.0"
 
 #: public name -> the module it lives in; loaded on first use, so that `import tvm_easyquant` is light.
 #: What is relay's here comes from the installed host's file of the same name
 _PUBLIC = {
-    "quantize": "pipeline",
-    "Quantized": "pipeline",
-    "import_quantized": "pipeline",
+    "quantize": "workflow",
+    "Quantized": "workflow",
+    "import_quantized": "workflow",
     "Evaluation": "measure.accuracy",
     "QuantConfig": "scales.numerics",
     "Scale": "scales.numerics",
     "ScaleTable": "scales.table",
     "Graph": "network.graph",
-    "load": "pipeline",
-    "load_onnx": "pipeline",
+    "load": "workflow",
+    "load_onnx": "workflow",
     "from_relay": "relay.read",
     "EasyQuant": "relay.passes",
     "LowerInteger": "relay.passes",

@@ -51,7 +51,7 @@ def _median_microseconds(networks, rounds=15) -> list[float]:
 
 def main(out: str = "easyquant_demo", host: Host | None = None) -> int:
     """Run the demo on ``host``, the installed one; artefacts go to the folder ``out``. Returns 0."""
-    from . import pipeline
+    from . import workflow
     from .files import replacing
     from .host import installed
     from .progress import Bar, peak_memory_gib
@@ -62,13 +62,13 @@ def main(out: str = "easyquant_demo", host: Host | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     data = images()
     labels, target = data["test_labels"], host.this_cpu()
-    graph = pipeline.load(network_path())
+    graph = workflow.load(network_path())
     networks = [host.build_float(host.float_module(graph), target)]
     right = _classify(networks[0], data["test_images"]) == labels
-    rows: list[tuple[str, np.ndarray, pipeline.Quantized | None]] = [("fp32", right, None)]
+    rows: list[tuple[str, np.ndarray, workflow.Quantized | None]] = [("fp32", right, None)]
     for bits in (8, 7):
         bar = Bar()
-        result = pipeline.quantize(graph, data["calibration_images"], bits=bits, progress=bar, host=host)
+        result = workflow.quantize(graph, data["calibration_images"], bits=bits, progress=bar, host=host)
         bar.close()
         networks.append(result.build(target))
         result.table.save(folder / f"int{bits}.json")

@@ -19,7 +19,7 @@ from .readers.onnx_quantized import check_types, is_quantized
 
 if TYPE_CHECKING:
     from .host import Built
-    from .pipeline import Imported
+    from .workflow import Imported
 
 #: operator -> the inputs that must be constants
 CONSTANT = {
@@ -106,7 +106,7 @@ class QuantizedRep(_Rep):
 
     def _prepare(self, model) -> tuple[Imported, Built]:
         from .host import installed
-        from .pipeline import import_quantized
+        from .workflow import import_quantized
 
         host = installed()
         taken = import_quantized(model, host=host)

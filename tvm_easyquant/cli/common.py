@@ -18,9 +18,9 @@ from ..progress import Bar
 if TYPE_CHECKING:
     from ..host import Host
     from ..network.graph import Graph
-    from ..pipeline import Opened
     from ..scales.partition import Plan
     from ..scales.table import ScaleTable
+    from ..workflow import Opened
 
 USER_ERROR, MISSING_PACKAGE, INTERRUPTED = 4, 5, 130  # the first two are tvmc's own exit codes
 NOBODY_READS = 141  # as a shell reports SIGPIPE
@@ -76,7 +76,7 @@ def add_quantized(parser, package: bool = False) -> None:
 
 
 def model_options(args, table: ScaleTable | None = None) -> dict:
-    """The options of `add_model` as `pipeline.load` takes them; ``table``: where the model is cut, if they
+    """The options of `add_model` as `workflow.load` takes them; ``table``: where the model is cut, if they
     do not say."""
     outputs = None if args.outputs is None else [name for name in args.outputs.split(",") if name]
     if outputs is None and table is not None:
@@ -89,9 +89,9 @@ def model_options(args, table: ScaleTable | None = None) -> dict:
 
 def open_model(args, host: Host, table: ScaleTable | None = None) -> Opened:
     """The float network that `add_model`'s options name, with its check."""
-    from .. import pipeline
+    from .. import workflow
 
-    return pipeline.open_model(args.FILE, host=host, **model_options(args, table))
+    return workflow.open_model(args.FILE, host=host, **model_options(args, table))
 
 
 def load_graph(args, host: Host, table: ScaleTable | None = None) -> Graph:

@@ -147,7 +147,7 @@ def _options(args) -> dict:
 def _import(args, host) -> int:
     from dataclasses import replace
 
-    from .. import pipeline
+    from .. import workflow
     from ..files import write_text
 
     if args.output or args.cross_compiler:
@@ -156,7 +156,7 @@ def _import(args, host) -> int:
     if len({writable(path) for path in paths}) < len(paths):
         raise UserError("--output, --table-out and --module-out must name different files")
     target = host.target(args.target) if args.output else None
-    taken = pipeline.import_quantized(args.FILE, **_options(args), host=host)
+    taken = workflow.import_quantized(args.FILE, **_options(args), host=host)
     if args.output:
         with host.history(args.tuning_records, target):
             taken.build(target).export(args.output, args.cross_compiler)
@@ -189,7 +189,7 @@ def _show(bar, total, text, done):
 
 
 def _verify(args, host) -> int:
-    from .. import pipeline
+    from .. import workflow
     from ..samples import sources
     from ..scales import calibrate
     from ..scales.table import ScaleTable
@@ -201,7 +201,7 @@ def _verify(args, host) -> int:
     source = sources.calibration(args.inputs, preprocess_of(args, table), "--inputs")
     model, names = None if args.qdq is None else verify.load(args.qdq), None
     if table is None:
-        taken = pipeline.import_quantized(args.FILE, **_options(args), host=host)
+        taken = workflow.import_quantized(args.FILE, **_options(args), host=host)
         if not taken.origin:
             raise UserError(f"{args.FILE}: nothing of it runs in integers, so there is nothing to compare")
         graph, table, model, names = taken.graph, taken.table, taken.model, taken.origin

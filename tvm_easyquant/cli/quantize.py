@@ -130,7 +130,7 @@ def _settings(words: list[str]) -> dict[str, Any]:
 
 
 def _quantize(args, host) -> int:
-    from .. import pipeline
+    from .. import workflow
     from ..samples import sources
     from ..scales import partition
     from ..scales.numerics import QuantConfig
@@ -172,7 +172,7 @@ def _quantize(args, host) -> int:
     judged = {} if args.eval is None else _judged(args, host, graph, preprocess, auto)
     check = False if args.no_check or opened.check is None else opened.check
     with progress_bar() as bar:
-        result = pipeline.quantize(
+        result = workflow.quantize(
             graph, data, config=config, checkpoint=checkpoint, progress=bar,
             preprocess=preprocess, record=curves, host=host, check=check,
             outputs=model_options(args)["outputs"],
@@ -229,7 +229,7 @@ def _faster(args, host, graph, config):
 
 
 def _judged(args, host, graph, preprocess, auto) -> dict:
-    """What `pipeline.quantize` needs to meet ``--max-drop``."""
+    """What `workflow.quantize` needs to meet ``--max-drop``."""
     from ..samples import labelled, sources
 
     return {

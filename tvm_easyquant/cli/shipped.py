@@ -55,9 +55,9 @@ def _table(args) -> ScaleTable | None:
 
 def _float(args, host):
     """The float network: as TVM compiles it, or a function that runs it in numpy where there is no TVM."""
-    from .. import pipeline
+    from .. import workflow
 
-    graph = pipeline.open_model(args.float, host=host, batch=args.batch).graph
+    graph = workflow.open_model(args.float, host=host, batch=args.batch).graph
     try:
         return host.build_float(host.float_module(graph), None)
     except TVMMissing:

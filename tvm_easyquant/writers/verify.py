@@ -205,7 +205,7 @@ def verify(
 
     model: a quantized model (``onnx.ModelProto``); None for the export of ``graph`` and ``table``. names:
     {stored tensor: (its name in ``model``, what to add to its numbers to get ours)}; None for the names of
-    `qdq.to_qdq`; those of `pipeline.import_quantized` are its ``origin``. integers(feed) ->
+    `qdq.to_qdq`; those of `workflow.import_quantized` are its ``origin``. integers(feed) ->
     {stored tensor: uint8 NHWC, "output NAME": float32}: None for the numpy reference, else as
     `compiled_integers`. Raises VerifyError.
     """
