@@ -416,6 +416,33 @@ def cure(array: np.ndarray, shape: tuple[int, ...], dtype) -> str:
     return ""
 
 
+def at_shapes(
+    known: Sequence[Mapping[str, tuple[int, ...]]], given: Mapping[str, tuple[int, ...]]
+) -> int | None:
+    """The place in ``known`` of the input shapes that arrays of the shapes ``given`` go to; None: in none.
+
+    A number of samples that is no compiled batch goes to the largest batch that it fills, else to the
+    smallest that there is.
+    """
+    if given in known:
+        return known.index(given)
+    fitting = []
+    for i, shapes in enumerate(known):
+        batches = [(shape[0], given[n]) for n, shape in shapes.items() if shape != given[n] and shape]
+        if all(given[n] == shape or given[n][1:] == shape[1:] for n, shape in shapes.items()) and batches:
+            (batch, (samples, *_)) = batches[0]
+            fitting.append((batch > samples, abs(samples - batch), i))
+    return min(fitting)[2] if fitting else None
+
+
+def no_such_shapes(known: Sequence[Mapping[str, tuple[int, ...]]], arrays: Mapping, dtypes: Mapping) -> str:
+    """What to say of arrays that have none of the shapes that there are."""
+    found = ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items())
+    there = "; ".join(", ".join(f"{n} {shape}" for n, shape in shapes.items()) for shapes in known)
+    cures = (cure(arrays[n], shape, dtypes[n]) for shapes in known for n, shape in shapes.items())
+    return f"the inputs are {found}, the network takes {there}{next(filter(None, cures), '')}"
+
+
 class _Context:
     """One graph executor: its inputs and outputs are its own memory, seen as arrays."""
 
@@ -469,6 +496,108 @@ def listed(names: Sequence[str]) -> bytes:
     return head + b"".join(struct.pack("<Q", len(t)) + t for t in texts) + struct.pack("<Q", len(texts))
 
 
+class _Network:
+    """A network compiled for one set of input shapes: its code and weights, and the pool of its contexts.
+
+    inputs: {name: (shape, element type)}; layouts: of images of bytes; contexts, threads: as of `Program`.
+    """
+
+    def __init__(
+        self, runtime: Runtime, chosen: package.Chosen, contexts: int | None, threads: int | None, name: str
+    ):
+        taken = chosen.variant.inputs if chosen.variant else {}
+        self.layouts = {name: made.layout for name, made in taken.items() if made.layout}
+        device, modules = _Device(CPU, 0), []
+        if chosen.archive:
+            with tempfile.TemporaryDirectory() as folder:
+                graph, parameters = chosen.unpack(Path(folder))
+                modules.append(runtime.load(Path(folder) / "mod.so"))
+            create = runtime.function(None, "tvm.graph_executor.create")
+            modules.append(runtime.call(create, graph, (MODULE, modules[0]), CPU, 0))
+            runtime.call(runtime.function(modules[-1], "load_params"), parameters)
+        else:
+            modules.append(runtime.load(chosen.path))
+            graph = runtime.call(runtime.function(modules[0], "get_graph_json"))
+            modules.append(runtime.call(runtime.function(modules[0], "default"), device))
+        nodes = json.loads(graph)
+        arguments = [nodes["nodes"][i]["name"] for i in nodes["arg_nodes"]]
+        constants = [name for name in arguments if re.fullmatch(r"p\d+", name)]  # as TVM calls them
+        names = [name for name in arguments if name not in constants]
+        cpus = len(usable_cpus())
+        asked = (runtime.usual_threads, False) if threads is None else (min(threads, cpus), True)
+        first = _Context(runtime, modules[-1], names, asked)
+        runtime.forget()
+        self.inputs = {name: (view.shape, view.dtype) for name, view in first.inputs.items()}
+        self.outputs = [(view.shape, view.dtype) for view in first.outputs]
+        more = functools.partial(_another, runtime, graph, modules[0], modules[-1], names, constants, asked)
+        if contexts is None:
+            contexts = max(cpus // asked[0], 1)
+        self.contexts = Contexts(more, contexts, first, name, DeployError)
+        library = runtime.library  # the first executor has the weights that the others share
+        library.TVMObjectRetain(ctypes.c_void_p(modules[-1]))
+        self._free = weakref.finalize(self, _free, library, (), (), modules)
+        self._free.atexit = False
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{input: shape}."""
+        return {name: shape for name, (shape, _) in self.inputs.items()}
+
+    def close(self) -> None:
+        """Wait for the calls that run, then free it."""
+        self.contexts.close()
+        self._free()
+
+    def refuse(self, name: str, array: np.ndarray) -> None:
+        """DeployError for an array that does not fit an input."""
+        shape, dtype = self.inputs[name]
+        found, what = f"{array.dtype} {array.shape}", cure(array, shape, dtype)
+        taken = package.Input(shape, str(dtype), self.layouts.get(name, ""))
+        raise DeployError(f"input {name} is {found}, the network takes {taken}{what}")
+
+    def samples(self, arrays: Mapping[str, np.ndarray]) -> tuple[int, int]:
+        """(compiled batch, samples given), (0, 0) where nothing is to be cut. Raises DeployError."""
+        batch = samples = 0
+        for name, (shape, dtype) in self.inputs.items():
+            given = arrays[name]
+            if given.dtype != dtype or (
+                given.shape != shape and (given.shape[1:] != shape[1:] or not given.size)
+            ):
+                self.refuse(name, given)
+            if given.shape == shape:
+                continue
+            if batch and (batch, samples) != (shape[0], len(given)):
+                raise DeployError(f"input {name} has {len(given)} samples, another has {samples}")
+            batch, samples = shape[0], len(given)
+        if not batch:
+            return 0, 0
+        for name, (shape, _) in self.inputs.items():
+            if shape[:1] == (batch,) and len(arrays[name]) != samples:
+                raise DeployError(f"input {name} has {batch} samples, another has {samples}")
+        for i, (shape, _) in enumerate(self.outputs):
+            if shape[:1] != (batch,):
+                lacks = f"output {i} of shape {shape} has no batch dimension"
+                raise DeployError(f"{lacks}: give {batch} samples, not {samples}")
+        return batch, samples
+
+    def cut(self, context, arrays, batch: int, samples: int) -> list[np.ndarray]:
+        """The outputs for any number of samples, a batch at a time."""
+        made = [np.empty((samples, *shape[1:]), dtype) for shape, dtype in self.outputs]
+        for at in range(0, samples, batch):
+            part = min(batch, samples - at)
+            for name, view in context.inputs.items():
+                array = arrays[name]
+                if view.shape[:1] != (batch,):
+                    np.copyto(view, array)
+                    continue
+                np.copyto(view[:part], array[at : at + part])
+                view[part:] = array[-1]
+            context.run()
+            for whole, view in zip(made, context.outputs, strict=True):
+                whole[at : at + part] = view[:part]
+        return made
+
+
 class Program:
     """A compiled network with its inputs and outputs by name, for any number of threads.
 
@@ -477,6 +606,9 @@ class Program:
     matter. Where the first dimension is a batch, any number n of samples is cut into calls of the compiled
     batch, the last one filled up by repeating its last sample; the outputs have n rows. ``inputs`` is
     {name: (shape, element type)}, ``layouts`` {name: NHWC or NCHW} of an image of bytes.
+
+    A package may hold the network at several input shapes: ``shapes`` lists them, {input: shape} each, and
+    the arrays of a call say which is meant. ``inputs`` is then of the first.
 
     Each call takes a free context of a pool, and waits where there is none. Contexts share the weights;
     each has activations of its own. ``set_inputs``, ``run`` and ``outputs`` are the three steps of a call,
@@ -489,8 +621,9 @@ class Program:
     ``libtvm_runtime.so`` of the TVM that compiled it, by default that of the installed one; isa: the row of
     `topi_ext.isa` whose variant to take (``variant`` says which was taken; see `package.choose`). contexts:
     the most calls at once, each of which needs one; by default as many as keep the CPUs busy. They are made
-    when they are needed first. threads: of each call, at most the CPUs that the process may use; by default
-    what the environment's TVM_NUM_THREADS says, else TVM's own number. Raises DeployError.
+    when they are needed first; of several shapes each has as many. threads: of each call, at most the CPUs
+    that the process may use; by default what the environment's TVM_NUM_THREADS says, else TVM's own number.
+    Raises DeployError.
     """
 
     def __init__(
@@ -508,46 +641,15 @@ class Program:
         path = Path(path).resolve()  # what has no folder, the linker looks for elsewhere
         if not path.exists():
             raise DeployError(f"{path} does not exist")
-        chosen = package.choose(path, isa)  # before any code of it runs
-        self.variant = chosen.name
-        taken = chosen.variant.inputs if chosen.variant else {}
-        self.layouts = {name: made.layout for name, made in taken.items() if made.layout}
-        if chosen.note:
-            package.LOG.warning(chosen.note)
+        chosen = package.choices(path, isa)  # before any code of it runs
+        self.variant = chosen[0].name
+        if chosen[0].note:
+            package.LOG.warning(chosen[0].note)
         self._tvm = Runtime(Path(runtime) if runtime is not None else find_runtime())
-        device, modules = _Device(CPU, 0), []
-        if chosen.archive:
-            with tempfile.TemporaryDirectory() as folder:
-                graph, parameters = chosen.unpack(Path(folder))
-                modules.append(self._tvm.load(Path(folder) / "mod.so"))
-            create = self._tvm.function(None, "tvm.graph_executor.create")
-            modules.append(self._tvm.call(create, graph, (MODULE, modules[0]), CPU, 0))
-            self._tvm.call(self._tvm.function(modules[-1], "load_params"), parameters)
-        else:
-            modules.append(self._tvm.load(path))
-            graph = self._tvm.call(self._tvm.function(modules[0], "get_graph_json"))
-            modules.append(self._tvm.call(self._tvm.function(modules[0], "default"), device))
-        nodes = json.loads(graph)
-        arguments = [nodes["nodes"][i]["name"] for i in nodes["arg_nodes"]]
-        constants = [name for name in arguments if re.fullmatch(r"p\d+", name)]  # as TVM calls them
-        names = [name for name in arguments if name not in constants]
-        cpus = len(usable_cpus())
-        asked = (self._tvm.usual_threads, False) if threads is None else (min(threads, cpus), True)
-        first = _Context(self._tvm, modules[-1], names, asked)
-        self._tvm.forget()
-        self.inputs = {name: (view.shape, view.dtype) for name, view in first.inputs.items()}
-        self._outputs = [(view.shape, view.dtype) for view in first.outputs]
-        more = functools.partial(
-            _another, self._tvm, graph, modules[0], modules[-1], names, constants, asked
-        )
-        if contexts is None:
-            contexts = max(cpus // asked[0], 1)
-        self._contexts = Contexts(more, contexts, first, path.name, DeployError)
+        self._networks = [_Network(self._tvm, each, contexts, threads, path.name) for each in chosen]
+        self.inputs, self.layouts = self._networks[0].inputs, self._networks[0].layouts
+        self.shapes = [network.shapes for network in self._networks]
         self._mine = threading.local()
-        library = self._tvm.library  # the first executor has the weights that the others share
-        library.TVMObjectRetain(ctypes.c_void_p(modules[-1]))
-        self._free = weakref.finalize(self, _free, library, (), (), modules)
-        self._free.atexit = False
 
     def __enter__(self) -> Program:
         return self
@@ -557,8 +659,8 @@ class Program:
 
     def close(self) -> None:
         """Wait for the calls that run, then free the network; a later call raises DeployError."""
-        self._contexts.close()
-        self._free()
+        for network in self._networks:
+            network.close()
 
     def _arrays(self, feed) -> dict[str, np.ndarray]:
         """{input: array} of a feed; DeployError names an input that is unknown or missing."""
@@ -576,108 +678,80 @@ class Program:
                 raise DeployError(f"input {name} is no array: {error}") from None
         return arrays
 
-    def _refuse(self, name: str, array: np.ndarray) -> None:
-        shape, dtype = self.inputs[name]
-        found, what = f"{array.dtype} {array.shape}", cure(array, shape, dtype)
-        taken = package.Input(shape, str(dtype), self.layouts.get(name, ""))
-        raise DeployError(f"input {name} is {found}, the network takes {taken}{what}")
+    def _network(self, arrays: Mapping[str, np.ndarray]) -> _Network:
+        """The one that arrays of these shapes are for. Raises DeployError, which lists the shapes."""
+        if len(self._networks) == 1:
+            return self._networks[0]
+        at = at_shapes(self.shapes, {name: array.shape for name, array in arrays.items()})
+        if at is None:
+            dtypes = {name: dtype for name, (_, dtype) in self.inputs.items()}
+            raise DeployError(no_such_shapes(self.shapes, arrays, dtypes))
+        return self._networks[at]
 
     def set_inputs(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> None:
         """Copy every input in; DeployError names one that is missing, unknown, of another shape or type."""
         arrays = self._arrays(feed)
-        for name, (shape, dtype) in self.inputs.items():
+        network = self._network(arrays)
+        for name, (shape, dtype) in network.inputs.items():
             if arrays[name].shape != shape or arrays[name].dtype != dtype:
-                self._refuse(name, arrays[name])
-        own = getattr(self._mine, "context", None)
-        context = self._contexts.take(own)
+                network.refuse(name, arrays[name])
+        own = self._kept(network)
+        context = network.contexts.take(own)
         try:
             if own is None:
-                self._contexts.keep(context)
-                self._mine.context = context
+                network.contexts.keep(context)
+                self._mine.contexts[network] = context
+            self._mine.network = network
             for name, view in context.inputs.items():
                 np.copyto(view, arrays[name])
         finally:
-            self._contexts.give(context)
+            network.contexts.give(context)
+
+    def _kept(self, network: _Network):
+        """The context of a network that this thread keeps, or None."""
+        if not hasattr(self._mine, "contexts"):
+            self._mine.contexts = {}
+        return self._mine.contexts.get(network)
 
     def run(self) -> None:
         """Run the network on the inputs that this thread set; DeployError if it did not."""
-        context = self._own("set_inputs", True)
+        network, context = self._own("set_inputs", True)
         try:
             context.run()
             context.run_already = True
         finally:
-            self._contexts.give(context)
+            network.contexts.give(context)
 
     def outputs(self) -> list[np.ndarray]:
         """Copies of the outputs of this thread's last `run`; DeployError if there was none."""
-        context = self._own("set_inputs and run", False)
+        network, context = self._own("set_inputs and run", False)
         try:
             return [view.copy() for view in context.outputs]
         finally:
-            self._contexts.give(context)
+            network.contexts.give(context)
 
     def _own(self, before: str, runs: bool):
-        """The context that this thread keeps, taken."""
-        own = getattr(self._mine, "context", None)
-        self._contexts.refuse_closed()
+        """(network, the context of it that this thread keeps, taken)."""
+        network = getattr(self._mine, "network", self._networks[0])
+        own = self._kept(network)
+        network.contexts.refuse_closed()
         if own is None or not (runs or own.run_already):
             raise DeployError(f"this thread has not called {before}; program(feed) is all three steps")
-        return self._contexts.take(own)
+        return network, network.contexts.take(own)
 
     def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
         """The outputs for a feed of one batch, or of any number of samples; see the class."""
         arrays = self._arrays(feed)
-        batch, samples = self._samples(arrays)
-        context = self._contexts.take(getattr(self._mine, "context", None))
+        network = self._network(arrays)
+        batch, samples = network.samples(arrays)
+        context = network.contexts.take(self._kept(network))
         try:
             if samples != batch:
-                return self._cut(context, arrays, batch, samples)
+                return network.cut(context, arrays, batch, samples)
             for name, view in context.inputs.items():
                 np.copyto(view, arrays[name])
             context.run()
             context.run_already = True
             return [view.copy() for view in context.outputs]
         finally:
-            self._contexts.give(context)
-
-    def _samples(self, arrays: Mapping[str, np.ndarray]) -> tuple[int, int]:
-        """(compiled batch, samples given), (0, 0) where nothing is to be cut. Raises DeployError."""
-        batch = samples = 0
-        for name, (shape, dtype) in self.inputs.items():
-            given = arrays[name]
-            if given.dtype != dtype or (
-                given.shape != shape and (given.shape[1:] != shape[1:] or not given.size)
-            ):
-                self._refuse(name, given)
-            if given.shape == shape:
-                continue
-            if batch and (batch, samples) != (shape[0], len(given)):
-                raise DeployError(f"input {name} has {len(given)} samples, another has {samples}")
-            batch, samples = shape[0], len(given)
-        if not batch:
-            return 0, 0
-        for name, (shape, _) in self.inputs.items():
-            if shape[:1] == (batch,) and len(arrays[name]) != samples:
-                raise DeployError(f"input {name} has {batch} samples, another has {samples}")
-        for i, (shape, _) in enumerate(self._outputs):
-            if shape[:1] != (batch,):
-                lacks = f"output {i} of shape {shape} has no batch dimension"
-                raise DeployError(f"{lacks}: give {batch} samples, not {samples}")
-        return batch, samples
-
-    def _cut(self, context, arrays, batch: int, samples: int) -> list[np.ndarray]:
-        """The outputs for any number of samples, a batch at a time."""
-        made = [np.empty((samples, *shape[1:]), dtype) for shape, dtype in self._outputs]
-        for at in range(0, samples, batch):
-            part = min(batch, samples - at)
-            for name, view in context.inputs.items():
-                array = arrays[name]
-                if view.shape[:1] != (batch,):
-                    np.copyto(view, array)
-                    continue
-                np.copyto(view[:part], array[at : at + part])
-                view[part:] = array[-1]
-            context.run()
-            for whole, view in zip(made, context.outputs, strict=True):
-                whole[at : at + part] = view[:part]
-        return made
+            network.contexts.give(context)

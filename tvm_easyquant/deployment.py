@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -35,12 +36,17 @@ The network and what runs it. Nothing else is needed than what each line names.
 Inputs, as type, shape and name:
 
 {inputs}
-
+{shapes}
 Variants, the best first; the first that the CPU has the instructions for is taken: {variants}.
 
 | what | bytes |
 |---|---|
 {sizes}
+"""
+#: of a network at several input shapes
+SHAPES = """
+The network takes each of these shapes: those of the arrays say which. From C++ name it, as the folder
+network/ calls it: EASYQUANT_SHAPES={first} ./run . input.bin
 """
 
 
@@ -73,13 +79,15 @@ def deploy(path: str | os.PathLike, folder: str | os.PathLike, runtime=None) -> 
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.resolve().parent))
     except OSError as error:
         raise WriteError(f"cannot write {folder}: {error.strerror}") from None
+    groups = package.by_shapes(record.variants)
     try:
-        _fill(made, Path(path), record, Path(runtime))
+        _fill(made, Path(path), groups, Path(runtime))
         sizes = {name: _size(made / name) for name in ("network.tar", "lib", "python", "network")}
         table = "\n".join(f"| {name} | {size} |" for name, size in sizes.items())
-        inputs = "\n".join(f"    {line}" for line in (made / "network/inputs.txt").read_text().splitlines())
-        variants = ", ".join(variant.name for variant in record.variants)
-        text = README.format(inputs=inputs, variants=variants, sizes=table)
+        inputs = "\n".join(f"    {line}" for group in groups for line in _inputs(group[0]))
+        variants = ", ".join(dict.fromkeys(variant.name for variant in record.variants))
+        shapes = SHAPES.format(first=_shape_folder(groups[0][0])) if len(groups) > 1 else ""
+        text = README.format(inputs=inputs, shapes=shapes, variants=variants, sizes=table)
         (made / "README.md").write_text(text, encoding="utf-8")
         made.chmod(0o755)
         if folder.exists():
@@ -92,7 +100,17 @@ def deploy(path: str | os.PathLike, folder: str | os.PathLike, runtime=None) -> 
     return sizes
 
 
-def _fill(made: Path, path: Path, record: package.Record, runtime: Path) -> None:
+def _inputs(variant: package.Variant) -> list[str]:
+    """A line for each input: type, shape, name."""
+    taken = variant.inputs.items()
+    return [f"{one.dtype} {'x'.join(map(str, one.shape))} {name}" for name, one in taken]
+
+
+def _shape_folder(variant: package.Variant) -> str:
+    return "_".join("x".join(map(str, shape)) for _, shape in variant.shapes)
+
+
+def _fill(made: Path, path: Path, groups: Sequence[Sequence[package.Variant]], runtime: Path) -> None:
     shutil.copyfile(path, made / "network.tar")
     (made / "lib").mkdir()
     shutil.copyfile(runtime, made / "lib/libtvm_runtime.so")
@@ -103,19 +121,24 @@ def _fill(made: Path, path: Path, record: package.Record, runtime: Path) -> None
         for module in modules:
             text = (files(name) / f"{module}.py").read_bytes()
             (made / "python" / name / f"{module}.py").write_bytes(text)
-    lines = []
-    for variant in record.variants:
-        contents = package.choose(path, variant.name, elsewhere=True).read()
-        (made / "network" / variant.name).mkdir(parents=True)
-        for use, content in contents.items():
-            (made / "network" / variant.name / package.FILES[use]).write_bytes(content)
-        known = isa.flag_names(variant.needs.arch)
-        flags = sorted(known[feature] for feature in variant.needs.features if feature in known)
-        lines.append(" ".join([variant.name, *flags]))
-    taken = record.variants[0].inputs
-    inputs = [f"{one.dtype} {'x'.join(map(str, one.shape))} {name}" for name, one in taken.items()]
-    (made / "network/variants.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (made / "network/inputs.txt").write_text("\n".join(inputs) + "\n", encoding="utf-8")
+    for place, group in enumerate(groups):
+        network = made / "network"
+        if len(groups) > 1:
+            network /= _shape_folder(group[0])
+        lines = []
+        for variant in group:
+            chosen = package.choices(path, variant.name, elsewhere=True)[place]
+            (network / variant.name).mkdir(parents=True)
+            for use, content in chosen.read().items():
+                (network / variant.name / package.FILES[use]).write_bytes(content)
+            known = isa.flag_names(variant.needs.arch)
+            flags = sorted(known[feature] for feature in variant.needs.features if feature in known)
+            lines.append(" ".join([variant.name, *flags]))
+        (network / "variants.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (network / "inputs.txt").write_text("\n".join(_inputs(group[0])) + "\n", encoding="utf-8")
+    if len(groups) > 1:
+        names = [_shape_folder(group[0]) for group in groups]
+        (made / "network/shapes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
 
 
 def _size(path: Path) -> int:

@@ -25,6 +25,7 @@ from .errors import ConfigError, TVMMissing
 if TYPE_CHECKING:
     import numpy as np
 
+    from . import package
     from .network.graph import Graph
     from .scales.image_input import ImageInput
     from .scales.numerics import QuantConfig
@@ -71,6 +72,9 @@ class Built(Protocol):
 
         compiler: what links for another machine. Raises WriteError.
         """
+
+    def parts(self, compiler: str | None = None) -> list[package.Compiled]:
+        """What `export` packs: the variants of its package, with their files."""
 
     @property
     def size(self) -> int:

@@ -19,11 +19,14 @@ from topi_ext import isa as rows
 
 from . import deployment
 from .errors import LoadError
+from .fleet import Shapes
 from .host import Built, Host, installed
 from .measure import accuracy as _evaluate
 from .measure.accuracy import Evaluation, Metric
 from .network.graph import Graph
 from .network.node import model_shape
+from .network.shapes import input_shapes as input_shapes_of
+from .network.shapes import told
 from .readers import onnx_float
 from .readers.onnx_file import check_batch
 from .readers.self_check import HostCheck, SelfCheck
@@ -44,6 +47,10 @@ if TYPE_CHECKING:  # type checkers know it; Python 3.10 has no Unpack of its own
 Progress = Callable[[int, int, str], None]
 #: called with the first sample; returns a line to be told, or nothing; raises LoadError
 Check = Callable[[Mapping[str, np.ndarray]], "str | None"]
+#: {input: its shape (NCHW)}
+InputShapes = Mapping[str, Sequence[int]]
+#: called with the shape of every input; returns the model read anew at these; raises LoadError
+Reopen = Callable[[InputShapes], Graph]
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Quantized:
     ``max_drop`` tried and did, in lines; drop: the `evaluate.Paired` (by a metric of the whole set, the
     `evaluate.PairedSet`) that it ended at; notes: what of the calibration data was read, in lines; host:
     what makes ``module`` and builds it (None: the one that is installed); sample: the first of the
-    calibration.
+    calibration; reopen: reads the model at other input shapes.
     """
 
     table: ScaleTable
@@ -68,6 +75,7 @@ class Quantized:
     notes: tuple[str, ...] = ()
     host: Host | None = field(default=None, repr=False, compare=False)
     sample: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
+    reopen: Reopen | None = field(default=None, repr=False, compare=False)
 
     @functools.cached_property
     def module(self) -> Any:
@@ -110,6 +118,7 @@ class Quantized:
         isa: str | Sequence[str] | None = None,
         input_layout: str | None = None,
         input_dtype: str | None = None,
+        input_shapes: InputShapes | Sequence[InputShapes] | None = None,
     ) -> Built:
         """Compile for ``target`` (default: this CPU), or for rows of `topi_ext.isa`; see `Host.build`.
 
@@ -120,17 +129,51 @@ class Quantized:
         table's preprocessing and the first quantize become a look-up, equal bit for bit to preprocessing in
         numpy. input_layout: "NHWC" or "NCHW" of that array, by default the model's own. Raises ConfigError,
         TableError or GraphError where the network has no such input, or its table no preprocessing.
+
+        input_shapes: {input: NCHW shape}, or a list of them, for a network that takes images of several
+        sizes, all under this table: ``q.build(input_shapes=[{"x": (1, 3, 48, 320)}, {"x": (1, 3, 48,
+        640)}])`` runs, and exports one package that runs, the one whose shape the array has. Raises
+        LoadError for a shape that the model does not take, TableError for one that makes another network
+        of it.
         """
         host = self.host or installed()
-        image = image_input(self.graph, self.table, input_layout, input_dtype)
         if isa is not None:
             if target is not None:
                 raise ConfigError("target and isa both say for which CPU; give one of them")
             target = [row.name for row in rows.named(isa)]
-        module = self.module
-        if image is not None:
-            module = host.rewrite(self.graph, self.table, sample=self.sample, image=image)
-        return host.build(module, target, lower=lower, outputs=self.graph.outputs)
+        made = []
+        for graph in self._at(input_shapes):
+            image = image_input(graph, self.table, input_layout, input_dtype)
+            module = self.module if graph is self.graph and image is None else None
+            if module is None:
+                sample = self.sample if graph is self.graph else None
+                module = host.rewrite(graph, self.table, sample=sample, image=image)
+            made.append(host.build(module, target, lower=lower, outputs=graph.outputs))
+        return made[0] if len(made) == 1 else Shapes(made)  # type: ignore[return-value]  # has what it has
+
+    def _at(self, asked: InputShapes | Sequence[InputShapes] | None) -> list[Graph]:
+        """The graph at each of the input shapes that are asked for."""
+        if asked is None:
+            return [self.graph]
+        several = [asked] if isinstance(asked, Mapping) else asked
+        listed = isinstance(several, (list, tuple)) and several
+        if not listed or not all(isinstance(each, Mapping) for each in several):
+            raise ConfigError("input_shapes is {input: shape}, or a list of such; give one or more")
+        own = input_shapes_of(self.graph)
+        graphs: list[Graph] = []
+        for each in several:
+            if self.reopen is None and any(own.get(n) != _as_shape(shape) for n, shape in each.items()):
+                raise ConfigError(
+                    f"this network was no model's file: it takes {told(own)} only; quantize the path of a "
+                    "model, which is read again at other shapes"
+                )
+            read = self.graph if self.reopen is None else self.reopen({**own, **each})
+            graph = self.table.at_shapes(self.graph, read)
+            graphs.append(self.graph if input_shapes_of(graph) == own else graph)
+        shapes = [told(input_shapes_of(graph)) for graph in graphs]
+        if len(set(shapes)) < len(shapes):
+            raise ConfigError(f"input_shapes has {max(shapes, key=shapes.count)} twice; give each once")
+        return graphs
 
     def deploy(
         self,
@@ -140,17 +183,21 @@ class Quantized:
         isa: str | Sequence[str] | None = None,
         input_layout: str | None = None,
         input_dtype: str | None = None,
+        input_shapes: InputShapes | Sequence[InputShapes] | None = None,
         runtime: str | os.PathLike | None = None,
         compiler: str | None = None,
     ) -> dict[str, int]:
         """Lay out a folder with the compiled network and all that runs it; see `deployment.deploy`.
 
-        target, isa, input_layout, input_dtype: as of `build`; compiler: what links for another machine.
-        Raises DeployError and WriteError.
+        target, isa, input_layout, input_dtype, input_shapes: as of `build`; compiler: what links for
+        another machine. Raises DeployError and WriteError.
         """
         with tempfile.TemporaryDirectory() as scratch:
             package = Path(scratch) / "network.tar"
-            built = self.build(target, isa=isa, input_layout=input_layout, input_dtype=input_dtype)
+            built = self.build(
+                target, isa=isa, input_layout=input_layout, input_dtype=input_dtype,
+                input_shapes=input_shapes,
+            )  # fmt: skip
             built.export(package, compiler)
             return deployment.deploy(package, folder, runtime)
 
@@ -359,7 +406,22 @@ def quantize(
     return Quantized(
         table, found.graph, found.plan, {"load": loaded, **found.seconds}, warnings, decisions, drop,
         (note,) if note else (), host, door.sample,
+        functools.partial(_read_again, model, host, model_format, outputs) if _is_file(model) else None,
     )  # fmt: skip
+
+
+def _as_shape(shape):
+    return tuple(shape) if isinstance(shape, Iterable) else shape
+
+
+def _is_file(model) -> bool:
+    return isinstance(model, (str, os.PathLike)) or type(model).__name__ == "ModelProto"
+
+
+def _read_again(model, host, model_format, outputs, input_shapes: InputShapes) -> Graph:
+    """A model that was opened before, at other input shapes."""
+    options: dict = dict(model_format=model_format, outputs=outputs)
+    return open_model(model, host=host, input_shapes=input_shapes, **options).graph
 
 
 class _Door:
@@ -478,13 +540,9 @@ def import_quantized(
     input_shapes, batch: see `load`. host: what compiles; the installed one.
     Raises LoadError or QuantizedModelError, and OverflowError as `quantize` does.
     """
-    from .readers.take_over import take_over
-
     clock = time.perf_counter()
     graph, normal = onnx_float.load_quantized(model, input_shapes, batch)
-    scales = {name: w.scale for name, w in normal.weights.items()}
-    reach = {name: w.reach for name, w in normal.weights.items()}
-    taken = take_over(graph, scales, normal.reasons, reach)
+    taken = _taken(graph, normal)
     check_ranges(taken.graph, taken.table)
     plan_ = taken.table.check(taken.graph)
     floats = {}
@@ -501,6 +559,16 @@ def import_quantized(
             origin[tensor] = (made, encoding.offset)
     seconds = {"import": time.perf_counter() - clock}
     return Imported(
-        taken.table, taken.graph, replace(plan_, floats=floats), seconds, host=host, origin=origin,
+        taken.table, taken.graph, replace(plan_, floats=floats), seconds, host=host,
+        reopen=lambda shapes: _taken(*onnx_float.load_quantized(model, shapes)).graph, origin=origin,
         model=normal.source, inputs=normal.inputs, outputs=normal.outputs,
     )  # fmt: skip
+
+
+def _taken(graph: Graph, normal):
+    """A graph and its scales as `readers.take_over` takes them over."""
+    from .readers.take_over import take_over
+
+    scales = {name: w.scale for name, w in normal.weights.items()}
+    reach = {name: w.reach for name, w in normal.weights.items()}
+    return take_over(graph, scales, normal.reasons, reach)

@@ -224,6 +224,10 @@ class Built:
             "tvm.runtime.load_module and tvm.relax.VirtualMachine run"
         )
 
+    def parts(self, compiler: str | None = None):
+        """Raises HostError, as `export` does."""
+        self.export("")
+
     @functools.cached_property
     def _content(self) -> tuple[int, str]:
         """(size, digest)."""

@@ -23,6 +23,7 @@ import numpy as np
 from .. import __version__, deploy, package
 from ..errors import TargetError
 from ..files import replacing
+from ..fleet import Fleet, Shapes
 from ..network.graph import GraphError
 from . import artefact
 from .framework import NO_CSE, no_tophub, relay, tvm
@@ -271,6 +272,10 @@ class Built:
         }
         return package.Compiled(self.variant, self.table, contents)
 
+    def parts(self, compiler: str | None = None) -> list[package.Compiled]:
+        """`compiled`, as what is built several times has it (`fleet`)."""
+        return [self.compiled(compiler)]
+
     @functools.cached_property
     def variant(self) -> package.Variant:
         """What its code needs of a machine, and whose it is."""
@@ -303,47 +308,6 @@ class Built:
         """SHA-256 of its code, graph and parameters: the same module, target, table and records give the
         same digest in every process."""
         return self._content[1]
-
-
-class Fleet:
-    """One network built for several instruction sets, to be written as one package.
-
-    It runs as the best of them that this CPU runs, and what a `Built` has besides it has of that one.
-    variants: {row of `topi_ext.isa`: Built}.
-    """
-
-    def __init__(self, variants: Mapping[str, Built]):
-        self.variants = dict(variants)
-
-    @functools.cached_property
-    def best(self) -> Built:
-        """The one that runs here, or that EASYQUANT_ISA names. Raises DeployError if there is none."""
-        ordered = package.ordered(built.variant for built in self.variants.values())
-        return self.variants[package.best("the network", ordered).name]
-
-    def __getattr__(self, name: str):
-        if "variants" not in self.__dict__:  # not made yet, as in a copy
-            raise AttributeError(name)
-        return getattr(self.best, name)
-
-    def __getitem__(self, name: str):
-        return self.best[name]
-
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        return self.best(feed)
-
-    def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:
-        """Write the package of all of them, see `Built.export`; a loader takes the best for its CPU."""
-        compiled = [built.compiled(compiler) for built in self.variants.values()]
-        with replacing(path) as temporary:
-            temporary.write_bytes(package.packed(__version__, compiled))
-
-    def export_library(self, file_name, **options):
-        """TargetError: a library holds one of them. ``variants`` has each."""
-        raise TargetError(
-            f"{file_name}: a library holds one instruction set, this network is built for "
-            f"{', '.join(self.variants)}; export writes a package, variants[ROW].export_library one library"
-        )
 
 
 @dataclass(frozen=True)
@@ -473,7 +437,8 @@ class Executor:
 
     ``executor(feed)`` takes {input: float32 NCHW array}, or the array of the only input, and returns the
     outputs as a list. Any number of threads may call it, and a child of fork, too: it has contexts as
-    `deploy.Program` has them. ``close()``, or the end of a ``with`` block, waits for calls that run.
+    `deploy.Program` has them. ``close()``, or the end of a ``with`` block, waits for calls that run. Of a
+    network that is built at several input shapes, the arrays of a call say which runs.
     """
 
     def __init__(self, library, device=None, *, contexts: int | None = None):
@@ -481,6 +446,13 @@ class Executor:
         the most calls at once; by default as many as keep the CPUs busy, one on a ``device`` elsewhere."""
         from tvm.contrib import graph_executor
 
+        self._shapes = library if isinstance(library, Shapes) else None
+        if self._shapes is not None:
+            library = self._shapes.networks[0]
+        others = () if self._shapes is None else self._shapes.networks[1:]
+        self._others = tuple(Executor(other, device, contexts=contexts) for other in others)
+        if isinstance(library, Fleet):
+            library = library.best
         _check_library(library)
         self._layouts = library.layouts if isinstance(library, Built) else {}
         self.library = library = library.library if isinstance(library, Built) else library
@@ -508,9 +480,12 @@ class Executor:
 
     def close(self) -> None:
         """Wait for the calls that run; a later call raises GraphError."""
-        self._contexts.close()
+        for executor in (self, *self._others):
+            executor._contexts.close()
 
     def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
+        if self._shapes is not None and (place := self._shapes.place(feed)):
+            return self._others[place - 1](feed)
         feed = deploy.the_inputs(feed, self.inputs, GraphError)
         for name in feed:
             if name not in self.inputs:

@@ -5,7 +5,8 @@
 //
 // One file for each input, in the order of FOLDER/network/inputs.txt: its numbers as they lie in memory
 // (numpy: array.tofile). The outputs are written beside it as output_0.bin, ... The first variant of
-// FOLDER/network/variants.txt whose instructions this CPU has is taken; EASYQUANT_ISA names another.
+// FOLDER/network/variants.txt whose instructions this CPU has is taken; EASYQUANT_ISA names another. Where
+// there is FOLDER/network/shapes.txt, EASYQUANT_SHAPES names one of its lines, a folder with those files.
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -113,6 +114,18 @@ std::string variant(const std::string& network) {
   fail("no variant runs on this CPU" + (lacks.empty() ? std::string(": there is none so named") : lacks));
 }
 
+// The folder of the shapes that EASYQUANT_SHAPES names, where there are several.
+std::string at_shapes(const std::string& network) {
+  std::ifstream lines(network + "/shapes.txt");
+  if (!lines) return network;
+  const char* wanted = std::getenv("EASYQUANT_SHAPES");
+  std::string known;
+  for (std::string line; std::getline(lines, line); known += " " + line) {
+    if (wanted && line == wanted) return network + "/" + line;
+  }
+  fail("the network has several input shapes: set EASYQUANT_SHAPES to one of" + known);
+}
+
 size_t size(const Tensor& tensor) {
   size_t count = (tensor.dtype.bits * tensor.dtype.lanes + 7) / 8;
   for (int i = 0; i < tensor.ndim; ++i) count *= static_cast<size_t>(tensor.shape[i]);
@@ -127,7 +140,7 @@ Value text(const std::string& words) { Value value{}; value.text = words.c_str()
 
 void run(int argc, char** argv) {
   if (argc < 2) fail("usage: run FOLDER INPUT.bin ...");
-  const std::string folder = argv[1], network = folder + "/network";
+  const std::string folder = argv[1], network = at_shapes(folder + "/network");
   const std::string chosen = network + "/" + variant(network);
   Runtime tvm(folder + "/lib/libtvm_runtime.so");
   const std::string graph = read(chosen + "/mod.json"), parameters = read(chosen + "/mod.params");
