@@ -1,13 +1,15 @@
 """Whole networks, batch 1, 224x224, random weights: ours against every runtime a user could pick instead.
 
     python benchmarks/networks.py --json FILE [--isa avx2 ...] [--nets NAME ...] [--threads 1]
-        [--peers NAME ...] [--peers-python PYTHON] [--records LOG ...] [--fp32-records LOG]
+        [--peers NAME ...] [--peers-python PYTHON] [--relax-python PYTHON] [--records LOG ...]
+        [--fp32-records LOG]
 
 Every runner is a process of its own that sleeps while another runs; rounds time them one after the other,
 then in reverse order, at real-time priority where that is allowed (a shared machine). ``--isa`` caps
 everybody: ours and TVM's fp32 by -mcpu, the peers by what they are told of the CPU (`cap`); ``native`` caps
 nobody. PYTHON is an environment with openvino, nncf, ncnn and pnnx (NNCF needs packages that TVM 0.19 does
-not get along with); without it those peers are left out and named.
+not get along with); without it those peers are left out and named. The Python of --relax-python is one with
+this package and today's apache-tvm: the same table, built by that host, is one more runner.
 
 Before ours is timed it must equal the numpy reference bit for bit. A peer's int8 must have a cosine of
 more than 0.9 with its own fp32. Ratios are medians of the ratios of a round.
@@ -42,6 +44,16 @@ from tvm_easyquant.relay.reference import execute
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("onnxruntime", "openvino", "ncnn")
+#: what another Python, of the other host, does with a network and its table
+ON_RELAX = """
+import sys
+import tvm_easyquant as eq
+
+path, table, target, file = sys.argv[1:]
+graph, table = eq.load(path), eq.ScaleTable.load(table)
+graph = table.prepared(graph)
+eq.Quantized(table, graph, table.check(graph)).build(target).export(file)
+"""
 
 
 def ort_int8(path, samples, made):
@@ -112,6 +124,13 @@ def start(name, args, folder, stack):
     for isa_name in args.isa:
         target = target_of(isa_name)
         library("tvm_easyquant-int7", isa_name, build(q.module, target))
+        if args.relax_python:
+            file, table = folder / f"relax_{isa_name}.so", folder / "table.json"
+            q.table.save(table)
+            command = [args.relax_python, "-c", ON_RELAX, path, table, target, file]
+            subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+            sizes["tvm_easyquant-int7-relax", isa_name] = file.stat().st_size
+            run("tvm_easyquant-int7-relax", isa_name, args.relax_python, "tvm", file)
         if args.records:
             with history(args.records):
                 library("tvm_easyquant-int7-tuned", isa_name, build(q.module, target))
@@ -222,6 +241,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--peers-python", help="Python of an environment with openvino, nncf, ncnn, pnnx")
+    parser.add_argument("--relax-python", help="Python of an environment with this and today's apache-tvm")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "easyquant_peers",
                         help="where capped copies of the peers' packages are kept")  # fmt: skip
@@ -233,6 +253,8 @@ def main():
     check_isas(args.isa)
     if args.peers_python and not shutil.which(args.peers_python):
         raise SystemExit(f"error: --peers-python: there is no {args.peers_python}")
+    if args.relax_python and not shutil.which(args.relax_python):
+        raise SystemExit(f"error: --relax-python: there is no {args.relax_python}")
     if args.tune_fp32:
         return tune_fp32(args)
     if args.tune_ours:

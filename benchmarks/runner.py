@@ -23,11 +23,10 @@ def tvm(model, x, threads):
 
     program = deploy.Program(model)
     program.set_inputs({"image": x})
-    return (
-        program.run,
-        lambda: program.outputs()[0],
-        ".".join(metadata.version("xtc-tvm-python-bindings").split(".")[:3]),
-    )
+    wheels = ("xtc-tvm-python-bindings", "apache-tvm")  # 0.19, today's
+    found = {each.name.lower(): each.version for each in metadata.distributions() if each.name}
+    version = next(found[wheel] for wheel in wheels if wheel in found)
+    return program.run, lambda: program.outputs()[0], ".".join(version.split(".")[:3])
 
 
 def onnxruntime(model, x, threads):
