@@ -99,6 +99,14 @@ def _load(path):
     return onnx.load(path)
 
 
+def on_relax(python, path, table, target, file):
+    """The library that the other host builds of a network and its table."""
+    table.save(file.with_suffix(".json"))
+    command = [python, "-c", ON_RELAX, path, file.with_suffix(".json"), target, file]
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+    return file
+
+
 def start(name, args, folder, stack):
     """{(runner, isa): Runner} and the facts of the network; ours verified."""
     path = random_networks.save(name, folder)
@@ -125,10 +133,7 @@ def start(name, args, folder, stack):
         target = target_of(isa_name)
         library("tvm_easyquant-int7", isa_name, build(q.module, target))
         if args.relax_python:
-            file, table = folder / f"relax_{isa_name}.so", folder / "table.json"
-            q.table.save(table)
-            command = [args.relax_python, "-c", ON_RELAX, path, table, target, file]
-            subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+            file = on_relax(args.relax_python, path, q.table, target, folder / f"relax_{isa_name}.so")
             sizes["tvm_easyquant-int7-relax", isa_name] = file.stat().st_size
             run("tvm_easyquant-int7-relax", isa_name, args.relax_python, "tvm", file)
         if args.records:
