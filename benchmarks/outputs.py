@@ -7,7 +7,7 @@
 Every network is quantized from the same calibration images and run on the same other ones; ours *compiled*,
 and on the first ``--exact`` images compared with the numpy network, tensor by tensor: ``values_differing``
 must be 0. ``sqnr_db`` is that of each output, over all images: 10 log10(sum of squares / sum of squared
-errors), against fp32 in ONNX Runtime.
+errors), against fp32 in ONNX Runtime; ``median_db`` the median over the images of each one's own.
 
 * Classifiers: top-1, paired with fp32 (`tvm_easyquant.evaluate`), beside it.
 * yolo_fastest_1.1: mAP at IoU 0.5 by DIR's evaluate_detector.py, and ``match``: of the boxes that fp32
@@ -251,6 +251,12 @@ def sqnr(want, got) -> float | None:
     return round(10 * float(np.log10(signal / noise)), 2) if noise else None
 
 
+def median_sqnr(want, got) -> float | None:
+    """The median over the images of each one's, in dB, which a few that dwarf the others do not decide."""
+    found = [sqnr(a[None], b[None]) for a, b in zip(want, got, strict=True)]
+    return round(float(np.median([np.inf if x is None else x for x in found])), 2) if found else None
+
+
 class Bench:
     """One network: made when the first of its rows is wanted."""
 
@@ -295,7 +301,14 @@ class Bench:
     def row(self, got, **facts):
         shown = self.case.shown
         found = [sqnr(a[:shown], b[:shown]) for a, b in zip(self.want, got, strict=True)]
-        return {**self.base, "sqnr_db": found, **self.case.judge(got, self.want), **facts}
+        each = [median_sqnr(a[:shown], b[:shown]) for a, b in zip(self.want, got, strict=True)]
+        return {
+            **self.base,
+            "sqnr_db": found,
+            "median_db": each,
+            **self.case.judge(got, self.want),
+            **facts,
+        }
 
     def quantized(self, setting, bits):
         """(`Quantized`, seconds of the clock and of the CPU): its table from the cache, if it is there."""
