@@ -9,21 +9,27 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from topi_ext import isa
 
 from . import package
-from .deploy import runtime_file
+from .deploy import NAME, runtime_file, runtime_files
 from .errors import DeployError, WriteError
+from .runtime import vm
+from .runtime.vm import FFI
 
 #: what the Python loader is made of, from this package's folder and from `topi_ext`'s
 MODULES = {
     "tvm_easyquant": ("__init__", "deploy", "package", "files", "errors"),
+    "tvm_easyquant.runtime": ("__init__", "dlpack", "pool", "graph", "vm"),
     "topi_ext": ("__init__", "isa", "cpu", "errors"),
 }
-EXAMPLES = ("run.py", "serve.py", "run.cc", "Dockerfile")
+EXAMPLES = ("run.py", "serve.py", "network.h", "Dockerfile")
+#: what runs a variant -> the example in C++, which the folder has as run.cc
+IN_CPP = {package.GRAPH: "run.cc", package.VM: "run_vm.cc"}
 README = """\
 The network and what runs it. Nothing else is needed than what each line names.
 
@@ -57,16 +63,17 @@ def deploy(path: str | os.PathLike, folder: str | os.PathLike, runtime=None) -> 
         raise DeployError(f"{path} has no record of what it needs; compile it anew and deploy the .tar")
     if not record.variants[0].inputs:
         raise DeployError(f"{path} does not say what its inputs are; compile it anew")
-    arch = record.variants[0].needs.arch
+    arch, kind = record.variants[0].needs.arch, record.variants[0].runtime
     if runtime is None:
         if arch != isa.arch_of(""):
             raise DeployError(
                 f"{path} is for {arch}, the TVM installed here is not: name a libtvm_runtime.so for it "
                 "(--runtime, runtime=)"
             )
-        runtime = runtime_file()
+        runtime = runtime_file(kind, os.fspath(path))
     if not Path(runtime).is_file():
         raise DeployError(f"there is no runtime library {runtime}")
+    libraries = runtime_files(kind, Path(runtime), installed=arch == isa.arch_of(""))
     if folder.exists() and (not folder.is_dir() or os.listdir(folder)):
         raise WriteError(f"cannot write {folder}: it exists and is not an empty folder")
     try:
@@ -74,7 +81,7 @@ def deploy(path: str | os.PathLike, folder: str | os.PathLike, runtime=None) -> 
     except OSError as error:
         raise WriteError(f"cannot write {folder}: {error.strerror}") from None
     try:
-        _fill(made, Path(path), record, Path(runtime))
+        _fill(made, Path(path), record, libraries)
         sizes = {name: _size(made / name) for name in ("network.tar", "lib", "python", "network")}
         table = "\n".join(f"| {name} | {size} |" for name, size in sizes.items())
         inputs = "\n".join(f"    {line}" for line in (made / "network/inputs.txt").read_text().splitlines())
@@ -92,30 +99,40 @@ def deploy(path: str | os.PathLike, folder: str | os.PathLike, runtime=None) -> 
     return sizes
 
 
-def _fill(made: Path, path: Path, record: package.Record, runtime: Path) -> None:
+def _fill(made: Path, path: Path, record: package.Record, libraries: Sequence[Path]) -> None:
     shutil.copyfile(path, made / "network.tar")
     (made / "lib").mkdir()
-    shutil.copyfile(runtime, made / "lib/libtvm_runtime.so")
-    for name in EXAMPLES:
-        (made / name).write_bytes((files("tvm_easyquant") / "data" / "deployment" / name).read_bytes())
+    for library, name in zip(libraries, (NAME, FFI), strict=False):
+        shutil.copyfile(library, made / "lib" / name)
+    examples = dict(zip(EXAMPLES, EXAMPLES, strict=True), **{"run.cc": IN_CPP[record.variants[0].runtime]})
+    for name, source in examples.items():
+        (made / name).write_bytes((files("tvm_easyquant") / "data" / "deployment" / source).read_bytes())
     for name, modules in MODULES.items():
-        (made / "python" / name).mkdir(parents=True)
+        to = made / "python" / name.replace(".", "/")
+        to.mkdir(parents=True)
         for module in modules:
-            text = (files(name) / f"{module}.py").read_bytes()
-            (made / "python" / name / f"{module}.py").write_bytes(text)
+            (to / f"{module}.py").write_bytes((files(name) / f"{module}.py").read_bytes())
     lines = []
     for variant in record.variants:
         contents = package.choose(path, variant.name, elsewhere=True).read()
         (made / "network" / variant.name).mkdir(parents=True)
         for use, content in contents.items():
             (made / "network" / variant.name / package.FILES[use]).write_bytes(content)
+        if variant.runtime == package.VM:
+            rows = [listed(dtype, shape, offset) for offset, shape, dtype in vm.weights(contents["graph"])]
+            (made / "network" / variant.name / "weights.txt").write_text("".join(rows), encoding="utf-8")
         known = isa.flag_names(variant.needs.arch)
         flags = sorted(known[feature] for feature in variant.needs.features if feature in known)
         lines.append(" ".join([variant.name, *flags]))
     taken = record.variants[0].inputs
-    inputs = [f"{one.dtype} {'x'.join(map(str, one.shape))} {name}" for name, one in taken.items()]
+    inputs = [listed(one.dtype, one.shape, name) for name, one in taken.items()]
     (made / "network/variants.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (made / "network/inputs.txt").write_text("\n".join(inputs) + "\n", encoding="utf-8")
+    (made / "network/inputs.txt").write_text("".join(inputs), encoding="utf-8")
+
+
+def listed(dtype, shape: Sequence[int], name) -> str:
+    """The line of an array, as the example in C++ reads it."""
+    return f"{dtype} {'x'.join(map(str, shape)) or '-'} {name}\n"
 
 
 def _size(path: Path) -> int:

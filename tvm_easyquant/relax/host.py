@@ -111,9 +111,10 @@ class Relax:
         return cc.get_cc()
 
     def build(self, module, target=None, *, lower=True, outputs=()):
-        from .build import build
+        from .build import build, build_fleet
 
-        return build(module, target, lower=lower, outputs=outputs)
+        make = build_fleet if isinstance(target, (list, tuple)) else build
+        return make(module, target, lower=lower, outputs=outputs)
 
     def build_float(self, module, target=None):
         from .build import build_float

@@ -23,7 +23,10 @@ import numpy as np
 from .. import __version__, deploy, package
 from ..errors import TargetError
 from ..files import replacing
+from ..fleet import Fleet
 from ..network.graph import GraphError
+from ..runtime import graph as executors
+from ..runtime import pool
 from . import artefact
 from .framework import NO_CSE, no_tophub, relay, tvm
 
@@ -305,47 +308,6 @@ class Built:
         return self._content[1]
 
 
-class Fleet:
-    """One network built for several instruction sets, to be written as one package.
-
-    It runs as the best of them that this CPU runs, and what a `Built` has besides it has of that one.
-    variants: {row of `topi_ext.isa`: Built}.
-    """
-
-    def __init__(self, variants: Mapping[str, Built]):
-        self.variants = dict(variants)
-
-    @functools.cached_property
-    def best(self) -> Built:
-        """The one that runs here, or that EASYQUANT_ISA names. Raises DeployError if there is none."""
-        ordered = package.ordered(built.variant for built in self.variants.values())
-        return self.variants[package.best("the network", ordered).name]
-
-    def __getattr__(self, name: str):
-        if "variants" not in self.__dict__:  # not made yet, as in a copy
-            raise AttributeError(name)
-        return getattr(self.best, name)
-
-    def __getitem__(self, name: str):
-        return self.best[name]
-
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        return self.best(feed)
-
-    def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:
-        """Write the package of all of them, see `Built.export`; a loader takes the best for its CPU."""
-        compiled = [built.compiled(compiler) for built in self.variants.values()]
-        with replacing(path) as temporary:
-            temporary.write_bytes(package.packed(__version__, compiled))
-
-    def export_library(self, file_name, **options):
-        """TargetError: a library holds one of them. ``variants`` has each."""
-        raise TargetError(
-            f"{file_name}: a library holds one instruction set, this network is built for "
-            f"{', '.join(self.variants)}; export writes a package, variants[ROW].export_library one library"
-        )
-
-
 @dataclass(frozen=True)
 class Call:
     """One call of a compiled network: its function, the lowered layer that it is (None: it is none, or
@@ -493,12 +455,12 @@ class Executor:
             for name, shape in shapes.items()
             if not (CONSTANT.fullmatch(name) if constants is None else name in constants)
         }
-        self._runtime = deploy.Runtime(deploy.find_runtime())
+        self._runtime = executors.Runtime(deploy.find_runtime())
         self._threads = self._runtime.usual_threads
         if contexts is None:
-            contexts = max(len(deploy.usable_cpus()) // self._threads, 1) if self.device == tvm.cpu() else 1
+            contexts = max(len(pool.usable_cpus()) // self._threads, 1) if self.device == tvm.cpu() else 1
         more = functools.partial(_another, library, self.module, self.device, self.inputs)
-        self._contexts = deploy.Contexts(more, contexts, _Context(self.module), "the executor", GraphError)
+        self._contexts = pool.Contexts(more, contexts, _Context(self.module), "the executor", GraphError)
 
     def __enter__(self) -> Executor:
         return self
@@ -511,20 +473,7 @@ class Executor:
         self._contexts.close()
 
     def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
-        feed = deploy.the_inputs(feed, self.inputs, GraphError)
-        for name in feed:
-            if name not in self.inputs:
-                raise GraphError(f"there is no input {name}; the inputs are {sorted(self.inputs)}")
-        for name, (shape, dtype) in self.inputs.items():
-            array = feed.get(name)
-            if array is None:
-                raise GraphError(f"input {name} is missing")
-            if not hasattr(array, "shape"):
-                raise GraphError(f"input {name} is a {type(array).__name__}; give a numpy array")
-            if tuple(array.shape) != shape or str(array.dtype) != dtype:
-                found, what = f"{array.dtype} {tuple(array.shape)}", deploy.cure(array, shape, dtype)
-                taken = package.Input(shape, dtype, self._layouts.get(name, ""))
-                raise GraphError(f"input {name} is {found}, the model takes {taken}{what}")
+        feed = deploy.fitting(feed, self.inputs, self._layouts, GraphError)
         return self._run(lambda context: context.step(feed))
 
     def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
@@ -555,5 +504,5 @@ def _another(library, first, device, inputs) -> _Context:
     names = [nodes["nodes"][i]["name"] for i in nodes["arg_nodes"]]
     made = graph_executor.create(graph, whole, device)
     if len(names) > len(inputs):
-        made.share_params(first, deploy.listed([name for name in names if name not in inputs]))
+        made.share_params(first, executors.listed([name for name in names if name not in inputs]))
     return _Context(made)
