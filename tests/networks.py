@@ -179,6 +179,24 @@ def onnx_model(nodes, inputs, outputs, constants, opset=13):
     return model
 
 
+def sized_onnx(seed=0):
+    """conv - relu - max pool - conv - relu - global pool - flatten - gemm; input ``x`` (any, 3, any, any)."""
+    rng = np.random.default_rng(seed)
+    sizes = {"w1": (8, 3, 3, 3), "w2": (16, 8, 3, 3), "w3": (4, 16)}
+    constants = {name: (rng.standard_normal(s) * 0.2).astype(np.float32) for name, s in sizes.items()}
+    nodes = [
+        ("Conv", ["x", "w1"], ["t1"], "conv1", dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])),
+        ("Relu", ["t1"], ["t2"], "relu1", {}),
+        ("MaxPool", ["t2"], ["t3"], "pool", dict(kernel_shape=[2, 2], strides=[2, 2])),
+        ("Conv", ["t3", "w2"], ["t4"], "conv2", dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])),
+        ("Relu", ["t4"], ["t5"], "relu2", {}),
+        ("GlobalAveragePool", ["t5"], ["t6"], "mean", {}),
+        ("Flatten", ["t6"], ["t7"], "flatten", {}),
+        ("Gemm", ["t7", "w3"], ["y"], "classifier", dict(transB=1)),
+    ]
+    return onnx_model(nodes, {"x": ["n", 3, "h", "w"]}, {"y": ["n", 4]}, constants)
+
+
 def small_onnx(opset=13, batch=1, island=False, seed=0, norm=True):
     """conv - bn - relu - conv(+softmax island) - global pool - flatten - gemm, input ``x`` (n, 3, 8, 8)."""
     rng = np.random.default_rng(seed)

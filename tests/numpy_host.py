@@ -81,6 +81,9 @@ class Built:
     def export(self, path, compiler=None):
         write_text(path, self._text())
 
+    def parts(self, compiler=None):
+        return []  # it has a format of its own
+
     @property
     def size(self):
         return len(self._text())

@@ -150,7 +150,7 @@ def test_a_command_line_of_tvmc_s_is_handed_over_whole():
 def test_input_shapes_are_read_as_tvmc_reads_them():
     from tvm.driver.tvmc.shape_parser import parse_shape_string
 
-    from tvm_easyquant.cli.common import _shapes
+    from tvm_easyquant.cli.common import input_shapes
     from tvm_easyquant.errors import UserError
 
     for text in (
@@ -161,12 +161,12 @@ def test_input_shapes_are_read_as_tvmc_reads_them():
         "a:0:[5]",
         "x: [4]",
     ):
-        assert _shapes(text) == parse_shape_string(text), text
-    assert _shapes("net/block/x-1:[1,2]") == {"net/block/x-1": [1, 2]}  # what tvmc would cut short
-    assert _shapes(None) is None
+        assert input_shapes(text) == parse_shape_string(text), text
+    assert input_shapes("net/block/x-1:[1,2]") == {"net/block/x-1": [1, 2]}  # what tvmc would cut short
+    assert input_shapes(None) is None
     for text in ("x=1,2", "x:1,2", "x:[]", "x:[1,a]", "x:[1] y", "x:[1]]"):
         with pytest.raises(UserError, match="--input-shapes .*: give NAME:"):
-            _shapes(text)
+            input_shapes(text)
 
 
 def test_help_names_the_tuners(work):

@@ -201,19 +201,20 @@ def test_calls_at_once_have_a_context_each_and_others_wait(served, kind):
     with make(path, contexts=2) as network:
         for image, outputs in zip(images, want, strict=True):
             np.testing.assert_array_equal(network(image)[0], outputs)
-        assert network._contexts._left == 1  # one thread needs one
-        runs = network._contexts.take()
+        pool = network._contexts if kind == "Executor" else network._networks[0].contexts
+        assert pool._left == 1  # one thread needs one
+        runs = pool.take()
         np.testing.assert_array_equal(network(images[1])[0], want[1])  # does not wait for that
-        others, found = network._contexts.take(), []
-        assert others is not runs and network._contexts._left == 0
+        others, found = pool.take(), []
+        assert others is not runs and pool._left == 0
         waits = threading.Thread(target=lambda: found.append(network(images[2])[0]))
         waits.start()
         waits.join(0.05)
         assert waits.is_alive() and not found
-        network._contexts.give(others)
+        pool.give(others)
         waits.join(30)
         np.testing.assert_array_equal(found[0], want[2])
-        network._contexts.give(runs)
+        pool.give(runs)
 
 
 def test_settings_that_are_no_counts_are_refused(served):
@@ -249,13 +250,14 @@ def weights_at(program, module):
 def test_contexts_share_weights_that_are_stored_beside_the_code(tmp_path):
     """The executor's own way to make one more copies them: four contexts, four copies."""
     program = deploy.Program(stored_weights(tmp_path / "net.so"), contexts=3)
-    contexts = [program._contexts.take() for _ in range(3)]
+    pool = program._networks[0].contexts
+    contexts = [pool.take() for _ in range(3)]
     modules = [context.close.peek()[2][3][0] for context in contexts]
     assert len(set(modules)) == 3
     assert len({weights_at(program, module) for module in modules}) == 1
     x = np.ones((2, 64), np.float32)
     for context in contexts:
-        program._contexts.give(context)
+        pool.give(context)
     first = program(x)[0]
     assert np.abs(first).max() > 0
     for context in contexts:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -113,157 +113,73 @@ def cure(array: np.ndarray, shape: tuple[int, ...], dtype) -> str:
     return ""
 
 
-class Program:
-    """A compiled network with its inputs and outputs by name, for any number of threads.
+def at_shapes(
+    known: Sequence[Mapping[str, tuple[int, ...]]], given: Mapping[str, tuple[int, ...]]
+) -> int | None:
+    """The place in ``known`` of the input shapes that arrays of the shapes ``given`` go to; None: in none.
 
-    ``program(feed)`` takes {input: array of its shape and type}, or the array of the only input, and
-    returns the outputs as a list, as `tvm_easyquant.Executor` does. How an array lies in memory does not
-    matter. Where the first dimension is a batch, any number n of samples is cut into calls of the compiled
-    batch, the last one filled up by repeating its last sample; the outputs have n rows. ``inputs`` is
-    {name: (shape, element type)}, ``layouts`` {name: NHWC or NCHW} of an image of bytes.
+    A number of samples that is no compiled batch goes to the largest batch that it fills, else to the
+    smallest that there is.
+    """
+    if given in known:
+        return known.index(given)
+    fitting = []
+    for i, shapes in enumerate(known):
+        batches = [(shape[0], given[n]) for n, shape in shapes.items() if shape != given[n] and shape]
+        if all(given[n] == shape or given[n][1:] == shape[1:] for n, shape in shapes.items()) and batches:
+            (batch, (samples, *_)) = batches[0]
+            fitting.append((batch > samples, abs(samples - batch), i))
+    return min(fitting)[2] if fitting else None
 
-    Each call takes a free context of a pool, and waits where there is none. Contexts share the weights;
-    each has activations of its own. ``set_inputs``, ``run`` and ``outputs`` are the three steps of a call,
-    for each thread by itself: it keeps a context until it ends.
 
-    A process may be forked after a program was loaded or ran; the child may call it, too. ``close()``, or
-    the end of a ``with`` block, waits for the calls that run and frees the network.
+def no_such_shapes(known: Sequence[Mapping[str, tuple[int, ...]]], arrays: Mapping, dtypes: Mapping) -> str:
+    """What to say of arrays that have none of the shapes that there are."""
+    found = ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items())
+    there = "; ".join(", ".join(f"{n} {shape}" for n, shape in shapes.items()) for shapes in known)
+    cures = (cure(arrays[n], shape, dtypes[n]) for shapes in known for n, shape in shapes.items())
+    return f"the inputs are {found}, the network takes {there}{next(filter(None, cures), '')}"
 
-    path: ``net.so`` of ``export_library`` or ``net.tar`` of ``tvmc-easyquant compile``; runtime: a
-    ``libtvm_runtime.so`` of the TVM that compiled it, by default that of the installed one; isa: the row of
-    `topi_ext.isa` whose variant to take (``variant`` says which was taken; see `package.choose`). contexts:
-    the most calls at once, each of which needs one; by default as many as keep the CPUs busy. They are made
-    when they are needed first. threads: of each call, at most the CPUs that the process may use; by default
-    what the environment's TVM_NUM_THREADS says, else TVM's own number. Raises DeployError.
+
+class _Network:
+    """A network compiled for one set of input shapes: its code and weights, and the pool of its contexts.
+
+    inputs: {name: (shape, element type)}; layouts: of images of bytes; contexts, threads: as of `Program`.
     """
 
     def __init__(
-        self,
-        path,
-        runtime=None,
-        *,
-        isa: str | None = None,
-        contexts: int | None = None,
-        threads: int | None = None,
+        self, runtime: Any, chosen: package.Chosen, contexts: int | None, threads: int | None, name: str
     ):
-        for what, number in (("contexts", contexts), ("threads", threads)):
-            if number is not None and (type(number) is not int or number < 1):
-                raise DeployError(f"{what} is {number!r}; use 1 or more")
-        path = Path(path).resolve()  # what has no folder, the linker looks for elsewhere
-        if not path.exists():
-            raise DeployError(f"{path} does not exist")
-        chosen = package.choose(path, isa)  # before any code of it runs
-        self.variant = chosen.name
         taken = chosen.variant.inputs if chosen.variant else {}
         self.layouts = {name: made.layout for name, made in taken.items() if made.layout}
-        if chosen.note:
-            package.LOG.warning(chosen.note)
-        library = find_runtime(chosen.runtime, path.name) if runtime is None else Path(runtime)
-        self._tvm = RUNTIMES[chosen.runtime](library)
-        self._network = self._tvm.open(chosen)
+        self._loaded = runtime.open(chosen)
         cpus = len(usable_cpus())
-        asked = (self._tvm.usual_threads, False) if threads is None else (min(threads, cpus), True)
-        more = functools.partial(self._network.context, asked)
+        asked = (runtime.usual_threads, False) if threads is None else (min(threads, cpus), True)
+        more = functools.partial(self._loaded.context, asked)
         first = more()
         self.inputs = {name: (view.shape, view.dtype) for name, view in first.inputs.items()}
         if contexts is None:
             contexts = max(cpus // asked[0], 1)
         still = chosen.runtime == package.VM
-        self._contexts = Contexts(more, contexts, first, path.name, DeployError, still)
-        self._mine = threading.local()
+        self.contexts = Contexts(more, contexts, first, name, DeployError, still)
 
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{input: shape}."""
+        return {name: shape for name, (shape, _) in self.inputs.items()}
 
     def close(self) -> None:
-        """Wait for the calls that run, then free the network; a later call raises DeployError."""
-        self._contexts.close()
-        self._network.close()
+        """Wait for the calls that run, then free it."""
+        self.contexts.close()
+        self._loaded.close()
 
-    def _arrays(self, feed) -> dict[str, np.ndarray]:
-        """{input: array} of a feed; DeployError names an input that is unknown or missing."""
-        feed = the_inputs(feed, self.inputs, DeployError)
-        unknown = sorted(map(str, set(feed) - set(self.inputs)))
-        if unknown:
-            raise DeployError(f"there is no input {unknown[0]}; the inputs are {sorted(self.inputs)}")
-        arrays = {}
-        for name in self.inputs:
-            if name not in feed:
-                raise DeployError(f"input {name} is missing")
-            try:
-                arrays[name] = np.asarray(feed[name])
-            except ValueError as error:
-                raise DeployError(f"input {name} is no array: {error}") from None
-        return arrays
-
-    def _refuse(self, name: str, array: np.ndarray) -> None:
+    def refuse(self, name: str, array: np.ndarray) -> None:
+        """DeployError for an array that does not fit an input."""
         shape, dtype = self.inputs[name]
         found, what = f"{array.dtype} {array.shape}", cure(array, shape, dtype)
         taken = package.Input(shape, str(dtype), self.layouts.get(name, ""))
         raise DeployError(f"input {name} is {found}, the network takes {taken}{what}")
 
-    def set_inputs(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> None:
-        """Copy every input in; DeployError names one that is missing, unknown, of another shape or type."""
-        arrays = self._arrays(feed)
-        for name, (shape, dtype) in self.inputs.items():
-            if arrays[name].shape != shape or arrays[name].dtype != dtype:
-                self._refuse(name, arrays[name])
-        own = getattr(self._mine, "context", None)
-        context = self._contexts.take(own)
-        try:
-            if own is None:
-                self._contexts.keep(context)
-                self._mine.context = context
-            for name, view in context.inputs.items():
-                np.copyto(view, arrays[name])
-        finally:
-            self._contexts.give(context)
-
-    def run(self) -> None:
-        """Run the network on the inputs that this thread set; DeployError if it did not."""
-        context = self._own("set_inputs", True)
-        try:
-            context.run()
-            context.run_already = True
-        finally:
-            self._contexts.give(context)
-
-    def outputs(self) -> list[np.ndarray]:
-        """Copies of the outputs of this thread's last `run`; DeployError if there was none."""
-        context = self._own("set_inputs and run", False)
-        try:
-            return [view.copy() for view in context.outputs]
-        finally:
-            self._contexts.give(context)
-
-    def _own(self, before: str, runs: bool):
-        """The context that this thread keeps, taken."""
-        own = getattr(self._mine, "context", None)
-        self._contexts.refuse_closed()
-        if own is None or not (runs or own.run_already):
-            raise DeployError(f"this thread has not called {before}; program(feed) is all three steps")
-        return self._contexts.take(own)
-
-    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
-        """The outputs for a feed of one batch, or of any number of samples; see the class."""
-        arrays = self._arrays(feed)
-        batch, samples = self._samples(arrays)
-        context = self._contexts.take(getattr(self._mine, "context", None))
-        try:
-            if samples != batch:
-                return self._cut(context, arrays, batch, samples)
-            for name, view in context.inputs.items():
-                np.copyto(view, arrays[name])
-            context.run()
-            context.run_already = True
-            return [view.copy() for view in context.outputs]
-        finally:
-            self._contexts.give(context)
-
-    def _samples(self, arrays: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    def samples(self, arrays: Mapping[str, np.ndarray]) -> tuple[int, int]:
         """(compiled batch, samples given), (0, 0) where nothing is to be cut. Raises DeployError."""
         batch = samples = 0
         for name, (shape, dtype) in self.inputs.items():
@@ -271,7 +187,7 @@ class Program:
             if given.dtype != dtype or (
                 given.shape != shape and (given.shape[1:] != shape[1:] or not given.size)
             ):
-                self._refuse(name, given)
+                self.refuse(name, given)
             if given.shape == shape:
                 continue
             if batch and (batch, samples) != (shape[0], len(given)):
@@ -284,7 +200,7 @@ class Program:
                 raise DeployError(f"input {name} has {batch} samples, another has {samples}")
         return batch, samples
 
-    def _cut(self, context, arrays, batch: int, samples: int) -> list[np.ndarray]:
+    def cut(self, context, arrays, batch: int, samples: int) -> list[np.ndarray]:
         """The outputs for any number of samples, a batch at a time. Raises DeployError."""
         made: list[np.ndarray] = []
         for at in range(0, samples, batch):
@@ -307,3 +223,164 @@ class Program:
             for whole, view in zip(made, outputs, strict=True):
                 whole[at : at + part] = view[:part]
         return made
+
+
+class Program:
+    """A compiled network with its inputs and outputs by name, for any number of threads.
+
+    ``program(feed)`` takes {input: array of its shape and type}, or the array of the only input, and
+    returns the outputs as a list, as `tvm_easyquant.Executor` does. How an array lies in memory does not
+    matter. Where the first dimension is a batch, any number n of samples is cut into calls of the compiled
+    batch, the last one filled up by repeating its last sample; the outputs have n rows. ``inputs`` is
+    {name: (shape, element type)}, ``layouts`` {name: NHWC or NCHW} of an image of bytes.
+
+    A package may hold the network at several input shapes: ``shapes`` lists them, {input: shape} each, and
+    the arrays of a call say which is meant. ``inputs`` is then of the first.
+
+    Each call takes a free context of a pool, and waits where there is none. Contexts share the weights;
+    each has activations of its own. ``set_inputs``, ``run`` and ``outputs`` are the three steps of a call,
+    for each thread by itself: it keeps a context until it ends.
+
+    A process may be forked after a program was loaded or ran; the child may call it, too. ``close()``, or
+    the end of a ``with`` block, waits for the calls that run and frees the network.
+
+    path: ``net.so`` of ``export_library`` or ``net.tar`` of ``tvmc-easyquant compile``; runtime: a
+    ``libtvm_runtime.so`` of the TVM that compiled it, by default that of the installed one; isa: the row of
+    `topi_ext.isa` whose variant to take (``variant`` says which was taken; see `package.choose`). contexts:
+    the most calls at once, each of which needs one; by default as many as keep the CPUs busy. They are made
+    when they are needed first; of several shapes each has as many. threads: of each call, at most the CPUs
+    that the process may use; by default what the environment's TVM_NUM_THREADS says, else TVM's own number.
+    Raises DeployError.
+    """
+
+    def __init__(
+        self,
+        path,
+        runtime=None,
+        *,
+        isa: str | None = None,
+        contexts: int | None = None,
+        threads: int | None = None,
+    ):
+        for what, number in (("contexts", contexts), ("threads", threads)):
+            if number is not None and (type(number) is not int or number < 1):
+                raise DeployError(f"{what} is {number!r}; use 1 or more")
+        path = Path(path).resolve()  # what has no folder, the linker looks for elsewhere
+        if not path.exists():
+            raise DeployError(f"{path} does not exist")
+        chosen = package.choices(path, isa)  # before any code of it runs
+        self.variant = chosen[0].name
+        if chosen[0].note:
+            package.LOG.warning(chosen[0].note)
+        kind = chosen[0].runtime
+        library = find_runtime(kind, path.name) if runtime is None else Path(runtime)
+        self._tvm = RUNTIMES[kind](library)
+        self._networks = [_Network(self._tvm, each, contexts, threads, path.name) for each in chosen]
+        self.inputs, self.layouts = self._networks[0].inputs, self._networks[0].layouts
+        self.shapes = [network.shapes for network in self._networks]
+        self._mine = threading.local()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the calls that run, then free the network; a later call raises DeployError."""
+        for network in self._networks:
+            network.close()
+
+    def _arrays(self, feed) -> dict[str, np.ndarray]:
+        """{input: array} of a feed; DeployError names an input that is unknown or missing."""
+        feed = the_inputs(feed, self.inputs, DeployError)
+        unknown = sorted(map(str, set(feed) - set(self.inputs)))
+        if unknown:
+            raise DeployError(f"there is no input {unknown[0]}; the inputs are {sorted(self.inputs)}")
+        arrays = {}
+        for name in self.inputs:
+            if name not in feed:
+                raise DeployError(f"input {name} is missing")
+            try:
+                arrays[name] = np.asarray(feed[name])
+            except ValueError as error:
+                raise DeployError(f"input {name} is no array: {error}") from None
+        return arrays
+
+    def _network(self, arrays: Mapping[str, np.ndarray]) -> _Network:
+        """The one that arrays of these shapes are for. Raises DeployError, which lists the shapes."""
+        if len(self._networks) == 1:
+            return self._networks[0]
+        at = at_shapes(self.shapes, {name: array.shape for name, array in arrays.items()})
+        if at is None:
+            dtypes = {name: dtype for name, (_, dtype) in self.inputs.items()}
+            raise DeployError(no_such_shapes(self.shapes, arrays, dtypes))
+        return self._networks[at]
+
+    def set_inputs(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> None:
+        """Copy every input in; DeployError names one that is missing, unknown, of another shape or type."""
+        arrays = self._arrays(feed)
+        network = self._network(arrays)
+        for name, (shape, dtype) in network.inputs.items():
+            if arrays[name].shape != shape or arrays[name].dtype != dtype:
+                network.refuse(name, arrays[name])
+        own = self._kept(network)
+        context = network.contexts.take(own)
+        try:
+            if own is None:
+                network.contexts.keep(context)
+                self._mine.contexts[network] = context
+            self._mine.network = network
+            for name, view in context.inputs.items():
+                np.copyto(view, arrays[name])
+        finally:
+            network.contexts.give(context)
+
+    def _kept(self, network: _Network):
+        """The context of a network that this thread keeps, or None."""
+        if not hasattr(self._mine, "contexts"):
+            self._mine.contexts = {}
+        return self._mine.contexts.get(network)
+
+    def run(self) -> None:
+        """Run the network on the inputs that this thread set; DeployError if it did not."""
+        network, context = self._own("set_inputs", True)
+        try:
+            context.run()
+            context.run_already = True
+        finally:
+            network.contexts.give(context)
+
+    def outputs(self) -> list[np.ndarray]:
+        """Copies of the outputs of this thread's last `run`; DeployError if there was none."""
+        network, context = self._own("set_inputs and run", False)
+        try:
+            return [view.copy() for view in context.outputs]
+        finally:
+            network.contexts.give(context)
+
+    def _own(self, before: str, runs: bool):
+        """(network, the context of it that this thread keeps, taken)."""
+        network = getattr(self._mine, "network", self._networks[0])
+        own = self._kept(network)
+        network.contexts.refuse_closed()
+        if own is None or not (runs or own.run_already):
+            raise DeployError(f"this thread has not called {before}; program(feed) is all three steps")
+        return network, network.contexts.take(own)
+
+    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
+        """The outputs for a feed of one batch, or of any number of samples; see the class."""
+        arrays = self._arrays(feed)
+        network = self._network(arrays)
+        batch, samples = network.samples(arrays)
+        context = network.contexts.take(self._kept(network))
+        try:
+            if samples != batch:
+                return network.cut(context, arrays, batch, samples)
+            for name, view in context.inputs.items():
+                np.copyto(view, arrays[name])
+            context.run()
+            context.run_already = True
+            return [view.copy() for view in context.outputs]
+        finally:
+            network.contexts.give(context)

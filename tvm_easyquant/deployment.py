@@ -41,12 +41,17 @@ The network and what runs it. Nothing else is needed than what each line names.
 Inputs, as type, shape and name:
 
 {inputs}
-
+{shapes}
 Variants, the best first; the first that the CPU has the instructions for is taken: {variants}.
 
 | what | bytes |
 |---|---|
 {sizes}
+"""
+#: of a network at several input shapes
+SHAPES = """
+The network takes each of these shapes: those of the arrays say which. From C++ name it, as the folder
+network/ calls it: EASYQUANT_SHAPES={first} ./run . input.bin
 """
 
 
@@ -80,13 +85,15 @@ def deploy(path: str | os.PathLike, folder: str | os.PathLike, runtime=None) -> 
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.resolve().parent))
     except OSError as error:
         raise WriteError(f"cannot write {folder}: {error.strerror}") from None
+    groups = package.by_shapes(record.variants)
     try:
-        _fill(made, Path(path), record, libraries)
+        _fill(made, Path(path), groups, libraries)
         sizes = {name: _size(made / name) for name in ("network.tar", "lib", "python", "network")}
         table = "\n".join(f"| {name} | {size} |" for name, size in sizes.items())
-        inputs = "\n".join(f"    {line}" for line in (made / "network/inputs.txt").read_text().splitlines())
-        variants = ", ".join(variant.name for variant in record.variants)
-        text = README.format(inputs=inputs, variants=variants, sizes=table)
+        inputs = "\n".join(f"    {line}" for group in groups for line in _inputs(group[0]))
+        variants = ", ".join(dict.fromkeys(variant.name for variant in record.variants))
+        shapes = SHAPES.format(first=_shape_folder(groups[0][0])) if len(groups) > 1 else ""
+        text = README.format(inputs=inputs, shapes=shapes, variants=variants, sizes=table)
         (made / "README.md").write_text(text, encoding="utf-8")
         made.chmod(0o755)
         if folder.exists():
@@ -99,12 +106,28 @@ def deploy(path: str | os.PathLike, folder: str | os.PathLike, runtime=None) -> 
     return sizes
 
 
-def _fill(made: Path, path: Path, record: package.Record, libraries: Sequence[Path]) -> None:
+def _inputs(variant: package.Variant) -> list[str]:
+    """A line for each input: type, shape, name."""
+    return [_listed(one.dtype, one.shape, name) for name, one in variant.inputs.items()]
+
+
+def _listed(dtype, shape: Sequence[int], name) -> str:
+    """The line of an array, as the example in C++ reads it."""
+    return f"{dtype} {'x'.join(map(str, shape)) or '-'} {name}"
+
+
+def _shape_folder(variant: package.Variant) -> str:
+    return "_".join("x".join(map(str, shape)) for _, shape in variant.shapes)
+
+
+def _fill(
+    made: Path, path: Path, groups: Sequence[Sequence[package.Variant]], libraries: Sequence[Path]
+) -> None:
     shutil.copyfile(path, made / "network.tar")
     (made / "lib").mkdir()
     for library, name in zip(libraries, (NAME, FFI), strict=False):
         shutil.copyfile(library, made / "lib" / name)
-    examples = dict(zip(EXAMPLES, EXAMPLES, strict=True), **{"run.cc": IN_CPP[record.variants[0].runtime]})
+    examples = dict(zip(EXAMPLES, EXAMPLES, strict=True), **{"run.cc": IN_CPP[groups[0][0].runtime]})
     for name, source in examples.items():
         (made / name).write_bytes((files("tvm_easyquant") / "data" / "deployment" / source).read_bytes())
     for name, modules in MODULES.items():
@@ -112,27 +135,32 @@ def _fill(made: Path, path: Path, record: package.Record, libraries: Sequence[Pa
         to.mkdir(parents=True)
         for module in modules:
             (to / f"{module}.py").write_bytes((files(name) / f"{module}.py").read_bytes())
-    lines = []
-    for variant in record.variants:
-        contents = package.choose(path, variant.name, elsewhere=True).read()
-        (made / "network" / variant.name).mkdir(parents=True)
-        for use, content in contents.items():
-            (made / "network" / variant.name / package.FILES[use]).write_bytes(content)
-        if variant.runtime == package.VM:
-            rows = [listed(dtype, shape, offset) for offset, shape, dtype in vm.weights(contents["graph"])]
-            (made / "network" / variant.name / "weights.txt").write_text("".join(rows), encoding="utf-8")
-        known = isa.flag_names(variant.needs.arch)
-        flags = sorted(known[feature] for feature in variant.needs.features if feature in known)
-        lines.append(" ".join([variant.name, *flags]))
-    taken = record.variants[0].inputs
-    inputs = [listed(one.dtype, one.shape, name) for name, one in taken.items()]
-    (made / "network/variants.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (made / "network/inputs.txt").write_text("".join(inputs), encoding="utf-8")
+    for place, group in enumerate(groups):
+        network = made / "network"
+        if len(groups) > 1:
+            network /= _shape_folder(group[0])
+        lines = []
+        for variant in group:
+            chosen = package.choices(path, variant.name, elsewhere=True)[place]
+            (network / variant.name).mkdir(parents=True)
+            chosen.lay_out(network / variant.name)
+            if variant.runtime == package.VM:
+                _list_weights(network / variant.name)
+            known = isa.flag_names(variant.needs.arch)
+            flags = sorted(known[feature] for feature in variant.needs.features if feature in known)
+            lines.append(" ".join([variant.name, *flags]))
+        (network / "variants.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (network / "inputs.txt").write_text("\n".join(_inputs(group[0])) + "\n", encoding="utf-8")
+    if len(groups) > 1:
+        names = [_shape_folder(group[0]) for group in groups]
+        (made / "network/shapes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
 
 
-def listed(dtype, shape: Sequence[int], name) -> str:
-    """The line of an array, as the example in C++ reads it."""
-    return f"{dtype} {'x'.join(map(str, shape)) or '-'} {name}\n"
+def _list_weights(folder: Path) -> None:
+    """A line for each weight: type, shape, where it begins."""
+    rows = vm.weights((folder / package.FILES["graph"]).read_bytes())
+    lines = [_listed(dtype, shape, offset) + "\n" for offset, shape, dtype in rows]
+    (folder / "weights.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def _size(path: Path) -> int:

@@ -25,6 +25,7 @@ from .errors import ConfigError, TVMMissing
 if TYPE_CHECKING:
     import numpy as np
 
+    from . import package
     from .network.graph import Graph
     from .scales.image_input import ImageInput
     from .scales.numerics import QuantConfig
@@ -71,6 +72,9 @@ class Built(Protocol):
 
         compiler: what links for another machine. Raises WriteError.
         """
+
+    def parts(self, compiler: str | None = None) -> list[package.Compiled]:
+        """What `export` packs: the variants of its package, with their files."""
 
     @property
     def size(self) -> int:
@@ -328,6 +332,11 @@ def installed(name: str | None = None) -> Host:
     if name is None and sys.platform == "linux":
         raise TVMMissing(f"{missing[0]}; or today's apache-tvm: pip install 'tvm_easyquant[relax]'")
     raise missing[0]
+
+
+def named(host: Host | str | None) -> Host | None:
+    """What a keyword ``host`` says: a host, none, or the name of the one that must be installed."""
+    return installed(host) if isinstance(host, str) else host
 
 
 def _has(distribution: str) -> bool:

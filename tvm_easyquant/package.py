@@ -99,10 +99,10 @@ class Input(NamedTuple):
 class Variant:
     """One way in which a network was compiled.
 
-    name: the row of `topi_ext.isa` it is for; target: TVM's text; version: of the compiler; table: SHA-256
-    of its scale table, "" where none is known, as of a float network; layers: the integer layers' names in
-    the order of the calls; files: by `FILES`, of an archive; inputs: {name: `Input`}, {} where not known;
-    runtime: `GRAPH` or `VM`.
+    name: the row of `topi_ext.isa` it is for, of which there may be one for each set of input shapes;
+    target: TVM's text; version: of the compiler; table: SHA-256 of its scale table, "" where none is known,
+    as of a float network; layers: the integer layers' names in the order of the calls; files: by `FILES`,
+    of an archive; inputs: {name: `Input`}, {} where not known; runtime: `GRAPH` or `VM`.
     """
 
     name: str
@@ -114,6 +114,11 @@ class Variant:
     files: Mapping[str, File] = field(default_factory=dict)
     inputs: Mapping[str, Input] = field(default_factory=dict)
     runtime: str = GRAPH
+
+    @property
+    def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """(input, shape) of each."""
+        return tuple((name, taken.shape) for name, taken in self.inputs.items())
 
     def to_dict(self) -> dict:
         """As JSON says it."""
@@ -231,14 +236,15 @@ def archive(members: Mapping[str, bytes]) -> bytes:
 def packed(tool: str, compiled: Iterable[Compiled]) -> bytes:
     """The package of one network's variants: the same bytes for the same variants, in any order of them.
 
-    Equal files are stored once. tool: the version that packs. Raises DeployError for two of one name.
+    Equal files are stored once. tool: the version that packs. Raises DeployError for two of one name and
+    the same input shapes.
     """
     best_first = sorted(compiled, key=lambda each: _first_best(each.variant))
-    names = [each.variant.name for each in best_first]
+    shaped = len({each.variant.shapes for each in best_first}) > 1
+    names = [folder_of(each.variant, shaped) for each in best_first]
     if len(set(names)) < len(names):
-        raise DeployError(
-            f"two variants are for {max(names, key=names.count)}; give each instruction set once"
-        )
+        what = "instruction set and input shape" if shaped else "instruction set"
+        raise DeployError(f"two variants are for {max(names, key=names.count)}; give each {what} once")
     members: dict[str, bytes] = {}
     where: dict[str, str] = {}
     tables: dict[str, Mapping] = {}
@@ -247,13 +253,19 @@ def packed(tool: str, compiled: Iterable[Compiled]) -> bytes:
         files = {}
         for use, name in FILES.items():
             digest = hashlib.sha256(contents[use]).hexdigest()
-            folder = f"{variant.name}/" if len(best_first) > 1 else ""
+            folder = f"{folder_of(variant, shaped)}/" if len(best_first) > 1 else ""
             member = where.setdefault(digest, f"{folder}{name}")
             members[member] = contents[use]
             files[use] = File(member, len(contents[use]), digest)
         variants.append(replace(_with_table(variant, text, tables), files=files))
     members[MANIFEST] = Record(tool, tables, tuple(variants)).to_json().encode()
     return archive(members)
+
+
+def folder_of(variant: Variant, shaped: bool) -> str:
+    """What its folder is called; shaped: the others have other input shapes."""
+    sizes = "_".join("x".join(map(str, shape)) for _, shape in variant.shapes)
+    return f"{variant.name}/{sizes}" if shaped else variant.name
 
 
 def _with_table(variant: Variant, text: str, tables: dict[str, Mapping]) -> Variant:
@@ -270,8 +282,8 @@ def ordered(variants: Iterable[Variant]) -> list[Variant]:
     return sorted(variants, key=_first_best)
 
 
-def _first_best(variant: Variant) -> tuple[int, str]:
-    return -_rank(variant.name), variant.name
+def _first_best(variant: Variant) -> tuple:
+    return -_rank(variant.name), variant.name, variant.shapes
 
 
 def _rank(name: str) -> int:
@@ -339,9 +351,14 @@ def choose(path: str | os.PathLike, isa: str | None = None, *, elsewhere: bool =
 
     isa: the row of `topi_ext.isa` to take instead; else what the environment's EASYQUANT_ISA names.
     elsewhere: it is to run on another machine, which is not asked: of several, the row must be named.
-    Raises DeployError: no such file, a damaged one, one of another format, a row that it has no variant for
-    or that needs what this CPU lacks.
+    Of several input shapes it is the first, see `choices`. Raises DeployError: no such file, a damaged one,
+    one of another format, a row that it has no variant for or that needs what this CPU lacks.
     """
+    return choices(path, isa, elsewhere=elsewhere)[0]
+
+
+def choices(path: str | os.PathLike, isa: str | None = None, *, elsewhere: bool = False) -> list[Chosen]:
+    """What `choose` takes, for each set of input shapes that there is, the smallest first."""
     path = Path(path)
     _wanted(isa)
     try:
@@ -355,10 +372,18 @@ def choose(path: str | os.PathLike, isa: str | None = None, *, elsewhere: bool =
         if isa is not None:
             raise DeployError(f"{path} has no record of its variants, so isa={isa!r} cannot be asked of it")
         note = "" if elsewhere else _by_symbols(path, kernels)
-        return Chosen(path, not library, note=note, runtime=runtime)
-    found = best(str(path), record.variants, isa, elsewhere=elsewhere)
-    LOG.info("%s: variant %s", path, found.name)
-    return Chosen(path, not library, found, record, runtime=found.runtime)
+        return [Chosen(path, not library, note=note, runtime=runtime)]
+    found = [best(str(path), each, isa, elsewhere=elsewhere) for each in by_shapes(record.variants)]
+    LOG.info("%s: variant %s", path, found[0].name)
+    return [Chosen(path, not library, variant, record, runtime=variant.runtime) for variant in found]
+
+
+def by_shapes(variants: Iterable[Variant]) -> list[list[Variant]]:
+    """Variants of the same input shapes together, in their order."""
+    groups: dict[tuple, list[Variant]] = {}
+    for variant in variants:
+        groups.setdefault(variant.shapes, []).append(variant)
+    return [groups[shapes] for shapes in sorted(groups)]
 
 
 def read_record(path: str | os.PathLike) -> Record | None:

@@ -19,11 +19,14 @@ from topi_ext import isa as rows
 
 from . import deployment
 from .errors import LoadError
-from .host import Built, Host, installed
+from .fleet import Shapes
+from .host import Built, Host, installed, named
 from .measure import accuracy as _evaluate
 from .measure.accuracy import Evaluation, Metric
 from .network.graph import Graph
 from .network.node import model_shape
+from .network.shapes import input_shapes as input_shapes_of
+from .network.shapes import told
 from .readers import onnx_float
 from .readers.onnx_file import check_batch
 from .readers.self_check import HostCheck, SelfCheck
@@ -44,6 +47,10 @@ if TYPE_CHECKING:  # type checkers know it; Python 3.10 has no Unpack of its own
 Progress = Callable[[int, int, str], None]
 #: called with the first sample; returns a line to be told, or nothing; raises LoadError
 Check = Callable[[Mapping[str, np.ndarray]], "str | None"]
+#: {input: its shape (NCHW)}
+InputShapes = Mapping[str, Sequence[int]]
+#: called with the shape of every input; returns the model read anew at these; raises LoadError
+Reopen = Callable[[InputShapes], Graph]
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Quantized:
     runs in integers; seconds: time of each step; warnings: lines about what is suspicious; decisions: what
     ``max_drop`` tried and did, in lines; drop: the `evaluate.Paired` (by a metric of the whole set, the
     `evaluate.PairedSet`) that it ended at; host: what makes ``module`` and builds it (None: the one that is
-    installed); sample: the first of the calibration.
+    installed); sample: the first of the calibration; reopen: reads the model at other input shapes.
     """
 
     table: ScaleTable
@@ -66,6 +73,7 @@ class Quantized:
     drop: object = None
     host: Host | None = field(default=None, repr=False, compare=False)
     sample: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
+    reopen: Reopen | None = field(default=None, repr=False, compare=False)
 
     @functools.cached_property
     def module(self) -> Any:
@@ -108,6 +116,7 @@ class Quantized:
         isa: str | Sequence[str] | None = None,
         input_layout: str | None = None,
         input_dtype: str | None = None,
+        input_shapes: InputShapes | Sequence[InputShapes] | None = None,
     ) -> Built:
         """Compile for ``target`` (default: this CPU), or for rows of `topi_ext.isa`; see `Host.build`.
 
@@ -118,17 +127,51 @@ class Quantized:
         table's preprocessing and the first quantize become a look-up, equal bit for bit to preprocessing in
         numpy. input_layout: "NHWC" or "NCHW" of that array, by default the model's own. Raises ConfigError,
         TableError or GraphError where the network has no such input, or its table no preprocessing.
+
+        input_shapes: {input: NCHW shape}, or a list of them, for a network that takes images of several
+        sizes, all under this table: ``q.build(input_shapes=[{"x": (1, 3, 48, 320)}, {"x": (1, 3, 48,
+        640)}])`` runs, and exports one package that runs, the one whose shape the array has. Raises
+        LoadError for a shape that the model does not take, TableError for one that makes another network
+        of it.
         """
         host = self.host or installed()
-        image = image_input(self.graph, self.table, input_layout, input_dtype)
         if isa is not None:
             if target is not None:
                 raise ConfigError("target and isa both say for which CPU; give one of them")
             target = [row.name for row in rows.named(isa)]
-        module = self.module
-        if image is not None:
-            module = host.rewrite(self.graph, self.table, sample=self.sample, image=image)
-        return host.build(module, target, lower=lower, outputs=self.graph.outputs)
+        made = []
+        for graph in self._at(input_shapes):
+            image = image_input(graph, self.table, input_layout, input_dtype)
+            module = self.module if graph is self.graph and image is None else None
+            if module is None:
+                sample = self.sample if graph is self.graph else None
+                module = host.rewrite(graph, self.table, sample=sample, image=image)
+            made.append(host.build(module, target, lower=lower, outputs=graph.outputs))
+        return made[0] if len(made) == 1 else Shapes(made)  # type: ignore[return-value]  # has what it has
+
+    def _at(self, asked: InputShapes | Sequence[InputShapes] | None) -> list[Graph]:
+        """The graph at each of the input shapes that are asked for."""
+        if asked is None:
+            return [self.graph]
+        several = [asked] if isinstance(asked, Mapping) else asked
+        listed = isinstance(several, (list, tuple)) and several
+        if not listed or not all(isinstance(each, Mapping) for each in several):
+            raise ConfigError("input_shapes is {input: shape}, or a list of such; give one or more")
+        own = input_shapes_of(self.graph)
+        graphs: list[Graph] = []
+        for each in several:
+            if self.reopen is None and any(own.get(n) != _as_shape(shape) for n, shape in each.items()):
+                raise ConfigError(
+                    f"this network was no model's file: it takes {told(own)} only; quantize the path of a "
+                    "model, which is read again at other shapes"
+                )
+            read = self.graph if self.reopen is None else self.reopen({**own, **each})
+            graph = self.table.at_shapes(self.graph, read)
+            graphs.append(self.graph if input_shapes_of(graph) == own else graph)
+        shapes = [told(input_shapes_of(graph)) for graph in graphs]
+        if len(set(shapes)) < len(shapes):
+            raise ConfigError(f"input_shapes has {max(shapes, key=shapes.count)} twice; give each once")
+        return graphs
 
     def deploy(
         self,
@@ -138,17 +181,21 @@ class Quantized:
         isa: str | Sequence[str] | None = None,
         input_layout: str | None = None,
         input_dtype: str | None = None,
+        input_shapes: InputShapes | Sequence[InputShapes] | None = None,
         runtime: str | os.PathLike | None = None,
         compiler: str | None = None,
     ) -> dict[str, int]:
         """Lay out a folder with the compiled network and all that runs it; see `deployment.deploy`.
 
-        target, isa, input_layout, input_dtype: as of `build`; compiler: what links for another machine.
-        Raises DeployError and WriteError.
+        target, isa, input_layout, input_dtype, input_shapes: as of `build`; compiler: what links for
+        another machine. Raises DeployError and WriteError.
         """
         with tempfile.TemporaryDirectory() as scratch:
             package = Path(scratch) / "network.tar"
-            built = self.build(target, isa=isa, input_layout=input_layout, input_dtype=input_dtype)
+            built = self.build(
+                target, isa=isa, input_layout=input_layout, input_dtype=input_dtype,
+                input_shapes=input_shapes,
+            )  # fmt: skip
             built.export(package, compiler)
             return deployment.deploy(package, folder, runtime)
 
@@ -276,7 +323,7 @@ def quantize(
     metric: Metric | None = None,
     fp32: Callable[[dict], list | Mapping] | None = None,
     target: object = None,
-    host: Host | None = None,
+    host: Host | str | None = None,
     model_format: str | None = None,
     outputs: Sequence[str] | None = None,
     check: bool | Check = True,
@@ -298,7 +345,8 @@ def quantize(
     and ``target``. fp32: the float network as a function of {input: array}, where ``model`` is a Graph that
     is faster run otherwise than in numpy. With a checkpoint all of this goes on after an interruption, too.
 
-    host: what compiles, and reads what is not ONNX, see `tvm_easyquant.host`; the installed one. ONNX and a
+    host: what compiles, and reads what is not ONNX, see `tvm_easyquant.host`: the installed one, of which a
+    name ("relay", "relax") only says which it must be. ONNX and a
     Graph are quantized without any, unless there is a drop to meet. input_shapes, batch, model_format,
     outputs: see `load`. check: whether what was read is compared with the model on the first sample
     (`readers.self_check`), or what does it.
@@ -309,7 +357,7 @@ def quantize(
     accumulator may not fit int32, stays float, which a warning says; if no layer is left, that is a
     GraphError (of the second kind an OverflowError, too).
     """
-    auto = bits == "auto"
+    host, auto = named(host), bits == "auto"
     if auto:
         bits = 7
         sensitivity.solver()
@@ -338,7 +386,22 @@ def quantize(
     return Quantized(
         table, found.graph, found.plan, {"load": loaded, **found.seconds},
         (*graph.notes, *door.notes, *found.warnings), decisions, drop, host, door.sample,
+        functools.partial(_read_again, model, host, model_format, outputs) if _is_file(model) else None,
     )  # fmt: skip
+
+
+def _as_shape(shape):
+    return tuple(shape) if isinstance(shape, Iterable) else shape
+
+
+def _is_file(model) -> bool:
+    return isinstance(model, (str, os.PathLike)) or type(model).__name__ == "ModelProto"
+
+
+def _read_again(model, host, model_format, outputs, input_shapes: InputShapes) -> Graph:
+    """A model that was opened before, at other input shapes."""
+    options: dict = dict(model_format=model_format, outputs=outputs)
+    return open_model(model, host=host, input_shapes=input_shapes, **options).graph
 
 
 class _Door:
@@ -443,22 +506,18 @@ class Imported(Quantized):
 
 
 def import_quantized(
-    model, input_shapes=None, batch: int | None = None, *, host: Host | None = None
+    model, input_shapes=None, batch: int | None = None, *, host: Host | str | None = None
 ) -> Imported:
     """Take over a quantized ONNX model (QDQ or QOperator): its scales, its integers, our kernels.
 
     model: a path or an ``onnx.ModelProto``, as ONNX Runtime, NNCF, Quark or PPQ write it. What it does not
     quantize, or what we do not cover, stays float and is in ``plan.floats`` with the reason.
-    input_shapes, batch: see `load`. host: what compiles; the installed one.
+    input_shapes, batch: see `load`. host: what compiles, as of `quantize`.
     Raises LoadError or QuantizedModelError, and OverflowError as `quantize` does.
     """
-    from .readers.take_over import take_over
-
-    clock = time.perf_counter()
+    clock, host = time.perf_counter(), named(host)
     graph, normal = onnx_float.load_quantized(model, input_shapes, batch)
-    scales = {name: w.scale for name, w in normal.weights.items()}
-    reach = {name: w.reach for name, w in normal.weights.items()}
-    taken = take_over(graph, scales, normal.reasons, reach)
+    taken = _taken(graph, normal)
     check_ranges(taken.graph, taken.table)
     plan_ = taken.table.check(taken.graph)
     floats = {}
@@ -475,6 +534,16 @@ def import_quantized(
             origin[tensor] = (made, encoding.offset)
     seconds = {"import": time.perf_counter() - clock}
     return Imported(
-        taken.table, taken.graph, replace(plan_, floats=floats), seconds, host=host, origin=origin,
+        taken.table, taken.graph, replace(plan_, floats=floats), seconds, host=host,
+        reopen=lambda shapes: _taken(*onnx_float.load_quantized(model, shapes)).graph, origin=origin,
         model=normal.source, inputs=normal.inputs, outputs=normal.outputs,
     )  # fmt: skip
+
+
+def _taken(graph: Graph, normal):
+    """A graph and its scales as `readers.take_over` takes them over."""
+    from .readers.take_over import take_over
+
+    scales = {name: w.scale for name, w in normal.weights.items()}
+    reach = {name: w.reach for name, w in normal.weights.items()}
+    return take_over(graph, scales, normal.reasons, reach)

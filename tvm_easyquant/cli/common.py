@@ -82,8 +82,8 @@ def model_options(args, table: ScaleTable | None = None) -> dict:
     if outputs is None and table is not None:
         outputs = table.outputs
     return {
-        "model_format": args.model_format, "input_shapes": _shapes(args.input_shapes), "batch": args.batch,
-        "outputs": outputs,
+        "model_format": args.model_format, "input_shapes": input_shapes(args.input_shapes),
+        "batch": args.batch, "outputs": outputs,
     }  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def print_json(facts) -> None:
 SHAPE = re.compile(r"([^\s,\[\]]+):\s*\[\s*(-?\d+(?:\s*,\s*-?\d+)*)\s*\]")
 
 
-def _shapes(text: str | None) -> dict[str, list[int]] | None:
+def input_shapes(text: str | None) -> dict[str, list[int]] | None:
     """{input: shape} of ``--input-shapes``, whose inputs are separated by spaces or commas."""
     if not text:
         return None

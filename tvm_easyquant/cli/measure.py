@@ -161,7 +161,7 @@ def _benchmark(args, host) -> int:
     for name in ("threads", "rounds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
-    if shipped.is_package(args):
+    if shipped.is_package(args, but=["input_shapes"]):
         return shipped.benchmark(args, host)
     target, table = host.target(args.target), ScaleTable.load(args.table)
     host.check_cpu(target)

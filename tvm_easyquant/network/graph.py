@@ -27,7 +27,7 @@ class Graph:
 
     inputs and outputs are node names; output_names: what the model itself calls its outputs. notes: what
     its reader has to tell about it, in lines. cut: the names at which its reader ended the model, or None.
-    ``fingerprint`` is a hash of structure and weights.
+    ``fingerprint`` is a hash of structure and weights; at other shapes (`network.shapes`) it stays.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Graph:
             self.nodes[node.name] = node
         self.outputs = tuple(outputs)
         self.cut: tuple[str, ...] | None = None
+        self._known: str | None = None
         self.output_names = self.outputs if output_names is None else tuple(output_names)
         self.inputs = tuple(n.name for n in self.nodes.values() if n.op == "input")
         self.users: dict[str, tuple[str, ...]] = dict.fromkeys(self.nodes, ())
@@ -77,6 +78,8 @@ class Graph:
         """SHA-256 of node names, ops, attributes, shapes and weights."""
         import hashlib
 
+        if self._known is not None:
+            return self._known
         digest = hashlib.sha256()
         for node in self:
             attrs = sorted((k, v) for k, v in node.attrs.items() if k not in HOST_ATTRIBUTES)
@@ -87,6 +90,12 @@ class Graph:
             for array in (None if node.weight is None else node.public_weight, node.bias):
                 digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+    def standing_for(self, graph: Graph) -> Graph:
+        """This graph with the fingerprint of another, which is the same network at other shapes."""
+        made = Graph(self, self.outputs, self.name, self.output_names, self.notes)
+        made.cut, made._known = self.cut, graph.fingerprint
+        return made
 
     def check_inputs(self, feed: Mapping[str, np.ndarray], what: str = "the input") -> dict:
         """One sample by input name, in the model's own layout (NCHW) and types; GraphError naming what is

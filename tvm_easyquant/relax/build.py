@@ -20,7 +20,7 @@ from topi_ext.relax import lower as lowering
 from .. import __version__, deploy, package
 from ..errors import GraphError, HostError, LinkerMissing, TargetError
 from ..files import replacing
-from ..fleet import Fleet
+from ..fleet import Fleet, Shapes
 from ..runtime import pool, vm
 from . import artefact
 from .framework import relax, tvm, vm_build
@@ -294,6 +294,10 @@ class Built:
         }
         return artefact.variant(self.target, [layer.name for layer in self.layers], taken)
 
+    def parts(self, compiler: str | None = None) -> list[package.Compiled]:
+        """`compiled`, as what is built several times has it (`fleet`)."""
+        return [self.compiled(compiler)]
+
     @functools.cached_property
     def _content(self) -> tuple[int, str]:
         """(size, digest)."""
@@ -343,13 +347,17 @@ class Executor:
 
     ``executor(feed)`` takes {input: float32 NCHW array}, or the array of the only input, and returns the
     outputs as a list. Any number of threads may call it, and a child of fork, too: it has contexts as
-    `deploy.Program` has them. ``close()``, or the end of a ``with`` block, waits for calls that run.
+    `deploy.Program` has them. ``close()``, or the end of a ``with`` block, waits for calls that run. Of a
+    network that is built at several input shapes, the arrays of a call say which runs.
     """
 
-    def __init__(self, library: Built | Fleet, *, contexts: int | None = None):
-        """library: a `Built`. contexts: the most calls at once; by default as many as keep the CPUs busy.
-        Raises TargetError if its code may not run here."""
-        built = library.best if isinstance(library, Fleet) else library
+    def __init__(self, library: Built | Fleet | Shapes, *, contexts: int | None = None):
+        """library: what `build` returned. contexts: the most calls at once; by default as many as keep the
+        CPUs busy. Raises TargetError if its code may not run here."""
+        self._shapes = library if isinstance(library, Shapes) else None
+        first, *others = (library,) if self._shapes is None else self._shapes.networks
+        self._others = [Executor(other, contexts=contexts) for other in others]
+        built = first.best if isinstance(first, Fleet) else first
         if not isinstance(built, Built):
             raise TargetError(
                 "the relax host's Executor runs what build returned; deploy.Program runs a library"
@@ -375,9 +383,12 @@ class Executor:
 
     def close(self) -> None:
         """Wait for the calls that run; a later call raises GraphError."""
-        self._contexts.close()
+        for executor in (self, *self._others):
+            executor._contexts.close()
 
     def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
+        if self._shapes is not None and (place := self._shapes.place(feed)):
+            return self._others[place - 1](feed)
         feed = deploy.fitting(feed, self.inputs, self._layouts, GraphError)
         return self._run(lambda context: context.step(feed))
 

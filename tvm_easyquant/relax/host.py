@@ -106,7 +106,7 @@ class Relax:
         if name is not None:
             raise HostError(
                 "the relax host does not link for another machine yet; leave --cross-compiler out, or use "
-                "out, or use TVM 0.19"
+                "TVM 0.19"
             )
         return cc.get_cc()
 

@@ -23,7 +23,7 @@ import numpy as np
 from .. import __version__, deploy, package
 from ..errors import TargetError
 from ..files import replacing
-from ..fleet import Fleet
+from ..fleet import Fleet, Shapes
 from ..network.graph import GraphError
 from ..runtime import graph as executors
 from ..runtime import pool
@@ -274,6 +274,10 @@ class Built:
         }
         return package.Compiled(self.variant, self.table, contents)
 
+    def parts(self, compiler: str | None = None) -> list[package.Compiled]:
+        """`compiled`, as what is built several times has it (`fleet`)."""
+        return [self.compiled(compiler)]
+
     @functools.cached_property
     def variant(self) -> package.Variant:
         """What its code needs of a machine, and whose it is."""
@@ -435,7 +439,8 @@ class Executor:
 
     ``executor(feed)`` takes {input: float32 NCHW array}, or the array of the only input, and returns the
     outputs as a list. Any number of threads may call it, and a child of fork, too: it has contexts as
-    `deploy.Program` has them. ``close()``, or the end of a ``with`` block, waits for calls that run.
+    `deploy.Program` has them. ``close()``, or the end of a ``with`` block, waits for calls that run. Of a
+    network that is built at several input shapes, the arrays of a call say which runs.
     """
 
     def __init__(self, library, device=None, *, contexts: int | None = None):
@@ -443,6 +448,13 @@ class Executor:
         the most calls at once; by default as many as keep the CPUs busy, one on a ``device`` elsewhere."""
         from tvm.contrib import graph_executor
 
+        self._shapes = library if isinstance(library, Shapes) else None
+        if self._shapes is not None:
+            library = self._shapes.networks[0]
+        others = () if self._shapes is None else self._shapes.networks[1:]
+        self._others = tuple(Executor(other, device, contexts=contexts) for other in others)
+        if isinstance(library, Fleet):
+            library = library.best
         _check_library(library)
         self._layouts = library.layouts if isinstance(library, Built) else {}
         self.library = library = library.library if isinstance(library, Built) else library
@@ -470,9 +482,12 @@ class Executor:
 
     def close(self) -> None:
         """Wait for the calls that run; a later call raises GraphError."""
-        self._contexts.close()
+        for executor in (self, *self._others):
+            executor._contexts.close()
 
     def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
+        if self._shapes is not None and (place := self._shapes.place(feed)):
+            return self._others[place - 1](feed)
         feed = deploy.fitting(feed, self.inputs, self._layouts, GraphError)
         return self._run(lambda context: context.step(feed))
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import re
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 from topi_ext import isa
 
 from .. import __version__, package
+from ..deploy import no_such_shapes
 from ..errors import (
     DeployError,
     EasyQuantError,
@@ -40,6 +42,7 @@ from ..errors import (
 from ..files import replacing, writable
 from ..network.graph import Graph
 from ..network.layout import layout_hint
+from ..network.shapes import told
 from ..readers import onnx_float
 from ..readers.onnx_file import check_onnx
 from ..samples.sources import reason
@@ -67,6 +70,7 @@ from tvm.driver.tvmc import (
 from tvm.driver.tvmc import main as tvmc_main
 from tvm.driver.tvmc import target as tvmc_target
 from tvm.driver.tvmc.model import TVMCModel, TVMCPackage, TVMCResult
+from tvm.driver.tvmc.shape_parser import parse_shape_string
 
 # -- its importers and its package
 
@@ -125,6 +129,36 @@ def tokens(theirs):
 ASKED = re.compile(r"""\beasyquant\b(?:\s+-table=(?:"([^"]+)"|'([^']+)'|([^\s,"']+)))?""")
 
 
+class Shapes:
+    """The values of ``--input-shapes``, where there are several: the table was made at one of them, and the
+    network at the others is the same one (`ScaleTable.at_shapes`)."""
+
+    def __init__(self, texts: Sequence[str]):
+        """Raises UserError for a text that tvmc does not read, and for one that is there twice."""
+        try:
+            self.asked = [parse_shape_string(text) for text in texts]
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--input-shapes: {last_line(error)}") from None
+        for text, shapes in zip(texts, self.asked, strict=True):
+            if self.asked.count(shapes) > 1:
+                raise UserError(f"--input-shapes {text} is there twice; give each once")
+        self._own: Graph | None = None
+
+    def of(self, table: ScaleTable, graph: Graph, read: Callable[[Mapping], Graph]) -> Graph:
+        """The graph as one that the table is of; read: the model at other shapes. Raises TableError, and
+        UserError where the table's own shapes are not among them."""
+        for shapes in self.asked if self._own is None else ():
+            found = table.prepared(read(shapes))
+            if found.fingerprint == table.model:
+                self._own = found
+        if self._own is None:
+            raise UserError(
+                "the scale table was made at none of these --input-shapes, or for another model: give the "
+                "shape that it was calibrated at, too"
+            )
+        return table.at_shapes(self._own, graph)
+
+
 class Pipeline:
     """What ``--target "easyquant -table=FILE, llvm ..."`` does: quantize by the table, then lower.
 
@@ -132,13 +166,19 @@ class Pipeline:
     reads it (options such as ``--target-llvm-mcpu`` and those of ``--config`` included).
     """
 
-    def __init__(self, records: str | None = None, layout: str | None = None, dtype: str | None = None):
+    def __init__(
+        self,
+        records: str | None = None,
+        layout: str | None = None,
+        dtype: str | None = None,
+        shapes: Shapes | None = None,
+    ):
         """records: the file of ``--tuning-records``, which must be of the target's CPU. layout, dtype: of
-        the input, see `scales.image_input`."""
+        the input, see `scales.image_input`. shapes: of the network, where it is compiled at several."""
         self.target: Any = None
         self.records, self.asked_for = records, False
         self.alone = False  # whether all that is compiled is for the target
-        self.input = layout, dtype
+        self.input, self.shapes = (layout, dtype), shapes
         self.graph: Graph | None = None
         self.lowered: tuple[package.Variant, str] | None = None  # with the JSON of its table
         self.compiled: list[package.Compiled] = []
@@ -150,11 +190,17 @@ class Pipeline:
         def loaded(path, model_format=None, shape_dict=None, **options):
             wanted = ASKED.search(option(argv, "--target") or "")
             if not wanted or frontend(path, model_format) not in (None, "onnx"):
+                if self.shapes is not None:
+                    raise TVMCException("several --input-shapes are of an ONNX model, which this is not")
                 return load_model(path, model_format, shape_dict, **options)
             file = next(filter(None, wanted.groups()), None)
             try:
                 cut = ScaleTable.load(file).outputs if file else None
                 self.graph = onnx_float.load(path, shape_dict, outputs=cut)
+                if self.shapes is not None:
+                    table = ScaleTable.load(str(file))
+                    read = functools.partial(onnx_float.load, path, outputs=cut)
+                    self.graph = self.shapes.of(table, self.graph, read)
                 return TVMCModel(float_module(self.graph), {})
             except Exception as error:
                 if not is_users(error):
@@ -287,6 +333,24 @@ def check_inputs(shapes, dtypes, inputs) -> None:
             )
 
 
+def _of_inputs(choices: Sequence[package.Chosen], path: str | None) -> package.Chosen:
+    """The choice for the arrays of a file, of several input shapes; the first where no file is named.
+
+    Raises DeployError, which lists the shapes.
+    """
+    if len(choices) == 1 or not path or not os.path.isfile(path):
+        return choices[0]
+    arrays, inputs = load_arrays(path, "--inputs"), choices[0].variant.inputs  # type: ignore[union-attr]
+    if set(arrays) != set(inputs):
+        return choices[0]  # tvmc's own message names both sides
+    known = [dict(choice.variant.shapes) for choice in choices if choice.variant]
+    given = {name: arrays[name].shape for name in inputs}
+    if given not in known:
+        dtypes = {name: taken.dtype for name, taken in inputs.items()}
+        raise DeployError(no_such_shapes(known, arrays, dtypes))
+    return choices[known.index(given)]
+
+
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, new: object) -> Iterator[None]:
     """An attribute of tvmc's replaced for a while."""
@@ -317,13 +381,15 @@ def patches(pipeline: Pipeline, argv: Sequence[str]) -> Iterator[None]:
         if not ours or _verb(argv) != "run":  # compile reads what it has written
             return import_package(self, package_path)
         elsewhere = any(option(argv, flag) is not None for flag in ("--rpc-tracker", "--rpc-key"))
-        chosen = tvmc_s(package.choose, package_path, option(argv, "--isa"), elsewhere=elsewhere)
+        choices = tvmc_s(package.choices, package_path, option(argv, "--isa"), elsewhere=elsewhere)
+        chosen = tvmc_s(_of_inputs, choices, option(argv, "-i", "--inputs"))
         if chosen.variant is None:
             if chosen.note:
                 print(f"note: {chosen.note}", file=sys.stderr)
             return import_package(self, package_path)
         if any(re.fullmatch("-v+|--verbose", word) for word in argv):
-            print(f"{package_path}: variant {chosen.name}", file=sys.stderr)
+            at = f", {told(dict(chosen.variant.shapes))}" if len(choices) > 1 else ""
+            print(f"{package_path}: variant {chosen.name}{at}", file=sys.stderr)
         contents = tvmc_s(chosen.read)
         with tempfile.TemporaryDirectory() as folder:
             alone = Path(folder) / "mod.tar"
@@ -367,6 +433,12 @@ def option(argv: Sequence[str], *names: str) -> str | None:
             if name.startswith("--") and word.startswith(f"{name}="):
                 return word[len(name) + 1 :]
     return None
+
+
+def every(argv: Sequence[str], name: str) -> list[str]:
+    """All values of an option that may be repeated."""
+    found = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == name]
+    return found + [word[len(name) + 1 :] for word in argv if word.startswith(f"{name}=")]
 
 
 def without(argv: Sequence[str], *names: str) -> list[str]:
@@ -429,7 +501,11 @@ OPTIONS = {
             "FILE",
             "a scale table, from quantize: compile its integers, as the target easyquant does",
         ),
-        "--isa": ("ROW,...", "with --table: a variant for each of these instruction sets, in one package"),
+        "--isa": (
+            "ROW,...",
+            "with --table: a variant for each of these instruction sets, in one package; "
+            "--input-shapes again and again: one for each shape, too",
+        ),
         "--input-dtype": (
             "uint8",
             "with a scale table: the image is bytes, RGB, and the table's preprocessing is done here",
@@ -478,30 +554,40 @@ def _targets(argv: Sequence[str]) -> list[str]:
 
 def _compile(argv: Sequence[str], others: Iterable[str]) -> int:
     """``compile`` with our options: tvmc's for each target, and one package of what they make."""
+    texts = every(argv, "--input-shapes")
+    if len(texts) > 1 and option(argv, "--table") is None:
+        raise UserError("several --input-shapes are of the integers of a scale table: give --table FILE")
     targets = _targets(argv)
     plain = without(argv, "--table", "--isa", "--target")
-    if len(targets) == 1:
+    if len(targets) == 1 and len(texts) < 2:
         return _run([*plain, "--target", targets[0]], others)
     if option(argv, "--dump-code") is not None:
-        raise UserError("--dump-code writes one file: name one instruction set with --isa")
+        raise UserError("--dump-code writes one file: name one instruction set with --isa, and one shape")
     output = option(argv, "-o", "--output") or "module.tar"
+    shapes = Shapes(texts) if len(texts) > 1 else None
     compiled: list[package.Compiled] = []
     with tempfile.TemporaryDirectory() as folder:
         alone = [*without(plain, "-o", "--output"), "-o", os.path.join(folder, "mod.tar")]
-        for target in targets:
-            code = _run([*alone, "--target", target], others, compiled)
-            if code:
-                return code
+        if shapes is not None:
+            alone = without(alone, "--input-shapes")
+        for text in texts if shapes is not None else (None,):
+            more = [] if text is None else ["--input-shapes", text]
+            for target in targets:
+                code = _run([*alone, *more, "--target", target], others, compiled, shapes)
+                if code:
+                    return code
     with replacing(output) as temporary:
         temporary.write_bytes(package.packed(__version__, compiled))
     return 0
 
 
 @contextlib.contextmanager
-def _plugged_in(argv: Sequence[str], others: Iterable[str]) -> Iterator[Pipeline]:
+def _plugged_in(
+    argv: Sequence[str], others: Iterable[str], shapes: Shapes | None = None
+) -> Iterator[Pipeline]:
     """tvmc with our target, options and checks; others: verbs that its usage shows beside its own."""
-    compiles = _verb(argv) == "compile"
-    pipeline = Pipeline(option(argv, "--tuning-records"), *(_input(argv) if compiles else ()))
+    layout, dtype = _input(argv) if _verb(argv) == "compile" else (None, None)
+    pipeline = Pipeline(option(argv, "--tuning-records"), layout, dtype, shapes)
     entry = {"config_key": None, "pass_default": False, "default_target": None, "pass_pipeline": pipeline}
     codegen = {"easyquant": entry}
 
@@ -537,14 +623,21 @@ def run(argv: Sequence[str], others: Iterable[str] = ()) -> int:
     (see `explain`).
     """
     check_before(argv)
-    if _verb(argv) == "compile" and any(option(argv, name) is not None for name in ("--table", "--isa")):
+    ours = any(option(argv, name) is not None for name in ("--table", "--isa"))
+    if _verb(argv) == "compile" and (ours or len(every(argv, "--input-shapes")) > 1):
         return _compile(argv, others)
     return _run(argv, others)
 
 
-def _run(argv: Sequence[str], others: Iterable[str], compiled: list[package.Compiled] | None = None) -> int:
-    """A command line of tvmc's; what it compiles for our target goes into ``compiled``, too."""
-    with _plugged_in(argv, others) as pipeline:
+def _run(
+    argv: Sequence[str],
+    others: Iterable[str],
+    compiled: list[package.Compiled] | None = None,
+    shapes: Shapes | None = None,
+) -> int:
+    """A command line of tvmc's; what it compiles for our target goes into ``compiled``, too. shapes: all at
+    which the network is compiled."""
+    with _plugged_in(argv, others, shapes) as pipeline:
         if compiled is not None:
             pipeline.compiled = compiled
         plain = without(argv, *{"run": ("--isa",), "compile": INPUT}.get(_verb(argv), ()))

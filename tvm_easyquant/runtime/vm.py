@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from importlib import util
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ class Runtime(Threads):
     """The C interface of one runtime library and of its ``libtvm_ffi.so``."""
 
     def __init__(self, path: Path):
-        ffi = ffi_library(path)
+        ffi, self._maps = ffi_library(path), {}  # type: Path, dict[str, Any]
         try:
             self._ffi = ctypes.CDLL(str(ffi), ctypes.RTLD_GLOBAL)
             self.library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
@@ -186,6 +187,16 @@ class Runtime(Threads):
             self.ask("runtime.config_threadpool", SHARE_CPUS, threads, (ARRAY, names))
             self.free([names])
 
+    def mapped(self, file: Path, chosen: package.Chosen) -> tuple[int, Any]:
+        """(size, memory) of the weights of an artefact; those of several input shapes are mapped once."""
+        files = chosen.variant.files if chosen.variant is not None else {}
+        key = files["parameters"].sha256 if files else str(file)
+        if key not in self._maps:
+            with open(file, "rb") as opened:
+                size = os.fstat(opened.fileno()).st_size
+                self._maps[key] = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+        return len(self._maps[key]), self._maps[key]
+
     def open(self, chosen: package.Chosen) -> Network:
         """The network of an artefact. Raises DeployError."""
         return Network(self, chosen)
@@ -208,9 +219,8 @@ class Network:
             with tempfile.TemporaryDirectory() as folder:
                 chosen.lay_out(Path(folder))
                 self._module = self._load(Path(folder) / package.FILES["code"])
-                self._map(
-                    chosen.path, *(Path(folder) / package.FILES[use] for use in ("graph", "parameters"))
-                )
+                graph, parameters = (Path(folder) / package.FILES[use] for use in ("graph", "parameters"))
+                self._map(chosen, graph, parameters)
         else:
             with quiet():
                 self._module = self._load(chosen.path)
@@ -220,18 +230,16 @@ class Network:
     def _load(self, path: Path) -> int:
         return self._runtime.ask("ffi.ModuleLoadFromFile", str(path)).handle
 
-    def _map(self, package: Path, graph: Path, parameters: Path) -> None:
+    def _map(self, chosen: package.Chosen, graph: Path, parameters: Path) -> None:
         """The weights of a package, which its graph lists."""
         try:
             rows = weights(graph.read_bytes())
         except (ValueError, KeyError, TypeError) as error:
-            raise DeployError(f"{package} is damaged: its {graph.name}: {error}") from None
-        with open(parameters, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            memory = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+            raise DeployError(f"{chosen.path} is damaged: its {graph.name}: {error}") from None
+        size, memory = self._runtime.mapped(parameters, chosen)
         for offset, shape, dtype in rows:
             if offset + prod(shape) * dtype.itemsize > size:
-                raise DeployError(f"{package} is damaged: its {parameters.name} has only {size} bytes")
+                raise DeployError(f"{chosen.path} is damaged: its {parameters.name} has only {size} bytes")
             view = np.frombuffer(memory, dtype, prod(shape), offset).reshape(shape)
             handle, kept = self._runtime.tensor(view)
             self._weights.append(handle)

@@ -22,6 +22,7 @@ from ..files import parse_json, read_json, shown, write_text
 from ..network.channelwise import channelwise
 from ..network.equalize import equalized
 from ..network.graph import Graph, GraphError
+from ..network.shapes import input_shapes, reshaped, told
 from ..samples.images import Preprocess
 from .numerics import NEW_SWITCHES, ConfigError, QuantConfig, Scale, ungained
 from .partition import Plan, plan_of
@@ -107,6 +108,25 @@ class ScaleTable:
             return channelwise(equalized(graph) if self.config.equalize else graph, self.factors)
         except GraphError as error:
             raise TableError(f"the scale table does not fit model {graph.name}: {error}") from None
+
+    def at_shapes(self, graph: Graph, other: Graph) -> Graph:
+        """The same model read at other input shapes as a graph that this table is of, too.
+
+        graph: the one it was made for, as `prepared` makes it; other: as it was loaded. No scale depends on
+        a size, so where only sizes differ the table is as good for both. TableError where more does.
+        """
+        plan_ = self.check(graph)
+        if other.fingerprint == graph.fingerprint:
+            return other
+        try:
+            made = reshaped(graph, self.prepared(other))
+        except GraphError as error:
+            raise TableError(f"the scale table does not fit: {error}") from None
+        there = self.check(made)
+        if (there.integer, there.fused) != (plan_.integer, plan_.fused):
+            shapes = told(input_shapes(made))
+            raise TableError(f"the scale table does not fit: with {shapes} other nodes run in integers")
+        return made
 
     @property
     def outputs(self) -> list[str] | None:

@@ -58,6 +58,18 @@ inline std::string variant(const std::string& network) {
   fail("no variant runs on this CPU" + (lacks.empty() ? std::string(": there is none so named") : lacks));
 }
 
+// The folder of the shapes that EASYQUANT_SHAPES names, where there are several.
+inline std::string at_shapes(const std::string& network) {
+  std::ifstream lines(network + "/shapes.txt");
+  if (!lines) return network;
+  const char* wanted = std::getenv("EASYQUANT_SHAPES");
+  std::string known;
+  for (std::string line; std::getline(lines, line); known += " " + line) {
+    if (wanted && line == wanted) return network + "/" + line;
+  }
+  fail("the network has several input shapes: set EASYQUANT_SHAPES to one of" + known);
+}
+
 inline size_t size(const Tensor& tensor) {
   size_t count = (tensor.dtype.bits * tensor.dtype.lanes + 7) / 8;
   for (int i = 0; i < tensor.ndim; ++i) count *= static_cast<size_t>(tensor.shape[i]);

@@ -5,7 +5,8 @@
 //
 // One file for each input, in the order of FOLDER/network/inputs.txt: its numbers as they lie in memory
 // (numpy: array.tofile). The outputs are written beside it as output_0.bin, ... The first variant of
-// FOLDER/network/variants.txt whose instructions this CPU has is taken; EASYQUANT_ISA names another.
+// FOLDER/network/variants.txt whose instructions this CPU has is taken; EASYQUANT_ISA names another. Where
+// there is FOLDER/network/shapes.txt, EASYQUANT_SHAPES names one of its lines, a folder with those files.
 #include <dlfcn.h>
 
 #include "network.h"
@@ -69,7 +70,7 @@ Value text(const std::string& words) { Value value{}; value.text = words.c_str()
 
 void run(int argc, char** argv) {
   if (argc < 2) fail("usage: run FOLDER INPUT.bin ...");
-  const std::string folder = argv[1], files = folder + "/network";
+  const std::string folder = argv[1], files = at_shapes(folder + "/network");
   const std::string chosen = files + "/" + variant(files);
   Runtime tvm(folder + "/lib/libtvm_runtime.so");
   const std::string graph = read(chosen + "/mod.json"), parameters = read(chosen + "/mod.params");
