@@ -101,6 +101,10 @@ class Host(Protocol):
     def version(self) -> str:
         """The compiler's own version."""
 
+    @property
+    def floats(self) -> str:
+        """What a line of times calls the float network of `build_float`."""
+
     # -- float networks
 
     def formats(self) -> Sequence[str]:

@@ -239,5 +239,5 @@ def benchmark(args, host) -> int:
     print(f"{threads}, medians of {found.rounds} rounds")
     if found.speedup is not None:
         said = timing.headline(found.speedup, found.ratios, found.doubt)
-        print(f"TVM float32 {found.ms_fp32:.3f} ms: {said}")
+        print(f"{host.floats} {found.ms_fp32:.3f} ms: {said}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 
@@ -71,6 +72,23 @@ def variant(target, layers: Sequence[str], inputs: Mapping[str, package.Input]) 
     )  # fmt: skip
 
 
+def steps(ready) -> list[tuple[str, int, int]]:
+    """(function, size of its largest constant, size of its output) of each call of a kernel in ``main``."""
+    found = []
+    for block in ready["main"].body.blocks:
+        for binding in block.bindings:
+            call = binding.value
+            if isinstance(call, tvm.ir.Call) and isinstance(call.op, tvm.ir.GlobalVar):
+                sizes = [argument.value.numpy().size for argument in call.args if _is_array(argument)]
+                output = prod(int(d) for d in call.args[-1].ty.shape.values)
+                found.append((str(call.op.name_hint), max(sizes, default=0), output))
+    return found
+
+
+def _is_array(expr) -> bool:
+    return hasattr(getattr(expr, "value", None), "numpy")
+
+
 # -- weights
 
 
@@ -95,7 +113,7 @@ class _Lift(relax.PyExprMutator):
         self.arrays: list[np.ndarray] = []
 
     def visit_generic_const_(self, constant):
-        if not hasattr(constant.value, "numpy"):
+        if not _is_array(constant):
             return constant
         self.arrays.append(constant.value.numpy())
         self.variables.append(relax.Var(f"weight{len(self.variables)}", constant.ty))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from .. import __version__, deploy, package
 from ..errors import GraphError, HostError, LinkerMissing, TargetError
 from ..files import replacing
 from ..fleet import Fleet, Shapes
+from ..measure.race import Call, named
 from ..runtime import pool, vm
 from . import artefact
 from .framework import relax, tvm, vm_build
@@ -226,24 +226,14 @@ class Built:
     def layer_times(self, feed: Mapping[str, np.ndarray], repeat: int = 10) -> dict[str, float]:
         """{lowered layer: milliseconds}, medians of ``repeat`` runs. A layer's time is with what was fused
         into it, and with the one or two microseconds that it takes to look at the clock."""
-        found: dict[str, list[float]] = {layer.name: [] for layer in self.layers}
-        executor, names = Executor(self, contexts=1), [layer.name for layer in self.layers]
-        clock, waiting = [0.0], list(names)
-
-        def watch(function, name, before, *rest):
-            if str(name).startswith(lowering.PREFIX):
-                if before:
-                    clock[0] = time.perf_counter()
-                else:
-                    found[waiting.pop(0)].append(1e3 * (time.perf_counter() - clock[0]))
-
-        context = executor._contexts.take()
-        context.machine.set_instrument(watch)
-        executor._contexts.give(context)
+        profile = self.profile(feed)
         for _ in range(repeat):
-            waiting[:] = names
-            executor(feed)
-        return {name: statistics.median(times) for name, times in found.items()}
+            profile.run()
+        return {call.layer: call.ms for call in profile.calls if call.layer is not None}
+
+    def profile(self, feed: Mapping[str, np.ndarray]) -> Profile:
+        """A `Profile` of it on these inputs, to be run as often as wanted."""
+        return Profile(self, feed)
 
     def export_library(self, file_name, **options) -> None:
         """TVM's ``export_library``, whole or not at all: a library, or object files (``.tar``). The library
@@ -320,6 +310,42 @@ class Built:
         """SHA-256 of its code, steps and constants: the same module, target and table give the same digest
         in every process."""
         return self._content[1]
+
+
+class Profile:
+    """A `Built` whose calls are timed: ``run`` it as often as wanted; ``calls`` are medians."""
+
+    def __init__(self, built: Built, feed: Mapping[str, np.ndarray]):
+        self._layers, self._feed = [layer.name for layer in built.layers], feed
+        self._steps = artefact.steps(built._ready)
+        self._executor, self._start = Executor(built, contexts=1), 0.0
+        names, self._row = {step[0] for step in self._steps}, []  # type: set[str], list[float]
+        self._times: list[list[float]] = []
+
+        def watch(function, name, before, *rest):
+            if str(name) in names:
+                if before:
+                    self._start = time.perf_counter()
+                else:
+                    self._row.append(1e3 * (time.perf_counter() - self._start))
+
+        self._executor._run(lambda context: context.machine.set_instrument(watch))
+
+    def run(self) -> None:
+        """Time every call once more."""
+        self._row = []
+        self._executor(self._feed)
+        self._times.append(self._row)
+
+    @property
+    def calls(self) -> list[Call]:
+        """The network's calls in order, their times the medians over the runs."""
+        medians = np.median(self._times, axis=0)
+        rows = [
+            Call(name, None, weight, output, float(ms), name.startswith(lowering.PREFIX))
+            for (name, weight, output), ms in zip(self._steps, medians, strict=True)
+        ]
+        return named(rows, self._layers)
 
 
 class _Context:

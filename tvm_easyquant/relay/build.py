@@ -13,7 +13,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from .. import __version__, deploy, package
 from ..errors import TargetError
 from ..files import replacing
 from ..fleet import Fleet, Shapes
+from ..measure.race import Call, named
 from ..network.graph import GraphError
 from ..runtime import graph as executors
 from ..runtime import pool
@@ -312,34 +312,6 @@ class Built:
         return self._content[1]
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of a compiled network: its function, the lowered layer that it is (None: it is none, or
-    cannot be told), the sizes of its largest constant and of its output, its milliseconds."""
-
-    function: str
-    layer: str | None
-    weight: int
-    output: int
-    ms: float
-
-    @property
-    def ours(self) -> bool:
-        return "easyquant_conv2d" in self.function
-
-    @property
-    def holds_layer(self) -> bool:
-        """Whether it holds a convolution or dense layer, ours or TVM's."""
-        return self.ours or any(word in self.function for word in ("conv2d", "dense", "batch_matmul"))
-
-
-def named(calls: Sequence[Call], layers: Sequence[str]) -> list[Call]:
-    """The calls with the names of ``layers``, which are in call order; without, if the counts differ."""
-    ours = [i for i, call in enumerate(calls) if call.ours]
-    names = dict(zip(ours, layers, strict=True)) if len(ours) == len(layers) else {}
-    return [replace(call, layer=names.get(i)) for i, call in enumerate(calls)]
-
-
 class Profile:
     """A `Built` under TVM's debug executor: ``run`` it as often as wanted; ``calls`` are medians."""
 
@@ -371,7 +343,10 @@ class Profile:
         medians = np.median(self._times, axis=0)
         sizes = self._sizes if len(self._sizes) == len(medians) else [(0, 0)] * len(medians)
         rows = zip(self._names, sizes, medians, strict=True)
-        return named([Call(name, None, *size, float(ms)) for name, size, ms in rows], self._layers)
+        return named(
+            [Call(name, None, *size, float(ms), "easyquant_conv2d" in name) for name, size, ms in rows],
+            self._layers,
+        )
 
 
 def _sizes(graph: dict, params, functions) -> list[tuple[int, int]]:
