@@ -1,4 +1,4 @@
-"""`evaluate`, `benchmark` and `report` of a package of ``compile``: the figures are of the program that ships."""
+"""Packages of ``compile`` in `evaluate`, `benchmark` and `report`: the figures are of the program that ships."""
 
 from __future__ import annotations
 
