@@ -6,6 +6,7 @@ import tarfile
 import networks
 import numpy as np
 import pytest
+from test_cli import tvmc
 
 pytest.importorskip("tvm")
 onnx = pytest.importorskip("onnx")
@@ -86,6 +87,16 @@ def test_the_time_is_the_package_s(folder, capsys):
     assert "net.tar (variant generic): " in out and (
         "times as fast (" in out or "no figure: half of" in out
     )
+
+
+def test_a_process_that_loads_a_package_may_compile_the_float_network(folder):
+    """It ended by SIGABRT: TVM's library came to a process that had its runtime library already."""
+    for words in (
+        ["benchmark", "net.tar", "--rounds", "2", "--float", "net.onnx"],
+        ["evaluate", "net.tar", "--data", "data.npz", "--float", "net.onnx"],
+    ):
+        done = tvmc(*words, cwd=folder)
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_report_has_what_a_package_knows_and_says_what_it_leaves_out(folder, capsys, monkeypatch):

@@ -1,7 +1,8 @@
-"""Packages of ``compile`` in `evaluate`, `benchmark` and `report`: the figures are of the program that ships."""
+"""Packages of ``compile`` in `evaluate`, `benchmark` and `report`: figures of the program that ships."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -65,6 +66,17 @@ def _float_graph(args, host, shapes: Mapping | None = None):
     outputs = None if table is None else table.outputs
     options: dict = dict(batch=batch, input_shapes=shapes, outputs=outputs)
     return pipeline.open_model(args.float, host=host, **options).graph
+
+
+def _open(args, host, **options):
+    """The package as a `Program`. What ``--float`` needs TVM for is loaded first: a process in which the
+    runtime library is there alone ends when TVM itself comes to it."""
+    from ..deploy import Program
+
+    if args.float is not None:
+        with contextlib.suppress(TVMMissing):
+            _ = host.name
+    return Program(args.FILE, isa=args.isa, **options)
 
 
 def _float(args, host, shapes: Mapping | None = None):
@@ -160,9 +172,7 @@ def _facts_of(args, found) -> dict:
 
 def evaluate(args, host) -> int:
     """``evaluate net.tar``."""
-    from ..deploy import Program
-
-    with Program(args.FILE, isa=args.isa) as program, progress_bar() as bar:
+    with _open(args, host) as program, progress_bar() as bar:
         found = _scores(args, host, _table(args), program, bar)
     if args.json:
         print_json({"data": args.data, "variant": program.variant, "metrics": _facts_of(args, found)})
@@ -253,13 +263,9 @@ def _timed(args, host, program, bar) -> Timing:
 
 def benchmark(args, host) -> int:
     """``benchmark net.tar``."""
-    from ..deploy import Program
     from ..network.shapes import told
 
-    with (
-        Program(args.FILE, isa=args.isa, threads=args.threads, contexts=1) as program,
-        progress_bar() as bar,
-    ):
+    with _open(args, host, threads=args.threads, contexts=1) as program, progress_bar() as bar:
         found = _timed(args, host, program, bar)
         at = f", at {told(found.shapes)}" if len(program.shapes) > 1 else ""
     if args.json:
@@ -281,7 +287,6 @@ OF_LAYERS = ("calibration", "record", "tuning_records")
 def report(args, host) -> int:
     """``report net.tar``."""
     from .. import __version__, package
-    from ..deploy import Program
     from ..files import write_text
     from ..host import describe_machine
     from ..measure import report as pages
@@ -299,7 +304,7 @@ def report(args, host) -> int:
         raise UserError(f"{args.FILE} holds no scale table, so there is nothing to report: compile it anew")
     scores, timed, graph = None, None, None
     with progress_bar() as bar:
-        with Program(args.FILE, isa=args.isa, threads=args.threads, contexts=1) as program:
+        with _open(args, host, threads=args.threads, contexts=1) as program:
             if args.float is not None:
                 graph = _the_tables(args, host, table, program)
             if args.data:
