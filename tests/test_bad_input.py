@@ -60,6 +60,9 @@ def fleet_of(rows, *rest, model="net.onnx", table="table.json", output="n.tar"):
     ]
 
 
+AT = ["--input-shapes", "x:[1,3,8,8]"]
+
+
 def run_with(archive="good.tar", inputs="images.npz", *rest):
     return ["run", archive, "--inputs", inputs, *rest]
 
@@ -245,6 +248,16 @@ CASES = {
     "compile: code of several": (fleet_of("generic,avx2", "--dump-code", "asm"), "name one instruction set with --isa", 4),
     "compile: a fleet over its table": (fleet_of("generic", output="table.json"), "it is also an input", 4),
     "compile: a fleet of another model": (fleet_of("generic,avx2", model="other.onnx"), "made for another model", 4),
+    "compile: several shapes without a table": (["compile", "net.onnx", *AT, *AT, "-o", "n.tar"],
+                                                "several --input-shapes are of the integers of a scale table", 4),
+    "compile: two equal shapes": (fleet_of("generic", *AT, "--input-shapes=x:[1, 3, 8, 8]"), "is there twice; give each once", 4),
+    "compile: shapes that are none": (fleet_of("generic", *AT, "--input-shapes", "x=8"), "must be of the form", 4),
+    "compile: a shape that the model refuses": (fleet_of("generic", *AT, "--input-shapes", "x:[1,3,9,9]"),
+                                                r"x was given shape \(1, 3, 9, 9\), the model says \(1, 3, 8, 8\)", 4),
+    "compile: the table's shape is not there": (fleet_of("generic", "--input-shapes", "x:[2,3,8,8]", "--input-shapes", "x:[4,3,8,8]"),
+                                                "made at none of these --input-shapes", 4),
+    "compile: code of several shapes": (fleet_of("generic", *AT, "--input-shapes", "x:[2,3,8,8]", "--dump-code", "asm"),
+                                        "name one instruction set with --isa, and one shape", 4),
     "compile: an option cut short": (["compile", "net.onnx", "--tabl", "table.json"], "error: write --table in full", 4),
     "run: an instruction set that is none": (run_with("record.tar", "images.npz", "--isa", "avx"), "isa is 'avx'; use one of generic", 4),
     "run: a variant that is missing": (run_with("record.tar", "images.npz", "--isa", "neon"), "record.tar has no variant neon.*it has generic", 4),

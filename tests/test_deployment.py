@@ -146,6 +146,7 @@ def test_it_serves(server, images, want):
     process, url = server
     status, body = ask(f"{url}/health")
     assert status == 200 and json.loads(body)["inputs"] == {"x": [[1, 3, 8, 8], "float32"]}
+    assert json.loads(body)["shapes"] == [{"x": [1, 3, 8, 8]}]
     file = io.BytesIO()
     np.save(file, images[:, 0])
     status, body = ask(f"{url}/predict", file.getvalue())

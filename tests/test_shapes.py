@@ -275,12 +275,6 @@ def test_compile_writes_what_python_exports_and_the_verbs_take_the_shape_of_the_
 
 @linked
 @pytest.mark.parametrize(("words", "message"), [
-    (["compile", "net.onnx", "--input-shapes", "x:[1,3,8,8]", "--input-shapes", "x:[1,3,8,16]", "-o", "n.tar"],
-     "several --input-shapes are of the integers of a scale table: give --table FILE"),
-    (["compile", "net.onnx", "--table", "net.json", "--input-shapes", "x:[1,3,8,8]", "--input-shapes=x:[1, 3, 8, 8]"],
-     "is there twice; give each once"),
-    (["compile", "net.onnx", "--table", "net.json", "--input-shapes", "x:[1,3,8,8]", "--input-shapes=x"],
-     "--input-shapes argument must be of the form"),
     (["compile", "net.onnx", "--table", "net.json", "--input-shapes", "x:[1,3,9,9]", "--input-shapes=x:[1,3,8,16]"],
      "the scale table was made at none of these --input-shapes, or for another model: give the shape"),
     (["compile", "net.onnx", "--table", "net.json", "--input-shapes", "x:[1,3,8,8]", "--input-shapes=x:[1,3,1,1]"],

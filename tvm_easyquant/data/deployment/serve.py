@@ -2,7 +2,7 @@
 
 python serve.py [--host ADDRESS] [--port N] [--limit MIB] [--contexts N] [--threads N]
 
-GET  /health    {"status": "ok", "variant": ..., "inputs": {name: [shape, type]}}
+GET  /health    {"status": "ok", "variant": ..., "inputs": {name: [shape, type]}, "shapes": [{name: shape}]}
 POST /predict   an .npy of the only input, or an .npz of all by name, of any number of samples; of a
                 network that takes bytes (uint8, NHWC) also a JPEG or PNG, if Pillow is there. Answers
                 {"outputs": [lists]}; with the header "Accept: application/octet-stream" an .npz.
@@ -36,7 +36,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/health":
             return self.answer(404, {"error": f"there is no {self.path}; GET /health, POST /predict"})
         inputs = {name: [list(shape), str(dtype)] for name, (shape, dtype) in self.program.inputs.items()}
-        return self.answer(200, {"status": "ok", "variant": self.program.variant, "inputs": inputs})
+        known = {"variant": self.program.variant, "inputs": inputs, "shapes": self.program.shapes}
+        return self.answer(200, {"status": "ok", **known})
 
     def do_POST(self):
         try:
