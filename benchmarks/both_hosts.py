@@ -5,8 +5,9 @@
 
 Each network is quantized once (7 bits, the default method, 4 images searched: the scales need not be
 good). Then each host builds it from that table, in a process of its own, with every stored tensor as an
-output, and runs the same images. A tensor's integers are compared by a digest of all images. ``tensors_differing`` must
-be 0; ``apart`` is the largest difference of an output behind a float node, over its largest value.
+output, and runs the same images. A tensor's integers are compared by a digest of all images.
+``tensors_differing`` must be 0; ``apart`` is the largest difference of an output behind a float node, over
+its largest value.
 """
 
 from __future__ import annotations

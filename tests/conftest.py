@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import Counter
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,13 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFixture(config, log) if config.option.dist == "load" else None
 
 
+@cache
+def has_relay() -> bool:
+    """Whether the TVM here, which is not imported, is the one with Relay."""
+    found = find_spec("tvm")
+    return bool(found and found.origin) and (Path(found.origin).parent / "relay").is_dir()
+
+
 def on_a_worker(config) -> bool:
     return hasattr(config, "workeroutput")
 
@@ -135,6 +143,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("linker") and not can_link():
             item.add_marker(pytest.mark.skip(reason="no C++ compiler here to link a library with"))
+        if item.get_closest_marker("relay") and not has_relay():
+            item.add_marker(pytest.mark.skip(reason="TVM 0.19 is not installed here"))
         if item.get_closest_marker("browser") and no_browser() and not config.option.require_browser:
             item.add_marker(pytest.mark.skip(reason=f"no {no_browser()} here to open the report with"))
         for mark in item.iter_markers("isa"):

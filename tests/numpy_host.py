@@ -98,6 +98,7 @@ class Numpy:
 
     name = "numpy"
     version = np.__version__
+    floats = "numpy's float32"
 
     # -- float networks
 

@@ -22,8 +22,21 @@ import networks
 import tvm_easyquant as eq
 from tvm_easyquant import deploy
 from tvm_easyquant.errors import GraphError
+from tvm_easyquant.host import installed
+from tvm_easyquant.runtime import dlpack
 
 ROOT = Path(__file__).resolve().parent.parent
+#: library on disk -> what it was written of
+BUILT = {}
+
+
+def executor(path, **options):
+    """The host's own executor of a library: on Relay of what TVM loads, too."""
+    import tvm
+
+    if installed().name == "relay":
+        return eq.Executor(tvm.runtime.load_module(str(path)), **options)
+    return eq.Executor(BUILT[path], **options)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +46,7 @@ def compiled(tmp_path_factory):
     library = eq.quantize(graph, images, method="minmax").build()
     path = tmp_path_factory.mktemp("deploy") / "net.so"
     library.export_library(str(path))
+    BUILT[path] = library
     return path, images[0], eq.Executor(library)({"image": images[0]})
 
 
@@ -118,7 +132,7 @@ def test_what_is_wrong_is_named(compiled, tmp_path, monkeypatch):
         archive.add(text.parent, "mod.so", recursive=False)
     with pytest.raises(deploy.DeployError, match="'mod.so' is no file in it"):
         deploy.Program(other)
-    monkeypatch.delitem(sys.modules, "tvm")
+    monkeypatch.delitem(sys.modules, "tvm", raising=False)
     monkeypatch.setattr(deploy.util, "find_spec", lambda name: None)
     with pytest.raises(deploy.DeployError, match="runtime="):
         deploy.find_runtime()
@@ -171,27 +185,19 @@ def test_one_program_serves_eight_threads(served, tmp_path, kind, threads):
 
 def test_one_executor_serves_eight_threads(served):
     """383 wrong of 4,000."""
-    import tvm
-
     path, images, want = served
-    with eq.Executor(tvm.runtime.load_module(str(path)), contexts=3) as executor:
-        assert wrong_answers(executor, images, want) == 0
-        assert all(ms > 0 for ms in executor.milliseconds(3))
+    with executor(path, contexts=3) as network:
+        assert wrong_answers(network, images, want) == 0
+        assert all(ms > 0 for ms in network.milliseconds(3))
     with pytest.raises(GraphError, match="is closed"):
-        executor(images[0])
+        network(images[0])
 
 
 @pytest.mark.parametrize("kind", ["Program", "Executor"])
 def test_calls_at_once_have_a_context_each_and_others_wait(served, kind):
     """An executor's callers took turns: two threads were no faster than one."""
-    import tvm
-
     path, images, want = served
-    make = (
-        deploy.Program
-        if kind == "Program"
-        else lambda p, **o: eq.Executor(tvm.runtime.load_module(str(p)), **o)
-    )
+    make = deploy.Program if kind == "Program" else executor
     with make(path, contexts=2) as network:
         for image, outputs in zip(images, want, strict=True):
             np.testing.assert_array_equal(network(image)[0], outputs)
@@ -237,9 +243,10 @@ def stored_weights(path):
 def weights_at(program, module):
     """Where an executor's first weights lie."""
     handle = program._tvm.call(program._tvm.function(module, "get_input"), "p0")
-    return ctypes.cast(handle, ctypes.POINTER(deploy._Tensor)).contents.data
+    return ctypes.cast(handle, ctypes.POINTER(dlpack.Tensor)).contents.data
 
 
+@pytest.mark.relay
 def test_contexts_share_weights_that_are_stored_beside_the_code(tmp_path):
     """The executor's own way to make one more copies them: four contexts, four copies."""
     program = deploy.Program(stored_weights(tmp_path / "net.so"), contexts=3)
@@ -337,14 +344,10 @@ def asked_in_child(program, images, want, answers):
 @pytest.mark.parametrize("kind", ["Program", "Executor"])
 def test_a_process_may_be_forked_after_the_network_ran(served, kind):
     """The child waited for ever: TVM's threads, which its call was handed to, stayed in the parent."""
-    import tvm
-
     path, images, want = served
-    of = {"Program": (deploy.Program, path, dict(threads=2)),
-          "Executor": (eq.Executor, tvm.runtime.load_module(str(path)), {})}  # fmt: skip
-    make, what, options = of[kind]
+    make, options = {"Program": (deploy.Program, dict(threads=2)), "Executor": (executor, {})}[kind]
     fork = multiprocessing.get_context("fork")
-    with make(what, contexts=2, **options) as network:
+    with make(path, contexts=2, **options) as network:
         stop, wrong = threading.Event(), []
 
         def ask():  # what another thread runs while the process is forked
@@ -504,6 +507,7 @@ def test_a_network_of_four_samples_gives_what_one_of_one_gives(tmp_path):
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.relay
 def test_outputs_without_the_batch_refuse_another_number_of_samples(tmp_path):
     """A sum over the batch would count the samples that fill the last call up."""
     from tvm import relay
@@ -519,6 +523,7 @@ def test_outputs_without_the_batch_refuse_another_number_of_samples(tmp_path):
     program.close()
 
 
+@pytest.mark.relay
 def test_samples_of_several_inputs_belong_together(tmp_path):
     from tvm import relay
 
@@ -561,20 +566,16 @@ def test_it_does_not_matter_how_an_array_lies_in_memory(served):
         "read only": frozen,
     }
     assert not laid["unaligned"].flags.aligned and not laid["every second"].flags.contiguous
-    import tvm
-
-    with deploy.Program(path) as program, eq.Executor(tvm.runtime.load_module(str(path))) as executor:
+    with deploy.Program(path) as program, executor(path) as network:
         for array in laid.values():
             np.testing.assert_array_equal(program({"image": array})[0], want[0])
-            np.testing.assert_array_equal(executor(array)[0], want[0])
+            np.testing.assert_array_equal(network(array)[0], want[0])
             program.set_inputs(array)
             program.run()
             np.testing.assert_array_equal(program.outputs()[0], want[0])
 
 
 def test_an_array_that_does_not_fit_is_refused_with_the_cure(served):
-    import tvm
-
     path, images, _ = served
     image = images[0]
     cases = [
@@ -590,10 +591,10 @@ def test_an_array_that_does_not_fit_is_refused_with_the_cure(served):
         ({"picture": image}, r"there is no input picture; the inputs are \['image'\]"),
         ({"image": image, 3: image}, "there is no input 3"),
     ]
-    with deploy.Program(path) as program, eq.Executor(tvm.runtime.load_module(str(path))) as executor:
+    with deploy.Program(path) as program, executor(path) as network:
         for feed, message in cases:
             for call, error in (
-                (program, deploy.DeployError), (program.set_inputs, deploy.DeployError), (executor, GraphError),
+                (program, deploy.DeployError), (program.set_inputs, deploy.DeployError), (network, GraphError),
             ):  # fmt: skip
                 with pytest.raises(error, match=message) as raised:
                     call(feed)
@@ -604,7 +605,7 @@ def test_an_array_that_does_not_fit_is_refused_with_the_cure(served):
             with pytest.raises(deploy.DeployError, match="input image is "):
                 program(feed)
             with pytest.raises(GraphError, match="input image is "):
-                executor(feed)
+                network(feed)
 
 
 @pytest.mark.slow

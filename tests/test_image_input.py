@@ -254,6 +254,7 @@ def test_the_program_that_ships_says_what_it_takes(tmp_path):
                 run({"image": wrong})
 
 
+@pytest.mark.relay
 def test_tvmc_does_not_cut_wider_integers_to_bytes():
     """It took uint16 for uint8, as both are integers without a sign: 256 became 0."""
     pytest.importorskip("tvm")
@@ -278,6 +279,7 @@ def test_a_fleet_takes_bytes_too(tmp_path):
         same([built({"image": shot})[0] for shot in shots], want)
 
 
+@pytest.mark.relay
 def test_a_table_of_bytes_that_is_not_the_preprocessing_is_never_built(monkeypatch):
     """Every byte in every channel is looked up by the operators that are compiled, before they are."""
     pytest.importorskip("tvm")
@@ -298,6 +300,7 @@ def test_a_table_of_bytes_that_is_not_the_preprocessing_is_never_built(monkeypat
         q.build(input_dtype="uint8")
 
 
+@pytest.mark.relay
 def test_the_rewritten_module_in_numpy():
     pytest.importorskip("tvm")
     from tvm_easyquant.relay.reference import execute

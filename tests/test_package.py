@@ -449,6 +449,7 @@ def test_what_tvmc_compiles_for_a_target_of_its_own_is_refused_elsewhere(made):
     assert done.returncode == 0 and "note:" not in done.stderr, done.stderr
 
 
+@pytest.mark.relay
 def test_stock_tvmc_runs_a_package_of_one_variant(made):
     folder, _, _ = made
     stock = [sys.executable, "-W", "ignore", "-m", "tvm.driver.tvmc", "run", "generic.tar", "--inputs", "in.npz",
@@ -458,6 +459,7 @@ def test_stock_tvmc_runs_a_package_of_one_variant(made):
     np.testing.assert_array_equal(np.load(folder / "stock.npz")["output_0"], np.load(folder / "want.npy"))
 
 
+@pytest.mark.relay
 def test_a_library_of_a_user_s_own_build_says_its_kernels_and_no_more(made, caplog):
     import tvm
     from tvm import relay

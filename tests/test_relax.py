@@ -5,6 +5,7 @@ Skipped where TVM 0.19 is installed, or none.
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import zlib
@@ -20,6 +21,7 @@ import tvm_easyquant as eq
 from topi_ext import isa
 from tvm_easyquant import host as hosts
 from tvm_easyquant.errors import (
+    DeployError,
     GraphError,
     HostError,
     LinkerMissing,
@@ -327,7 +329,7 @@ def test_an_input_keeps_its_name():
 )
 def test_a_target_is_named_as_users_know_it(target):
     from topi_ext.relax.lower import target_isa
-    from tvm_easyquant.relax.build import target_text
+    from tvm_easyquant.relax.artefact import target_text
 
     made = installed().target(target)
     assert target_text(made) == "llvm -mcpu=core-avx2" and target_isa(made) == "avx2"
@@ -403,9 +405,6 @@ def test_a_module_is_saved_where_the_ffi_can(small, monkeypatch):
         (lambda q, host: eq.EasyQuant(q.table), HostError),
         (lambda q, host: eq.LowerInteger("llvm"), HostError),
         (lambda q, host: q.build("llvm", lower=False), HostError),
-        (lambda q, host: q.build("llvm").export("net.tar"), HostError),
-        (lambda q, host: host.benchmark(q.graph, None, None), HostError),
-        (lambda q, host: host.keep_if_faster(q.graph, None, q.table.config), HostError),
         (lambda q, host: host.tune(q.module, "log"), TuneError),
         (lambda q, host: host.history("log", None), TuneError),
         (lambda q, host: host.linker("aarch64-linux-gnu-g++"), HostError),
@@ -417,15 +416,6 @@ def test_what_the_host_does_not_do_yet_is_said_in_a_line(ask, error, small):
     with pytest.raises(error, match="(the relax host|yet)") as found:
         ask(small[0], installed())
     assert "\n" not in str(found.value)
-
-
-@pytest.mark.parametrize("verb", ["compile net.onnx", "run net.tar", "tune net.onnx", "compile --help"])
-def test_the_verbs_of_tvmc_are_the_other_host_s(verb, capsys):
-    from tvm_easyquant import cli
-
-    assert cli.run(verb.split()) == 4
-    found = capsys.readouterr().err
-    assert found.startswith("error: the relax host has no run, tune, compile") and found.count("\n") == 1
 
 
 def test_doctor_says_which_host(capsys):
@@ -455,5 +445,219 @@ def test_verbs_of_ours_work(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "lost 0 of 4" in shown.out and "run in numpy" not in shown.err
     assert cli.run(["--version"]) == 0 and capsys.readouterr().out == f"{installed().version}\n"
-    assert cli.run(["benchmark", str(tmp_path / "net.onnx"), *table]) == 4
-    assert "the relax host does not compare times with float yet" in capsys.readouterr().err
+
+
+# -- the command line
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a model, its table and an input; (folder, the outputs)."""
+    onnx = pytest.importorskip("onnx")
+    folder = tmp_path_factory.mktemp("work")
+    onnx.save(networks.small_onnx(), folder / "net.onnx")
+    images = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    q = eq.quantize(folder / "net.onnx", images, method="minmax")
+    q.table.save(folder / "net.json")
+    np.savez(folder / "x.npz", x=images)
+    return folder, np.concatenate([q.build("llvm")({"x": x[None]})[0] for x in images])
+
+
+def ask(capsys, *words):
+    """(exit code, what is printed, lines of errors)."""
+    from tvm_easyquant import cli
+
+    code, shown = cli.run(list(map(str, words))), capsys.readouterr()
+    return code, shown.out, [line for line in shown.err.splitlines() if not line.startswith("easyquant: ")]
+
+
+@pytest.mark.linker
+@pytest.mark.parametrize("words", [
+    ["--table", "net.json", "--target", "llvm -mcpu=core-avx2"],
+    ["--table", "net.json", "--target", '{"kind": "llvm", "mcpu": "core-avx2"}'],
+    ["--target", "easyquant -table=net.json, llvm -mcpu=core-avx2"],
+    ["--host", "relax", "--table=net.json", "--isa", "avx2,generic", "-f", "so"],
+], ids=["text", "JSON", "easyquant", "isa"])  # fmt: skip
+def test_compile_and_run(work, words, tmp_path, capsys, monkeypatch):
+    folder, want = work
+    monkeypatch.chdir(folder)
+    code, _, errors = ask(capsys, "compile", "net.onnx", *words, "-o", tmp_path / "net.tar")
+    assert (code, errors) == (0, [])
+    done = [
+        "run",
+        tmp_path / "net.tar",
+        "-i",
+        "x.npz",
+        "-o",
+        tmp_path / "y",
+        "--print-time",
+        "--print-top",
+        2,
+    ]
+    code, out, errors = ask(capsys, *done, "--repeat", 3, "-v")
+    assert code == 0 and len(errors) == 1 and ": variant " in errors[0], errors
+    assert "Execution time summary:" in out and "median (ms)" in out
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["output_0"], want)
+    top = want[0].argsort()[::-1][:2]
+    assert list(map(int, re.findall(r"(\d+)\.", out.splitlines()[-2]))) == list(top), out
+
+
+@pytest.mark.linker
+def test_a_float_model_is_compiled_too(work, tmp_path, capsys, monkeypatch):
+    folder, want = work
+    monkeypatch.chdir(folder)
+    assert ask(capsys, "compile", "net.onnx", "--target", "llvm", "-o", tmp_path / "net.tar")[0] == 0
+    assert ask(capsys, "run", tmp_path / "net.tar", "-i", "x.npz", "-o", tmp_path / "y.npz")[0] == 0
+    found = np.load(tmp_path / "y.npz")["output_0"]
+    assert found.shape == want.shape and np.abs(found - want).max() < 0.1 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("words, code, message", [
+    ("tune net.onnx -o log", 4, "the relax host does not tune yet"),
+    ("micro create", 4, "the relax host has no micro; TVM 0.19 has"),
+    ("compile net.onnx --target cuda --table net.json", 4, "'cuda' is not a CPU"),
+    ("compile net.onnx --target llvm,-mcpu=pentium9 --table net.json", 4, "is not a TVM target"),
+    ("compile net.onnx --isa avx2", 4, "--isa compiles the integers of a scale table: give --table FILE"),
+    ("compile net.onnx --table net.json --isa avx2 --target llvm", 4, "both say for which CPU"),
+    ("compile net.onnx --input-dtype uint8", 4, "is of the integers of a scale table"),
+    ("compile net.onnx --target easyquant,llvm", 4, 'needs a scale table: "easyquant -table=FILE, llvm"'),
+    ("compile net.onnx --cross-compiler aarch64-linux-gnu-g++", 4, "does not link for another machine yet"),
+    ("compile net.onnx --table net.json --tuning-records log", 4, "reads no tuning records yet"),
+    ("compile net.tflite", 4, "the relax host loads no models but ONNX yet"),
+    ("run no.tar", 4, "no.tar does not exist"),
+    ("run net.onnx", 4, "net.onnx is no package that compile wrote"),
+    ("run net.tar --inputs no.npz", 4, "--inputs: cannot read no.npz"),
+    ("--host relay run net.tar", 5, "tvm_easyquant needs Apache TVM 0.19 with Relay"),
+    ("plan net.onnx --table net.json --host=relay", 5, "tvm_easyquant needs Apache TVM 0.19 with Relay"),
+    ("doctor --host torch", 4, "host is 'torch'; use one of relay, relax"),
+])  # fmt: skip
+def test_a_mistake_is_a_line(work, words, code, message, capsys, monkeypatch):
+    monkeypatch.chdir(work[0])
+    found, _, errors = ask(capsys, *words.split())
+    assert found == code and len(errors) == 1 and message in errors[0], errors
+
+
+def test_help_of_the_verbs_in_place_of_tvmc_s(capsys):
+    from tvm_easyquant import cli
+
+    for verb, option in (("compile", "--table"), ("run", "--print-time")):
+        with pytest.raises(SystemExit) as ended:
+            cli.run([verb, "--help"])
+        assert ended.value.code == 0 and option in capsys.readouterr().out
+
+
+def test_host_only_says_which_it_must_be(small):
+    graph, images = networks.chain()
+    assert eq.quantize(graph, images, method="minmax", host="relax").build("llvm").layers
+    with pytest.raises(TVMMissing, match=r"tvm_easyquant\[relay\]"):
+        eq.quantize(graph, images, method="minmax", host="relay")
+
+
+# -- what ships
+
+
+NO_COMPILER = """
+import os, sys
+os.environ["PATH"] = "/nowhere"
+os.environ.pop("CXX", None), os.environ.pop("CC", None)
+sys.path.insert(0, "tests")
+import networks, tvm_easyquant as eq
+from tvm_easyquant import cli
+graph, images = networks.chain()
+q = eq.quantize(graph, images, method="minmax")
+q.build("llvm")({"image": images[0]})
+try:
+    q.build("llvm").export("net.tar")
+except eq.errors.LinkerMissing as error:
+    print(error)
+sys.exit(cli.run(["compile", "no.onnx", "-o", "net.tar"]))
+"""
+
+
+def test_a_network_runs_without_a_compiler_and_one_that_ships_is_refused_before_work(tmp_path):
+    """It was TypeError: 'NoneType' object is not callable, at the end."""
+    code = NO_COMPILER.replace("eq.errors", "errors").replace(
+        "from tvm_easyquant import cli", "from tvm_easyquant import cli, errors"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    line = "there is no C++ compiler to link with: install g++, or set CXX"
+    assert done.stdout == f"{line}\n" and done.returncode == 5, done.stderr
+    assert f"error: {line}\n" in done.stderr and "no.onnx" not in done.stderr
+
+
+@pytest.mark.linker
+def test_an_artefact_of_the_other_host_is_a_line(small, tmp_path):
+    """And what its libraries lack is no crash."""
+    from tvm_easyquant import deploy, package
+
+    needs = package.Needs("generic", isa.arch_of(""), ())
+    contents = dict.fromkeys(package.FILES, b"")
+    theirs = package.Compiled(package.Variant("generic", needs, "llvm", "0.19.0"), "", contents)
+    (tmp_path / "net.tar").write_bytes(package.packed("1", [theirs]))
+    with pytest.raises(DeployError) as error:
+        deploy.Program(tmp_path / "net.tar")
+    assert str(error.value) == (
+        "net.tar was compiled by TVM 0.19 (the relay host), and today's apache-tvm (relax) is installed here: "
+        "pip install 'tvm_easyquant[relay]' in an environment of its own, or compile it here"
+    )
+    with pytest.raises(DeployError, match="libtvm_runtime.so is no TVM runtime for this CPU"):
+        deploy.Program(tmp_path / "net.tar", deploy.runtime_file(package.VM))
+    small[0].build("llvm").export(tmp_path / "mine.tar")
+    with pytest.raises(DeployError, match="no TVM runtime for this CPU|needs libtvm_ffi.so"):
+        deploy.Program(tmp_path / "mine.tar", tmp_path / "net.tar")
+
+
+@pytest.mark.linker
+def test_a_library_of_tvm_s_own_says_no_inputs(small, tmp_path):
+    from tvm_easyquant import deploy
+
+    small[0].build("llvm").library.export_library(str(tmp_path / "own.so"))
+    with pytest.raises(DeployError, match="own.so does not say what its inputs are: Built.export"):
+        deploy.Program(tmp_path / "own.so")
+
+
+def test_another_interface_of_the_ffi_is_a_line(monkeypatch):
+    """A wrong apache-tvm-ffi ended the process."""
+    from tvm_easyquant import deploy, package
+    from tvm_easyquant.runtime import vm
+
+    monkeypatch.setattr(vm, "INTERFACE", (0, 9))
+    with pytest.raises(DeployError, match=r"libtvm_ffi.so is version 0\.1\.\d+; this release knows 0\.9"):
+        vm.Runtime(deploy.find_runtime(package.VM))
+
+
+@pytest.mark.linker
+def test_the_weights_are_mapped_and_once(tmp_path):
+    """They were a part of the code that each process copied to its heap."""
+    from tvm_easyquant import deploy
+
+    q = eq.quantize(networks.small_onnx(batch="n"), [np.ones((1, 3, 8, 8), np.float32)], method="minmax")
+    q.build("llvm", input_shapes=[{"x": (n, 3, 8, 8)} for n in (1, 2)]).export(tmp_path / "net.tar")
+    with deploy.Program(tmp_path / "net.tar") as program:
+        one, two = (network._loaded for network in program._networks)
+        assert one._weights and len(program._tvm._maps) == 1
+        places = [[kept[1].ctypes.data for kept in network._kept] for network in (one, two)]
+        assert places[0] == places[1] and all(place % 64 == 0 for place in places[0])
+        assert not any(kept[1].flags.writeable for kept in one._kept)
+
+
+def test_a_fork_waits_for_the_calls_that_run(small):
+    """The memory of the virtual machine is behind a lock, which a child of fork may find taken for ever."""
+    import threading
+
+    q, images = small
+    with eq.Executor(q.build("llvm"), contexts=2) as executor:
+        pool, order = executor._contexts, []
+        context = pool.take()
+        forks = threading.Thread(target=lambda: (pool.hold(), order.append("forks"), pool.release()))
+        forks.start()
+        calls = threading.Thread(target=lambda: (executor({"image": images[0]}), order.append("called")))
+        while not pool._forks:
+            pass
+        calls.start()
+        calls.join(0.05)
+        assert calls.is_alive() and not order
+        pool.give(context)
+        calls.join(30)
+        forks.join(30)
+        assert order == ["forks", "called"]

@@ -1,16 +1,18 @@
 """`evaluate` and `benchmark` of a package: the figures are those of the very program that ships."""
 
 import json
+import tarfile
 
 import networks
 import numpy as np
 import pytest
+from test_cli import tvmc
 
 pytest.importorskip("tvm")
 onnx = pytest.importorskip("onnx")
 
 import tvm_easyquant as eq
-from tvm_easyquant import cli
+from tvm_easyquant import cli, package
 from tvm_easyquant.deploy import Program
 
 pytestmark = pytest.mark.linker
@@ -29,6 +31,12 @@ def folder(tmp_path_factory):
         labels = program({"x": images[:, 0]})[0].argmax(1)
     labels[0] = (labels[0] + 1) % 4
     np.savez(path / "data.npz", images=images[:, 0], labels=labels)
+    onnx.save(networks.small_onnx(seed=1), path / "other.onnx")
+    whole = (path / "net.tar").read_bytes()
+    (path / "half.tar").write_bytes(whole[: len(whole) // 2])
+    with tarfile.open(path / "net.tar") as tar:
+        files = {name: tar.extractfile(name).read() for name in package.FILES.values()}
+    (path / "bare.tar").write_bytes(package.archive(files))
     return path
 
 
@@ -81,6 +89,50 @@ def test_the_time_is_the_package_s(folder, capsys):
     )
 
 
+def test_a_process_that_loads_a_package_may_compile_the_float_network(folder):
+    """It ended by SIGABRT: TVM's library came to a process that had its runtime library already."""
+    for words in (
+        ["benchmark", "net.tar", "--rounds", "2", "--float", "net.onnx"],
+        ["evaluate", "net.tar", "--data", "data.npz", "--float", "net.onnx"],
+    ):
+        done = tvmc(*words, cwd=folder)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_report_has_what_a_package_knows_and_says_what_it_leaves_out(folder, capsys, monkeypatch):
+    """It was refused: a package holds no model."""
+    pytest.importorskip("jinja2")
+    pytest.importorskip("plotly")
+    monkeypatch.chdir(folder)
+    page = folder / "page.html"
+    assert cli.run(["report", "net.tar", "--no-benchmark", "-o", "page.html", "--json"]) == 0
+    out, err = capsys.readouterr()
+    facts, text = json.loads(out), page.read_text()
+    table = eq.ScaleTable.load(folder / "net.json")
+    assert [row["name"] for row in facts["layers"]] == ["conv1", "conv2", "classifier"]
+    assert {site["name"] for site in facts["activations"]} == set(table.activations)
+    assert facts["layers"][0]["scales"][1] == pytest.approx(float(table.weights["conv1"].max()))
+    assert facts["coverage"] is None and facts["benchmark"] is None and facts["accuracy"] == {}
+    lines = err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("note: left out") for line in lines)
+    for line, flag in zip(
+        lines, ("--float MODEL", "report MODEL --table FILE", "--data DATA"), strict=True
+    ):
+        assert flag in line and line.removeprefix("note: ") in text
+    assert "<script" not in text and "generic" in text and "left out by --no-benchmark" in text
+    words = ["--float", "net.onnx", "--data", "data.npz", "--rounds", "3", "-o", "page.html", "--json"]
+    assert cli.run(["report", "net.tar", *words]) == 0
+    out, err = capsys.readouterr()
+    facts, text = json.loads(out), page.read_text()
+    assert err.count("\n") == 1 and "kernels and their proofs" in err
+    assert facts["coverage"]["coverage_percent"] == 100 and facts["floats"] == {}
+    assert facts["layers"][0]["weight"] == [3, 3, 3, 8]
+    want = answer(capsys, "evaluate", "net.tar", "--data", "data.npz", "--float", "net.onnx")["metrics"]
+    assert facts["accuracy"] == want and f"float32 {want['top1']['reference']:.4g}" in text
+    low, high = facts["benchmark"]["spread"]
+    assert low <= facts["benchmark"]["ms"] <= high and facts["benchmark"]["ms_fp32"] > 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -100,7 +152,19 @@ def test_the_time_is_the_package_s(folder, capsys):
         ),
         (("benchmark", "none.tar"), "none.tar does not exist"),
         (("benchmark", "net.tar", "--rounds", "0"), "--rounds is 0; use 1 or more"),
-        (("report", "net.tar", "--table", "net.json"), "a report is of a model's layers"),
+        (
+            ("report", "net.tar", "--table", "net.json"),
+            "--table is of a model; net.tar is compiled already",
+        ),
+        (("report", "net.onnx"), "--table FILE is missing"),
+        (
+            ("report", "net.tar", "--calibration", "data.npz"),
+            "--calibration is of the model's layers; report MODEL --table FILE --calibration takes it",
+        ),
+        (("report", "net.tar", "--float", "other.onnx"), "the scale table was made for another model"),
+        (("report", "half.tar"), "half.tar is no package that compile wrote, or a damaged one"),
+        (("report", "bare.tar"), "bare.tar holds no scale table, so there is nothing to report"),
+        (("report", "net.tar", "-o", "net.tar"), "net.tar: it is also an input and would be lost"),
     ],
 )
 def test_mistakes_are_a_line(folder, monkeypatch, capsys, words, message):

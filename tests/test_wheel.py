@@ -17,6 +17,8 @@ DATA = (
     ".md",
     ".npz",
     ".onnx",
+    "data/package.html",
+    "data/report.css",
     "data/report.html",
     "deployment/Dockerfile",
     "deployment/run.cc",

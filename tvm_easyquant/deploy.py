@@ -1,392 +1,67 @@
 """Run a compiled network with TVM's runtime library and numpy alone: no compiler, no TVM package.
 
 What ``export_library`` (``net.so``) or ``tvmc-easyquant compile`` (``net.tar``) made is loaded through the
-C interface of ``libtvm_runtime.so``. A process needs some 30 MiB beside the network; importing the ``tvm``
-package takes some 50 more.
-
-One graph executor runs one call at a time. So a network has a pool of them, `Contexts`: each call takes one
-that is free. They share the weights; what each has of its own are the activations.
-
-TVM's worker threads belong to the thread that first runs a network on them, and a child of ``fork`` has
-none of them: a call would wait for ever. So a network of more than one thread runs in a thread of ours that
-owns the workers (`Runtime.run`); whoever calls waits for it, and a child starts another.
+C interface of ``libtvm_runtime.so``, in one of its two forms (`RUNTIMES`): an artefact says in which. A
+process needs some 30 MiB beside the network; importing the ``tvm`` package takes some 50 more.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
-import json
-import os
-import queue
-import re
-import struct
 import sys
-import tempfile
 import threading
-import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import util
-from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from . import package
 from .errors import DeployError
+from .runtime import graph, vm
+from .runtime.pool import Contexts, usable_cpus
 
 NAME = "libtvm_runtime.so"
-CPU = 1  # DLDeviceType
-#: DLDataType's codes as numpy's kinds
-KINDS = {0: "i", 1: "u", 2: "f"}
-# type codes of TVM's C interface (c_runtime_api.h)
-INT, DEVICE, TENSOR, OBJECT, MODULE, TEXT, BYTES, ARRAY = 0, 6, 7, 8, 9, 11, 12, 13
-#: in C++ alone: set and get how many threads the calling thread's networks take
-SET_THREADS = "_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"
-GET_THREADS = "_ZN3tvm7runtime9threading14MaxConcurrencyEv"
-SHARE_CPUS = -3  # TVM's AffinityMode kSpecifyThreadShareAllCore
-LIST_MAGIC = 0xF7E58D4F05049CB7  # of a file of parameters
+#: what runs an artefact -> its C interface
+RUNTIMES: Mapping[str, Any] = {package.GRAPH: graph.Runtime, package.VM: vm.Runtime}
+#: and the host that has it, what that is, and where the library lies beside the package ``tvm``
+HOSTS = {
+    package.GRAPH: ("relay", "TVM 0.19", NAME),
+    package.VM: ("relax", "today's apache-tvm", f"lib/{NAME}"),
+}
 
 
-class _Device(ctypes.Structure):
-    _fields_ = [("kind", ctypes.c_int32), ("index", ctypes.c_int32)]
+def find_runtime(runtime: str = package.GRAPH, what: str = "the network") -> Path:
+    """``libtvm_runtime.so`` of the installed TVM, which is not imported.
 
-
-class _Type(ctypes.Structure):
-    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]
-
-
-class _Tensor(ctypes.Structure):
-    """DLTensor."""
-
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("device", _Device),
-        ("ndim", ctypes.c_int32),
-        ("dtype", _Type),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    ]
-
-
-class _Bytes(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_char_p), ("size", ctypes.c_size_t)]
-
-
-class _Value(ctypes.Union):
-    _fields_ = [
-        ("integer", ctypes.c_int64),
-        ("handle", ctypes.c_void_p),
-        ("text", ctypes.c_char_p),
-        ("device", _Device),
-    ]
-
-
-def find_runtime() -> Path:
-    """``libtvm_runtime.so`` of the installed TVM, which is not imported; DeployError if there is none.
-
-    Where ``tvm`` is imported already, its library: a process bears one only."""
-    if "tvm" in sys.modules:
+    Where ``tvm`` is imported already, its library: a process bears one only. runtime: `package.GRAPH` or
+    `package.VM`. Raises DeployError, which says what to install for ``what``, if there is none of it.
+    """
+    if runtime == package.GRAPH and "tvm" in sys.modules and hasattr(sys.modules["tvm"], "_ffi"):
         return Path(sys.modules["tvm"]._ffi.base._LIB._name)
-    return runtime_file()
+    return runtime_file(runtime, what)
 
 
-def runtime_file() -> Path:
+def runtime_file(runtime: str = package.GRAPH, what: str = "the network") -> Path:
     """The file ``libtvm_runtime.so`` of the installed TVM; DeployError if there is none."""
     found = util.find_spec("tvm")
-    path = Path(found.origin).parent / NAME if found and found.origin else Path(NAME)
-    if not path.exists():
-        raise DeployError(f"no {NAME} beside an installed TVM: name the file as runtime=")
-    return path
+    folder = Path(found.origin).parent if found and found.origin else Path()
+    here = [name for name, (*_, library) in HOSTS.items() if (folder / library).exists()]
+    if found and runtime in here:
+        return folder / HOSTS[runtime][-1]
+    if found and here:
+        (host, made_by, _), (installed, is_here, _) = HOSTS[runtime], HOSTS[here[0]]
+        raise DeployError(
+            f"{what} was compiled by {made_by} (the {host} host), and {is_here} ({installed}) is installed "
+            f"here: pip install 'tvm_easyquant[{host}]' in an environment of its own, or compile it here"
+        )
+    raise DeployError(f"no {NAME} beside an installed TVM: name the file as runtime=")
 
 
-class Runtime:
-    """The C interface of one runtime library."""
-
-    def __init__(self, path: Path):
-        try:
-            self.library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-            self.library.TVMGetLastError.restype = ctypes.c_char_p
-            here = ctypes.PyDLL(str(path))  # so short that giving up Python's lock would cost more
-            self._set_threads, self._get_threads = here[SET_THREADS], here[GET_THREADS]
-        except (OSError, AttributeError) as error:
-            raise DeployError(f"{path} is no TVM runtime for this CPU: {error}") from None
-        #: handles that `function` gave; each keeps its module alive until `forget`
-        self.functions: list[int] = []
-
-    def check(self, status: int) -> None:
-        """DeployError with what TVM says, unless the status is 0."""
-        if status:
-            said = self.library.TVMGetLastError().decode(errors="replace")
-            reasons = [line for line in said.splitlines() if "Error" in line] or ["it does not say why"]
-            raise DeployError(f"TVM's runtime: {reasons[-1].strip()}")
-
-    def function(self, module: int | None, name: str) -> int:
-        """The handle of a module's function, or of a global one."""
-        handle = ctypes.c_void_p()
-        if module is None:
-            self.check(self.library.TVMFuncGetGlobal(name.encode(), ctypes.byref(handle)))
-        else:
-            arguments = (ctypes.c_void_p(module), name.encode(), 1, ctypes.byref(handle))
-            self.check(self.library.TVMModGetFunction(*arguments))
-        if not handle.value:
-            raise DeployError(f"there is no function {name}: not a network compiled for the graph executor")
-        self.functions.append(handle.value)
-        return handle.value
-
-    def forget(self) -> None:
-        """Free what `function` gave."""
-        while self.functions:
-            self.library.TVMFuncFree(ctypes.c_void_p(self.functions.pop()))
-
-    def call(self, function: int, *arguments):
-        """Call a function; arguments: int, str, bytes, _Device, _Tensor, or (type code, handle)."""
-        values, codes = (_Value * len(arguments))(), (ctypes.c_int * len(arguments))()
-        for value, argument, i in zip(values, arguments, range(len(arguments)), strict=True):
-            if isinstance(argument, int):
-                value.integer, codes[i] = argument, INT
-            elif isinstance(argument, str):
-                value.text, codes[i] = argument.encode(), TEXT
-            elif isinstance(argument, bytes):
-                holder = _Bytes(argument, len(argument))
-                value.handle, codes[i] = ctypes.addressof(holder), BYTES
-            elif isinstance(argument, _Device):
-                value.device, codes[i] = argument, DEVICE
-            elif isinstance(argument, _Tensor):
-                value.handle, codes[i] = ctypes.addressof(argument), TENSOR
-            else:
-                codes[i], value.handle = argument
-        result, code = _Value(), ctypes.c_int()
-        self.check(
-            self.library.TVMFuncCall(
-                ctypes.c_void_p(function), values, codes, len(arguments), ctypes.byref(result),
-                ctypes.byref(code),
-            )
-        )  # fmt: skip
-        if code.value == TEXT:
-            return result.text.decode()
-        return result.handle if code.value in (OBJECT, MODULE, ARRAY) else result.integer
-
-    def load(self, path: Path) -> int:
-        """The module of a shared library."""
-        handle = ctypes.c_void_p()
-        self.check(self.library.TVMModLoadFromFile(str(path).encode(), b"so", ctypes.byref(handle)))
-        return handle.value or 0
-
-    def array(self, handle: int) -> np.ndarray:
-        """A tensor's own memory, which is its as long as the handle is."""
-        tensor = ctypes.cast(handle, ctypes.POINTER(_Tensor)).contents
-        code, bits = tensor.dtype.code, tensor.dtype.bits
-        if code not in KINDS:
-            raise DeployError(f"a tensor has elements that numpy does not know (DLPack's type {code})")
-        dtype = np.dtype(bool if (KINDS[code], bits) == ("u", 1) else f"{KINDS[code]}{bits // 8}")
-        shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
-        size = prod(shape) * dtype.itemsize
-        memory = (ctypes.c_char * size).from_address((tensor.data or 0) + tensor.byte_offset)
-        return np.ndarray(shape, dtype, memory)
-
-    @property
-    def usual_threads(self) -> int:
-        """How many threads TVM gives to a network of the calling thread: the environment's TVM_NUM_THREADS,
-        else half of the CPUs on x86, all elsewhere."""
-        return self._get_threads()
-
-    def run(self, job: Callable, threads: int, asked: bool = False):
-        """What job() returns, which runs a network on so many threads: TVM's own number, unless asked for.
-
-        One thread is the caller's. More belong to a thread of ours, so that they do not multiply with the
-        callers and bind none of them to a CPU; a child of fork, in which they are not, starts others. There
-        are as many of ours as calls ran at once.
-        """
-        if threads == 1 and not asked:
-            return job()
-        if threads == 1:
-            was = self._get_threads()
-            self._set_threads(1)
-            try:
-                return job()
-            finally:
-                self._set_threads(was)
-        key = self.library._handle, threads
-        try:
-            jobs = _idle[key].pop()
-        except (KeyError, IndexError):
-            jobs = self._start(threads)
-        try:
-            return _wait(jobs, job)
-        finally:
-            _idle.setdefault(key, []).append(jobs)
-
-    def _start(self, threads: int) -> queue.SimpleQueue:
-        jobs: queue.SimpleQueue = queue.SimpleQueue()
-        try:
-            threading.Thread(target=_serve, args=(jobs,), name="easyquant", daemon=True).start()
-        except RuntimeError as error:
-            raise DeployError(f"the network gets no {threads} threads: {error}") from None
-        try:
-            _wait(jobs, functools.partial(self._own_workers, threads))
-        except BaseException:
-            jobs.put(None)
-            raise
-        return jobs
-
-    def _own_workers(self, threads: int) -> None:
-        """Have the calling thread's networks run on so many threads, on any of the process's CPUs."""
-        cpus = usable_cpus()
-        self._configure(threads, (cpus * threads)[:threads])  # makes as many as there are CPUs named
-        self._configure(threads, cpus)
-
-    def _configure(self, threads: int, cpus: Sequence[int]) -> None:
-        with _making:
-            texts = [(OBJECT, self.call(self.function(None, "runtime.String"), str(cpu))) for cpu in cpus]
-            names = self.call(self.function(None, "runtime.Array"), *texts)
-            configure = self.function(None, "runtime.config_threadpool")
-            self.call(configure, SHARE_CPUS, threads, (OBJECT, names))
-            for handle in (names, *(text for _, text in texts)):
-                self.library.TVMObjectFree(ctypes.c_void_p(handle))
-            self.forget()
-
-
-def usable_cpus() -> list[int]:
-    """The CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def _serve(jobs: queue.SimpleQueue) -> None:
-    """A thread of ours: what it is asked, one after the other."""
-    while (asked := jobs.get()) is not None:
-        job, found, done = asked
-        try:
-            found += job(), None
-        except BaseException as error:  # noqa: BLE001  # it is the caller's
-            found += None, error
-        del asked, job, found
-        done.release()
-
-
-def _wait(jobs: queue.SimpleQueue, job: Callable):
-    """What job() returns in the thread that serves these; Ctrl-C waits for it, as in a call of C."""
-    done, found = threading.Lock(), []  # type: tuple[threading.Lock, list]
-    done.acquire()
-    try:
-        jobs.put((job, found, done))
-        done.acquire()
-    except BaseException:
-        passed: list = []
-        jobs.put((int, passed, threading.Semaphore()))
-        while not passed:
-            with contextlib.suppress(KeyboardInterrupt):
-                time.sleep(1e-3)
-        raise
-    result, error = found
-    if error is not None:
-        raise error
-    return result
-
-
-#: held while a context is made, and while the process is forked
-_making = threading.Lock()
-#: the queues of our threads that nobody asks, by (runtime, threads of a network)
-_idle: dict[tuple[int, int], list[queue.SimpleQueue]] = {}
-_pools: weakref.WeakSet[Contexts] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    """In a child of fork, which has no thread but the one that forked."""
-    _making.release()
-    _idle.clear()
-    for pool in list(_pools):
-        pool.forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_forked)
-
-
-class Contexts:
-    """A pool of contexts of one network, each for one call at a time.
-
-    make: a function that returns one more; it is asked when all are taken, until there are ``limit``.
-    first: the first one. name: the network's; gone: the error of calls once it is closed.
-    """
-
-    def __init__(self, make: Callable, limit: int, first, name: str, gone: type[Exception]):
-        self._make, self._limit, self._name, self._gone = make, limit, name, gone
-        self._free, self._left, self._busy, self._closed = [first], limit - 1, 0, False
-        self._kept: weakref.WeakSet = weakref.WeakSet()  # by threads, for calls to come
-        self._unlocked()
-        _pools.add(self)
-
-    def _unlocked(self) -> None:
-        self._lock, self._waiting = threading.Lock(), 0
-        self._ready = threading.Condition(self._lock)
-
-    def _wait(self) -> None:
-        self._waiting += 1
-        try:
-            self._ready.wait()
-        finally:
-            self._waiting -= 1
-
-    def refuse_closed(self) -> None:
-        """Raise what ``gone`` is if it is closed."""
-        if self._closed:
-            raise self._gone(f"{self._name} is closed")
-
-    def take(self, own=None):
-        """A context that nobody runs, or ``own``, which was kept; waits for one where all are taken."""
-        with self._lock:
-            self.refuse_closed()
-            while own is None and not (self._free or self._left > 0):
-                self._wait()
-                self.refuse_closed()
-            if own is None and self._free:
-                own = self._free.pop()
-            elif own is None:
-                with _making:
-                    own = self._make()
-                self._left -= 1
-            self._busy += 1
-            return own
-
-    def give(self, context) -> None:
-        """Back what was taken."""
-        with self._lock:
-            self._busy -= 1
-            if not context.kept:
-                self._free.append(context)
-            if self._waiting:
-                self._ready.notify(self._waiting if self._closed else 1)
-
-    def keep(self, context) -> None:
-        """A context that was taken goes to the thread that took it; the others may make one more."""
-        with self._lock:
-            context.kept = True
-            self._kept.add(context)
-            self._left += 1
-            self._ready.notify()
-
-    def close(self) -> None:
-        """Free them all, once those that run are done. What is called afterwards is refused."""
-        with self._lock:
-            self._closed = True
-            self._ready.notify_all()
-            while self._busy:
-                self._wait()
-            for context in (*self._free, *self._kept):
-                context.close()
-            self._free.clear()
-            self._kept.clear()
-
-    def forked(self) -> None:
-        """In a child of fork: leave those that other threads ran."""
-        self._unlocked()
-        self._busy, self._left = 0, self._limit - len(self._free)
+def runtime_files(runtime: str, library: Path, installed: bool = True) -> list[Path]:
+    """A runtime library and what it needs, beside it or ``installed``. Raises DeployError."""
+    return [library] if runtime == package.GRAPH else [library, vm.ffi_library(library, installed)]
 
 
 def the_inputs(feed, inputs: Mapping[str, object], wrong: type[Exception]) -> Mapping:
@@ -396,6 +71,28 @@ def the_inputs(feed, inputs: Mapping[str, object], wrong: type[Exception]) -> Ma
     if len(inputs) != 1:
         raise wrong(f"the network has {len(inputs)} inputs; give {{name: array}} of {sorted(inputs)}")
     return {next(iter(inputs)): feed}
+
+
+def fitting(feed, inputs: Mapping, layouts: Mapping[str, str], wrong: type[Exception]) -> Mapping:
+    """{input: array} of what a caller gave, each of its input's shape and type.
+
+    inputs: {name: (shape, element type)}. Raises ``wrong``, which says what does not fit.
+    """
+    feed = the_inputs(feed, inputs, wrong)
+    for name in feed:
+        if name not in inputs:
+            raise wrong(f"there is no input {name}; the inputs are {sorted(inputs)}")
+    for name, (shape, dtype) in inputs.items():
+        array = feed.get(name)
+        if array is None:
+            raise wrong(f"input {name} is missing")
+        if not hasattr(array, "shape"):
+            raise wrong(f"input {name} is a {type(array).__name__}; give a numpy array")
+        if tuple(array.shape) != shape or str(array.dtype) != dtype:
+            found, what = f"{array.dtype} {tuple(array.shape)}", cure(array, shape, dtype)
+            taken = package.Input(shape, dtype, layouts.get(name, ""))
+            raise wrong(f"input {name} is {found}, the model takes {taken}{what}")
+    return feed
 
 
 def cure(array: np.ndarray, shape: tuple[int, ...], dtype) -> str:
@@ -443,59 +140,6 @@ def no_such_shapes(known: Sequence[Mapping[str, tuple[int, ...]]], arrays: Mappi
     return f"the inputs are {found}, the network takes {there}{next(filter(None, cures), '')}"
 
 
-class _Context:
-    """One graph executor: its inputs and outputs are its own memory, seen as arrays."""
-
-    kept = False
-
-    def __init__(self, runtime: Runtime, module: int, names: Sequence[str], threads: tuple[int, bool]):
-        put, count = (runtime.function(module, name) for name in ("get_input", "get_num_outputs"))
-        get = runtime.function(module, "get_output")
-        handles = [runtime.call(put, name) for name in names]
-        self.inputs = {name: runtime.array(handle) for name, handle in zip(names, handles, strict=True)}
-        found = [runtime.call(get, i) for i in range(runtime.call(count))]
-        self.outputs, self.run_already = [runtime.array(handle) for handle in found], False
-        self._runtime, self._threads = runtime, threads
-        run = runtime.function(module, "run")
-        runtime.functions.remove(run)  # this one stays
-        result = ctypes.byref(_Value()), ctypes.byref(ctypes.c_int())
-        self._run = functools.partial(
-            runtime.library.TVMFuncCall, ctypes.c_void_p(run), None, None, 0, *result
-        )
-        self.close = weakref.finalize(self, _free, runtime.library, [*handles, *found], [run], [module])
-        self.close.atexit = False  # the process frees it; a thread may still run it
-
-    def run(self) -> None:
-        self._runtime.run(self._step, *self._threads)
-
-    def _step(self) -> None:
-        self._runtime.check(self._run())
-
-
-def _free(library, arrays: Sequence[int], functions: Sequence[int], modules: Sequence[int]) -> None:
-    for handles, free in ((arrays, "TVMArrayFree"), (functions, "TVMFuncFree"), (modules, "TVMModFree")):
-        for handle in handles:
-            library[free](ctypes.c_void_p(handle))
-
-
-def _another(runtime: Runtime, graph: str, library: int, first: int, names, constants, threads) -> _Context:
-    """One more context of a library, with the weights of the ``first`` executor, not copies of them."""
-    create = runtime.function(None, "tvm.graph_executor.create")
-    module = runtime.call(create, graph, (MODULE, library), CPU, 0)
-    if constants:
-        runtime.call(runtime.function(module, "share_params"), (MODULE, first), listed(constants))
-    made = _Context(runtime, module, names, threads)
-    runtime.forget()
-    return made
-
-
-def listed(names: Sequence[str]) -> bytes:
-    """Names as TVM's ``share_params`` reads them: the head of a file of parameters."""
-    texts = [name.encode() for name in names]
-    head = struct.pack("<QQQ", LIST_MAGIC, 0, len(texts))
-    return head + b"".join(struct.pack("<Q", len(t)) + t for t in texts) + struct.pack("<Q", len(texts))
-
-
 class _Network:
     """A network compiled for one set of input shapes: its code and weights, and the pool of its contexts.
 
@@ -503,40 +147,20 @@ class _Network:
     """
 
     def __init__(
-        self, runtime: Runtime, chosen: package.Chosen, contexts: int | None, threads: int | None, name: str
+        self, runtime: Any, chosen: package.Chosen, contexts: int | None, threads: int | None, name: str
     ):
         taken = chosen.variant.inputs if chosen.variant else {}
         self.layouts = {name: made.layout for name, made in taken.items() if made.layout}
-        device, modules = _Device(CPU, 0), []
-        if chosen.archive:
-            with tempfile.TemporaryDirectory() as folder:
-                graph, parameters = chosen.unpack(Path(folder))
-                modules.append(runtime.load(Path(folder) / "mod.so"))
-            create = runtime.function(None, "tvm.graph_executor.create")
-            modules.append(runtime.call(create, graph, (MODULE, modules[0]), CPU, 0))
-            runtime.call(runtime.function(modules[-1], "load_params"), parameters)
-        else:
-            modules.append(runtime.load(chosen.path))
-            graph = runtime.call(runtime.function(modules[0], "get_graph_json"))
-            modules.append(runtime.call(runtime.function(modules[0], "default"), device))
-        nodes = json.loads(graph)
-        arguments = [nodes["nodes"][i]["name"] for i in nodes["arg_nodes"]]
-        constants = [name for name in arguments if re.fullmatch(r"p\d+", name)]  # as TVM calls them
-        names = [name for name in arguments if name not in constants]
+        self._loaded = runtime.open(chosen)
         cpus = len(usable_cpus())
         asked = (runtime.usual_threads, False) if threads is None else (min(threads, cpus), True)
-        first = _Context(runtime, modules[-1], names, asked)
-        runtime.forget()
+        more = functools.partial(self._loaded.context, asked)
+        first = more()
         self.inputs = {name: (view.shape, view.dtype) for name, view in first.inputs.items()}
-        self.outputs = [(view.shape, view.dtype) for view in first.outputs]
-        more = functools.partial(_another, runtime, graph, modules[0], modules[-1], names, constants, asked)
         if contexts is None:
             contexts = max(cpus // asked[0], 1)
-        self.contexts = Contexts(more, contexts, first, name, DeployError)
-        library = runtime.library  # the first executor has the weights that the others share
-        library.TVMObjectRetain(ctypes.c_void_p(modules[-1]))
-        self._free = weakref.finalize(self, _free, library, (), (), modules)
-        self._free.atexit = False
+        still = chosen.runtime == package.VM
+        self.contexts = Contexts(more, contexts, first, name, DeployError, still)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -546,7 +170,7 @@ class _Network:
     def close(self) -> None:
         """Wait for the calls that run, then free it."""
         self.contexts.close()
-        self._free()
+        self._loaded.close()
 
     def refuse(self, name: str, array: np.ndarray) -> None:
         """DeployError for an array that does not fit an input."""
@@ -574,15 +198,11 @@ class _Network:
         for name, (shape, _) in self.inputs.items():
             if shape[:1] == (batch,) and len(arrays[name]) != samples:
                 raise DeployError(f"input {name} has {batch} samples, another has {samples}")
-        for i, (shape, _) in enumerate(self.outputs):
-            if shape[:1] != (batch,):
-                lacks = f"output {i} of shape {shape} has no batch dimension"
-                raise DeployError(f"{lacks}: give {batch} samples, not {samples}")
         return batch, samples
 
     def cut(self, context, arrays, batch: int, samples: int) -> list[np.ndarray]:
-        """The outputs for any number of samples, a batch at a time."""
-        made = [np.empty((samples, *shape[1:]), dtype) for shape, dtype in self.outputs]
+        """The outputs for any number of samples, a batch at a time. Raises DeployError."""
+        made: list[np.ndarray] = []
         for at in range(0, samples, batch):
             part = min(batch, samples - at)
             for name, view in context.inputs.items():
@@ -593,7 +213,14 @@ class _Network:
                 np.copyto(view[:part], array[at : at + part])
                 view[part:] = array[-1]
             context.run()
-            for whole, view in zip(made, context.outputs, strict=True):
+            outputs = context.outputs
+            if not made:  # their shapes are known now
+                for i, view in enumerate(outputs):
+                    if view.shape[:1] != (batch,):
+                        lacks = f"output {i} of shape {view.shape} has no batch dimension"
+                        raise DeployError(f"{lacks}: give {batch} samples, not {samples}")
+                made = [np.empty((samples, *view.shape[1:]), view.dtype) for view in outputs]
+            for whole, view in zip(made, outputs, strict=True):
                 whole[at : at + part] = view[:part]
         return made
 
@@ -645,7 +272,9 @@ class Program:
         self.variant = chosen[0].name
         if chosen[0].note:
             package.LOG.warning(chosen[0].note)
-        self._tvm = Runtime(Path(runtime) if runtime is not None else find_runtime())
+        kind = chosen[0].runtime
+        library = find_runtime(kind, path.name) if runtime is None else Path(runtime)
+        self._tvm = RUNTIMES[kind](library)
         self._networks = [_Network(self._tvm, each, contexts, threads, path.name) for each in chosen]
         self.inputs, self.layouts = self._networks[0].inputs, self._networks[0].layouts
         self.shapes = [network.shapes for network in self._networks]

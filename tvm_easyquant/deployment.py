@@ -16,15 +16,20 @@ from pathlib import Path
 from topi_ext import isa
 
 from . import package
-from .deploy import runtime_file
+from .deploy import NAME, runtime_file, runtime_files
 from .errors import DeployError, WriteError
+from .runtime import vm
+from .runtime.vm import FFI
 
 #: what the Python loader is made of, from this package's folder and from `topi_ext`'s
 MODULES = {
     "tvm_easyquant": ("__init__", "deploy", "package", "files", "errors"),
+    "tvm_easyquant.runtime": ("__init__", "dlpack", "pool", "graph", "vm"),
     "topi_ext": ("__init__", "isa", "cpu", "errors"),
 }
-EXAMPLES = ("run.py", "serve.py", "run.cc", "Dockerfile")
+EXAMPLES = ("run.py", "serve.py", "network.h", "Dockerfile")
+#: what runs a variant -> the example in C++, which the folder has as run.cc
+IN_CPP = {package.GRAPH: "run.cc", package.VM: "run_vm.cc"}
 README = """\
 The network and what runs it. Nothing else is needed than what each line names.
 
@@ -63,16 +68,17 @@ def deploy(path: str | os.PathLike, folder: str | os.PathLike, runtime=None) -> 
         raise DeployError(f"{path} has no record of what it needs; compile it anew and deploy the .tar")
     if not record.variants[0].inputs:
         raise DeployError(f"{path} does not say what its inputs are; compile it anew")
-    arch = record.variants[0].needs.arch
+    arch, kind = record.variants[0].needs.arch, record.variants[0].runtime
     if runtime is None:
         if arch != isa.arch_of(""):
             raise DeployError(
                 f"{path} is for {arch}, the TVM installed here is not: name a libtvm_runtime.so for it "
                 "(--runtime, runtime=)"
             )
-        runtime = runtime_file()
+        runtime = runtime_file(kind, os.fspath(path))
     if not Path(runtime).is_file():
         raise DeployError(f"there is no runtime library {runtime}")
+    libraries = runtime_files(kind, Path(runtime), installed=arch == isa.arch_of(""))
     if folder.exists() and (not folder.is_dir() or os.listdir(folder)):
         raise WriteError(f"cannot write {folder}: it exists and is not an empty folder")
     try:
@@ -81,7 +87,7 @@ def deploy(path: str | os.PathLike, folder: str | os.PathLike, runtime=None) -> 
         raise WriteError(f"cannot write {folder}: {error.strerror}") from None
     groups = package.by_shapes(record.variants)
     try:
-        _fill(made, Path(path), groups, Path(runtime))
+        _fill(made, Path(path), groups, libraries)
         sizes = {name: _size(made / name) for name in ("network.tar", "lib", "python", "network")}
         table = "\n".join(f"| {name} | {size} |" for name, size in sizes.items())
         inputs = "\n".join(f"    {line}" for group in groups for line in _inputs(group[0]))
@@ -102,25 +108,33 @@ def deploy(path: str | os.PathLike, folder: str | os.PathLike, runtime=None) -> 
 
 def _inputs(variant: package.Variant) -> list[str]:
     """A line for each input: type, shape, name."""
-    taken = variant.inputs.items()
-    return [f"{one.dtype} {'x'.join(map(str, one.shape))} {name}" for name, one in taken]
+    return [_listed(one.dtype, one.shape, name) for name, one in variant.inputs.items()]
+
+
+def _listed(dtype, shape: Sequence[int], name) -> str:
+    """The line of an array, as the example in C++ reads it."""
+    return f"{dtype} {'x'.join(map(str, shape)) or '-'} {name}"
 
 
 def _shape_folder(variant: package.Variant) -> str:
     return "_".join("x".join(map(str, shape)) for _, shape in variant.shapes)
 
 
-def _fill(made: Path, path: Path, groups: Sequence[Sequence[package.Variant]], runtime: Path) -> None:
+def _fill(
+    made: Path, path: Path, groups: Sequence[Sequence[package.Variant]], libraries: Sequence[Path]
+) -> None:
     shutil.copyfile(path, made / "network.tar")
     (made / "lib").mkdir()
-    shutil.copyfile(runtime, made / "lib/libtvm_runtime.so")
-    for name in EXAMPLES:
-        (made / name).write_bytes((files("tvm_easyquant") / "data" / "deployment" / name).read_bytes())
+    for library, name in zip(libraries, (NAME, FFI), strict=False):
+        shutil.copyfile(library, made / "lib" / name)
+    examples = dict(zip(EXAMPLES, EXAMPLES, strict=True), **{"run.cc": IN_CPP[groups[0][0].runtime]})
+    for name, source in examples.items():
+        (made / name).write_bytes((files("tvm_easyquant") / "data" / "deployment" / source).read_bytes())
     for name, modules in MODULES.items():
-        (made / "python" / name).mkdir(parents=True)
+        to = made / "python" / name.replace(".", "/")
+        to.mkdir(parents=True)
         for module in modules:
-            text = (files(name) / f"{module}.py").read_bytes()
-            (made / "python" / name / f"{module}.py").write_bytes(text)
+            (to / f"{module}.py").write_bytes((files(name) / f"{module}.py").read_bytes())
     for place, group in enumerate(groups):
         network = made / "network"
         if len(groups) > 1:
@@ -129,8 +143,9 @@ def _fill(made: Path, path: Path, groups: Sequence[Sequence[package.Variant]], r
         for variant in group:
             chosen = package.choices(path, variant.name, elsewhere=True)[place]
             (network / variant.name).mkdir(parents=True)
-            for use, content in chosen.read().items():
-                (network / variant.name / package.FILES[use]).write_bytes(content)
+            chosen.lay_out(network / variant.name)
+            if variant.runtime == package.VM:
+                _list_weights(network / variant.name)
             known = isa.flag_names(variant.needs.arch)
             flags = sorted(known[feature] for feature in variant.needs.features if feature in known)
             lines.append(" ".join([variant.name, *flags]))
@@ -139,6 +154,13 @@ def _fill(made: Path, path: Path, groups: Sequence[Sequence[package.Variant]], r
     if len(groups) > 1:
         names = [_shape_folder(group[0]) for group in groups]
         (made / "network/shapes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+
+
+def _list_weights(folder: Path) -> None:
+    """A line for each weight: type, shape, where it begins."""
+    rows = vm.weights((folder / package.FILES["graph"]).read_bytes())
+    lines = [_listed(dtype, shape, offset) + "\n" for offset, shape, dtype in rows]
+    (folder / "weights.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def _size(path: Path) -> int:

@@ -101,6 +101,10 @@ class Host(Protocol):
     def version(self) -> str:
         """The compiler's own version."""
 
+    @property
+    def floats(self) -> str:
+        """What a line of times calls the float network of `build_float`."""
+
     # -- float networks
 
     def formats(self) -> Sequence[str]:
@@ -332,6 +336,11 @@ def installed(name: str | None = None) -> Host:
     if name is None and sys.platform == "linux":
         raise TVMMissing(f"{missing[0]}; or today's apache-tvm: pip install 'tvm_easyquant[relax]'")
     raise missing[0]
+
+
+def named(host: Host | str | None) -> Host | None:
+    """What a keyword ``host`` says: a host, none, or the name of the one that must be installed."""
+    return installed(host) if isinstance(host, str) else host
 
 
 def _has(distribution: str) -> bool:

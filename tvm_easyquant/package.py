@@ -22,10 +22,10 @@ import struct
 import sys
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from topi_ext import isa as rows
 
@@ -34,12 +34,16 @@ from .files import LARGEST, parse_json
 
 LOG = logging.getLogger("tvm_easyquant")
 MANIFEST, FORMAT, VERSION = "easyquant.json", "tvm_easyquant package", 1
-#: what loads and runs the variants
-RUNTIME = "tvm.graph_executor"
+#: what loads and runs a variant: that of TVM 0.19, and that of today's apache-tvm
+GRAPH, VM = "tvm.graph_executor", "tvm.relax.vm"
+#: in every library that today's apache-tvm links
+FFI_SYMBOL = b"__tvm_ffi_"
 #: the environment's choice of a variant
 CHOICE = "EASYQUANT_ISA"
 #: what a variant's files are for -> the name stock tvmc knows them by
 FILES = {"code": "mod.so", "graph": "mod.json", "parameters": "mod.params"}
+#: bytes of a file that are in memory at once
+PIECE = 1 << 20
 #: at the end of a shared library: the record, its size in 8 bytes, this
 MARK = b"\x00easyquant.json\x00"
 #: ELF's numbers of architectures
@@ -98,7 +102,7 @@ class Variant:
     name: the row of `topi_ext.isa` it is for, of which there may be one for each set of input shapes;
     target: TVM's text; version: of the compiler; table: SHA-256 of its scale table, "" where none is known,
     as of a float network; layers: the integer layers' names in the order of the calls; files: by `FILES`,
-    of an archive; inputs: {name: `Input`}, {} where not known.
+    of an archive; inputs: {name: `Input`}, {} where not known; runtime: `GRAPH` or `VM`.
     """
 
     name: str
@@ -109,6 +113,7 @@ class Variant:
     layers: tuple[str, ...] = ()
     files: Mapping[str, File] = field(default_factory=dict)
     inputs: Mapping[str, Input] = field(default_factory=dict)
+    runtime: str = GRAPH
 
     @property
     def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -120,7 +125,7 @@ class Variant:
         return {
             "name": self.name, "isa": self.needs.isa, "arch": self.needs.arch,
             "features": list(self.needs.features), "target": self.target,
-            "runtime": {"name": RUNTIME, "version": self.version}, "table": self.table,
+            "runtime": {"name": self.runtime, "version": self.version}, "table": self.table,
             "layers": list(self.layers),
             "inputs": {name: taken._asdict() for name, taken in self.inputs.items()},
             "files": {use: file._asdict() for use, file in self.files.items()},
@@ -180,9 +185,9 @@ def _parsed(data: bytes, path: Path) -> Record:
 
 
 def _variant(row: Mapping, source: str) -> Variant:
-    if row["runtime"]["name"] != RUNTIME:
+    if row["runtime"]["name"] not in (GRAPH, VM):
         raise DeployError(
-            f"{source} is for the runtime {row['runtime']['name']}, this release has {RUNTIME}"
+            f"{source} is for the runtime {row['runtime']['name']}, this release has {GRAPH} and {VM}"
         )
     texts = [row[key] for key in ("name", "isa", "arch", "target", "table")] + [
         *row["features"],
@@ -202,6 +207,7 @@ def _variant(row: Mapping, source: str) -> Variant:
     return Variant(
         row["name"], Needs(row["isa"], row["arch"], tuple(row["features"])), row["target"],
         str(row["runtime"]["version"]), row["table"], tuple(row["layers"]), files, inputs,
+        row["runtime"]["name"],
     )  # fmt: skip
 
 
@@ -300,7 +306,7 @@ class Chosen:
     """The variant of an artefact that runs on this machine.
 
     variant, record: None where the artefact has no record. archive: whether it is one, for `unpack`. note:
-    what is not known of it, in a line, or "".
+    what is not known of it, in a line, or "". runtime: `GRAPH` or `VM`.
     """
 
     path: Path
@@ -308,6 +314,7 @@ class Chosen:
     variant: Variant | None = None
     record: Record | None = None
     note: str = ""
+    runtime: str = GRAPH
 
     @property
     def name(self) -> str | None:
@@ -322,12 +329,19 @@ class Chosen:
             files = self.variant.files
             return {use: archive.read(files[use].member, files[use]) for use in FILES}
 
+    def lay_out(self, folder: Path) -> None:
+        """Its files in a folder, by the names of `FILES`; none is in memory whole. Raises DeployError."""
+        with _Archive(self.path) as archive:
+            files = self.variant.files if self.variant is not None else {}
+            for use, name in FILES.items():
+                with open(folder / name, "wb") as to:
+                    archive.copy(files[use].member if files else name, files.get(use), to)
+
     def unpack(self, folder: Path) -> tuple[str, bytes]:
         """Its code as ``mod.so`` of a folder; its graph and its parameters. Raises DeployError."""
-        found = self.read()
-        (folder / FILES["code"]).write_bytes(found["code"])
+        self.lay_out(folder)
         try:
-            return found["graph"].decode(), found["parameters"]
+            return (folder / FILES["graph"]).read_text(), (folder / FILES["parameters"]).read_bytes()
         except UnicodeDecodeError:
             raise DeployError(f"{self.path} is damaged: its {FILES['graph']} is no text") from None
 
@@ -353,14 +367,15 @@ def choices(path: str | os.PathLike, isa: str | None = None, *, elsewhere: bool 
         library = elf or (sys.platform != "linux" and not tarfile.is_tarfile(path))
     except OSError as error:
         raise DeployError(f"cannot read {path}: {error.strerror}") from None
-    record, kernels = _of_library(path) if library else _of_archive(path)
+    record, kernels, runtime = _of_library(path) if library else _of_archive(path)
     if record is None:
         if isa is not None:
             raise DeployError(f"{path} has no record of its variants, so isa={isa!r} cannot be asked of it")
-        return [Chosen(path, not library, note="" if elsewhere else _by_symbols(path, kernels))]
+        note = "" if elsewhere else _by_symbols(path, kernels)
+        return [Chosen(path, not library, note=note, runtime=runtime)]
     found = [best(str(path), each, isa, elsewhere=elsewhere) for each in by_shapes(record.variants)]
     LOG.info("%s: variant %s", path, found[0].name)
-    return [Chosen(path, not library, variant, record) for variant in found]
+    return [Chosen(path, not library, variant, record, runtime=variant.runtime) for variant in found]
 
 
 def by_shapes(variants: Iterable[Variant]) -> list[list[Variant]]:
@@ -415,7 +430,7 @@ def best(
 def _kernels(code) -> list[str]:
     """The rows of our kernels in machine code, by the names of their functions; the plainest first."""
     known = "|".join(sorted(rows.ISAS, key=len, reverse=True))
-    found = re.findall(rf"easyquant_conv2d(?:_add)?_({known})(?![a-z])".encode(), code)
+    found = re.findall(rf"easyquant_(?:conv2d(?:_add)?|[a-z0-9]+)_({known})(?![a-z])".encode(), code)
     return sorted({name.decode() for name in found}, key=_rank)
 
 
@@ -473,6 +488,20 @@ class _Archive:
 
     def read(self, name: str, file: File | None = None) -> bytes:
         """A member's content, of the size and digest of ``file``."""
+        content = io.BytesIO()
+        self.copy(name, file, content)
+        return content.getvalue()
+
+    def copy(self, name: str, file: File | None, to: IO[bytes]) -> None:
+        """The same, written to ``to`` in pieces."""
+        digest, size = hashlib.sha256(), 0
+        for piece in self._pieces(name):
+            digest.update(piece)
+            size += to.write(piece)
+        if file and (size != file.size or digest.hexdigest() != file.sha256):
+            raise self._damaged(f"its {name} is not what its {MANIFEST} says")
+
+    def _pieces(self, name: str) -> Iterator[bytes]:
         try:
             try:
                 reader = self.tar.extractfile(name)
@@ -481,38 +510,36 @@ class _Archive:
             if reader is None:
                 raise DeployError(f"{self.path} is no archive of tvmc compile: {name!r} is no file in it")
             with reader:
-                content = reader.read()
+                while piece := reader.read(PIECE):
+                    yield piece
         except DAMAGED as error:
             raise self._damaged(error) from None
-        if file and (len(content) != file.size or hashlib.sha256(content).hexdigest() != file.sha256):
-            raise self._damaged(f"its {name} is not what its {MANIFEST} says")
-        return content
 
 
-def _of_archive(path: Path) -> tuple[Record | None, list[str]]:
-    """(what an archive says of itself, the rows of its kernels if it says nothing)."""
+def _of_archive(path: Path) -> tuple[Record | None, list[str], str]:
+    """(what an archive says of itself, the rows of its kernels and its runtime if it says nothing)."""
     with _Archive(path) as archive:
         record = archive.record()
         if record is not None:
-            return record, []
+            return record, [], ""
         return _of_code(path, archive.read(FILES["code"]))
 
 
-def _of_library(path: Path) -> tuple[Record | None, list[str]]:
+def _of_library(path: Path) -> tuple[Record | None, list[str], str]:
     """The same of a shared library."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return _of_code(path, data)
 
 
-def _of_code(path: Path, data) -> tuple[Record | None, list[str]]:
+def _of_code(path: Path, data) -> tuple[Record | None, list[str], str]:
     _check_elf(path, data)
     end = len(data) - len(MARK) - 8
     if end < 0 or data[end + 8 :] != MARK:
-        return None, _kernels(data)
+        return None, _kernels(data), VM if data.find(FFI_SYMBOL) >= 0 else GRAPH
     (size,) = struct.unpack_from("<Q", data, end)
     if size > end:
         raise DeployError(f"{path} is damaged: the record behind it is not whole")
-    return _parsed(data[end - size : end], path), []
+    return _parsed(data[end - size : end], path), [], ""
 
 
 def _check_elf(path: Path, data) -> None:

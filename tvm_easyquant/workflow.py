@@ -20,7 +20,7 @@ from topi_ext import isa as rows
 from . import deployment
 from .errors import LoadError
 from .fleet import Shapes
-from .host import Built, Host, installed
+from .host import Built, Host, installed, named
 from .measure import accuracy as _evaluate
 from .measure.accuracy import Evaluation, Metric
 from .network.graph import Graph
@@ -325,7 +325,7 @@ def quantize(
     metric: Metric | None = None,
     fp32: Callable[[dict], list | Mapping] | None = None,
     target: object = None,
-    host: Host | None = None,
+    host: Host | str | None = None,
     model_format: str | None = None,
     outputs: Sequence[str] | None = None,
     check: bool | Check = True,
@@ -352,7 +352,8 @@ def quantize(
     and ``target``. fp32: the float network as a function of {input: array}, where ``model`` is a Graph that
     is faster run otherwise than in numpy. With a checkpoint all of this goes on after an interruption, too.
 
-    host: what compiles, and reads what is not ONNX, see `tvm_easyquant.host`; the installed one. ONNX and a
+    host: what compiles, and reads what is not ONNX, see `tvm_easyquant.host`: the installed one, of which a
+    name ("relay", "relax") only says which it must be. ONNX and a
     Graph are quantized without any, unless there is a drop to meet. input_shapes, batch, model_format,
     outputs: see `load`. check: whether what was read is compared with the model on the first sample
     (`readers.self_check`), or what does it.
@@ -363,7 +364,7 @@ def quantize(
     accumulator may not fit int32, stays float, which a warning says; if no layer is left, that is a
     GraphError (of the second kind an OverflowError, too).
     """
-    auto = bits == "auto"
+    host, auto = named(host), bits == "auto"
     if auto:
         bits = 7
         sensitivity.solver()
@@ -531,16 +532,16 @@ class Imported(Quantized):
 
 
 def import_quantized(
-    model, input_shapes=None, batch: int | None = None, *, host: Host | None = None
+    model, input_shapes=None, batch: int | None = None, *, host: Host | str | None = None
 ) -> Imported:
     """Take over a quantized ONNX model (QDQ or QOperator): its scales, its integers, our kernels.
 
     model: a path or an ``onnx.ModelProto``, as ONNX Runtime, NNCF, Quark or PPQ write it. What it does not
     quantize, or what we do not cover, stays float and is in ``plan.floats`` with the reason.
-    input_shapes, batch: see `load`. host: what compiles; the installed one.
+    input_shapes, batch: see `load`. host: what compiles, as of `quantize`.
     Raises LoadError or QuantizedModelError, and OverflowError as `quantize` does.
     """
-    clock = time.perf_counter()
+    clock, host = time.perf_counter(), named(host)
     graph, normal = onnx_float.load_quantized(model, input_shapes, batch)
     taken = _taken(graph, normal)
     check_ranges(taken.graph, taken.table)

@@ -219,7 +219,7 @@ def _benchmark(args, host) -> int:
     print(f"{'everything else':{width}}  {'':33} {found.other_ms:9.4f}")
     machine = found.host
     print(
-        f"integers {found.ms:.3f} ms ({found.spread[0]:.3f} to {found.spread[1]:.3f}), TVM float32 "
+        f"integers {found.ms:.3f} ms ({found.spread[0]:.3f} to {found.spread[1]:.3f}), {host.floats} "
         f"{found.ms_fp32:.3f} ms: {found.headline}\n"
         f"{machine['cpu']} ({', '.join(machine['isa'])}), target '{found.target}', {found.threads} thread"
         f"{'s' if found.threads > 1 else ''}, medians of {found.rounds} rounds, TVM {machine['tvm']}"

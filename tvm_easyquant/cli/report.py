@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from .. import __version__
 from ..files import writable
+from . import shipped
 from .common import (
     UserError,
     add_pictures,
-    add_table,
+    add_quantized,
     add_verb,
     load_graph,
     preprocess_of,
@@ -21,7 +22,9 @@ examples:
   tvmc-easyquant report net.onnx --table net.json --calibration images.npz --record search.json \\
       --data validation.npz -o net.html
   tvmc-easyquant report net.onnx --table net.json --no-benchmark --json
+  tvmc-easyquant report net.tar --data validation.npz --float net.onnx
 
+Of a package the page has what it and its table know, and says what it leaves out.
 The page needs no network; a browser opens it as a file.
 """
 
@@ -29,7 +32,8 @@ The page needs no network; a browser opens it as a file.
 def add(subparsers) -> None:
     help = "one HTML page: accuracy, time, error, kernels and scales of every layer"
     parser = add_verb(subparsers, "report", _report, help, EXAMPLES)
-    add_table(parser)
+    add_quantized(parser, package=True)
+    shipped.add_options(parser)
     add = parser.add_argument
     add("-o", "--output", default="report.html", metavar="FILE", help="(report.html)")
     add("--calibration", metavar="DATA", help="inputs, for the histograms of activations; as in quantize")
@@ -41,9 +45,7 @@ def add(subparsers) -> None:
     add("--no-benchmark", action="store_true", help="leave the times out")
     add("--threads", type=int, default=1, metavar="N", help="of the benchmark (1)")
     add("--rounds", type=int, default=15, metavar="N", help="of the benchmark (15)")
-    add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
     add("--tuning-records", metavar="LOG", help="records of tune-kernels to choose kernels by")
-    add("--json", action="store_true", help="also print the facts of the page as JSON")
     add_pictures(parser)
 
 
@@ -61,16 +63,13 @@ def _report(args, host) -> int:
     from ..search.driver import layer_figures
     from .measure import built, evaluation, labelled_data, timing
 
-    if args.FILE.lower().endswith(".tar"):
-        raise UserError(
-            f"a report is of a model's layers, which {args.FILE} does not hold: give the model; evaluate "
-            "and benchmark take the package"
-        )
-    inputs = [path for path in (args.FILE, args.table, args.calibration, args.record) if path]
+    inputs = [path for path in (args.FILE, args.table, args.calibration, args.record, args.float) if path]
     writable(args.output, inputs)
     for name in ("samples", "threads", "rounds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
+    if shipped.is_package(args, but=["input_shapes"]):
+        return shipped.report(args, host)
     report.check_packages()
     target, table = host.target(args.target), ScaleTable.load(args.table)
     host.check_cpu(target)

@@ -1,7 +1,8 @@
 """``tvmc-easyquant``: our verbs, and those of TVM's tvmc where TVM 0.19 is installed.
 
 Ours are parsed here and given the installed host, which they ask for when they need it: what needs no
-compiler runs without one. A command line of tvmc's goes to it whole, with the target ``easyquant`` added.
+compiler runs without one. A command line of tvmc's goes to it whole, with the target ``easyquant`` added;
+on a host that has no tvmc, `compiled` has those verbs.
 Nothing here imports TVM before a verb needs it, so that ``--help`` is quick, and TVM's absence is one
 sentence and no traceback.
 
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 
 from ..errors import HostError, LinkerMissing, UserError, is_users, one_line
 from ..files import writable
-from ..host import Late, installed
+from ..host import HOSTS, Late, installed
 from . import memory
 from .common import INTERRUPTED, MISSING_PACKAGE, NOBODY_READS, USER_ERROR, Parser, fail, missing
 from .ending import tidy
@@ -48,8 +49,9 @@ def add_verbs(subparsers) -> None:
         importlib.import_module(f".{module}", __package__).add(subparsers)
 
 
-def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
-    """The parser of every command line but tvmc's, and the names of our verbs."""
+def _parser(own: bool = False) -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser of every command line but tvmc's, and the names of our verbs; own: with what we have in
+    place of tvmc's."""
     from .quantize import EXAMPLES
 
     parser = Parser(
@@ -61,13 +63,17 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     add = parser.add_argument
     add("--config", default="default", help="configuration json file")
+    add("--host", metavar="NAME", help=f"an error unless this one is installed: {', '.join(HOSTS)}")
     add("-v", "--verbose", action="count", default=0, help="increase verbosity")
     add("--version", action="store_true", help="print the version and exit")
     add("-h", "--help", action="help", help="show this help message and exit.")
     subparsers = parser.add_subparsers(title="commands", parser_class=Parser)
     parser.set_defaults(verb=None)
-    for verb, help in TVMC.items():
-        subparsers.add_parser(verb, help=help)
+    if own:
+        importlib.import_module(".compiled", __package__).add(subparsers)
+    else:
+        for verb, help in TVMC.items():
+            subparsers.add_parser(verb, help=help)
     add_verbs(subparsers)
     return parser, [verb for verb in subparsers.choices if verb not in TVMC]
 
@@ -94,8 +100,20 @@ def _check_output(argv: Sequence[str]) -> None:
         writable(known.output, inputs=[word for word in others if os.path.isfile(word)])
 
 
-def _ours(argv: Sequence[str]) -> int:
-    parser, _ = _parser()
+def _asserted(argv: Sequence[str]) -> list[str]:
+    """The command line without ``--host NAME``, wherever it stands. Raises TVMMissing if another host is
+    installed, or none, and ConfigError for a name that is none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--host", nargs="?")
+    known, rest = parser.parse_known_args(argv)
+    if known.host is not None:
+        installed(known.host)
+    return rest if known.host is not None else list(argv)
+
+
+def _ours(argv: Sequence[str], own: bool = False) -> int:
+    """own: whether tvmc's verbs are ours here."""
+    parser, _ = _parser(own)
     args = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stdout)
     logging.getLogger("TVMC").setLevel(40 - min(args.verbose, 3) * 10)  # whose importers we use
@@ -105,7 +123,7 @@ def _ours(argv: Sequence[str]) -> int:
     if args.verb is None:
         parser.print_help(sys.stderr)
         return 1
-    if args.config != "default":
+    if args.config != "default" and not own:
         raise UserError(f"--config is an option of {', '.join(TVMC)}; {args.verb} takes none")
     if args.verb not in ("demo", "deploy"):  # whose output is a folder
         _check_output(argv)
@@ -125,15 +143,19 @@ def _explained(argv: Sequence[str], error: Exception):
 def run(argv: Sequence[str]) -> int:
     """Run one command line; returns its exit code."""
     try:
-        if not {"-h", "--help"} & set(argv):
+        asks_help = bool({"-h", "--help"} & set(argv))
+        argv = argv if asks_help else _asserted(argv)
+        if not asks_help:
             memory.check(argv)
         if not _handed(argv):
             return _ours(argv)
         if (host := installed()).name != "relay":
-            raise HostError(
-                f"the {host.name} host has no {', '.join(HANDED)} yet; TVM 0.19 has, in an environment of "
-                "its own: pip install 'tvm_easyquant[relay]'"
-            )
+            if "micro" in argv and not set(TVMC) & set(argv):
+                raise HostError(
+                    f"the {host.name} host has no micro; TVM 0.19 has, in an environment of its own: pip "
+                    "install 'tvm_easyquant[relay]'"
+                )
+            return _ours(argv, own=True)
         from ..relay import tvmc
 
         return tvmc.run(argv, _parser()[1])

@@ -1,8 +1,10 @@
-"""`evaluate` and `benchmark` of a package of ``compile``: the figures of the very program that ships."""
+"""Packages of ``compile`` in `evaluate`, `benchmark` and `report`: figures of the program that ships."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +14,7 @@ from ..errors import TVMMissing
 from .common import UserError, input_shapes, preprocess_of, print_json, progress_bar
 
 if TYPE_CHECKING:
+    from ..measure.accuracy import Paired, PairedSet
     from ..scales.table import ScaleTable
 
 #: options that belong to a model and its table, not to what was made of them
@@ -55,13 +58,31 @@ def _table(args) -> ScaleTable | None:
     return ScaleTable.from_json(json.dumps(chosen.record.tables[chosen.variant.table]))
 
 
+def _float_graph(args, host, shapes: Mapping | None = None):
+    """The model of ``--float`` at these input shapes, cut where the package's table says."""
+    from .. import workflow
+
+    table, batch = _table(args), None if shapes else args.batch
+    outputs = None if table is None else table.outputs
+    options: dict = dict(batch=batch, input_shapes=shapes, outputs=outputs)
+    return workflow.open_model(args.float, host=host, **options).graph
+
+
+def _open(args, host, **options):
+    """The package as a `Program`. What ``--float`` needs TVM for is loaded first: a process in which the
+    runtime library is there alone ends when TVM itself comes to it."""
+    from ..deploy import Program
+
+    if args.float is not None:
+        with contextlib.suppress(TVMMissing):
+            _ = host.name
+    return Program(args.FILE, isa=args.isa, **options)
+
+
 def _float(args, host, shapes: Mapping | None = None):
     """The float network, at these input shapes: as TVM compiles it, or a function that runs it in numpy
     where there is no TVM."""
-    from .. import workflow
-
-    batch = None if shapes else args.batch
-    graph = workflow.open_model(args.float, host=host, batch=batch, input_shapes=shapes).graph
+    graph = _float_graph(args, host, shapes)
     try:
         return host.build_float(host.float_module(graph), None)
     except TVMMissing:
@@ -117,38 +138,44 @@ def _pictures(args, table, program):
     return replace(how, scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3, color="RGB", layout=layout)
 
 
-def evaluate(args, host) -> int:
-    """``evaluate net.tar``."""
-    from ..deploy import Program
+def _scores(args, host, table, program, bar) -> Mapping[str, Paired | PairedSet]:
+    """{metric: the package against the float network of ``--float``, or against itself}."""
     from ..measure import accuracy
     from .measure import labelled_data
 
-    table = _table(args)
-    with Program(args.FILE, isa=args.isa) as program, progress_bar() as bar:
-        data, metrics = labelled_data(args, table, _pictures(args, table, program))
-        inputs = {name: (shape, str(dtype)) for name, (shape, dtype) in program.inputs.items()}
+    data, metrics = labelled_data(args, table, _pictures(args, table, program))
+    inputs = {name: (shape, str(dtype)) for name, (shape, dtype) in program.inputs.items()}
 
-        def scores(run, data, what):
-            return accuracy.evaluate(
-                run, data, inputs=inputs, metrics=metrics, batch=args.batch or 1, progress=bar, what=what
-            )
+    def scores(run, data, what):
+        return accuracy.evaluate(
+            run, data, inputs=inputs, metrics=metrics, batch=args.batch or 1, progress=bar, what=what
+        )
 
-        mine = scores(program, data, "package")
-        if args.float is None:
-            found = {name: accuracy.compare(mine[name], mine[name]) for name in metrics}
-        else:
-            if program.layouts:
-                data, _ = labelled_data(args, table)
-                inputs = {}
-            run = _float(args, host) if len(program.shapes) == 1 else _floats(args, host)
-            theirs = scores(run, data, "float32")
-            found = {name: accuracy.compare(mine[name], theirs[name], progress=bar) for name in metrics}
+    mine = scores(program, data, "package")
+    if args.float is None:
+        return {name: accuracy.compare(mine[name], mine[name]) for name in metrics}
+    if program.layouts:
+        data, _ = labelled_data(args, table)
+        inputs = {}
+    run = _float(args, host) if len(program.shapes) == 1 else _floats(args, host)
+    theirs = scores(run, data, "float32")
+    return {name: accuracy.compare(mine[name], theirs[name], progress=bar) for name in metrics}
+
+
+def _facts_of(args, found) -> dict:
+    """The scores as plain values; of the package alone where there is no float network."""
+    return {
+        name: {"n": p.n, "value": p.value} if args.float is None else {**asdict(p), "drop": p.drop}
+        for name, p in found.items()
+    }
+
+
+def evaluate(args, host) -> int:
+    """``evaluate net.tar``."""
+    with _open(args, host) as program, progress_bar() as bar:
+        found = _scores(args, host, _table(args), program, bar)
     if args.json:
-        rows = {
-            name: {"n": p.n, "value": p.value} if args.float is None else {**asdict(p), "drop": p.drop}
-            for name, p in found.items()
-        }
-        print_json({"data": args.data, "variant": program.variant, "metrics": rows})
+        print_json({"data": args.data, "variant": program.variant, "metrics": _facts_of(args, found)})
         return 0
     for name, p in found.items():
         if args.float is None:
@@ -180,6 +207,15 @@ class Timing:
 
         return timing.unsteady(self.ratios)
 
+    @property
+    def headline(self) -> str | None:
+        """What can be said of the ratio; None without a float network."""
+        from ..measure import timing
+
+        if self.speedup is None or self.ratios is None:
+            return None
+        return timing.headline(self.speedup, self.ratios, self.doubt)
+
 
 def _burst(program, number: int) -> float:
     """Milliseconds of one run, over ``number`` of them."""
@@ -189,55 +225,113 @@ def _burst(program, number: int) -> float:
     return 1e3 * (time.perf_counter() - start) / number
 
 
-def benchmark(args, host) -> int:
-    """``benchmark net.tar``."""
+def _timed(args, host, program, bar) -> Timing:
+    """A program of one context timed, in turn with the float network of ``--float``."""
     import numpy as np
 
-    from ..deploy import Program
     from ..measure import timing
-    from ..network.shapes import told
 
-    rng = np.random.default_rng(0)
-    with (
-        Program(args.FILE, isa=args.isa, threads=args.threads, contexts=1) as program,
-        progress_bar() as bar,
-    ):
-        shapes = _timed_at(args, program)
-        feed = {}
-        for name, (_, dtype) in program.inputs.items():
-            size = shapes[name]
-            made = rng.standard_normal(size) if dtype.kind == "f" else rng.integers(0, 128, size)
-            feed[name] = made.astype(dtype)
-        program.set_inputs(feed)
-        program.run()
-        theirs_at = _models_own(args, program, shapes) if len(program.shapes) > 1 else None
-        floats = None if args.float is None else _float(args, host, theirs_at)
-        if floats is not None and not hasattr(floats, "milliseconds"):
-            raise UserError("--float is timed as TVM compiles it; there is no TVM here: leave it out")
-        if floats is not None:
-            host.threads(args.threads)
-            floats.milliseconds(repeat=1)
-        number = max(1, round(1 / max(0.01, _burst(program, 1))))
-        rows = []
-        for i in range(args.rounds):
-            mine = min(_burst(program, number) for _ in range(7))
-            rows.append((mine, min(floats.milliseconds(repeat=7)) if floats is not None else np.nan))
-            bar(i + 1, args.rounds, "benchmark")
-        variant = program.variant
-        at = f", at {told(shapes)}" if len(program.shapes) > 1 else ""
+    rng, shapes = np.random.default_rng(0), _timed_at(args, program)
+    feed = {}
+    for name, (_, dtype) in program.inputs.items():
+        size = shapes[name]
+        made = rng.standard_normal(size) if dtype.kind == "f" else rng.integers(0, 128, size)
+        feed[name] = made.astype(dtype)
+    program.set_inputs(feed)
+    program.run()
+    theirs_at = _models_own(args, program, shapes) if len(program.shapes) > 1 else None
+    floats = None if args.float is None else _float(args, host, theirs_at)
+    if floats is not None and not hasattr(floats, "milliseconds"):
+        raise UserError("--float is timed as TVM compiles it; there is no TVM here: leave it out")
+    if floats is not None:
+        host.threads(args.threads)
+        floats.milliseconds(repeat=1)
+    number = max(1, round(1 / max(0.01, _burst(program, 1))))
+    rows = []
+    for i in range(args.rounds):
+        mine = min(_burst(program, number) for _ in range(7))
+        rows.append((mine, min(floats.milliseconds(repeat=7)) if floats is not None else np.nan))
+        bar(i + 1, args.rounds, "benchmark")
     mine, theirs = np.array(rows).T
     spread = float(mine.min()), float(mine.max())
-    found = Timing(float(np.median(mine)), spread, args.threads, args.rounds, variant, shapes)
-    if floats is not None:
-        speedup, quartiles = timing.ratios(mine, theirs)
-        found = replace(found, ms_fp32=float(np.median(theirs)), speedup=speedup, ratios=quartiles)
+    found = Timing(float(np.median(mine)), spread, args.threads, args.rounds, program.variant, shapes)
+    if floats is None:
+        return found
+    speedup, quartiles = timing.ratios(mine, theirs)
+    return replace(found, ms_fp32=float(np.median(theirs)), speedup=speedup, ratios=quartiles)
+
+
+def benchmark(args, host) -> int:
+    """``benchmark net.tar``."""
+    from ..network.shapes import told
+
+    with _open(args, host, threads=args.threads, contexts=1) as program, progress_bar() as bar:
+        found = _timed(args, host, program, bar)
+        at = f", at {told(found.shapes)}" if len(program.shapes) > 1 else ""
     if args.json:
         print_json({**asdict(found), "doubt": found.doubt})
         return 0
     threads, (low, high) = f"{found.threads} thread{'s' if found.threads > 1 else ''}", found.spread
-    print(f"{args.FILE} (variant {variant or 'unknown'}{at}): {found.ms:.3f} ms ({low:.3f} to {high:.3f})")
+    variant = found.variant or "unknown"
+    print(f"{args.FILE} (variant {variant}{at}): {found.ms:.3f} ms ({low:.3f} to {high:.3f})")
     print(f"{threads}, medians of {found.rounds} rounds")
     if found.speedup is not None:
-        said = timing.headline(found.speedup, found.ratios, found.doubt)
-        print(f"TVM float32 {found.ms_fp32:.3f} ms: {said}")
+        print(f"{host.floats} {found.ms_fp32:.3f} ms: {found.headline}")
     return 0
+
+
+#: options of ``report`` that need the model itself
+OF_LAYERS = ("calibration", "record", "tuning_records")
+
+
+def report(args, host) -> int:
+    """``report net.tar``."""
+    from .. import __version__, package
+    from ..files import write_text
+    from ..host import describe_machine
+    from ..measure import report as pages
+    from ..measure.collect import collect_package
+
+    for name in OF_LAYERS:
+        if getattr(args, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{option} is of the model's layers; report MODEL --table FILE {option} takes it"
+            )
+    pages.check_packages()
+    chosen, table = package.choose(args.FILE, args.isa), _table(args)
+    if table is None or chosen.record is None:
+        raise UserError(f"{args.FILE} holds no scale table, so there is nothing to report: compile it anew")
+    scores, timed, graph = None, None, None
+    with progress_bar() as bar:
+        with _open(args, host, threads=args.threads, contexts=1) as program:
+            if args.float is not None:
+                graph = _the_tables(args, host, table, program)
+            if args.data:
+                scores = _facts_of(args, _scores(args, host, table, program, bar))
+            if not args.no_benchmark:
+                timed = _timed(args, host, program, bar)
+    facts = collect_package(
+        args.FILE, chosen, table, graph, version=__version__, machine=describe_machine(), accuracy=scores,
+        benchmark=None if timed is None else {**asdict(timed), "headline": timed.headline},
+    )  # fmt: skip
+    write_text(args.output, pages.render_package(facts))
+    for line in facts["left_out"]:
+        print(f"note: {line}", file=sys.stderr)
+    if args.json:
+        print_json(facts)
+    else:
+        print(f"report: {args.output}")
+    return 0
+
+
+def _the_tables(args, host, table: ScaleTable, program):
+    """The model of ``--float`` as the graph that the table is of. Raises TableError if it is of none."""
+    several = len(program.shapes) > 1
+    for shapes in program.shapes:
+        graph = _float_graph(args, host, _models_own(args, program, shapes) if several else None)
+        graph = table.prepared(graph)
+        if graph.fingerprint == table.model:
+            break
+    table.check(graph)
+    return graph

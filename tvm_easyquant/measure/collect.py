@@ -1,4 +1,5 @@
-"""Gathers the facts of a report: kernels and their proofs, error, times, accuracy, curves, histograms."""
+"""Gathers the facts of a report: kernels and their proofs, error, times, accuracy, curves, histograms; of a
+package what it knows of these."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CurvesError
+from .. import package
+from ..errors import CurvesError, TableError
 from ..network.graph import Graph
 from ..scales.table import ScaleTable
 from . import report
@@ -86,6 +88,94 @@ def collect(
         "floats": dict(plan.floats),
         "skip_line": shlex.join(["--skip", *table.config.skip, *worst]) if worst else "",
         "layers": rows,
+    }
+
+
+#: what a package lacks -> what brings it to its report
+WITHOUT_MODEL = (
+    "shapes and multiply-accumulates of the layers, what stays float and why, the comparison with float32"
+)
+LAYERS_ONLY = "kernels and their proofs, times of layers, histograms and curves of the search"
+
+
+def collect_package(
+    name: str,
+    chosen: package.Chosen,
+    table: ScaleTable,
+    graph: Graph | None = None,
+    *,
+    version: str,
+    machine: Mapping[str, object],
+    accuracy: Mapping[str, Mapping] | None = None,
+    benchmark: Mapping | None = None,
+) -> dict:
+    """The facts of `report.render_package`, as plain values: what a package and its table know.
+
+    name: the package's; chosen: the variant that runs here; graph: the network that the table is of, where
+    the model is at hand; the rest as of `collect`, as plain values.
+    """
+    record, variant = chosen.record, chosen.variant
+    if record is None or variant is None:
+        raise TableError(f"{name} has no record of what it is")
+    rows: list[dict[str, Any]] = []
+    for number, layer in enumerate(variant.layers, 1):
+        weights, figures = table.weights[layer], table.figures.get(layer, {})
+        node = None if graph is None else graph[layer]
+        rows.append(
+            {
+                "number": number,
+                "name": layer,
+                "bits": table.config.bits_of(layer),
+                "channels": len(weights),
+                "scales": [float(weights.min()), float(weights.max())],
+                "cosine": figures.get("cosine"),
+                "sqnr_db": figures.get("sqnr_db"),
+                "weight": None if node is None else list(node.public_weight.shape),
+                "output": None if node is None else list(node.shape),
+                "macs_percent": None
+                if node is None or graph is None
+                else 100 * (node.macs or 0) / graph.macs,
+            }
+        )
+    plan = None if graph is None else table.check(graph)
+    out = [f"left out, as a package holds no model: {LAYERS_ONLY}; report MODEL --table FILE brings them"]
+    if graph is None:
+        out.insert(0, f"left out, as a package holds no model: {WITHOUT_MODEL}; --float MODEL brings them")
+    if accuracy is None:
+        out.append("left out: the accuracy; --data DATA brings it")
+    return {
+        "package": name,
+        "fingerprint": table.model,
+        "version": version,
+        "tool": record.tool,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "host": dict(machine),
+        "config": asdict(table.config),
+        "data": dict(table.data),
+        "variant": variant.name,
+        "variants": [
+            {
+                "name": each.name,
+                "target": each.target,
+                "runtime": each.version,
+                "inputs": {n: str(taken) for n, taken in each.inputs.items()},
+                "bytes": sum(file.size for file in each.files.values()),
+                "runs": not each.needs.refusal,
+                "refusal": each.needs.refusal,
+            }
+            for each in record.variants
+        ],
+        "layers": rows,
+        "activations": [
+            {"name": site, "scale": s.scale, "zero_point": s.zero_point, "lo": s.lo, "hi": s.hi}
+            for site, s in table.activations.items()
+        ],
+        "coverage": None if plan is None or graph is None else plan.coverage(graph).facts,
+        "weight_bytes": None if plan is None or graph is None else list(report.weight_bytes(graph, plan)),
+        "floats": None if plan is None else dict(plan.floats),
+        "accuracy": dict(accuracy or {}),
+        "benchmark": benchmark,
+        "left_out": out,
     }
 
 

@@ -158,13 +158,24 @@ def check_packages() -> None:
 
 def render(facts: Mapping) -> str:
     """The HTML page of the facts that `measure.collect.collect` gathers: one file, no request leaves it."""
-    import jinja2
     from plotly.offline import get_plotlyjs
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(
-        (files("tvm_easyquant") / "data" / "report.html").read_text(encoding="utf-8")
-    )
     # nothing in the library may end the script element that holds it
     library = get_plotlyjs().replace("</script", "<\\/script")
-    return template.render(facts=plain(dict(facts)), plotly=library)
+    return _page("report.html", facts, plotly=library)
+
+
+def render_package(facts: Mapping) -> str:
+    """The same of `measure.collect.collect_package`: tables, no plots, no script."""
+    return _page("package.html", facts)
+
+
+def _page(name: str, facts: Mapping, **more: object) -> str:
+    import jinja2
+
+    def read(name: str) -> str:
+        return (files("tvm_easyquant") / "data" / name).read_text(encoding="utf-8")
+
+    loader = jinja2.FunctionLoader(read)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=loader)
+    return environment.get_template(name).render(facts=plain(dict(facts)), **more)

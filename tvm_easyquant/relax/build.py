@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,13 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from topi_ext import isa
-from topi_ext.emit import target_features
 from topi_ext.relax import lower as lowering
 
+from .. import __version__, deploy, package
 from ..errors import GraphError, HostError, LinkerMissing, TargetError
 from ..files import replacing
-from .framework import quiet, relax, tvm
+from ..fleet import Fleet, Shapes
+from ..measure.race import Call, named
+from ..runtime import pool, vm
+from . import artefact
+from .framework import relax, tvm, vm_build
 from .schedule import schedule
+
+# isort: split
+from tvm.support import cc
 
 if TYPE_CHECKING:
     from topi_ext.planner import LayerChoice
@@ -63,8 +68,6 @@ def _fields(text: str) -> dict:
 
 def cpu_target(target=None) -> Any:
     """``target`` (a string, a dict or tvm.target.Target; None for this CPU) checked to be a CPU target."""
-    if isinstance(target, (list, tuple)):
-        raise TargetError("the relax host makes no package for several CPUs yet; build for one of them")
     given = host_target() if target is None else target
     if isinstance(given, str) and given.strip() and not given.lstrip().startswith("{"):
         given = _fields(given)
@@ -91,19 +94,16 @@ def cpu_target(target=None) -> Any:
 
 def check_cpu(target) -> None:
     """TargetError if this CPU lacks what code for a ``tvm.target.Target`` may use."""
-    arch, features = target_features(target)
-    if refusal := isa.refusal(features, arch):
-        raise TargetError(f"the code for target '{target_text(target)}' cannot run here: it {refusal}")
+    if refusal := artefact.needs(target).refusal:
+        raise TargetError(
+            f"the code for target '{artefact.target_text(target)}' cannot run here: it {refusal}"
+        )
 
 
-def target_text(target) -> str:
-    """The target as a string that `cpu_target` reads."""
-    text = "llvm"
-    for key in ("mtriple", "mcpu", "mattr"):
-        value = target.attrs.get(key)
-        if value and not (key == "mtriple" and "mcpu" in target.attrs):
-            text += f" -{key}={value if isinstance(value, str) else ','.join(map(str, value))}"
-    return text
+def check_linker() -> None:
+    """LinkerMissing if there is no C++ compiler to make a library with."""
+    if cc.get_cc() is None:
+        raise LinkerMissing("there is no C++ compiler to link with: install g++, or set CXX")
 
 
 # -- building
@@ -137,8 +137,21 @@ def build(module, target=None, *, lower: bool = True, outputs: Sequence[str] = (
         raise HostError(
             "the relax host has only our own lowering yet; leave lower=True (the stock one needs TVM 0.19)"
         )
-    module, layers = lowering.lower(module, target)
-    return _compiled(module, target, layers, outputs)
+    table, layouts = artefact.table_of(module), artefact.layouts_of(module)
+    lowered, layers = lowering.lower(artefact.plain(module), target)
+    return _compiled(lowered, target, layers, outputs, table, layouts)
+
+
+def build_fleet(
+    module, rows: Sequence[str] | str, *, lower: bool = True, outputs: Sequence[str] = ()
+) -> Fleet:
+    """`build` for several rows of `topi_ext.isa`, all of this machine's architecture, by name.
+
+    Raises KernelError for a name that is none of them, and what `build` raises.
+    """
+    return Fleet(
+        {row.name: build(module, row.target, lower=lower, outputs=outputs) for row in isa.named(rows)}
+    )
 
 
 def build_float(module, target=None) -> Built:
@@ -146,14 +159,28 @@ def build_float(module, target=None) -> Built:
     return _compiled(module, cpu_target(target))
 
 
-def _compiled(module, target, layers=(), outputs=()):
+def _compiled(module, target, layers=(), outputs=(), table="", layouts=None) -> Built:
     inputs = {
         str(var.name): (tuple(int(d) for d in var.ty.shape.values), str(var.ty.dtype))
         for var in module["main"].params
     }
     with tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
-        library = tvm.compile(module, target, relax_pipeline=pipeline(target))
-    return Built(library, target, inputs, layers, outputs)
+        with target:
+            ready = pipeline(target)(module)
+        code, library = _linked(ready, target)
+    return Built(library, target, inputs, layers, outputs, table, layouts, ready, code)
+
+
+def _linked(ready, target, code=None):
+    """(the machine code of a module's functions, the ``VMExecutable``) of what `pipeline` made.
+
+    code: that of the same functions, if it is compiled already. It is what ``tvm.compile`` does.
+    """
+    builder = relax.ExecBuilder()
+    rest = vm_build._vmcodegen(builder, ready)
+    functions = None if code is not None else vm_build._filter_tir(rest)
+    library = vm_build._vmlink(builder, target, functions, ext_libs=[] if code is None else [code])
+    return library.mod.imports[0] if code is None and library.mod.imports else code, library
 
 
 class Built:
@@ -163,14 +190,26 @@ class Built:
 
     library: the ``tvm.relax.VMExecutable``. target: tvm.target.Target. inputs: {name: (shape, element
     type)}. layers: the `LayerChoice` of each lowered convolution or dense layer, in the order of the calls
-    (none in a float network). outputs: their names, () where the builder was not told.
+    (none in a float network). outputs: their names, () where the builder was not told. table: the JSON of
+    its scale table, "" where there is none. layouts: {input: NHWC or NCHW} of an image of bytes. ready,
+    code: what `pipeline` made, and its functions' machine code.
     """
 
     def __init__(
-        self, library, target, inputs, layers: Sequence[LayerChoice] = (), outputs: Sequence[str] = ()
+        self,
+        library,
+        target,
+        inputs,
+        layers: Sequence[LayerChoice] = (),
+        outputs: Sequence[str] = (),
+        table: str = "",
+        layouts: Mapping[str, str] | None = None,
+        ready=None,
+        code=None,
     ):
-        self.library, self.target, self.inputs = library, target, dict(inputs)
-        self.layers, self.outputs = tuple(layers), tuple(outputs)
+        self.library, self.target, self.inputs, self.table = library, target, dict(inputs), table
+        self.layers, self.outputs, self.layouts = tuple(layers), tuple(outputs), dict(layouts or {})
+        self._ready, self._code = ready, code
 
     @functools.cached_property
     def executor(self) -> Executor:
@@ -187,59 +226,79 @@ class Built:
     def layer_times(self, feed: Mapping[str, np.ndarray], repeat: int = 10) -> dict[str, float]:
         """{lowered layer: milliseconds}, medians of ``repeat`` runs. A layer's time is with what was fused
         into it, and with the one or two microseconds that it takes to look at the clock."""
-        found: dict[str, list[float]] = {layer.name: [] for layer in self.layers}
-        executor, names = Executor(self), [layer.name for layer in self.layers]
-        clock, waiting = [0.0], list(names)
-
-        def watch(function, name, before, *rest):
-            if str(name).startswith(lowering.PREFIX):
-                if before:
-                    clock[0] = time.perf_counter()
-                else:
-                    found[waiting.pop(0)].append(1e3 * (time.perf_counter() - clock[0]))
-
-        executor.machine.set_instrument(watch)
+        profile = self.profile(feed)
         for _ in range(repeat):
-            waiting[:] = names
-            executor(feed)
-        return {name: statistics.median(times) for name, times in found.items()}
+            profile.run()
+        return {call.layer: call.ms for call in profile.calls if call.layer is not None}
+
+    def profile(self, feed: Mapping[str, np.ndarray]) -> Profile:
+        """A `Profile` of it on these inputs, to be run as often as wanted."""
+        return Profile(self, feed)
 
     def export_library(self, file_name, **options) -> None:
-        """TVM's ``export_library``, whole or not at all: a library, or object files (``.tar``).
+        """TVM's ``export_library``, whole or not at all: a library, or object files (``.tar``). The library
+        (``.so``) says what it needs behind its code (`package`).
 
         Raises LinkerMissing for a library where there is no C++ compiler.
         """
-        from tvm.support import cc
-
         archive = os.fspath(file_name).endswith(".tar")
-        if not archive and "fcompile" not in options and cc.get_cc() is None:
-            raise LinkerMissing("there is no C++ compiler to link with: install g++, or set CXX")
-        with replacing(file_name) as temporary, quiet():
+        if not archive and "fcompile" not in options:
+            check_linker()
+        with replacing(file_name) as temporary, vm.quiet():
             self.library.export_library(str(temporary), **options)
+            if os.fspath(file_name).endswith(".so"):
+                with open(temporary, "ab") as file:
+                    file.write(package.mark(__version__, self.variant, self.table))
 
     def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:
-        """Raises HostError: what `deploy.Program` and ``tvmc-easyquant run`` read is not made here yet."""
-        raise HostError(
-            "the relax host writes no package yet; export_library writes the library, which "
-            "tvm.runtime.load_module and tvm.relax.VirtualMachine run"
-        )
+        """Write the package that ``tvmc-easyquant run`` and `deploy.Program` take, whole or not at all.
 
-    def parts(self, compiler: str | None = None):
-        """Raises HostError, as `export` does."""
-        self.export("")
+        Raises WriteError, and LinkerMissing where there is no C++ compiler.
+        """
+        with replacing(path) as temporary:
+            temporary.write_bytes(package.packed(__version__, [self.compiled(compiler)]))
+
+    def compiled(self, compiler: str | None = None) -> package.Compiled:
+        """It as a variant of a package, linked by ``compiler``: the weights beside the code, so that a
+        loader maps them."""
+        options = {}
+        if compiler is not None:
+            options["fcompile"] = cc.cross_compiler(compiler)
+        else:
+            check_linker()
+        main, weights = artefact.lifted(self._ready)
+        _, library = _linked(main, self.target, self._code)
+        graph, parameters = artefact.weights(weights)
+        with tempfile.TemporaryDirectory() as folder, vm.quiet():
+            code = Path(folder, package.FILES["code"])
+            library.export_library(str(code), **options)
+            contents = {"code": code.read_bytes(), "graph": graph, "parameters": parameters}
+        return package.Compiled(self.variant, self.table, contents)
+
+    @functools.cached_property
+    def variant(self) -> package.Variant:
+        """What its code needs of a machine, and whose it is."""
+        taken = {
+            name: package.Input(shape, dtype, self.layouts.get(name, ""))
+            for name, (shape, dtype) in self.inputs.items()
+        }
+        return artefact.variant(self.target, [layer.name for layer in self.layers], taken)
+
+    def parts(self, compiler: str | None = None) -> list[package.Compiled]:
+        """`compiled`, as what is built several times has it (`fleet`)."""
+        return [self.compiled(compiler)]
 
     @functools.cached_property
     def _content(self) -> tuple[int, str]:
         """(size, digest)."""
-        size, digest = 0, hashlib.sha256()
-        with tempfile.TemporaryDirectory() as folder, quiet():
-            for i, part in enumerate((self.library.mod, *self.library.mod.imports)):
-                file = Path(folder, f"{i}.o")
-                part.write_to_file(str(file), "o")  # the machine's steps and constants; machine code
-                content = file.read_bytes()
-                size += len(content)
-                digest.update(hashlib.sha256(content).digest())
-        return size, digest.hexdigest()
+        # not the executable's own bytes, which are others once it ran
+        parts = [self.library.as_text().encode(), *artefact.weights(artefact.lifted(self._ready)[1])]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "code.o")
+            self._code.write_to_file(str(file), "o")
+            parts.append(file.read_bytes())
+        digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts))
+        return sum(map(len, parts)), digest.hexdigest()
 
     @property
     def size(self) -> int:
@@ -253,40 +312,125 @@ class Built:
         return self._content[1]
 
 
-class Executor:
-    """A built network with its inputs by name.
+class Profile:
+    """A `Built` whose calls are timed: ``run`` it as often as wanted; ``calls`` are medians."""
 
-    ``executor(feed)`` takes {input: float32 NCHW array} and returns the outputs as a list. Threads may
-    share it; they take turns.
+    def __init__(self, built: Built, feed: Mapping[str, np.ndarray]):
+        self._layers, self._feed = [layer.name for layer in built.layers], feed
+        self._steps = artefact.steps(built._ready)
+        self._executor, self._start = Executor(built, contexts=1), 0.0
+        names, self._row = {step[0] for step in self._steps}, []  # type: set[str], list[float]
+        self._times: list[list[float]] = []
+
+        def watch(function, name, before, *rest):
+            if str(name) in names:
+                if before:
+                    self._start = time.perf_counter()
+                else:
+                    self._row.append(1e3 * (time.perf_counter() - self._start))
+
+        self._executor._run(lambda context: context.machine.set_instrument(watch))
+
+    def run(self) -> None:
+        """Time every call once more."""
+        self._row = []
+        self._executor(self._feed)
+        self._times.append(self._row)
+
+    @property
+    def calls(self) -> list[Call]:
+        """The network's calls in order, their times the medians over the runs."""
+        medians = np.median(self._times, axis=0)
+        rows = [
+            Call(name, None, weight, output, float(ms), name.startswith(lowering.PREFIX))
+            for (name, weight, output), ms in zip(self._steps, medians, strict=True)
+        ]
+        return named(rows, self._layers)
+
+
+class _Context:
+    """One virtual machine of a library, for one call at a time."""
+
+    kept = False
+
+    def __init__(self, machine, inputs: Mapping):
+        self.machine: Any = machine
+        self.views = {name: vm.aligned(*kind) for name, kind in inputs.items()}
+        self.arguments = [tvm.runtime.from_dlpack(view) for view in self.views.values()]
+
+    def close(self) -> None:
+        self.machine = None
+
+    def step(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        for name, view in self.views.items():
+            np.copyto(view, feed[name])
+        made = self.machine["main"](*self.arguments)
+        return [output.numpy() for output in ([made] if hasattr(made, "numpy") else made)]
+
+
+class Executor:
+    """A built network with its inputs and outputs by name.
+
+    ``executor(feed)`` takes {input: float32 NCHW array}, or the array of the only input, and returns the
+    outputs as a list. Any number of threads may call it, and a child of fork, too: it has contexts as
+    `deploy.Program` has them. ``close()``, or the end of a ``with`` block, waits for calls that run. Of a
+    network that is built at several input shapes, the arrays of a call say which runs.
     """
 
-    def __init__(self, built: Built):
-        self.inputs, self._alone = built.inputs, threading.Lock()
-        self.machine = relax.VirtualMachine(built.library, tvm.cpu())
-        self._last: list | None = None
+    def __init__(self, library: Built | Fleet | Shapes, *, contexts: int | None = None):
+        """library: what `build` returned. contexts: the most calls at once; by default as many as keep the
+        CPUs busy. Raises TargetError if its code may not run here."""
+        self._shapes = library if isinstance(library, Shapes) else None
+        first, *others = (library,) if self._shapes is None else self._shapes.networks
+        self._others = [Executor(other, contexts=contexts) for other in others]
+        built = first.best if isinstance(first, Fleet) else first
+        if not isinstance(built, Built):
+            raise TargetError(
+                "the relax host's Executor runs what build returned; deploy.Program runs a library"
+            )
+        check_cpu(built.target)
+        self.library, self.inputs, self._layouts = built.library, built.inputs, built.layouts
+        self._runtime = vm.Runtime(deploy.find_runtime(package.VM))
+        self._threads = self._runtime.usual_threads
+        if contexts is None:
+            contexts = max(len(pool.usable_cpus()) // self._threads, 1)
+        self._contexts = pool.Contexts(
+            self._context, contexts, self._context(), "the executor", GraphError, still=True
+        )
 
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        for name in feed:
-            if name not in self.inputs:
-                raise GraphError(f"there is no input {name}; the inputs are {sorted(self.inputs)}")
-        for name, (shape, dtype) in self.inputs.items():
-            array = feed.get(name)
-            if array is None:
-                raise GraphError(f"input {name} is missing")
-            if tuple(array.shape) != shape or str(array.dtype) != dtype:
-                raise GraphError(
-                    f"input {name} is {array.dtype} {tuple(array.shape)}, the model takes {dtype} {shape}"
-                )
-        with self._alone:  # its memory is the machine's own
-            # a copy: the code takes inputs at addresses that numpy's need not have
-            self._last = [tvm.runtime.tensor(np.asarray(feed[name], order="C")) for name in self.inputs]
-            made = self.machine["main"](*self._last)
-            outputs = [made] if hasattr(made, "numpy") else list(made)
-            return [output.numpy() for output in outputs]
+    def _context(self) -> _Context:
+        return _Context(relax.VirtualMachine(self.library, tvm.cpu()), self.inputs)
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the calls that run; a later call raises GraphError."""
+        for executor in (self, *self._others):
+            executor._contexts.close()
+
+    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
+        if self._shapes is not None and (place := self._shapes.place(feed)):
+            return self._others[place - 1](feed)
+        feed = deploy.fitting(feed, self.inputs, self._layouts, GraphError)
+        return self._run(lambda context: context.step(feed))
 
     def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
         """Times of ``repeat`` runs (each the mean of ``number``), with the inputs of the last call."""
-        if self._last is None:
-            self._last = [tvm.runtime.tensor(np.zeros(*kind)) for kind in self.inputs.values()]
-        timer = self.machine.time_evaluator("main", tvm.cpu(), number=number, repeat=repeat)
-        return [1e3 * float(t) for t in timer(*self._last).results]
+
+        def timed(context: _Context) -> list[float]:
+            timer = context.machine.time_evaluator("main", tvm.cpu(), number=number, repeat=repeat)
+            return [1e3 * float(t) for t in timer(*context.arguments).results]
+
+        return self._run(timed)
+
+    def _run(self, job):
+        """job(a context that nobody else runs)."""
+        context = self._contexts.take()
+        try:
+            return self._runtime.run(functools.partial(job, context), self._threads)
+        finally:
+            self._contexts.give(context)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import os
 import re
-import sys
-import tempfile
-from collections.abc import Iterator
 
 from ..errors import TVMMissing
 
@@ -33,6 +28,7 @@ if importlib.util.find_spec("tvm.relay") is not None:
     )
 
 from tvm import relax  # noqa: E402  # of this TVM, not of an older one
+from tvm.relax import vm_build  # noqa: E402
 
 #: the first apache-tvm-ffi that crashes the process when a module is saved as JSON
 CRASHES = (0, 1, 15)
@@ -49,19 +45,4 @@ def ffi_crashes() -> str | None:
     return found if tuple(map(int, re.findall(r"\d+", found)[:3])) >= CRASHES else None
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the lines about scopes that TVM writes, one for each constant, where a library is written."""
-    if sys.stderr is not None:
-        sys.stderr.flush()
-    before = os.dup(2)
-    try:
-        with tempfile.TemporaryFile() as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-
-
-__all__ = ["INSTALL", "ffi_crashes", "quiet", "relax", "tvm"]
+__all__ = ["INSTALL", "ffi_crashes", "relax", "tvm", "vm_build"]

@@ -19,6 +19,7 @@ class Relax:
 
     name = "relax"
     version = str(tvm.__version__)
+    floats = "apache-tvm's own float32, which has no schedules for CPUs,"
 
     # -- float networks
 
@@ -106,14 +107,15 @@ class Relax:
         if name is not None:
             raise HostError(
                 "the relax host does not link for another machine yet; leave --cross-compiler out, or use "
-                "out, or use TVM 0.19"
+                "TVM 0.19"
             )
         return cc.get_cc()
 
     def build(self, module, target=None, *, lower=True, outputs=()):
-        from .build import build
+        from .build import build, build_fleet
 
-        return build(module, target, lower=lower, outputs=outputs)
+        make = build_fleet if isinstance(target, (list, tuple)) else build
+        return make(module, target, lower=lower, outputs=outputs)
 
     def build_float(self, module, target=None):
         from .build import build_float
@@ -121,7 +123,9 @@ class Relax:
         return build_float(module, target)
 
     def threads(self, count):
-        tvm.get_global_func("runtime.config_threadpool")(1, count)  # 1: the big cores
+        from .profile import threads
+
+        threads(count)
 
     def quiet(self):
         return contextlib.nullcontext()
@@ -138,14 +142,15 @@ class Relax:
 
         return examine()
 
-    def benchmark(self, graph, floats, integers, *, bits=None, threads=1, rounds=15, progress=None):
-        raise HostError(
-            "the relax host does not compare times with float yet; Built.milliseconds and "
-            "Built.layer_times time what is built"
-        )
+    def benchmark(self, graph, floats, integers, **options):
+        from .profile import benchmark
+
+        return benchmark(graph, floats, integers, **options)
 
     def keep_if_faster(self, graph, floats, config, target=None, *, progress=None):
-        raise HostError("the relax host does not time layers against float yet; leave keep_if_faster out")
+        from .profile import keep_if_faster
+
+        return keep_if_faster(graph, floats, config, target, progress=progress)
 
     def tune(self, module, log, target=None, *, device=None, progress=None, **settings):
         raise TuneError(

@@ -27,6 +27,7 @@ from ..scales.integer import function_values
 from ..scales.layers import Layer, Records, records
 from ..scales.numerics import Scale
 from ..scales.table import ScaleTable
+from . import artefact
 from .emit import emit
 from .framework import relax
 from .tensors import RelaxTensors, Tensor
@@ -44,7 +45,9 @@ def rewrite(
     that this host cannot compute.
     """
     found = records(graph, table)
-    return _Module(found.scales.graph, image).written(_Rewriter, found, taps, image)
+    module = _Module(found.scales.graph, image).written(_Rewriter, found, taps, image)
+    module = artefact.with_table(module, table)
+    return module if image is None else artefact.with_layouts(module, {image.name: image.layout})
 
 
 def float_module(graph: Graph) -> object:

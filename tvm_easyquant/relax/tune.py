@@ -8,7 +8,8 @@ from topi_ext.relax.lower import choose
 from ..network.graph import Graph
 from ..scales.layers import choices, stored_times
 from ..scales.table import ScaleTable
-from .build import cpu_target, target_text
+from .artefact import target_text
+from .build import cpu_target
 
 
 def layer_choices(graph: Graph, table: ScaleTable, target) -> list[LayerChoice]:

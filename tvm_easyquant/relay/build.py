@@ -13,7 +13,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +23,10 @@ from .. import __version__, deploy, package
 from ..errors import TargetError
 from ..files import replacing
 from ..fleet import Fleet, Shapes
+from ..measure.race import Call, named
 from ..network.graph import GraphError
+from ..runtime import graph as executors
+from ..runtime import pool
 from . import artefact
 from .framework import NO_CSE, no_tophub, relay, tvm
 
@@ -310,34 +312,6 @@ class Built:
         return self._content[1]
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of a compiled network: its function, the lowered layer that it is (None: it is none, or
-    cannot be told), the sizes of its largest constant and of its output, its milliseconds."""
-
-    function: str
-    layer: str | None
-    weight: int
-    output: int
-    ms: float
-
-    @property
-    def ours(self) -> bool:
-        return "easyquant_conv2d" in self.function
-
-    @property
-    def holds_layer(self) -> bool:
-        """Whether it holds a convolution or dense layer, ours or TVM's."""
-        return self.ours or any(word in self.function for word in ("conv2d", "dense", "batch_matmul"))
-
-
-def named(calls: Sequence[Call], layers: Sequence[str]) -> list[Call]:
-    """The calls with the names of ``layers``, which are in call order; without, if the counts differ."""
-    ours = [i for i, call in enumerate(calls) if call.ours]
-    names = dict(zip(ours, layers, strict=True)) if len(ours) == len(layers) else {}
-    return [replace(call, layer=names.get(i)) for i, call in enumerate(calls)]
-
-
 class Profile:
     """A `Built` under TVM's debug executor: ``run`` it as often as wanted; ``calls`` are medians."""
 
@@ -369,7 +343,10 @@ class Profile:
         medians = np.median(self._times, axis=0)
         sizes = self._sizes if len(self._sizes) == len(medians) else [(0, 0)] * len(medians)
         rows = zip(self._names, sizes, medians, strict=True)
-        return named([Call(name, None, *size, float(ms)) for name, size, ms in rows], self._layers)
+        return named(
+            [Call(name, None, *size, float(ms), "easyquant_conv2d" in name) for name, size, ms in rows],
+            self._layers,
+        )
 
 
 def _sizes(graph: dict, params, functions) -> list[tuple[int, int]]:
@@ -465,12 +442,12 @@ class Executor:
             for name, shape in shapes.items()
             if not (CONSTANT.fullmatch(name) if constants is None else name in constants)
         }
-        self._runtime = deploy.Runtime(deploy.find_runtime())
+        self._runtime = executors.Runtime(deploy.find_runtime())
         self._threads = self._runtime.usual_threads
         if contexts is None:
-            contexts = max(len(deploy.usable_cpus()) // self._threads, 1) if self.device == tvm.cpu() else 1
+            contexts = max(len(pool.usable_cpus()) // self._threads, 1) if self.device == tvm.cpu() else 1
         more = functools.partial(_another, library, self.module, self.device, self.inputs)
-        self._contexts = deploy.Contexts(more, contexts, _Context(self.module), "the executor", GraphError)
+        self._contexts = pool.Contexts(more, contexts, _Context(self.module), "the executor", GraphError)
 
     def __enter__(self) -> Executor:
         return self
@@ -486,20 +463,7 @@ class Executor:
     def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
         if self._shapes is not None and (place := self._shapes.place(feed)):
             return self._others[place - 1](feed)
-        feed = deploy.the_inputs(feed, self.inputs, GraphError)
-        for name in feed:
-            if name not in self.inputs:
-                raise GraphError(f"there is no input {name}; the inputs are {sorted(self.inputs)}")
-        for name, (shape, dtype) in self.inputs.items():
-            array = feed.get(name)
-            if array is None:
-                raise GraphError(f"input {name} is missing")
-            if not hasattr(array, "shape"):
-                raise GraphError(f"input {name} is a {type(array).__name__}; give a numpy array")
-            if tuple(array.shape) != shape or str(array.dtype) != dtype:
-                found, what = f"{array.dtype} {tuple(array.shape)}", deploy.cure(array, shape, dtype)
-                taken = package.Input(shape, dtype, self._layouts.get(name, ""))
-                raise GraphError(f"input {name} is {found}, the model takes {taken}{what}")
+        feed = deploy.fitting(feed, self.inputs, self._layouts, GraphError)
         return self._run(lambda context: context.step(feed))
 
     def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
@@ -530,5 +494,5 @@ def _another(library, first, device, inputs) -> _Context:
     names = [nodes["nodes"][i]["name"] for i in nodes["arg_nodes"]]
     made = graph_executor.create(graph, whole, device)
     if len(names) > len(inputs):
-        made.share_params(first, deploy.listed([name for name in names if name not in inputs]))
+        made.share_params(first, executors.listed([name for name in names if name not in inputs]))
     return _Context(made)

@@ -16,6 +16,7 @@ class Relay:
 
     name = "relay"
     version = str(tvm.__version__)
+    floats = "TVM float32"
 
     # -- float networks
 
@@ -113,7 +114,9 @@ class Relay:
         return build_float(module, target)
 
     def threads(self, count):
-        tvm.get_global_func("runtime.config_threadpool")(1, count)  # 1: the big cores
+        from .profile import threads
+
+        threads(count)
 
     def quiet(self):
         return quiet()

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -24,7 +24,7 @@ from ..samples.images import Preprocess
 from ..scales import suspicions
 from ..scales.calibrate import Calibration, calibrate, divided, start_table
 from ..scales.integer import may_overflow, misfits
-from ..scales.numerics import BITS, ConfigError, QuantConfig
+from ..scales.numerics import BITS, SWITCHES, ConfigError, QuantConfig
 from ..scales.partition import Plan, plan_of
 from ..scales.table import ScaleTable
 from .bits import Met, float_times, meet
@@ -264,3 +264,14 @@ def _dead_channels(graph: Graph, plan_: Plan) -> Iterator[str]:
             if len(dead):
                 shown = ", ".join(map(str, dead[:8])) + (", ..." if len(dead) > 8 else "")
                 yield f"{node.name}: {len(dead)} channels have no weight but zero ({shown}); scale 1"
+
+
+def of_noise(
+    graph: Graph, feed: Mapping[str, np.ndarray], config: QuantConfig, skip: Sequence[str]
+) -> tuple[ScaleTable, dict[str, int]]:
+    """(a table of one sample, as good as any where only times matter; layer -> bits). skip: layers that
+    stay float beside those of ``config``."""
+    plain: dict[str, Any] = dict.fromkeys(SWITCHES)
+    settings = replace(config, **plain, method="minmax", equalize=False, skip=(*config.skip, *skip))
+    table = find(graph, [feed], settings).table
+    return table, {node.name: settings.bits_of(node.name) for node in graph.compute_nodes}

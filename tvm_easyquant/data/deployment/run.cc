@@ -9,35 +9,15 @@
 // there is FOLDER/network/shapes.txt, EASYQUANT_SHAPES names one of its lines, a folder with those files.
 #include <dlfcn.h>
 
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <fstream>
-#include <iterator>
-#include <set>
-#include <sstream>
-#include <stdexcept>
-#include <string>
-#include <vector>
+#include "network.h"
 
 namespace {
 
-struct Device { int32_t kind, index; };
-struct Type { uint8_t code, bits; uint16_t lanes; };
-struct Tensor {
-  void* data; Device device; int32_t ndim; Type dtype; int64_t* shape; int64_t* strides; uint64_t byte_offset;
-};
+using namespace network;
+
 struct Bytes { const char* data; size_t size; };
 union Value { int64_t integer; void* handle; const char* text; Device device; };
 enum Code { kInt = 0, kModule = 9, kText = 11, kBytes = 12, kArray = 13 };
-
-[[noreturn]] void fail(const std::string& why) { throw std::runtime_error(why); }
-
-std::string read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) fail("cannot read " + path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 class Runtime {
  public:
@@ -84,64 +64,14 @@ class Runtime {
   const char* (*error_)();
 };
 
-// The flags of /proc/cpuinfo.
-std::set<std::string> flags() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    if (line.rfind("flags", 0) == 0 || line.rfind("Features", 0) == 0) {
-      std::istringstream words(line.substr(line.find(':') + 1));
-      return {std::istream_iterator<std::string>(words), {}};
-    }
-  }
-  return {};
-}
-
-// A line of variants.txt is a name and the flags that it needs.
-std::string variant(const std::string& network) {
-  const char* wanted = std::getenv("EASYQUANT_ISA");
-  std::istringstream lines(read(network + "/variants.txt"));
-  std::set<std::string> here = flags();
-  std::string lacks;
-  for (std::string line; std::getline(lines, line);) {
-    std::istringstream words(line);
-    std::string name, missing;
-    words >> name;
-    if (wanted && name != wanted) continue;
-    for (std::string flag; words >> flag;) if (!here.count(flag)) missing += " " + flag;
-    if (missing.empty()) return name;
-    lacks += "; " + name + " needs" + missing;
-  }
-  fail("no variant runs on this CPU" + (lacks.empty() ? std::string(": there is none so named") : lacks));
-}
-
-// The folder of the shapes that EASYQUANT_SHAPES names, where there are several.
-std::string at_shapes(const std::string& network) {
-  std::ifstream lines(network + "/shapes.txt");
-  if (!lines) return network;
-  const char* wanted = std::getenv("EASYQUANT_SHAPES");
-  std::string known;
-  for (std::string line; std::getline(lines, line); known += " " + line) {
-    if (wanted && line == wanted) return network + "/" + line;
-  }
-  fail("the network has several input shapes: set EASYQUANT_SHAPES to one of" + known);
-}
-
-size_t size(const Tensor& tensor) {
-  size_t count = (tensor.dtype.bits * tensor.dtype.lanes + 7) / 8;
-  for (int i = 0; i < tensor.ndim; ++i) count *= static_cast<size_t>(tensor.shape[i]);
-  return count;
-}
-
-char* numbers(const Tensor& tensor) { return static_cast<char*>(tensor.data) + tensor.byte_offset; }
-
 Value integer(int64_t number) { Value value{}; value.integer = number; return value; }
 Value handle(void* pointer) { Value value{}; value.handle = pointer; return value; }
 Value text(const std::string& words) { Value value{}; value.text = words.c_str(); return value; }
 
 void run(int argc, char** argv) {
   if (argc < 2) fail("usage: run FOLDER INPUT.bin ...");
-  const std::string folder = argv[1], network = at_shapes(folder + "/network");
-  const std::string chosen = network + "/" + variant(network);
+  const std::string folder = argv[1], files = at_shapes(folder + "/network");
+  const std::string chosen = files + "/" + variant(files);
   Runtime tvm(folder + "/lib/libtvm_runtime.so");
   const std::string graph = read(chosen + "/mod.json"), parameters = read(chosen + "/mod.params");
   void* code = tvm.load(chosen + "/mod.so");
@@ -151,17 +81,13 @@ void run(int argc, char** argv) {
   Bytes bytes{parameters.data(), parameters.size()};
   tvm.call(tvm.function(executor, "load_params"), {handle(&bytes)}, {kBytes});
   void* input = tvm.function(executor, "get_input");
-  std::istringstream lines(read(network + "/inputs.txt"));
+  std::istringstream lines(read(files + "/inputs.txt"));
   int given = 2;
   for (std::string line; std::getline(lines, line); ++given) {
     const std::string name = line.substr(line.rfind(' ') + 1);  // TYPE SHAPE NAME
     if (given >= argc) fail("the file of input " + name + " is missing: " + line);
     const auto& tensor = *static_cast<Tensor*>(tvm.call(input, {text(name)}, {kText}).handle);
-    const std::string array = read(argv[given]);
-    if (array.size() != size(tensor)) {
-      fail(std::string(argv[given]) + " has " + std::to_string(array.size()) + " bytes, input " + line +
-           " takes " + std::to_string(size(tensor)));
-    }
+    const std::string array = input_file(argv[given], line, size(tensor));
     std::copy(array.begin(), array.end(), numbers(tensor));
   }
   tvm.call(tvm.function(executor, "run"));
@@ -169,9 +95,7 @@ void run(int argc, char** argv) {
   const int64_t count = tvm.call(tvm.function(executor, "get_num_outputs")).integer;
   for (int64_t i = 0; i < count; ++i) {
     const auto& tensor = *static_cast<Tensor*>(tvm.call(output, {integer(i)}, {kInt}).handle);
-    const std::string file = "output_" + std::to_string(i) + ".bin";
-    std::ofstream(file, std::ios::binary).write(numbers(tensor), static_cast<std::streamsize>(size(tensor)));
-    std::printf("%s: %zu bytes\n", file.c_str(), size(tensor));
+    write_output(i, tensor);
   }
 }
 
