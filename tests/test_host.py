@@ -6,6 +6,7 @@ The toy host of `numpy_host` is one as well: what asks a host for its verbs runs
 import inspect
 import json
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import json_reader
@@ -209,7 +210,8 @@ def test_a_drop_is_judged_by_what_the_host_builds(model):
         path, images, method="minmax", max_drop=0, evaluation=labelled, host=Counting(),
         metric=lambda outputs, label: float(np.argmax(outputs[0])),
     )  # fmt: skip
-    assert q.drop.n == 5 and built[0] is None and q.table in built[1:]
+    chosen = replace(q.table, figures={}).to_json()  # how well layers survive is found at the end
+    assert q.drop.n == 5 and built[0] is None and chosen in [table.to_json() for table in built[1:]]
 
 
 def test_a_host_is_a_folder_and_a_name(model, tmp_path, monkeypatch, capsys):

@@ -184,7 +184,7 @@ def made(tmp_path_factory):
 
 def norm(q, x):
     """What the integers of the network are at the shape of x, in numpy."""
-    from tvm_easyquant.pipeline import load
+    from tvm_easyquant.workflow import load
 
     graph = q.table.at_shapes(q.graph, load(q.reopen.args[0], {"x": x.shape}))
     return run_integer(graph, q.table, {"x": x})[q.graph.outputs[0]]
