@@ -49,7 +49,7 @@ def keyed(stored):
 
 
 def current(stored, outputs):
-    """accuracy.json with the default's rows of outputs.json, which are of the default as it is now: the same
+    """accuracy.json with the rows of our default from outputs.json, which are of it as it is now: the same
     networks, compiled, the same images and calibration."""
     default, found = stored["default_method"], {}
     for row in outputs["rows"]:
