@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import functools
 import json
+import mmap
 import os
 import queue
 import re
@@ -101,6 +102,35 @@ def runtime_file() -> Path:
     if not path.exists():
         raise DeployError(f"no {NAME} beside an installed TVM: name the file as runtime=")
     return path
+
+
+@functools.lru_cache
+def runtime_version(path: Path) -> str | None:
+    """The version of TVM that a runtime library was built of; None where it does not say.
+
+    TVM's C interface has no call for it; the check of versions in its RPC has the number in its text.
+    """
+    if "tvm" in sys.modules and path == find_runtime():
+        return str(sys.modules["tvm"].__version__)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = re.search(rb'version == "(\d+\.\d+\.[0-9a-z.]{1,20})"', data)
+        return found[1].decode() if found else None
+
+
+def another_version(chosen: package.Chosen, library: Path) -> str:
+    """What to say of a network that another TVM compiled than the runtime is of; "" of the same.
+
+    It may run: the calls between the two have not changed from release to release, and a library that lacks
+    one of them is refused by `Runtime`. But nobody has tested these two.
+    """
+    made = chosen.variant.version if chosen.variant else ""
+    here = runtime_version(library) if made else None
+    if here is None or made.split(".")[:2] == here.split(".")[:2]:
+        return ""
+    return (
+        f"{chosen.path} was compiled by TVM {made}, and the runtime library is TVM {here}'s: they were not "
+        f"tested together; name TVM {made}'s as runtime=, or compile the network anew"
+    )
 
 
 class Runtime:
@@ -643,9 +673,10 @@ class Program:
             raise DeployError(f"{path} does not exist")
         chosen = package.choices(path, isa)  # before any code of it runs
         self.variant = chosen[0].name
-        if chosen[0].note:
-            package.LOG.warning(chosen[0].note)
-        self._tvm = Runtime(Path(runtime) if runtime is not None else find_runtime())
+        package.say_once(chosen[0].note)
+        library = Path(runtime) if runtime is not None else find_runtime()
+        self._tvm = Runtime(library)
+        package.say_once(another_version(chosen[0], library))
         self._networks = [_Network(self._tvm, each, contexts, threads, path.name) for each in chosen]
         self.inputs, self.layouts = self._networks[0].inputs, self._networks[0].layouts
         self.shapes = [network.shapes for network in self._networks]
