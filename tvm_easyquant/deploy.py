@@ -120,8 +120,8 @@ def runtime_version(path: Path) -> str | None:
 def another_version(chosen: package.Chosen, library: Path) -> str:
     """What to say of a network that another TVM compiled than the runtime is of; "" of the same.
 
-    It may run: the calls between the two have not changed from release to release, and a library that lacks
-    one of them is refused by `Runtime`. But nobody has tested these two.
+    It may run: a library that lacks a function that is called is refused by `Runtime`, and the formats of
+    graph and parameters are TVM's old ones. But nobody has tested these two.
     """
     made = chosen.variant.version if chosen.variant else ""
     here = runtime_version(library) if made else None
