@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("tvm")
 import onnx
 
-from tvm_easyquant import ScaleTable, load_onnx
+from tvm_easyquant import ScaleTable, load_onnx, package
 from tvm_easyquant.network import graph as graphs
 from tvm_easyquant.scales.integer import run_integer
 
@@ -228,9 +228,11 @@ def test_export_and_verify_onnx(work):
 def test_import_onnx_compiles_a_quantized_model(work):
     exported = tvmc("export-onnx", "net.onnx", "--table", "table.json", "-o", "theirs.onnx", cwd=work)
     assert exported.returncode == 0, exported.stderr
-    result = tvmc("import-onnx", "theirs.onnx", "-o", "theirs.tar", "--target", "llvm", "--table-out", "theirs.json",
+    result = tvmc("import-onnx", "theirs.onnx", "-o", "theirs.tar", "--isa", "generic,avx2", "--table-out", "theirs.json",
                   "--json", cwd=work)  # fmt: skip
     assert result.returncode == 0, result.stderr
+    rows = [variant.name for variant in package.read_record(work / "theirs.tar").variants]
+    assert rows == ["avx2", "generic"]
     facts = json.loads(result.stdout)
     assert facts["coverage_percent"] == 100.0 and next(row["layer"] for row in facts["layers"]) == "conv1"
     assert ScaleTable.load(work / "theirs.json").config.method == "imported"

@@ -624,3 +624,40 @@ def test_the_soak(served):
     for child in children:
         child.join(60)
         assert child.exitcode == 0
+
+
+# -- which TVM
+
+
+def test_another_version_of_the_runtime_is_told_once(served, monkeypatch, caplog):
+    import tvm
+
+    path, images, want = served
+    library = deploy.find_runtime()
+    assert deploy.runtime_version(deploy.runtime_file()) == tvm.__version__
+    for here, told in ((None, 0), ("0.19.7", 0), ("0.18.0", 1)):
+        monkeypatch.setattr(deploy, "runtime_version", lambda _, here=here: here)
+        caplog.clear()
+        for _ in range(2):  # a server that loads it again
+            with deploy.Program(path, library) as program:
+                np.testing.assert_array_equal(program(images[0])[0], want[0])
+        lines = [
+            record.getMessage() for record in caplog.records if "compiled by TVM" in record.getMessage()
+        ]
+        assert len(lines) == told
+    assert (
+        "net.so was compiled by TVM 0.19.0, and the runtime library is TVM 0.18.0's: they were not"
+        in lines[0]
+    )
+
+
+def test_a_library_that_does_not_say_its_version_is_no_reason_to_speak(tmp_path):
+    (tmp_path / "lib.so").write_bytes(b"nothing")
+    assert deploy.runtime_version(tmp_path / "lib.so") is None
+
+
+def test_what_is_not_known_of_a_library_is_said_once(tmp_path, caplog):
+    path = stored_weights(tmp_path / "net.so")
+    for _ in range(3):
+        deploy.Program(path).close()
+    assert caplog.text.count("net.so has no record of what it needs") == 1

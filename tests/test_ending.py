@@ -159,6 +159,28 @@ def test_the_limit_of_a_container_is_read(tmp_path, monkeypatch):
     memory.check(["compile", "net.onnx"])
 
 
+def test_a_large_image_is_held_against_the_limit_once_its_network_is_read(folder, monkeypatch, capsys):
+    """The file of a network says nothing of its tensors: a model of kilobytes may take gigabytes."""
+    onnx = pytest.importorskip("onnx")
+    import networks
+
+    from tvm_easyquant import cli, load_onnx
+
+    onnx.save(networks.sized_onnx(), folder / "sized.onnx")
+    graph = load_onnx(folder / "sized.onnx", {"x": (1, 3, 512, 512)})
+    assert graph.live_bytes == (8 + 8) * 512 * 512 * 4  # conv1 and relu1
+    limit = memory.Limit("its cgroup", 2**30)
+    monkeypatch.setattr(memory, "limits", lambda: (None, limit))
+    monkeypatch.chdir(folder)
+    np.savez("x.npz", x=np.zeros((2, 3, 64, 64), np.float32))
+    words = ["quantize", "sized.onnx", "--calibration", "x.npz", "-o", "sized.json", "--input-shapes"]
+    assert cli.run([*words, "x:[1,3,4096,4096]"]) == 4
+    err = capsys.readouterr().err
+    assert "quantize needs about 1.18 GiB of memory here, and its cgroup allows 1.00: raise it" in err
+    assert not (folder / "sized.json").exists()
+    assert cli.run([*words, "x:[1,3,64,64]", "--method", "minmax"]) == 0
+
+
 @pytest.mark.ci
 @pytest.mark.linker
 def test_signals_at_random_moments_lose_nothing(folder):

@@ -13,7 +13,7 @@ import tvm_easyquant as eq
 from tvm_easyquant import package
 from tvm_easyquant.errors import ConfigError, DeployError, GraphError, TableError, UserError
 from tvm_easyquant.images import Preprocess
-from tvm_easyquant.scales.image_input import ImageInput, image_input
+from tvm_easyquant.scales.image_input import ImageInput, first_nodes, image_input
 from tvm_easyquant.scales.integer import run_integer
 
 IMAGENET = dict(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -298,6 +298,130 @@ def test_a_table_of_bytes_that_is_not_the_preprocessing_is_never_built(monkeypat
     monkeypatch.setattr(ImageInput, "reverses", False)  # the channels in the wrong order
     with pytest.raises(GraphError, match="its table of bytes is not its preprocessing"):
         q.build(input_dtype="uint8")
+
+
+# -- models whose own input is bytes
+
+
+MEAN, STD = np.float32([123.7, 116.3, 103.5]), np.float32([58.4, 57.1, 57.4])
+CAST, TURN = ("Cast", [], dict(to=1)), ("Transpose", [], dict(perm=[0, 3, 1, 2]))
+#: name -> (first nodes: operator, constants, attributes; layout; constants; what is folded, or ())
+OWN = {
+    "a scale for all": ([CAST, ("Sub", ["a"], {}), ("Div", ["a"], {}), TURN], "NHWC", dict(a=np.float32(127.5)),
+                        ["n0", "n2", "n3"]),  # two of them are one node
+    "by channel": ([CAST, ("Sub", ["a"], {}), ("Div", ["b"], {}), TURN], "NHWC", dict(a=MEAN, b=STD), ["n0", "n1", "n2", "n3"]),
+    "channels first": ([CAST, ("Div", ["a"], {})], "NCHW", dict(a=np.float32(255)), ["n0", "n1"]),
+    "BGR by Gather": ([("Gather", ["i"], dict(axis=3)), CAST, TURN, ("Div", ["a"], {})], "NHWC",
+                      dict(i=np.int64([2, 1, 0]), a=np.float32(255)), ["n0", "n1", "n2", "n3"]),
+    "BGR by Slice": ([CAST, ("Slice", ["s", "e", "along", "s"], {}), ("Div", ["b"], {}), TURN], "NHWC",
+                     dict(s=np.int64([-1]), e=np.int64([-9]), along=np.int64([3]), b=STD), ["n0", "n1", "n2", "n3"]),
+    "turned first": ([TURN, CAST], "NHWC", {}, ["n0", "n1"]),
+    "clipped": ([CAST, ("Clip", ["a", "b"], {}), TURN], "NHWC", dict(a=np.float32(16), b=np.float32(235)), ["n0", "n1", "n2"]),
+    "not by a constant picture": ([CAST, ("Sub", ["a"], {}), TURN], "NHWC",
+                                  dict(a=np.arange(SIZE * SIZE * 3, dtype=np.float32).reshape(SIZE, SIZE, 3)), ()),
+    "not by a constant row": ([CAST, ("Sub", ["a"], {}), TURN], "NHWC",
+                              dict(a=np.arange(SIZE, dtype=np.float32).reshape(SIZE, 1)), ()),
+    "not in another order": ([("Gather", ["i"], dict(axis=3)), CAST, TURN], "NHWC", dict(i=np.int64([1, 2, 0])), ()),
+    "not from right to left": ([CAST, ("Slice", ["s", "e", "along", "s"], {}), TURN], "NHWC",
+                               dict(s=np.int64([-1]), e=np.int64([-99]), along=np.int64([2])), ()),
+    "not by its neighbours": ([CAST, ("Softmax", [], dict(axis=3)), TURN], "NHWC", {}, ()),
+}  # fmt: skip
+
+
+def own_bytes(name, dtype="uint8"):
+    """(the model, its pictures): nodes n0, n1, ..., then two convolutions."""
+    onnx = pytest.importorskip("onnx")
+    first, layout, constants, _ = OWN[name]
+    rng = np.random.default_rng(0)
+    shape = (1, SIZE, SIZE, 3) if layout == "NHWC" else (1, 3, SIZE, SIZE)
+    last, nodes = "x", []
+    for i, (op, more, attributes) in enumerate(first):
+        nodes.append((op, [last, *more], [f"t{i}"], f"n{i}", attributes))
+        last = f"t{i}"
+    nodes += [("Conv", [last, "w1"], ["c"], "conv1", dict(pads=[1] * 4)), ("Relu", ["c"], ["r"], "relu", {}),
+              ("Conv", ["r", "w2"], ["y"], "conv2", {})]  # fmt: skip
+    weights = {
+        n: rng.standard_normal(s).astype(np.float32)
+        for n, s in (("w1", (8, 3, 3, 3)), ("w2", (4, 8, 1, 1)))
+    }
+    kinds = {"uint8": onnx.TensorProto.UINT8, "int8": onnx.TensorProto.INT8}
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(op, i, o, n, **a) for op, i, o, n, a in nodes], "bytes",
+        [onnx.helper.make_tensor_value_info("x", kinds[dtype], shape)],
+        [onnx.helper.make_tensor_value_info("y", 1, (1, 4, SIZE, SIZE))],
+        [onnx.numpy_helper.from_array(v, k) for k, v in (weights | constants).items()],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    shots = [
+        shot if layout == "NHWC" else np.ascontiguousarray(shot.transpose(0, 3, 1, 2))
+        for shot in pictures()
+    ]
+    return model, [shot.view(dtype) for shot in shots]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_first_nodes_of_a_model_of_bytes_are_a_table_where_they_are_one(name):
+    model, shots = own_bytes(name)
+    q = eq.quantize(model, shots, method="minmax")
+    found, want = first_nodes(q.graph, q.plan), OWN[name][3]
+    assert sorted(found.covered if found else ()) == sorted(want)
+    if found:
+        assert found.values.shape == (3, 256) and found.tensor in q.plan.site_of
+        for shot in shots:
+            same([found.looked_up(shot)], [found.unfolded(shot)])
+
+
+@pytest.mark.parametrize(("name", "dtype"), [
+    ("by channel", "uint8"),
+    ("BGR by Gather", "int8"),
+    *(pytest.param(*case, marks=pytest.mark.ci) for case in (
+        ("by channel", "int8"), ("BGR by Slice", "uint8"), ("channels first", "int8"),
+        ("not by a constant row", "uint8"), ("clipped", "uint8"),
+    )),
+])  # fmt: skip
+def test_such_a_model_computes_what_it_did(name, dtype, monkeypatch):
+    """Its first nodes stayed float: a Cast, a Sub, a Div and a quantize of every pixel."""
+    pytest.importorskip("tvm")
+    from tvm_easyquant.relay import rewrite as rewriter
+
+    model, shots = own_bytes(name, dtype)
+    q = eq.quantize(model, shots, method="minmax")
+    built = q.build()
+    assert built.inputs == {"x": (shots[0].shape, dtype)} and built.layouts == {}
+    assert ("divide" in str(q.module)) == (not OWN[name][3] and "Div" in str(OWN[name][0]))
+    got = [built({"x": shot})[0] for shot in shots]
+    same(got, [run_integer(q.graph, q.table, {"x": shot})["conv2"] for shot in shots])
+    monkeypatch.setattr(rewriter, "first_nodes", lambda *_: None)
+    plain = eq.Quantized(q.table, q.graph, q.plan).build()
+    same(got, [plain({"x": shot})[0] for shot in shots])
+    kernels = [
+        [(layer.name, layer.spec, layer.choice.kernel.name) for layer in b.layers] for b in (built, plain)
+    ]
+    assert kernels[0] == kernels[1]
+
+
+def test_first_nodes_that_others_read_too_stay():
+    model, shots = own_bytes("by channel")
+    model.graph.output.add().CopyFrom(model.graph.output[0])
+    model.graph.output[1].name = "t1"
+    del model.graph.output[1].type.tensor_type.shape.dim[:]
+    for size in (1, SIZE, SIZE, 3):
+        model.graph.output[1].type.tensor_type.shape.dim.add().dim_value = size
+    q = eq.quantize(model, shots, method="minmax")
+    assert first_nodes(q.graph, q.plan) is None
+
+
+def test_a_table_that_is_not_the_first_nodes_is_never_built(monkeypatch):
+    pytest.importorskip("tvm")
+    from tvm_easyquant.relay import rewrite as rewriter
+
+    model, shots = own_bytes("by channel")
+    q = eq.quantize(model, shots, method="minmax")
+    found = first_nodes(q.graph, q.plan)
+    found.values[1, 200] += 1
+    monkeypatch.setattr(rewriter, "first_nodes", lambda *_: found)
+    with pytest.raises(GraphError, match="input x: its table of bytes is not"):
+        q.build()
 
 
 @pytest.mark.relay

@@ -8,6 +8,8 @@ process needs some 30 MiB beside the network; importing the ``tvm`` package take
 from __future__ import annotations
 
 import functools
+import mmap
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -57,6 +59,35 @@ def runtime_file(runtime: str = package.GRAPH, what: str = "the network") -> Pat
             f"here: pip install 'tvm_easyquant[{host}]' in an environment of its own, or compile it here"
         )
     raise DeployError(f"no {NAME} beside an installed TVM: name the file as runtime=")
+
+
+@functools.lru_cache
+def runtime_version(path: Path) -> str | None:
+    """The version of TVM that a runtime library was built of; None where it does not say.
+
+    TVM's C interface has no call for it; the check of versions in its RPC has the number in its text.
+    """
+    if "tvm" in sys.modules and path == find_runtime():
+        return str(sys.modules["tvm"].__version__)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = re.search(rb'version == "(\d+\.\d+\.[0-9a-z.]{1,20})"', data)
+        return found[1].decode() if found else None
+
+
+def another_version(chosen: package.Chosen, library: Path) -> str:
+    """What to say of a network that another TVM compiled than the runtime is of; "" of the same.
+
+    It may run: a library that lacks a function that is called is refused by `Runtime`, and the formats of
+    graph and parameters are TVM's old ones. But nobody has tested these two.
+    """
+    made = chosen.variant.version if chosen.variant else ""
+    here = runtime_version(library) if made else None
+    if here is None or made.split(".")[:2] == here.split(".")[:2]:
+        return ""
+    return (
+        f"{chosen.path} was compiled by TVM {made}, and the runtime library is TVM {here}'s: they were not "
+        f"tested together; name TVM {made}'s as runtime=, or compile the network anew"
+    )
 
 
 def runtime_files(runtime: str, library: Path, installed: bool = True) -> list[Path]:
@@ -270,11 +301,12 @@ class Program:
             raise DeployError(f"{path} does not exist")
         chosen = package.choices(path, isa)  # before any code of it runs
         self.variant = chosen[0].name
-        if chosen[0].note:
-            package.LOG.warning(chosen[0].note)
+        package.say_once(chosen[0].note)
         kind = chosen[0].runtime
         library = find_runtime(kind, path.name) if runtime is None else Path(runtime)
         self._tvm = RUNTIMES[kind](library)
+        if kind == package.GRAPH:
+            package.say_once(another_version(chosen[0], library))
         self._networks = [_Network(self._tvm, each, contexts, threads, path.name) for each in chosen]
         self.inputs, self.layouts = self._networks[0].inputs, self._networks[0].layouts
         self.shapes = [network.shapes for network in self._networks]

@@ -61,6 +61,17 @@ DAMAGED = (
 )
 
 
+#: what was said already, see `say_once`
+_said: set[str] = set()
+
+
+def say_once(line: str) -> None:
+    """A warning, once in a process: a server that loads a network again and again has said it."""
+    if line and line not in _said:
+        _said.add(line)
+        LOG.warning(line)
+
+
 class Needs(NamedTuple):
     """What a machine must have to run code: isa: the row of `topi_ext.isa` whose kernels it may hold; arch,
     as `isa.arch_of` spells it; features: LLVM's, any of which the code may use."""

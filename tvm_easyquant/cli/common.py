@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError, one_line
 from ..files import plain
 from ..progress import Bar
+from . import memory
 
 if TYPE_CHECKING:
     from ..host import Host
@@ -88,10 +89,13 @@ def model_options(args, table: ScaleTable | None = None) -> dict:
 
 
 def open_model(args, host: Host, table: ScaleTable | None = None) -> Opened:
-    """The float network that `add_model`'s options name, with its check."""
+    """The float network that `add_model`'s options name, with its check. Raises UserError where a run of it
+    needs more memory than there may be."""
     from .. import workflow
 
-    return workflow.open_model(args.FILE, host=host, **model_options(args, table))
+    opened = workflow.open_model(args.FILE, host=host, **model_options(args, table))
+    memory.check_network(args.verb, args.FILE, opened.graph.live_bytes)
+    return opened
 
 
 def load_graph(args, host: Host, table: ScaleTable | None = None) -> Graph:

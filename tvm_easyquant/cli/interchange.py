@@ -6,6 +6,8 @@ import functools
 import itertools
 from pathlib import Path
 
+from topi_ext import isa
+
 from ..files import writable
 from .common import (
     UserError,
@@ -28,7 +30,7 @@ examples:
   tvmc-easyquant export-onnx net.onnx --table net.json -o net_qdq.onnx
   tvmc-easyquant verify-onnx net.onnx --table net.json --inputs images.npz
   tvmc-easyquant verify-onnx net.onnx --table net.json --inputs images.npz --qdq net_qdq.onnx --compiled
-  tvmc-easyquant import-onnx quantized.onnx -o net.tar --target "llvm -mcpu=core-avx2"
+  tvmc-easyquant import-onnx quantized.onnx -o net.tar --isa avx2,generic
   tvmc-easyquant run net.tar --inputs input.npz
   tvmc-easyquant verify-onnx quantized.onnx --inputs images.npz
   tvmc-easyquant export-ncnn net.onnx --table net.json -o net.table
@@ -69,6 +71,11 @@ def add(subparsers) -> None:
     add = parser.add_argument
     add("-o", "--output", metavar="FILE.tar", help="the compiled package to write, for run and benchmark")
     add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
+    add(
+        "--isa",
+        metavar="ROW,...",
+        help="instead: a variant for each of these instruction sets, as in compile",
+    )
     add("--cross-compiler", metavar="NAME", help="what links for another machine")
     add("--tuning-records", metavar="LOG", help="records of tune-kernels")
     add("--table-out", metavar="FILE", help="also write its scales as a scale table")
@@ -155,11 +162,20 @@ def _import(args, host) -> int:
     paths = [path for path in (args.output, args.table_out, args.module_out) if path]
     if len({writable(path) for path in paths}) < len(paths):
         raise UserError("--output, --table-out and --module-out must name different files")
-    target = host.target(args.target) if args.output else None
+    if args.isa is not None and not args.output:
+        raise UserError("--isa is of the package: give --output FILE.tar")
+    if args.isa is not None and args.target is not None:
+        raise UserError("--isa and --target both say for which CPU; give one of them")
+    several = [row.name for row in isa.named(args.isa)] if args.isa is not None else []
+    if args.tuning_records and len(several) > 1:
+        raise UserError("--tuning-records are of one CPU: name one instruction set with --isa")
+    text = isa.ISAS[several[0]].target if len(several) == 1 else args.target
+    target = host.target(text) if args.output else None
     taken = workflow.import_quantized(args.FILE, **_options(args), host=host)
     if args.output:
         with host.history(args.tuning_records, target):
-            taken.build(target).export(args.output, args.cross_compiler)
+            made = taken.build(isa=several) if len(several) > 1 else taken.build(target)
+            made.export(args.output, args.cross_compiler)
     if args.table_out:
         replace(taken.table, data={"imported from": Path(args.FILE).name}).save(args.table_out)
     if args.module_out:

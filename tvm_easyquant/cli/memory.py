@@ -106,10 +106,20 @@ def estimate(verb: str, files: Sequence[str] = ()) -> tuple[int, int]:
 def check(argv: Sequence[str]) -> None:
     """UserError where a limit is below what the command line needs."""
     verb = next((word for word in argv if word in NEEDS), None)
-    if verb is None:
-        return
+    if verb is not None:
+        _hold(verb, estimate(verb, argv))
+
+
+def check_network(verb: str, file: str, live: int) -> None:
+    """The same once a verb has read its model; live: bytes of the tensors of a run (`Graph.live_bytes`)."""
+    if verb in NEEDS:
+        addresses, used = estimate(verb, [file])
+        _hold(verb, (addresses + live, used + live))
+
+
+def _hold(verb: str, needs: tuple[int, int]) -> None:
     kinds = ("addresses", "memory")
-    for kind, limit, need in zip(kinds, limits(), estimate(verb, argv), strict=True):
+    for kind, limit, need in zip(kinds, limits(), needs, strict=True):
         if limit is not None and limit.size < need:
             raise UserError(
                 f"{verb} needs about {need / 2**30:.2f} GiB of {kind} here, and {limit.name} allows "

@@ -13,6 +13,7 @@ Batch normalization and biases are already folded into the convolution or dense 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from math import prod
 
 import numpy as np
 
@@ -72,6 +73,21 @@ class Graph:
     def macs(self) -> int:
         """Multiply-accumulates of one run, those of float operators included where they are known."""
         return sum(node.macs or 0 for node in self)
+
+    @property
+    def live_bytes(self) -> int:
+        """The most bytes of its tensors that are needed at once in a run, by their shapes and types."""
+        size = {node.name: prod(node.shape) * np.dtype(node.dtype).itemsize for node in self}
+        waiting = {name: len(users) for name, users in self.users.items()}
+        live = most = 0
+        for node in self:
+            live += size[node.name]
+            most = max(most, live)
+            for tensor in dict.fromkeys(node.inputs):
+                waiting[tensor] -= 1
+                live -= 0 if waiting[tensor] else size[tensor]
+            live -= 0 if self.users[node.name] else size[node.name]
+        return most
 
     @property
     def fingerprint(self) -> str:

@@ -22,7 +22,7 @@ from ..network.graph import Graph
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis
 from ..network.node import Node, model_shape
 from ..network.tensors import NUMPY
-from ..scales.image_input import ImageInput
+from ..scales.image_input import FirstNodes, ImageInput, first_nodes
 from ..scales.integer import function_values
 from ..scales.layers import Layer, Records, records
 from ..scales.numerics import Scale
@@ -45,9 +45,11 @@ def rewrite(
     that this host cannot compute.
     """
     found = records(graph, table)
+    image = first_nodes(found.scales.graph, found.scales.plan) if image is None else image
     module = _Module(found.scales.graph, image).written(_Rewriter, found, taps, image)
     module = artefact.with_table(module, table)
-    return module if image is None else artefact.with_layouts(module, {image.name: image.layout})
+    asked = isinstance(image, ImageInput)
+    return artefact.with_layouts(module, {image.name: image.layout}) if asked else module
 
 
 def float_module(graph: Graph) -> object:
@@ -61,11 +63,11 @@ def float_module(graph: Graph) -> object:
 class _Module:
     """A module with one function that is begun with the graph's inputs, and ended with its outputs."""
 
-    def __init__(self, graph: Graph, image: ImageInput | None = None):
+    def __init__(self, graph: Graph, image: ImageInput | FirstNodes | None = None):
         self.graph, self.builder = graph, relax.BlockBuilder()
         self.kinds = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
         if image is not None:
-            self.kinds[image.name] = (image.shape, "uint8")
+            self.kinds[image.name] = (image.shape, image.dtype)
         self.t = RelaxTensors(self.builder)
 
     def written(self, writer: Callable, *arguments) -> object:
@@ -104,7 +106,12 @@ class _Floats:
 
 class _Rewriter(_Floats):
     def __init__(
-        self, module, tensors, found: Records, taps: Sequence[str], image: ImageInput | None = None
+        self,
+        module,
+        tensors,
+        found: Records,
+        taps: Sequence[str],
+        image: ImageInput | FirstNodes | None = None,
     ):
         super().__init__(module, tensors)
         self.builder, self.taps = module.builder, taps
@@ -114,12 +121,13 @@ class _Rewriter(_Floats):
             layer.join.name: layer for layer in self.layers.values() if layer.join is not None
         }
         self.stored_of: dict[str, Tensor] = {}  # tensor -> uint8, NHWC
+        self.covered = frozenset() if image is None else image.covered
         if image is not None:
             self._bytes(image)
 
     def outputs(self):
         for node in self.graph:
-            if node.op == "input" or node.name in self.plan.fused:
+            if node.op == "input" or node.name in self.plan.fused or node.name in self.covered:
                 continue  # a fused one is done by its producer
             if node.name in self.plan.integer:
                 INTEGER[node.op](self, node)
@@ -127,19 +135,19 @@ class _Rewriter(_Floats):
                 self.float_of[node.name] = self.real_node(node)
         return [self.real(t) for t in self.graph.outputs] + [self._tap(t) for t in self.taps]
 
-    def _bytes(self, image: ImageInput) -> None:
-        """The input's float32 and, where an integer node reads it, its stored tensor: each of a table that
+    def _bytes(self, image: ImageInput | FirstNodes) -> None:
+        """The tensor's float32 and, where an integer node reads it, its stored one: each of a table that
         holds 256 numbers by channel."""
-        x = self.float_of[image.name]
+        x, tensor = self.float_of[image.name], image.tensor
         if image.reverses:
             x = self.t.take(x, np.arange(x.shape[image.axis])[::-1], image.axis)
         values = image.values
-        self.float_of[image.name] = self.t.transpose(_looked_up(self.t, values, x, image.axis), image.turn)
-        if image.name in self.plan.site_of:
-            s = self.scale(image.name)
+        self.float_of[tensor] = self.t.transpose(_looked_up(self.t, values, x, image.axis), image.turn)
+        if tensor in self.plan.site_of:
+            s = self.scale(tensor)
             table = quantize(values, s.scale, s.zero_point, s.lo, s.hi)
             turn = [image.turn[axis] for axis in NCHW_TO_NHWC]
-            self.stored_of[image.name] = self.t.transpose(_looked_up(self.t, table, x, image.axis), turn)
+            self.stored_of[tensor] = self.t.transpose(_looked_up(self.t, table, x, image.axis), turn)
 
     # -- tensors
 
@@ -275,13 +283,14 @@ class _Rewriter(_Floats):
 
 
 def _looked_up(t, table, x, axis):
-    """A (C, 256) table of bytes with the channels along ``axis``."""
+    """A (C, 256) table of bytes with the channels along ``axis``; x: uint8, or int8 of the same bits."""
     index = t.cast(x, np.int32)
-    if (table == table[0]).all():
-        table = table[:1]
-    else:
-        starts = np.arange(0, table.size, 256, dtype=np.int32).reshape(-1, *(1,) * (3 - axis))
-        index = t.binary("add", index, t.constant(starts))
+    table = table[:1] if (table == table[0]).all() else table
+    starts = np.arange(0, table.size, 256, dtype=np.int32).reshape(-1, *(1,) * (3 - axis))
+    if x.dtype == "int8":
+        table, starts = np.roll(table, 128, axis=1), starts + 128
+    if starts.any():
+        index = t.binary("add", index, t.constant(starts.astype(np.int32)))
     return t.gather(t.constant(table.ravel()), index, 0)
 
 

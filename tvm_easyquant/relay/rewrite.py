@@ -24,7 +24,7 @@ from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph, run
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis, to_nchw, to_nhwc
 from ..network.node import Node, model_shape
-from ..scales.image_input import ImageInput
+from ..scales.image_input import FirstNodes, ImageInput, every_byte, first_nodes
 from ..scales.integer import function_values
 from ..scales.layers import Records, records
 from ..scales.numerics import Scale
@@ -52,10 +52,13 @@ def rewrite(
     tensors, the module returns them too, behind the outputs, as uint8 NHWC: this is how a compiled
     module is compared with the reference layer by layer. sample: a feed of the network, on which a float
     operator without a rule of ours is compared with its meaning; without one on random numbers. image: the
-    input is this one, of bytes. Raises TableError if the table does not fit, OverflowError if a bias or
-    accumulator does not fit int32, GraphError for a float node that Relay cannot compute.
+    input is this one, of bytes; the first nodes of a model that takes bytes itself are looked up by
+    themselves. Raises TableError if the table does not fit, OverflowError if a bias or accumulator does not
+    fit int32, GraphError for a float node that Relay cannot compute.
     """
-    module = with_table(_Rewriter(records(graph, table), sample, image).module(taps), table)
+    found = records(graph, table)
+    own = first_nodes(graph, found.scales.plan) if image is None else None
+    module = with_table(_Rewriter(found, sample, image or own).module(taps), table)
     return module if image is None else with_layouts(module, {image.name: image.layout})
 
 
@@ -91,7 +94,10 @@ def _tensors(graph: Graph, node: Node, inputs) -> list[Tensor]:
 
 class _Rewriter:
     def __init__(
-        self, found: Records, sample: Mapping[str, np.ndarray] | None, image: ImageInput | None = None
+        self,
+        found: Records,
+        sample: Mapping[str, np.ndarray] | None,
+        image: ImageInput | FirstNodes | None = None,
     ):
         self.sample, self.image = sample, image
         self.layers, self.scales = found.layers, found.scales
@@ -107,7 +113,7 @@ class _Rewriter:
         for node in self.graph:
             if node.op == "input":
                 self._input(node)
-            elif node.name in self.plan.fused:
+            elif node.name in self.plan.fused or (self.image and node.name in self.image.covered):
                 pass  # done by its producer
             elif node.name in self.plan.integer:
                 INTEGER[node.op](self, node)
@@ -122,14 +128,14 @@ class _Rewriter:
 
     def _input(self, node):
         image = self.image
-        if image is None:
+        if image is None or node.name != image.name:
             var = relay.var(node.name, shape=model_shape(node), dtype=node.dtype)
             self.float_of[node.name] = var
         else:
-            var = relay.var(image.name, shape=image.shape, dtype="uint8")
-            scale = self.scale(node.name) if node.name in self.plan.site_of else None
+            var, tensor = relay.var(image.name, shape=image.shape, dtype=image.dtype), image.tensor
+            scale = self.scale(tensor) if tensor in self.plan.site_of else None
             _check_lookups(image, scale)
-            self.float_of[node.name], self.stored_of[node.name] = _lookups(image, var, scale)
+            self.float_of[tensor], self.stored_of[tensor] = _lookups(image, var, scale)
         self.params.append(var)
 
     # -- tensors
@@ -261,38 +267,37 @@ class _Rewriter:
         self._finish(node, a * b, _number(self.scales.unit(node)))
 
 
-def _lookups(image: ImageInput, x, scale: Scale | None):
+def _lookups(image: ImageInput | FirstNodes, x, scale: Scale | None):
     """Bytes in the image's layout as (float32 in the model's, uint8 NHWC under ``scale``), each of a table
     that holds 256 numbers by channel; where no integer node reads the input, the second is None."""
     x = relay.reverse(x, image.axis) if image.reverses else x
     values = image.values
-    real = relay.transpose(_looked_up(values, x, image.axis), image.turn)
+    signed = image.dtype == "int8"
+    real = relay.transpose(_looked_up(values, x, image.axis, signed), image.turn)
     if scale is None:
         return real, None
     table = quantize(values, scale.scale, scale.zero_point, scale.lo, scale.hi)
     # the range that the scale allows is said where the table does not reach it: kernels stay the same
-    q = relay.clip(_looked_up(table, x, image.axis), float(scale.lo), float(scale.hi))
+    q = relay.clip(_looked_up(table, x, image.axis, signed), float(scale.lo), float(scale.hi))
     return real, relay.transpose(q, [image.turn[axis] for axis in NCHW_TO_NHWC])
 
 
-def _looked_up(table, x, axis):
-    """A (C, 256) table of bytes with the channels along ``axis``."""
+def _looked_up(table, x, axis, signed):
+    """A (C, 256) table of bytes with the channels along ``axis``; signed: x is int8, of the same bits."""
     index = relay.cast(x, "int32")
-    if (table == table[0]).all():
-        table = table[:1]
-    else:
-        starts = np.arange(0, table.size, 256, dtype=np.int32).reshape(-1, *(1,) * (3 - axis))
-        index = index + relay.const(starts)
+    table = table[:1] if (table == table[0]).all() else table
+    starts = np.arange(0, table.size, 256, dtype=np.int32).reshape(-1, *(1,) * (3 - axis))
+    if signed:  # a cast to uint8 first is simplified away by TVM
+        table, starts = np.roll(table, 128, axis=1), starts + 128
+    if starts.any():
+        index = index + relay.const(starts.astype(np.int32))
     return relay.take(relay.const(table.ravel()), index, axis=0, mode="fast")
 
 
-def _check_lookups(image: ImageInput, scale: Scale | None) -> None:
+def _check_lookups(image: ImageInput | FirstNodes, scale: Scale | None) -> None:
     """GraphError unless the operators that are compiled make of every byte what it is without tables."""
-    rng = np.random.default_rng(0)
-    every = np.stack([rng.permutation(256) for _ in range(image.preprocess.channels)]).astype(np.uint8)
-    x = every.reshape(1, -1, 16, 16)
-    x = x if image.layout == "NCHW" else to_nhwc(x)
-    var = relay.var(image.name, shape=x.shape, dtype="uint8")
+    x = every_byte(image)
+    var = relay.var(image.name, shape=x.shape, dtype=image.dtype)
     results = [y for y in _lookups(image, var, scale) if y is not None]
     made = execute(_function([var], results), {image.name: x})
     want = [image.unfolded(x)]
