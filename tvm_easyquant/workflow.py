@@ -24,11 +24,12 @@ from .measure import accuracy as _evaluate
 from .measure.accuracy import Evaluation, Metric
 from .network.graph import Graph
 from .network.node import model_shape
-from .readers import onnx_float
+from .readers import onnx_float, torch_model
 from .readers.onnx_file import check_batch
 from .readers.self_check import HostCheck, SelfCheck
 from .samples import labelled
 from .samples.images import Preprocess
+from .scales.calibrate import items
 from .scales.image_input import image_input
 from .scales.integer import check_ranges
 from .scales.numerics import ConfigError, QuantConfig, Settings
@@ -181,7 +182,8 @@ def open_model(
     model_format: str | None = None,
     outputs: Sequence[str] | None = None,
 ) -> Opened:
-    """A Graph, the path of a model, an ``onnx.ModelProto``, or the host's module (with params), opened.
+    """A Graph, the path of a model, an ``onnx.ModelProto``, torch's network, or the host's module (with
+    params), opened.
 
     The other arguments are those of `load`; a Graph or a module, whose shapes are set, must have the batch.
     Raises LoadError.
@@ -191,6 +193,12 @@ def open_model(
     if _is_onnx(model, model_format):
         graph = onnx_float.load(model, input_shapes, batch, outputs)
         return Opened(graph, SelfCheck(model, graph, input_shapes, batch, outputs))
+    if torch_model.is_torch(model):
+        made = torch_model.to_onnx(model, input_shapes, batch)
+        graph = onnx_float.load(made, None, batch, outputs)
+        if outputs is not None:
+            return Opened(graph, SelfCheck(made, graph, None, batch, outputs))
+        return Opened(graph, HostCheck(graph, functools.partial(torch_model.original, model)))
     if outputs is not None:
         raise LoadError("outputs cuts ONNX models; export the model to ONNX")
     host = host or installed()
@@ -220,9 +228,11 @@ def load(
     *,
     outputs: Sequence[str] | None = None,
 ) -> Graph:
-    """A float model as a `Graph`: its path (ONNX, or what an installed host loads) or ``onnx.ModelProto``.
+    """A float model as a `Graph`: its path (ONNX, or what an installed host loads), an ``onnx.ModelProto``,
+    or a ``torch.nn.Module`` or ``ExportedProgram`` (see `readers.torch_model`).
 
-    input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open. batch: the size of
+    input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open, and for those of a
+    ``torch.nn.Module``. batch: the size of
     an open first dimension (None: 1); a model that fixes another is refused. model_format: onnx, tflite,
     pytorch, ...; by default what the file's ending says. outputs: names of tensors (or nodes) at which an
     ONNX model is cut. ``Graph.run`` runs it in numpy. Raises LoadError, and TVMMissing for a format that
@@ -284,10 +294,11 @@ def quantize(
 ) -> Quantized:
     """Quantize a float CNN to integers.
 
-    model: the path of a model (ONNX, or what tvmc loads), an ``onnx.ModelProto``, a Relay module with
-    ``params``, or a `Graph`. calibration: any iterable of inputs (see `calibrate.samples`). bits, method,
-    skip and settings: fields of `QuantConfig`; or a whole ``config``, which they change. checkpoint: a file
-    that lets an interrupted search go on. progress(done, total, text) is called as the work proceeds.
+    model: the path of a model (ONNX, or what tvmc loads), an ``onnx.ModelProto``, a ``torch.nn.Module`` or
+    ``ExportedProgram``, a module of the host's with ``params``, or a `Graph`. calibration: any iterable of
+    inputs (see `calibrate.samples`), such as torch's DataLoader. bits, method, skip and settings: fields of
+    `QuantConfig`; or a whole ``config``, which they change. checkpoint: a file that lets an interrupted
+    search go on. progress(done, total, text) is called as the work proceeds.
     preprocess: the `images.Preprocess` that made the samples, to be kept in the table. record: of
     `driver.search`, for curves.
 
@@ -318,6 +329,8 @@ def quantize(
         raise ConfigError(NEEDS)
     config = _config(config or QuantConfig(), {"bits": bits, "method": method, "skip": skip}, settings)
     clock, judge = time.perf_counter(), None
+    if torch_model.is_torch(model):
+        calibration, input_shapes = torch_model.seen(model, items(calibration), input_shapes, batch)
     opened = open_model(
         model, params, host=host, input_shapes=input_shapes, batch=batch, model_format=model_format,
         outputs=outputs,

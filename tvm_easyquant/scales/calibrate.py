@@ -175,7 +175,7 @@ def _suspicions(found: Calibration) -> Iterator[str]:
         yield f"zero on every calibration sample: {shown}; their scale is 1"
 
 
-def _items(data) -> Iterator:
+def items(data) -> Iterator:
     """The items of anything that yields calibration data."""
     if hasattr(data, "get_next"):  # onnxruntime's CalibrationDataReader
         while (item := data.get_next()) is not None:
@@ -208,7 +208,7 @@ def samples(data, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
     an input that is not float32 if they are the same in its own. Raises CalibrationError.
     """
     number = count(1)
-    for item in _items(data):
+    for item in items(data):
         yield from _pieces(item, graph, next(number))
 
 
