@@ -207,6 +207,28 @@ def test_a_call_becomes_an_operator(name):
     check(made, graph, feed(inputs))
 
 
+def test_a_split_into_one_part_is_the_tensor():
+    made = module([image()], lambda e, x: OP.nn.relu(e(OP.split(x, [], axis=1))))
+    graph = eq.from_relax(made)
+    assert [node.op for node in graph] == ["input", "clip"]
+    check(made, graph, feed([image()]))
+
+
+def test_numbers_of_a_shape_are_constants():
+    """TVM's importer leaves ONNX's shape arithmetic in the module."""
+
+    def body(e, x):
+        sizes = e(OP.shape_to_tensor(e(OP.shape_of(x))))
+        half = e(OP.divide(e(OP.astype(e(OP.take(sizes, relax.const(2, "int64"), axis=0)), "float32")),
+                           relax.const(np.float32(2))))  # fmt: skip
+        return OP.multiply(x, half)
+
+    made = module([image()], body)
+    graph = eq.from_relax(made)
+    assert [node.op for node in graph] == ["input", "elementwise"]
+    check(made, graph, feed([image()]))
+
+
 @pytest.mark.parametrize("name", floats())
 def test_a_call_stays_float_with_its_meaning(name):
     inputs, body, op, onnx = floats()[name]

@@ -23,13 +23,22 @@ from ..network.layout import nhwc, nhwc_axis, to_nchw
 from ..readers import geometry
 from ..readers.onnx_macs import multiply_accumulates
 from ..readers.onnx_op import OnnxOp, from_node
+from .as_onnx import ONNX, OPSET
+from .calls import (
+    DTYPES,
+    STATIC,
+    ends,
+    ints,
+    is_tensor,
+    numbers_of,
+    operator,
+    permutation,
+    plain,
+    shape_of,
+    slices_of,
+)  # fmt: skip
 from .float_op import RelaxOp
 from .framework import relax, tvm
-
-#: of the ONNX operators that calls are taken for
-OPSET = 17
-#: what a network may hold beside float32
-DTYPES = ("bool", "uint8", "int8", "int32", "int64")
 
 
 def from_relax(module, params: Mapping | None = None, name: str = "model") -> Graph:
@@ -74,16 +83,16 @@ class _Walk:
         result = self.of(function.body.body)
         self.results = [self.of(r) for r in self.tuples.get(result, [result])]
         uses: dict[Any, int] = {}
-        read = [leaf for b in bindings if b.var not in self.same for leaf in self.leaves(b.value)]
+        own = [b for b in bindings if b.var not in self.same and b.var not in self.tuples]
+        read = [leaf for binding in own for leaf in self.leaves(binding.value)]
         for leaf in [*read, *self.results]:
             uses[leaf] = uses.get(leaf, 0) + 1
         self.builder = Builder(uses, _label)
         #: variable of a lower or an upper limit -> (what it limits, lower, upper)
         self.limits: dict[Any, tuple[Any, float, float]] = {}
         self._inputs(function)
-        for binding in bindings:
-            if binding.var not in self.same and binding.var not in self.tuples:
-                self._binding(binding.var, binding.value)
+        for binding in own:
+            self._binding(binding.var, binding.value)
 
     def graph(self) -> Graph:
         if any(result not in self.builder.tensor for result in self.results):
@@ -116,7 +125,7 @@ class _Walk:
             names = [plain(var.name) for var in self.params[int(count) :]]
             raise LoadError(f"{self.name}: {_some(names)} of main have no values; {BIND}")
         for var in self.params:
-            shape, dtype, what = _shape(var.ty, var.name), str(var.ty.dtype), plain(var.name)
+            shape, dtype, what = shape_of(var.ty, var.name), str(var.ty.dtype), plain(var.name)
             if dtype not in ("float32", *DTYPES):
                 raise LoadError(f"input {what} is {dtype}; give the module in float32")
             self.builder.input(var, what, nhwc(shape), dtype)
@@ -132,7 +141,7 @@ class _Walk:
             raise LoadError(f"{self.name}: control flow ({type(value).__name__}) cannot be quantized")
 
     def _call(self, var, call):
-        op = _name(call)
+        op = operator(call)
         if not isinstance(call.op, tvm.ir.Op):
             raise LoadError(
                 f"{self.name}: {plain(var.name)} is a call of {call.op}; inline it first: "
@@ -147,7 +156,7 @@ class _Walk:
             raise LoadError(
                 f"{self.name}: {plain(var.name)} is {op}, which a network cannot hold; take it out"
             )
-        if not any(self.known(leaf) for leaf in self.leaves(call)) or not _is_tensor(var.ty):
+        if not any(self.known(leaf) for leaf in self.leaves(call)) or not is_tensor(var.ty):
             return  # a constant, read where it is used; or a tuple, whose fields become nodes
         rule = RULES.get(op) if self._in_float32(var, call) else ANY_DTYPE.get(op)
         if rule is None or rule(self, var, call) is False:
@@ -158,7 +167,7 @@ class _Walk:
         call = self.calls.get(source)
         if call is None or not any(self.known(leaf) for leaf in self.leaves(call)):
             return
-        rule = FIELDS.get(_name(call))
+        rule = FIELDS.get(operator(call))
         if rule is None or rule(self, var, call, int(item.index)) is False:
             self.stays_float(var, call, int(item.index))
 
@@ -223,10 +232,12 @@ class _Walk:
         return self.constants.get(expr)
 
     def _computed(self, var, call) -> np.ndarray | None:
-        """A constant that a call makes of others."""
-        if not _is_tensor(var.ty) or any(self.constant(leaf) is None for leaf in self.leaves(call)):
+        """A constant that a call makes of others, or of the shape of a tensor."""
+        if operator(call) == "relax.shape_to_tensor" and (known := numbers_of(call.args[0].ty)) is not None:
+            return np.asarray(known, np.int64)
+        if not is_tensor(var.ty) or any(self.constant(leaf) is None for leaf in self.leaves(call)):
             return None
-        if _name(call) == "relax.isnan":  # of every limit that comes from ONNX
+        if operator(call) == "relax.isnan":  # of every limit that comes from ONNX
             return np.isnan(np.asarray(self.constant(call.args[0])))
         found = self._onnx(var, call, None)
         handle = found[0] if found is not None else RelaxOp.of(self._resolved(call), self.module, [])
@@ -248,7 +259,7 @@ class _Walk:
 
     def size(self, expr) -> tuple[int, ...]:
         """The shape of a tensor, NCHW."""
-        return _shape(expr.ty, "a tensor")
+        return shape_of(expr.ty, "a tensor")
 
     def stays_float(self, var, call, index: int | None = None) -> None:
         """A node for a call that no rule takes, or for a field of one."""
@@ -274,7 +285,7 @@ class _Walk:
 
     def _onnx(self, var, call, index: int | None) -> tuple[OnnxOp, list] | None:
         """(the ONNX operator that a call is, the tensors that it reads); None of a call that is none."""
-        rule = ONNX.get(_name(call))
+        rule = ONNX.get(operator(call))
         found = None if rule is None else rule(self, call)
         if found is None:
             return None
@@ -295,7 +306,7 @@ class _Walk:
                 tensors.append(tensor)
             names.append(f"x{tensors.index(tensor)}")
         kinds = [var.ty] if index is None else list(call.ty.fields)
-        outputs = [(str(kind.dtype), _shape(kind, _name(call))) for kind in kinds]
+        outputs = [(str(kind.dtype), shape_of(kind, operator(call))) for kind in kinds]
         made = [f"y{i}" for i in range(len(outputs))]
         node = helper.make_node(op, names, made, plain(var.name), **attributes)
         handle, read = from_node(node, OPSET, constants, outputs, index or 0)
@@ -319,7 +330,7 @@ class _Walk:
     def _in_float32(self, var, call) -> bool:
         """Whether a call reads and makes float32 only."""
         kinds = [leaf.ty for leaf in self.leaves(call)] + [var.ty]
-        return all(not _is_tensor(kind) or str(kind.dtype) == "float32" for kind in kinds)
+        return all(not is_tensor(kind) or str(kind.dtype) == "float32" for kind in kinds)
 
 
 # -- the rules: (walk, variable, call); False where the call stays float
@@ -356,7 +367,7 @@ def _split(walk, var, call, index):
     axis = int(call.attrs.axis) % rank
     if rank != 4 or axis == 0:
         return False
-    at = sum(_shape(kind, "split")[axis] for kind in call.ty.fields[:index])
+    at = sum(shape_of(kind, "split")[axis] for kind in call.ty.fields[:index])
     slices = {axis: slice(at, at + walk.size(var)[axis], 1)}
     return walk.builder.crop(var, data, slices, _out(var))
 
@@ -369,7 +380,7 @@ def _alias(walk, var, call):
 def _layout(walk, call, data: str, kernel: str):
     a = call.attrs
     if (str(a.data_layout), str(a.kernel_layout)) != (data, kernel):
-        op = _name(call)
+        op = operator(call)
         raise LoadError(
             f"{walk.name}: a convolution has layout {a.data_layout}, {a.kernel_layout}; convert the module "
             f"first: relax.transform.ConvertLayout({{'{op}': ['{data}', '{kernel}']}})(module)"
@@ -399,9 +410,9 @@ def _conv1d(walk, var, call):
     weight = _weight(walk, call)
     if weight is None or not walk.known(call.args[0]):
         return False
-    a, begin, end = call.attrs, *_ends(call.attrs.padding, 1)
-    attrs = dict(strides=(1, *_ints(a.strides)), padding=(0, *begin, 0, *end),
-                 dilation=(1, *_ints(a.dilation)), groups=int(a.groups))  # fmt: skip
+    a, begin, end = call.attrs, *ends(call.attrs.padding, 1)
+    attrs = dict(strides=(1, *ints(a.strides)), padding=(0, *begin, 0, *end),
+                 dilation=(1, *ints(a.dilation)), groups=int(a.groups))  # fmt: skip
 
     def layer(value, data, shape):
         walk.builder.one(value, "conv2d", data, shape, attrs, weight=_hwio(weight[:, :, None]))
@@ -414,18 +425,18 @@ def _hwio(weight: np.ndarray) -> np.ndarray:
 
 
 def _windows(call) -> dict:
-    a, begin, end = call.attrs, *_ends(call.attrs.padding, 2)
+    a, begin, end = call.attrs, *ends(call.attrs.padding, 2)
     return dict(
-        strides=_ints(a.strides), padding=(*begin, *end), dilation=_ints(a.dilation), groups=int(a.groups)
+        strides=ints(a.strides), padding=(*begin, *end), dilation=ints(a.dilation), groups=int(a.groups)
     )
 
 
 def _conv2d_transpose(walk, var, call):
     _layout(walk, call, "NCHW", "IOHW")
     weight, a = _weight(walk, call), call.attrs
-    stride, other = _ints(a.strides)
-    begin, _ = _ends(a.padding, 2)
-    if weight is None or not walk.known(call.args[0]) or _ints(a.dilation) != (1, 1) or stride != other:
+    stride, other = ints(a.strides)
+    begin, _ = ends(a.padding, 2)
+    if weight is None or not walk.known(call.args[0]) or ints(a.dilation) != (1, 1) or stride != other:
         return False
     if min(begin) < 0:
         return False
@@ -546,28 +557,28 @@ def _max_pool2d(walk, var, call):
     if not _stay_nchw(call):
         return False
     a = call.attrs
-    attrs = dict(pool_size=_ints(a.pool_size), strides=_ints(a.strides), dilation=_ints(a.dilation),
+    attrs = dict(pool_size=ints(a.pool_size), strides=ints(a.strides), dilation=ints(a.dilation),
                  padding=_whole(walk, var, call))  # fmt: skip
     return walk.one(var, call, "max_pool2d", attrs)
 
 
 def _avg_pool2d(walk, var, call):
-    a, begin, end = call.attrs, *_ends(call.attrs.padding, 2)
+    a, begin, end = call.attrs, *ends(call.attrs.padding, 2)
     padding = _whole(walk, var, call)
-    if not _stay_nchw(call) or _ints(a.dilation) != (1, 1) or padding != (*begin, *end):
+    if not _stay_nchw(call) or ints(a.dilation) != (1, 1) or padding != (*begin, *end):
         return False
-    attrs = dict(pool_size=_ints(a.pool_size), strides=_ints(a.strides), padding=padding,
+    attrs = dict(pool_size=ints(a.pool_size), strides=ints(a.strides), padding=padding,
                  count_include_pad=bool(a.count_include_pad) or not any(padding))  # fmt: skip
     return walk.one(var, call, "avg_pool2d", attrs)
 
 
 def _whole(walk, var, call) -> tuple[int, ...]:
     """The padding of a pool, grown at the end so that ceil mode's last windows are whole."""
-    a, begin, end = call.attrs, *_ends(call.attrs.padding, 2)
+    a, begin, end = call.attrs, *ends(call.attrs.padding, 2)
     size, counts = walk.size(call.args[0])[2:], walk.size(var)[2:]
     return tuple(
         geometry.whole_windows(
-            size, _ints(a.pool_size), _ints(a.strides), _ints(a.dilation), (*begin, *end), counts
+            size, ints(a.pool_size), ints(a.strides), ints(a.dilation), (*begin, *end), counts
         )
     )
 
@@ -580,7 +591,7 @@ def _adaptive_avg_pool2d(walk, var, call):
 
 def _mean(walk, var, call):
     axes = call.attrs.axis
-    return axes is not None and walk.builder.mean(var, walk.of(call.args[0]), _ints(axes), _out(var))
+    return axes is not None and walk.builder.mean(var, walk.of(call.args[0]), ints(axes), _out(var))
 
 
 def _reshape(walk, var, call):
@@ -588,27 +599,11 @@ def _reshape(walk, var, call):
 
 
 def _permute(walk, var, call):
-    return walk.builder.move(var, walk.of(call.args[0]), _permutation(walk, call), _out(var))
-
-
-def _permutation(walk, call) -> list[int]:
-    rank = len(walk.size(call.args[0]))
-    axes = call.attrs.axes
-    return [int(i) % rank for i in axes] if axes is not None else list(range(rank))[::-1]
-
-
-def _slices(walk, call) -> dict[int, slice] | None:
-    """{axis: slice} of a strided slice of known places."""
-    rank, parts = len(walk.size(call.args[0])), [walk.fields(a) for a in call.args[1:]]
-    if any(not hasattr(number, "value") for part in parts for number in part):
-        return None
-    axes, begin, end, *steps = ([int(number.value) for number in part] for part in parts)
-    by = steps[0] if steps else [1] * len(axes)
-    return {a % rank: slice(*bounds) for a, *bounds in zip(axes, begin, end, by, strict=True)}
+    return walk.builder.move(var, walk.of(call.args[0]), permutation(walk, call), _out(var))
 
 
 def _strided_slice(walk, var, call):
-    slices = _slices(walk, call)
+    slices = slices_of(walk, call)
     return slices is not None and walk.builder.crop(var, walk.of(call.args[0]), slices, _out(var))
 
 
@@ -616,7 +611,7 @@ def _pad(walk, var, call):
     a = call.attrs
     if str(a.pad_mode) != "constant" or float(a.pad_value) != 0:
         return False
-    widths = _ints(a.pad_width)
+    widths = ints(a.pad_width)
     pairs = list(zip(widths[::2], widths[1::2], strict=True))
     return walk.builder.pad(var, walk.of(call.args[0]), pairs, _out(var))
 
@@ -698,6 +693,7 @@ RULES: dict[str, Callable[[_Walk, Any, Any], object]] = {
     "relax.nn.pixel_shuffle": _pixel_shuffle,
     "relax.wrap_param": _alias,
     "relax.astype": _alias,  # of float32 to itself
+    "relax.split": _alias,  # into one part, which is no tuple
     "relax.call_tir": _call_tir,
 }
 #: the rules of operators that move numbers of any type
@@ -710,191 +706,6 @@ FIELDS: dict[str, Callable[[_Walk, Any, Any, int], object]] = {
 }
 
 
-# -- calls that stay float as ONNX operators: (walk, call) -> (operator, operands, attributes), or None
-
-
-def _plain(op: str) -> Callable:
-    """An operator without attributes."""
-    return lambda walk, call: (op, list(call.args), {})
-
-
-def _of_floats(op: str) -> Callable:
-    """The same, of float32 only: what it is of integers is TVM's own."""
-
-    def rule(walk, call):
-        floats = all(str(leaf.ty.dtype) == "float32" for leaf in walk.leaves(call))
-        return (op, list(call.args), {}) if floats else None
-
-    return rule
-
-
-def _softmax(op: str) -> Callable:
-    return lambda walk, call: (op, [call.args[0]], {"axis": int(call.attrs.axis)})
-
-
-def _layer_norm(walk, call):
-    a, rank = call.attrs, len(walk.size(call.args[0]))
-    axes = sorted(int(i) % rank for i in a.axes)
-    if axes != list(range(axes[0], rank)) or not (a.scale and a.center):
-        return None
-    return "LayerNormalization", list(call.args), {"axis": axes[0], "epsilon": float(a.epsilon)}
-
-
-def _onnx_conv(walk, call):
-    a, rank = call.attrs, len(walk.size(call.args[0])) - 2
-    if str(a.data_layout) != "NCDHW"[:2] + "DHW"[3 - rank :] or not str(a.kernel_layout).startswith("OI"):
-        return None
-    begin, end = _ends(a.padding, rank)
-    return "Conv", list(call.args), {
-        "strides": _ints(a.strides), "pads": (*begin, *end), "dilations": _ints(a.dilation),
-        "group": int(a.groups),
-    }  # fmt: skip
-
-
-def _onnx_conv_transpose(walk, call):
-    a, rank = call.attrs, len(walk.size(call.args[0])) - 2
-    if str(a.data_layout) != "NC" + "DHW"[3 - rank :] or not str(a.kernel_layout).startswith("IO"):
-        return None
-    begin, end = _ends(a.padding, rank)
-    return "ConvTranspose", list(call.args), {
-        "strides": _ints(a.strides), "pads": (*begin, *end), "dilations": _ints(a.dilation),
-        "group": int(a.groups), "output_padding": _ints(a.output_padding),
-    }  # fmt: skip
-
-
-def _onnx_max_pool(walk, call):
-    a, rank = call.attrs, len(walk.size(call.args[0])) - 2
-    if str(a.layout) != "NC" + "DHW"[3 - rank :]:
-        return None
-    begin, end = _ends(a.padding, rank)
-    return "MaxPool", list(call.args), {
-        "kernel_shape": _ints(a.pool_size), "strides": _ints(a.strides), "pads": (*begin, *end),
-        "dilations": _ints(a.dilation), "ceil_mode": int(bool(a.ceil_mode)),
-    }  # fmt: skip
-
-
-def _reduce(op: str, *, as_input: bool = False) -> Callable:
-    """A reduction; as_input: this opset takes its axes as an input."""
-
-    def rule(walk, call):
-        rank = len(walk.size(call.args[0]))
-        axes = call.attrs.axis
-        axes = [int(i) % rank for i in axes] if axes is not None else list(range(rank))
-        keep = {"keepdims": int(bool(call.attrs.keepdims))}
-        if as_input:
-            return op, [call.args[0], np.asarray(axes, np.int64)], keep
-        return op, [call.args[0]], {"axes": axes, **keep}
-
-    return rule
-
-
-def _place(op: str) -> Callable:
-    def rule(walk, call):
-        a = call.attrs
-        if a.axis is None:
-            return None
-        axis = int(a.axis) % len(walk.size(call.args[0]))
-        return op, [call.args[0]], {"axis": axis, "keepdims": int(bool(a.keepdims))}
-
-    return rule
-
-
-def _onnx_reshape(walk, call):
-    return "Reshape", [call.args[0], np.asarray(_shape(call.ty, "reshape"), np.int64)], {"allowzero": 1}
-
-
-def _onnx_transpose(walk, call):
-    return "Transpose", [call.args[0]], {"perm": _permutation(walk, call)}
-
-
-def _onnx_concat(walk, call):
-    if call.attrs.axis is None:
-        return None
-    return "Concat", walk.fields(call.args[0]), {"axis": int(call.attrs.axis)}
-
-
-def _onnx_slice(walk, call):
-    slices = _slices(walk, call)
-    if slices is None or any(s.step is not None and s.step < 1 for s in slices.values()):
-        return None
-    size = walk.size(call.args[0])
-    bounds = [(axis, *s.indices(size[axis])) for axis, s in slices.items()]
-    axes, begin, end, steps = (np.asarray(part, np.int64) for part in zip(*bounds, strict=True))
-    return "Slice", [call.args[0], begin, end, axes, steps], {}
-
-
-def _onnx_split(walk, call):
-    axis = int(call.attrs.axis) % len(walk.size(call.args[0]))
-    sizes = [_shape(kind, "split")[axis] for kind in call.ty.fields]
-    return "Split", [call.args[0], np.asarray(sizes, np.int64)], {"axis": axis}
-
-
-def _onnx_take(walk, call):
-    places, axis = walk.constant(call.args[1]), call.attrs.axis
-    if axis is None or places is None:
-        return None
-    axis = int(axis) % len(walk.size(call.args[0]))
-    if places.size and not 0 <= places.min() <= places.max() < walk.size(call.args[0])[axis]:
-        return None
-    return "Gather", [call.args[0], places.astype(np.int64)], {"axis": axis}
-
-
-def _onnx_expand(walk, call):
-    return "Expand", [call.args[0], np.asarray(_shape(call.ty, "broadcast_to"), np.int64)], {}
-
-
-def _onnx_cast(walk, call):
-    from onnx import helper
-
-    dtype = str(call.ty.dtype)
-    if dtype not in ("float32", *DTYPES):
-        return None
-    return "Cast", [call.args[0]], {"to": helper.np_dtype_to_tensor_dtype(np.dtype(dtype))}
-
-
-def _onnx_clip(walk, call):
-    if str(call.ty.dtype) != "float32":
-        return None
-    return "Clip", [call.args[0], *(np.float32(a.value).reshape(()) for a in call.args[1:])], {}
-
-
-#: Relax operator -> the ONNX operator of the same meaning
-ONNX: dict[str, Callable[[_Walk, Any], tuple[str, list, dict] | None]] = {
-    **{f"relax.{name}": _of_floats(op) for name, op in {
-        "abs": "Abs", "ceil": "Ceil", "erf": "Erf", "exp": "Exp", "floor": "Floor", "log": "Log",
-        "negative": "Neg", "sigmoid": "Sigmoid", "sqrt": "Sqrt", "tanh": "Tanh", "divide": "Div",
-        "power": "Pow", "nn.relu": "Relu", "matmul": "MatMul",
-    }.items()},
-    **{f"relax.{name}": _plain(op) for name, op in {
-        "add": "Add", "subtract": "Sub", "multiply": "Mul", "maximum": "Max", "minimum": "Min",
-        "equal": "Equal", "less": "Less", "less_equal": "LessOrEqual", "greater": "Greater",
-        "greater_equal": "GreaterOrEqual", "logical_and": "And", "logical_or": "Or", "logical_xor": "Xor",
-        "logical_not": "Not", "where": "Where",
-    }.items()},
-    "relax.nn.softmax": _softmax("Softmax"),
-    "relax.nn.log_softmax": _softmax("LogSoftmax"),
-    "relax.nn.layer_norm": _layer_norm,
-    **{f"relax.nn.conv{n}d": _onnx_conv for n in (1, 2, 3)},
-    **{f"relax.nn.conv{n}d_transpose": _onnx_conv_transpose for n in (1, 2, 3)},
-    **{f"relax.nn.max_pool{n}d": _onnx_max_pool for n in (1, 2, 3)},
-    "relax.mean": _reduce("ReduceMean"),
-    "relax.max": _reduce("ReduceMax"),
-    "relax.min": _reduce("ReduceMin"),
-    "relax.prod": _reduce("ReduceProd"),
-    "relax.sum": _reduce("ReduceSum", as_input=True),
-    "relax.argmax": _place("ArgMax"),
-    "relax.argmin": _place("ArgMin"),
-    **{f"relax.{name}": _onnx_reshape for name in ("reshape", "squeeze", "expand_dims", "flatten")},
-    "relax.nn.batch_flatten": _onnx_reshape,
-    "relax.permute_dims": _onnx_transpose,
-    "relax.concat": _onnx_concat,
-    "relax.strided_slice": _onnx_slice,
-    "relax.split": _onnx_split,
-    "relax.take": _onnx_take,
-    "relax.broadcast_to": _onnx_expand,
-    "relax.astype": _onnx_cast,
-    "relax.clip": _onnx_clip,
-}  # fmt: skip
 #: of those that TVM runs, the ones that multiply nothing
 NO_PRODUCTS = {
     *(f"nn.{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg") for n in (1, 2, 3)),
@@ -916,7 +727,6 @@ EFFECTS = (
 # -- the module
 
 
-STATIC = "fix every dimension first: relax.transform.BindSymbolicVars({'batch': 1})(module)"
 BIND = "bind them first: relax.transform.BindParams('main', params)(module), or give params="
 
 
@@ -937,50 +747,14 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
 
 
-def _name(call) -> str:
-    return str(call.op.name) if isinstance(call.op, tvm.ir.Op) else ""
-
-
 def _label(value) -> str:
     """The name of a variable in the module; nothing for what the reader made itself."""
     return plain(value.name) if isinstance(value, relax.Var) else ""
 
 
-def plain(name) -> str:
-    """A name without TVM: its strings are a class of TVM's, which a process without it cannot unpickle."""
-    return str.__str__(name)
-
-
-def _is_tensor(kind) -> bool:
-    return isinstance(kind, relax.TensorType)
-
-
 def _out(var) -> tuple[int, ...]:
     """The shape of a variable, NHWC."""
-    return nhwc(_shape(var.ty, var.name))
-
-
-def _shape(kind, what) -> tuple[int, ...]:
-    shape = kind.shape if _is_tensor(kind) else None
-    if shape is None or not hasattr(shape, "values"):
-        raise LoadError(f"{plain(what)} has no known shape ({kind}); {STATIC}")
-    if unknown := [d for d in shape.values if not isinstance(d, tvm.tirx.IntImm)]:
-        raise LoadError(
-            f"{plain(what)} has a dynamic shape; fix {unknown[0]} first: "
-            f"relax.transform.BindSymbolicVars({{'{unknown[0]}': 1}})(module)"
-        )
-    return tuple(int(d) for d in shape.values)
-
-
-def _ints(values) -> tuple[int, ...]:
-    return tuple(int(v) for v in values)
-
-
-def _ends(padding, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(begins, ends) of a padding of one number, one for each axis, or both ends of each."""
-    p = _ints(padding)
-    p = {1: p * (2 * rank), rank: p * 2}.get(len(p), p) if len(p) != 2 * rank else p
-    return p[:rank], p[rank:]
+    return nhwc(shape_of(var.ty, var.name))
 
 
 __all__ = ["from_relax"]
