@@ -402,14 +402,11 @@ def test_a_module_is_saved_where_the_ffi_can(small, monkeypatch):
 @pytest.mark.parametrize(
     "ask, error",
     [
-        (lambda q, host: eq.EasyQuant(q.table), HostError),
-        (lambda q, host: eq.LowerInteger("llvm"), HostError),
         (lambda q, host: q.build("llvm", lower=False), HostError),
         (lambda q, host: host.tune(q.module, "log"), TuneError),
         (lambda q, host: host.history("log", None), TuneError),
         (lambda q, host: host.linker("aarch64-linux-gnu-g++"), HostError),
         (lambda q, host: host.load("net.tflite"), LoadError),
-        (lambda q, host: eq.quantize(q.module, []), LoadError),
     ],
 )
 def test_what_the_host_does_not_do_yet_is_said_in_a_line(ask, error, small):

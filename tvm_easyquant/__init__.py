@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
     from .measure.accuracy import Evaluation as Evaluation
     from .network.graph import Graph as Graph
+    from .relax.passes import pipeline as pipeline
+    from .relax.passes import register_pipeline as register_pipeline
+    from .relax.read import from_relax as from_relax
     from .relay.build import BUILD_CONFIG as BUILD_CONFIG
     from .relay.build import Built as Built
     from .relay.build import Executor as Executor
@@ -32,7 +35,8 @@ if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
 __version__ = "0.1.0"
 
 #: public name -> the module it lives in; loaded on first use, so that `import tvm_easyquant` is light.
-#: What is relay's here comes from the installed host's file of the same name
+#: What is relay's here comes from the installed host's file of the same name; what is relax's that host
+#: alone has
 _PUBLIC = {
     "quantize": "workflow",
     "Quantized": "workflow",
@@ -45,8 +49,11 @@ _PUBLIC = {
     "load": "workflow",
     "load_onnx": "workflow",
     "from_relay": "relay.read",
+    "from_relax": "relax.read",
     "EasyQuant": "relay.passes",
     "LowerInteger": "relay.passes",
+    "pipeline": "relax.passes",
+    "register_pipeline": "relax.passes",
     "rewrite": "relay.rewrite",
     "build": "relay.build",
     "Built": "relay.build",

@@ -27,11 +27,12 @@ from .network.graph import Graph
 from .network.node import model_shape
 from .network.shapes import input_shapes as input_shapes_of
 from .network.shapes import told
-from .readers import onnx_float
+from .readers import onnx_float, torch_model
 from .readers.onnx_file import check_batch
 from .readers.self_check import HostCheck, SelfCheck
 from .samples import labelled, sources
 from .samples.images import Preprocess
+from .scales.calibrate import is_arrays, items
 from .scales.image_input import image_input
 from .scales.integer import check_ranges
 from .scales.numerics import ConfigError, QuantConfig, Settings
@@ -230,7 +231,8 @@ def open_model(
     model_format: str | None = None,
     outputs: Sequence[str] | None = None,
 ) -> Opened:
-    """A Graph, the path of a model, an ``onnx.ModelProto``, or the host's module (with params), opened.
+    """A Graph, the path of a model, an ``onnx.ModelProto``, torch's network, or the host's module (with
+    params), opened.
 
     The other arguments are those of `load`; a Graph or a module, whose shapes are set, must have the batch.
     Raises LoadError.
@@ -240,6 +242,12 @@ def open_model(
     if _is_onnx(model, model_format):
         graph = onnx_float.load(model, input_shapes, batch, outputs)
         return Opened(graph, SelfCheck(model, graph, input_shapes, batch, outputs))
+    if torch_model.is_torch(model):
+        made = torch_model.to_onnx(model, input_shapes, batch)
+        graph = onnx_float.load(made, None, batch, outputs)
+        if outputs is not None:
+            return Opened(graph, SelfCheck(made, graph, None, batch, outputs))
+        return Opened(graph, HostCheck(graph, functools.partial(torch_model.original, model)))
     if outputs is not None:
         raise LoadError("outputs cuts ONNX models; export the model to ONNX")
     host = host or installed()
@@ -269,9 +277,11 @@ def load(
     *,
     outputs: Sequence[str] | None = None,
 ) -> Graph:
-    """A float model as a `Graph`: its path (ONNX, or what an installed host loads) or ``onnx.ModelProto``.
+    """A float model as a `Graph`: its path (ONNX, or what an installed host loads), an ``onnx.ModelProto``,
+    or a ``torch.nn.Module`` or ``ExportedProgram`` (see `readers.torch_model`).
 
-    input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open. batch: the size of
+    input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open, and for those of a
+    ``torch.nn.Module``. batch: the size of
     an open first dimension (None: 1); a model that fixes another is refused. model_format: onnx, tflite,
     pytorch, ...; by default what the file's ending says. outputs: names of tensors (or nodes) at which an
     ONNX model is cut. ``Graph.run`` runs it in numpy. Raises LoadError, and TVMMissing for a format that
@@ -335,15 +345,16 @@ def quantize(
 ) -> Quantized:
     """Quantize a float CNN to integers.
 
-    model: the path of a model (ONNX, or what tvmc loads), an ``onnx.ModelProto``, a Relay module with
-    ``params``, or a `Graph`. calibration: any iterable of inputs (see `calibrate.samples`), or the name of
-    a file, folder or function as `samples.sources.calibration` takes it. Of data that are no arrays not
-    more than ``calibration_limit`` samples are read (None: all), of a folder's pictures so many, spread
-    evenly over its folders and names, from ``seed``; all of them give the ranges, the first
-    ``search_images`` the search. bits, method, skip and settings: fields of `QuantConfig`; or a whole
-    ``config``, which they change. checkpoint: a file that lets an interrupted search go on. progress(done,
-    total, text) is called as the work proceeds. preprocess: the `images.Preprocess` that made the samples,
-    to be kept in the table. record: of `driver.search`, for curves.
+    model: the path of a model (ONNX, or what tvmc loads), an ``onnx.ModelProto``, a ``torch.nn.Module`` or
+    ``ExportedProgram``, a module of the host's with ``params``, or a `Graph`. calibration: any iterable of
+    inputs (see `calibrate.samples`), such as torch's DataLoader, or the name of a file, folder or function
+    as `samples.sources.calibration` takes it. Of data that are no arrays not more than
+    ``calibration_limit`` samples are read (None: all), of a folder's pictures so many, spread evenly over
+    its folders and names, from ``seed``; all of them give the ranges, ``search_images`` the search. bits,
+    method, skip and settings: fields of `QuantConfig`; or a whole ``config``, which they change.
+    checkpoint: a file that lets an interrupted search go on. progress(done, total, text) is called as the
+    work proceeds. preprocess: the `images.Preprocess` that made the samples, to be kept in the table.
+    record: of `driver.search`, for curves.
 
     evaluation: an `Evaluation`, labelled data and the points of accuracy that the compiled integers may
     lose on it to fp32; layers are then reverted, the worst first, 7 -> 8 -> float, as few as it takes (see
@@ -378,7 +389,14 @@ def quantize(
         calibration = sources.calibration(
             os.fspath(calibration), preprocess, "calibration", limit=calibration_limit, seed=seed
         )
-    clock, judge = time.perf_counter(), None
+    clock, judge, note = time.perf_counter(), None, ""
+    if isinstance(calibration, sources.Source):
+        note, calibration_limit = calibration.note, None if calibration.whole else calibration_limit
+    if torch_model.is_torch(model):
+        if isinstance(calibration, sources.Source):
+            calibration = calibration(torch_model.inputs_of(model))
+        calibration_limit = None if is_arrays(calibration) else calibration_limit
+        calibration, input_shapes = torch_model.seen(model, items(calibration), input_shapes, batch)
     opened = open_model(
         model, params, host=host, input_shapes=input_shapes, batch=batch, model_format=model_format,
         outputs=outputs,
@@ -388,9 +406,7 @@ def quantize(
         judge = _Judge(host or installed(), graph, fp32, judged, progress)
     loaded = time.perf_counter() - clock
     door = _Door(opened.check if check is True else check or None)
-    note = ""
     if isinstance(calibration, sources.Source):
-        note, calibration_limit = calibration.note, None if calibration.whole else calibration_limit
         calibration = calibration(graph.inputs)
     found = find(
         graph, calibration, config, checkpoint, progress, record, preprocess,

@@ -1,29 +1,38 @@
-"""`lower`: the integer layers of a Relax module -> calls of our kernels, for one CPU target.
+"""`LowerInteger`: the integer layers of a Relax module -> calls of our kernels, for one CPU target.
 
-A layer is a private function with the attribute ``Composite`` = `LAYER`: its name and its `ConvSpec` as
-JSON are attributes too, its weights (int8 HWIO), bias (int32, the zero point folded in) and multiplier
-constants in its body. Nothing is matched: the call of one becomes the ``call_tir`` of the kernel that
-`planner.choose_network` proves legal from the real weights. All else in the module stays as it is.
+A layer is a private function with the attribute ``Composite`` = `LAYER`; its name and its `ConvSpec` as
+JSON are attributes too. It takes its weights (int8 HWIO), its bias (int32, the zero point folded in) and
+its multiplier beside the data, and its body says in stock operators what `ConvSpec` says: without this
+pass any pipeline compiles it, to the same integers. Nothing is matched: the call of one becomes the
+``call_tir`` of the kernel that `planner.choose_network` proves legal from the real weights. A stock
+quantize, with the clip behind it, or dequantize becomes the elementwise kernel that computes the same. All
+else in the module stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tvm
 from tvm import relax, te
 
 from .. import manifest, planner
-from ..emit import DefaultKnobs, target_isa
+from ..emit import DefaultKnobs, target_isa, tir
+from ..errors import LoweringError
+from ..function import uses_other
+from ..kernels import elementwise
 from ..planner import LayerChoice
 from ..problem import Convolution, ConvSpec
 
-#: the packed function that the body of a layer calls, which nobody has: it says what is computed
+#: what the function of a layer is composed as
 LAYER = "easyquant.conv2d"
 #: what keeps TVM's fusion and schedules off a kernel; pattern 8: opaque
 KERNEL = {"tirx.is_scheduled": True, "op_pattern": 8, "tirx.noalias": True}
 #: the names of all kernels' functions begin so
 PREFIX = "easyquant_"
+_OP: Any = relax.op
 
 
 def choose(layers: Sequence[Convolution], target) -> list[tuple[planner.Choice, list[np.ndarray]]]:
@@ -35,42 +44,121 @@ def choose(layers: Sequence[Convolution], target) -> list[tuple[planner.Choice, 
 # -- a layer as a function
 
 
-def layer_function(name: str, layer: Convolution):
-    """The private function of a layer: (data[, residual]) -> `ConvSpec`'s output."""
-    spec = layer.spec
-    params = [relax.Var("data", _tensor((spec.batch, spec.height, spec.width, spec.in_channels), "uint8"))]
-    if spec.residual is not None:
-        params.append(relax.Var("residual", _tensor(spec.out_shape, "uint8")))
+def call_layer(builder, name: str, layer: Convolution, data, residual=None):
+    """The call of a layer on Relax tensors of `ConvSpec`'s shapes; its function is added to the module.
+
+    builder: the ``relax.BlockBuilder`` of the function that calls it.
+    """
+    function = builder.add_func(_function(builder, name, layer.spec), "layer")
     constants = [constant(array) for array in (layer.weight, layer.bias, layer.multiplier)]
-    builder = relax.BlockBuilder()
+    return relax.Call(function, [data, *constants, *([] if residual is None else [residual])])
+
+
+def _function(builder, name: str, spec: ConvSpec):
+    """The private function of a layer: (data, weight, bias, multiplier[, residual]) -> its output."""
+    channels = (spec.out_channels,)
+    kinds: dict[str, tuple[tuple[Any, ...], str]] = {
+        "data": ((spec.batch, spec.height, spec.width, spec.in_channels), "uint8"),
+        "weight": ((*spec.kernel, spec.in_channels // spec.groups, spec.out_channels), "int8"),
+        "bias": (channels, "int32"),
+        "multiplier": ((2, *channels) if uses_other(spec.function) else channels, "float32"),
+    }
+    if spec.residual is not None:
+        kinds["residual"] = (spec.out_shape, "uint8")
+    params = {key: relax.Var(key, _tensor(*kind)) for key, kind in kinds.items()}
+    inner = relax.BlockBuilder()
     attributes = {
         "Composite": LAYER, "easyquant.name": name, "easyquant.spec": spec.to_json(),
     }  # fmt: skip
-    with builder.function("layer", params, attrs=attributes, private=True):
-        with builder.dataflow():
-            arguments = relax.Tuple([params[0], *constants, *params[1:]])
-            out = _tensor(spec.out_shape, spec.out_dtype)
-            made = builder.emit_output(relax.call_dps_packed(LAYER, arguments, out))
-        builder.emit_func_output(made)
-    return builder.get()["layer"]
+    with inner.function("layer", list(params.values()), attrs=attributes, private=True):
+        with inner.dataflow():
+            accumulator = _accumulator(inner, spec, params)
+            made = inner.emit_output(_epilogue(builder, inner, spec, accumulator, params))
+        inner.emit_func_output(made)
+    return inner.get()["layer"]
 
 
-def _record(function) -> tuple[str, Convolution]:
-    """(name, layer) that `layer_function` made the function of."""
-    (block,) = function.body.blocks
-    _, weight, bias, multiplier, *_ = block.bindings[0].value.args[1].fields
+def _accumulator(inner, spec: ConvSpec, params: Mapping):
+    """int32: the sum of the products, and the bias; what is padded holds the zero point."""
+    top, left, bottom, right = spec.padding
+    data, weight = (inner.emit(_OP.astype(params[key], "int32")) for key in ("data", "weight"))
+    if any(spec.padding):
+        widths = [0, 0, top, bottom, left, right, 0, 0]
+        data = inner.emit(_OP.nn.pad(data, widths, "constant", spec.zero_point))
+    acc = _OP.nn.conv2d(
+        data, weight, strides=list(spec.strides), dilation=list(spec.dilation), groups=spec.groups,
+        data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32",
+    )  # fmt: skip
+    return inner.emit(_OP.add(inner.emit(acc), params["bias"]))
+
+
+def _epilogue(builder, inner, spec: ConvSpec, accumulator, params: Mapping):
+    """What `ConvSpec.epilogue` makes of it, by the elementwise kernels."""
+    if spec.epilogue == "dequantize":
+        return _OP.dequantize(accumulator, params["multiplier"], relax.const(0, "int32"), -1, "float32")
+
+    def element(function, tensors, *numbers):
+        return inner.emit(_call_element(builder, function, tensors, numbers, "uint8"))
+
+    scaled, r = [accumulator, params["multiplier"]], spec.residual
+    if r is None:
+        limits = (spec.out_zero_point, spec.lo, spec.hi)
+        return element(elementwise.requantize, scaled, 0, *limits, spec.function)
+    own = element(elementwise.requantize, scaled, 0, r.own_zero_point, r.own_lo, r.own_hi)
+    sides = [(own, r.own_scale, r.own_zero_point), (params["residual"], r.scale, r.zero_point)]
+    (a, *left), (b, *right) = sides if r.own_first else sides[::-1]
+    numbers = (*left, *right, r.out_scale, spec.out_zero_point, spec.lo, spec.hi, spec.function)
+    return element(elementwise.add, [a, b], *numbers)
+
+
+def _record(function, call) -> tuple[str, Convolution]:
+    """(name, layer) that a call of `call_layer` says. Raises LoweringError."""
+    name = str(function.attrs["easyquant.name"])
     spec = ConvSpec.from_json(str(function.attrs["easyquant.spec"]))
-    arrays = [array.value.numpy() for array in (weight, bias, multiplier)]
-    return str(function.attrs["easyquant.name"]), Convolution(spec, *arrays)
+    arrays = [_numbers(argument) for argument in call.args[1:4]]
+    weight, bias, multiplier = arrays
+    if weight is None or bias is None or multiplier is None:
+        raise LoweringError(
+            f"layer {name}: its weights, bias or multiplier are not constant any more; run LowerInteger "
+            "before a pass that lifts constants"
+        )
+    return name, Convolution(spec, weight, bias, multiplier)
+
+
+def _numbers(expr) -> np.ndarray | None:
+    """The array of a constant, else None."""
+    return expr.value.numpy() if isinstance(expr, tvm.ir.GenericConst) else None
 
 
 # -- lowering
 
 
-def lower(module, target) -> tuple[object, list[LayerChoice]]:
+@tvm.transform.module_pass(opt_level=0, name="LowerInteger")
+class LowerInteger:
+    """Module pass: every layer, and every stock quantize and dequantize, as a call of our kernel.
+
+    target: a ``tvm.target.Target`` of a CPU, or what makes one. After a run, ``layers`` lists a
+    `LayerChoice` for each convolution and dense layer in the order of the calls. Raises LoweringError.
+    """
+
+    if TYPE_CHECKING:
+
+        def __call__(self, mod):
+            """Run the pass on a module, as `tvm.transform.Pass` does."""
+
+    def __init__(self, target):
+        self.target = tvm.target.Target(target)
+        self.layers: list[LayerChoice] = []
+
+    def transform_module(self, mod, ctx):
+        module, self.layers = lower(mod, self.target)
+        return module
+
+
+def lower(module, target) -> tuple[Any, list[LayerChoice]]:
     """(the module with every layer as a call of its kernel, the layers in the order of the calls).
 
-    target: ``tvm.target.Target``.
+    target: ``tvm.target.Target``. Raises LoweringError.
     """
     functions = {
         var: function
@@ -78,42 +166,98 @@ def lower(module, target) -> tuple[object, list[LayerChoice]]:
         if isinstance(function, relax.Function) and (function.attrs or {}).get("Composite") == LAYER
     }
     calls = [
-        binding.value.op
+        binding.value
         for block in module["main"].body.blocks
         for binding in block.bindings
         if isinstance(binding.value, relax.Call) and binding.value.op in functions
     ]
-    found = [_record(functions[var]) for var in calls]
+    found = [_record(functions[call.op], call) for call in calls]
     chosen = choose([layer for _, layer in found], target)
     layers = [
         LayerChoice(name, layer.spec, layer.weight, choice)
         for (name, layer), (choice, _) in zip(found, chosen, strict=True)
     ]
-    lowering = _Lowering(module, dict(zip(calls, zip(layers, chosen, strict=True), strict=True)))
+    kernels = [(layer, packed) for layer, (_, packed) in zip(layers, chosen, strict=True)]
+    lowering = _Lowering(module, set(functions), kernels)
     return relax.transform.DeadCodeElimination(["main"])(lowering.module()), layers
 
 
 @relax.expr_functor.mutator
 class _Lowering(relax.PyExprMutator):
-    def __init__(self, module, kernels: Mapping):
+    """functions: the variables of the layers' functions; kernels: (`LayerChoice`, packed constants) of
+    their calls, in order."""
+
+    def __init__(self, module, functions: set, kernels: Sequence):
         super().__init__(module)
-        self.kernels, self.main = kernels, module.get_global_var("main")
-        self.source = module
+        self.functions, self.kernels = functions, iter(kernels)
+        self.source, self.main = module, module.get_global_var("main")
+        #: variable -> what it stands for
+        self.bound = {b.var: b.value for block in module["main"].body.blocks for b in block.bindings}
 
     def module(self):
         self.builder_.update_func(self.main, self.visit_expr(self.source[self.main]))
         return self.builder_.get()
 
     def visit_call_(self, call):
-        call = self.visit_expr_post_order(call)
-        if call.op not in self.kernels:
-            return call
-        layer, (choice, packed) = self.kernels[call.op]
-        data, *residual = call.args
+        if call.op in self.functions:
+            return self._layer(self.visit_expr_post_order(call), *next(self.kernels))
+        name = call.op.name if isinstance(call.op, tvm.ir.Op) else ""
+        made = ELEMENTS[name](self, call) if name in ELEMENTS else None
+        return self.visit_expr_post_order(call) if made is None else made
+
+    def _layer(self, call, layer: LayerChoice, packed: Sequence[np.ndarray]):
+        data, _, _, _, *residual = call.args
         arguments = [data, *map(constant, packed), *residual]
-        function = kernel_function(choice.kernel, layer.spec, [_kind(a) for a in arguments])
-        name = self.builder_.add_func(function, PREFIX + choice.kernel.name)
+        kernel = layer.choice.kernel
+        function = kernel_function(kernel, layer.spec, [_kind(a) for a in arguments])
+        name = self.builder_.add_func(function, PREFIX + kernel.name)
         return relax.call_tir(name, arguments, out_ty=_tensor(layer.spec.out_shape, layer.spec.out_dtype))
+
+    def element(self, function, data, tensors, numbers, dtype):
+        """A function of `elementwise` on an expression of the source, and on constants."""
+        tensors = [self.visit_expr(data), *tensors]
+        return _call_element(self.builder_, function, tensors, numbers, dtype)
+
+
+def _quantize(lowering, call, lo=0, hi=255):
+    scale, zero = map(_numbers, call.args[1:])
+    if str(call.attrs.out_dtype) != "uint8" or scale is None or zero is None or scale.size != 1:
+        return None
+    numbers = (scale.item(), int(zero.item()), lo, hi)
+    return lowering.element(elementwise.quantize, call.args[0], (), numbers, "uint8")
+
+
+def _clip(lowering, call):
+    data, lo, hi = call.args
+    made = lowering.bound.get(data)
+    if getattr(getattr(made, "op", None), "name", "") != "relax.quantize":
+        return None
+    return _quantize(lowering, made, int(lo.value), int(hi.value))
+
+
+def _dequantize(lowering, call):
+    scale, zero = map(_numbers, call.args[1:])
+    last = int(call.attrs.axis) in (-1, len(call.args[0].ty.shape.values) - 1)
+    if scale is None or zero is None or zero.size != 1 or (scale.size > 1 and not last):
+        return None
+    scale = constant(scale.reshape(()) if scale.size == 1 else scale)
+    return lowering.element(elementwise.dequantize, call.args[0], [scale], [int(zero.item())], "float32")
+
+
+#: stock operator -> its rule (lowering, call); None where it stays
+ELEMENTS = {"relax.quantize": _quantize, "relax.clip": _clip, "relax.dequantize": _dequantize}
+
+
+def _call_element(builder, function, tensors: Sequence, numbers: Sequence, dtype: str):
+    """The call of a function of `elementwise`; what it makes has the shape of its first tensor."""
+    kinds = [_kind(x) for x in tensors]
+    inputs = [  # as Relax counts, or TVM would not fuse it
+        te.placeholder([tir.IntImm("int64", d) for d in shape], kind, name=f"in{i}")
+        for i, (shape, kind) in enumerate(kinds)
+    ]
+    made = te.create_prim_func([*inputs, function(*inputs, *numbers)]).without_attr("global_symbol")
+    name = builder.add_func(made, f"eq_{function.__name__}")
+    return relax.call_tir(name, list(tensors), out_ty=_tensor(kinds[0][0], dtype))
 
 
 def kernel_function(row: manifest.Kernel, spec: ConvSpec, kinds: Sequence[tuple[tuple[int, ...], str]]):

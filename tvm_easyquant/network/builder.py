@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -227,6 +228,39 @@ class Builder:
         self.add(value, "add", [self.tensor[a], self.tensor[b]], shape, {})
         return True
 
+    def two(self, value: Value, name: str, pair: Sequence, shape: Sequence[int]) -> bool:
+        """An operator of two tensors, or of a tensor and a constant (an array, or a number)."""
+        a, b = pair
+        constants = [isinstance(operand, (np.ndarray, np.generic, float)) for operand in pair]
+        if all(constants):
+            return False
+        if not any(constants):
+            return self.join(value, name, a, b, shape)
+        if name in AFFINE:
+            data, constant = (b, a) if constants[0] else (a, b)
+            return self.affine(value, name, data, np.asarray(constant), constants[0], shape)
+        operands = [_number(v) if known else v for v, known in zip(pair, constants, strict=True)]
+        return self.function(value, name, operands, shape)
+
+    def chain(self, value: Value, data: Value, steps: Sequence[tuple], shape: Sequence[int]) -> bool:
+        """Functions of one tensor, one behind the other; steps: see `pieces`."""
+        read = [operand for _, *operands in steps for operand in operands]
+        self.uses[data] += read.count("x") - 1
+        made: dict[object, Value] = {"x": data}
+        for i, (name, *operands) in enumerate(steps):
+            key = f"#{i}"
+            made[key] = value if i == len(steps) - 1 else (value, key)
+            self.uses.setdefault(made[key], read.count(key))
+            values: list[Any] = [made[o] if isinstance(o, str) else o for o in operands]
+            if name == "clip":
+                self.clip(made[key], *values)
+            elif len(values) == 1:
+                if not self.function(made[key], name, values, shape):
+                    return False
+            elif not self.two(made[key], name, values, shape):
+                return False
+        return True
+
     def pool(
         self, value: Value, op: str, data: Value, shape: Sequence[int], window: Mapping, **more
     ) -> None:
@@ -363,6 +397,30 @@ class Builder:
         self.transposed[self.tensor[value]] = layer.name
         self.lowered[self.tensor[value]] = rows
 
+    def on_map(
+        self,
+        value: Value,
+        data: Value,
+        shape: Sequence[int],
+        layer: Callable,
+        bias=None,
+        rows: bool = False,
+    ) -> bool:
+        """A layer or pool on what is no map: ``layer(value, data, shape)`` on the map that is made of it,
+        NHWC. shape: of ``value``, in the model's layout; bias: of the layer; rows: see `as_map`."""
+        made, data = (value, "on a map"), self.as_map(data, rows)
+        if rows:
+            n, *inner, channels = shape
+            high = (n, *inner, channels) if len(inner) == 2 else (n, int(np.prod(inner)), 1, channels)
+        else:
+            high = (shape[0], 1, shape[2], shape[1])
+        self.uses[made] = 1
+        layer(made, data, high)
+        if bias is not None:
+            self.fold_affine(made, made, 1.0, bias)
+        self.of_map(value, made, nhwc(shape), rows)
+        return True
+
     # -- clips and transposed convolutions
 
     def clip(self, value: Value, data: Value, lo: float, hi: float) -> None:
@@ -446,6 +504,10 @@ AFFINE: dict[str, tuple[Callable | None, Callable | None]] = {
     "multiply": (lambda c: (c, 0.0), lambda c: (c, 0.0)),
     "divide": (lambda c: (1.0 / c, 0.0), None),
 }
+
+
+def _number(constant) -> float | None:
+    return float(np.asarray(constant).reshape(())) if np.size(constant) == 1 else None
 
 
 def per_channel(constant: np.ndarray, shape: Sequence[int], axis: int = 1) -> np.ndarray | None:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import LoadError
-from ..network.builder import AFFINE, Builder, per_channel
+from ..network import pieces
+from ..network.builder import Builder, per_channel
 from ..network.graph import Graph
 from ..network.layout import nhwc, nhwc_axis
 from . import geometry
@@ -299,20 +300,9 @@ def _high(strides, dilations, padding) -> dict[str, tuple[int, ...]]:
 
 
 def _on_map(walk, site, data, layer: Callable, bias=None, rows=False) -> bool:
-    """A layer or pool on what is no map; layer(value, data, shape): on the map that is made of it, NHWC."""
-    value, shape = site.outputs[0], walk.size(site.outputs[0])
-    made, data = (value, "on a map"), walk.builder.as_map(data, rows)
-    if rows:
-        n, *inner, channels = shape
-        high = (n, *inner, channels) if len(inner) == 2 else (n, int(np.prod(inner)), 1, channels)
-    else:
-        high = (shape[0], 1, shape[2], shape[1])
-    walk.builder.uses[made] = 1
-    layer(made, data, high)
-    if bias is not None:
-        walk.builder.fold_affine(made, made, 1.0, bias)
-    walk.builder.of_map(value, made, nhwc(shape), rows)
-    return True
+    """A layer or pool on what is no map; see `Builder.on_map`."""
+    value = site.outputs[0]
+    return walk.builder.on_map(value, data, walk.size(value), layer, bias, rows)
 
 
 def _conv_transpose(walk, site):
@@ -389,102 +379,11 @@ def _function(name: str) -> Callable:
     )
 
 
-def _two(walk, value, name: str, pair, shape) -> bool:
-    """An operator of two tensors, or of a tensor and a constant (an array)."""
-    a, b = pair
-    constants = [isinstance(operand, (np.ndarray, np.generic, float)) for operand in pair]
-    if all(constants):
-        return False
-    if not any(constants):
-        return walk.builder.join(value, name, a, b, shape)
-    if name in AFFINE:
-        data, constant = (b, a) if constants[0] else (a, b)
-        return walk.builder.affine(value, name, data, np.asarray(constant), constants[0], shape)
-    operands = [_number(v) if known else v for v, known in zip(pair, constants, strict=True)]
-    return walk.builder.function(value, name, operands, shape)
-
-
-def _number(constant) -> float | None:
-    return float(np.asarray(constant).reshape(())) if np.size(constant) == 1 else None
-
-
-def _steps(walk, site, steps) -> bool:
-    """Functions one behind the other: an operator in pieces, as Relay's importer wrote it.
-
-    An operand is "x", the input; "#0", what the first step made; or a number.
-    """
-    value, data, shape = site.outputs[0], site.inputs[0], walk.shape(site)
-    read = [operand for _, *operands in steps for operand in operands]
-    walk.builder.uses[data] += read.count("x") - 1
-    made: dict[Any, Any] = {"x": data}
-    for i, (name, *operands) in enumerate(steps):
-        key = f"#{i}"
-        made[key] = value if i == len(steps) - 1 else (value, key)
-        walk.builder.uses.setdefault(made[key], read.count(key))
-        values = [made[o] if isinstance(o, str) else o for o in operands]
-        if name == "clip":
-            walk.builder.clip(made[key], *values)
-        elif len(values) == 1:
-            if not walk.builder.function(made[key], name, values, shape):
-                return False
-        elif not _two(walk, made[key], name, values, shape):
-            return False
-    return True
-
-
-def _pieces(pieces: Callable) -> Callable:
-    return lambda walk, site: _steps(walk, site, pieces(site.attributes))
-
-
-def _hard_sigmoid(a):
-    return [("multiply", "x", a["alpha"]), ("add", "#0", a["beta"]), ("clip", "#1", 0.0, 1.0)]
-
-
-def _hard_swish(a):
-    return [*_hard_sigmoid({"alpha": float(np.float32(1 / 6)), "beta": 0.5}), ("multiply", "x", "#2")]
-
-
-def _softplus(a):
-    return [("exp", "x"), ("add", "#0", 1.0), ("log", "#1")]
-
-
-def _softsign(a):
-    return [("abs", "x"), ("add", 1.0, "#0"), ("divide", "x", "#1")]
-
-
-def _elu(a):
-    return [
-        ("exp", "x"), ("subtract", 1.0, "#0"), ("clip", "#1", 0.0, inf), ("multiply", -a["alpha"], "#2"),
-        ("clip", "x", 0.0, inf), ("add", "#3", "#4"),
-    ]  # fmt: skip
-
-
-def _selu(a):
-    return [*_elu(a), ("multiply", a["gamma"], "#5")]
-
-
-def _celu(a):
-    return [
-        ("maximum", 0.0, "x"), ("divide", "x", a["alpha"]), ("exp", "#1"), ("subtract", "#2", 1.0),
-        ("multiply", a["alpha"], "#3"), ("minimum", 0.0, "#4"), ("add", "#0", "#5"),
-    ]  # fmt: skip
-
-
-def _mish(a):
-    return [("exp", "x"), ("add", 1.0, "#0"), ("log", "#1"), ("tanh", "#2"), ("multiply", "x", "#3")]
-
-
-def _gelu(a):
-    if a.get("approximate", "none") == "tanh":
-        return [
-            ("power", "x", 3.0), ("multiply", "#0", 0.044715), ("add", "x", "#1"),
-            ("multiply", "#2", float(np.sqrt(2 / np.pi))), ("tanh", "#3"), ("add", 1.0, "#4"),
-            ("multiply", "x", 0.5), ("multiply", "#6", "#5"),
-        ]  # fmt: skip
-    return [
-        ("multiply", 0.5, "x"), ("divide", "x", float(np.float32(np.sqrt(2)))), ("erf", "#1"),
-        ("add", 1.0, "#2"), ("multiply", "#0", "#3"),
-    ]  # fmt: skip
+def _pieces(of: Callable) -> Callable:
+    """An operator in pieces, as Relay's importer wrote it."""
+    return lambda walk, site: walk.builder.chain(
+        site.outputs[0], site.inputs[0], of(site.attributes), walk.shape(site)
+    )
 
 
 def _leaky_relu(walk, site):
@@ -509,7 +408,9 @@ def _prelu(walk, site):
 
 def _binary(name: str) -> Callable:
     """An operator of two tensors, or of a tensor and a constant."""
-    return lambda walk, site: _two(walk, site.outputs[0], name, _operands(walk, site), walk.shape(site))
+    return lambda walk, site: walk.builder.two(
+        site.outputs[0], name, _operands(walk, site), walk.shape(site)
+    )
 
 
 def _operands(walk, site) -> list:
@@ -528,7 +429,7 @@ def _many(name: str) -> Callable:
         for i, operand in enumerate(others, 1):
             made = site.outputs[0] if i == len(others) else (site.outputs[0], str(i))
             walk.builder.uses.setdefault(made, 1)
-            if not _two(walk, made, name, (first, operand), walk.shape(site)):
+            if not walk.builder.two(made, name, (first, operand), walk.shape(site)):
                 return False
             first = made
         return True
@@ -734,15 +635,15 @@ RULES: dict[str, Callable[[_Walk, Site], Any]] = {
     "Reciprocal": lambda walk, site: walk.builder.function(
         site.outputs[0], "divide", [1.0, site.inputs[0]], walk.shape(site)
     ),
-    "HardSigmoid": _pieces(_hard_sigmoid),
-    "HardSwish": _pieces(_hard_swish),
-    "Softplus": _pieces(_softplus),
-    "Softsign": _pieces(_softsign),
-    "Elu": _pieces(_elu),
-    "Selu": _pieces(_selu),
-    "Celu": _pieces(_celu),
-    "Mish": _pieces(_mish),
-    "Gelu": _pieces(_gelu),
+    "HardSigmoid": _pieces(pieces.hard_sigmoid),
+    "HardSwish": _pieces(pieces.hard_swish),
+    "Softplus": _pieces(pieces.softplus),
+    "Softsign": _pieces(pieces.softsign),
+    "Elu": _pieces(pieces.elu),
+    "Selu": _pieces(pieces.selu),
+    "Celu": _pieces(pieces.celu),
+    "Mish": _pieces(pieces.mish),
+    "Gelu": _pieces(pieces.gelu),
     "LeakyRelu": _leaky_relu,
     "PRelu": _prelu,
     "Add": _binary("add"),

@@ -6,7 +6,7 @@ import numpy as np
 
 from topi_ext import isa, reference
 from topi_ext.problem import Convolution, ConvSpec
-from topi_ext.relax.lower import layer_function, target_isa
+from topi_ext.relax.lower import call_layer, target_isa
 
 from ..host import describe_machine, describe_rows
 from .build import build, cpu_target, host_target
@@ -53,8 +53,7 @@ def saturation(channels: int = 64, size: int = 8) -> dict:
     x = relax.Var("x", relax.TensorType(data.shape, "uint8"))
     with builder.function("main", [x]):
         with builder.dataflow():
-            call = relax.Call(builder.add_func(layer_function("layer", layer), "layer"), [x])
-            made = builder.emit_output(builder.emit(call))
+            made = builder.emit_output(builder.emit(call_layer(builder, "layer", layer, x)))
         builder.emit_func_output(made)
     (mine,) = build(builder.get(), isa.ISAS["avx2"].target)({"x": data})
     return {

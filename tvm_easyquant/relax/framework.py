@@ -45,4 +45,18 @@ def ffi_crashes() -> str | None:
     return found if tuple(map(int, re.findall(r"\d+", found)[:3])) >= CRASHES else None
 
 
-__all__ = ["INSTALL", "ffi_crashes", "relax", "tvm", "vm_build"]
+def keep_errors() -> None:
+    """Let errors of ours that are raised within a pass leave TVM as they are, not as a RuntimeError."""
+    import tvm_ffi
+
+    from topi_ext import errors as kernels
+
+    from .. import errors
+
+    for cls in (*vars(errors).values(), *vars(kernels).values()):
+        # made again of its message alone
+        if isinstance(cls, type) and issubclass(cls, Exception) and "__init__" not in vars(cls):
+            tvm_ffi.register_error(f"tvm_easyquant.{cls.__name__}", cls)
+
+
+__all__ = ["INSTALL", "ffi_crashes", "keep_errors", "relax", "tvm", "vm_build"]

@@ -49,10 +49,9 @@ class Relax:
         return isinstance(model, tvm.IRModule)
 
     def read(self, module, params=None, name="model"):
-        raise LoadError(
-            "the relax host does not read Relax modules yet; give the ONNX model that it came from, or "
-            "a Graph"
-        )
+        from .read import from_relax
+
+        return from_relax(module, params, name)
 
     # -- integer networks
 

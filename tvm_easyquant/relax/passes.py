@@ -1,24 +1,73 @@
-"""The names of the passes that this host has not got yet; asking for one says so."""
+"""The quantizer as a Relax module pass, `EasyQuant`, what lowers its result, and what compiles that."""
 
 from __future__ import annotations
 
-from ..errors import HostError
+from typing import TYPE_CHECKING
+
+from ..search.find import Finder
+from .framework import keep_errors, relax, tvm  # before what is behind it: it says what to install
+
+# isort: split
+from topi_ext.relax import lower as lowering
+
+from . import build
+from .read import from_relax
+from .rewrite import rewrite
+
+__all__ = ["EasyQuant", "LowerInteger", "pipeline", "register_pipeline"]
+
+#: what `register_pipeline` calls ours
+NAME = "easyquant"
 
 
-class _Missing:
+@tvm.transform.module_pass(opt_level=0, name="EasyQuant")
+class EasyQuant(Finder):
+    """Float Relax module in, integer Relax module out, which any pipeline of TVM's compiles.
+
+    Compose it in ``tvm.transform.Sequential`` before `LowerInteger`, and compile what comes of both with
+    ``relax_pipeline=eq.pipeline(target)``. Each layer is a private function with the attributes
+    ``Composite``, ``easyquant.name`` and ``easyquant.spec``; float operators are between a dequantize and a
+    quantize. What it takes, keeps and raises is what the other host's pass does: see `search.find.Finder`;
+    params: {name: array} of parameters of ``main`` that are not bound.
+    """
+
+    if TYPE_CHECKING:
+
+        def __call__(self, mod):
+            """Run the pass on a module, as `tvm.transform.Pass` does."""
+
     def __init__(self, *arguments, **options):
-        raise HostError(
-            f"the relax host has no pass {type(self).__name__} yet: quantize(...).build(target) does "
-            "the same from ONNX or a Graph; TVM 0.19 (pip install 'tvm_easyquant[relay]') has the pass"
-        )
+        keep_errors()
+        super().__init__(*arguments, **options)
+
+    def transform_module(self, mod, ctx):
+        return rewrite(*self.of(from_relax(mod, self.params)))
 
 
-class EasyQuant(_Missing):
-    """Raises HostError."""
+def LowerInteger(target=None):
+    """The pass `topi_ext.lower.LowerInteger` for a CPU; target: as `eq.build` takes it, None is this CPU.
+
+    Its ``layers`` are, after a run, the `LayerChoice` of each layer. Raises TargetError, LoweringError.
+    """
+    keep_errors()
+    return lowering.LowerInteger(build.cpu_target(target))
 
 
-class LowerInteger(_Missing):
-    """Raises HostError."""
+def pipeline(target=None):
+    """The pass that `tvm.compile` takes as ``relax_pipeline``, for a CPU; target: as `LowerInteger`'s.
+
+    It fuses and schedules what is not ours, which TVM's default for CPUs does not; our kernels stay as
+    they are. Raises TargetError.
+    """
+    return build.pipeline(build.cpu_target(target))
 
 
-__all__ = ["EasyQuant", "LowerInteger"]
+def register_pipeline() -> None:
+    """Let `tvm.compile` take ``relax_pipeline="easyquant"``: `pipeline` for the target it compiles for."""
+
+    @tvm.transform.module_pass(opt_level=0, name="easyquant_pipeline")
+    def named(module, context):
+        return build.pipeline(tvm.target.Target.current(allow_none=False))(module)
+
+    if NAME not in relax.pipeline.PIPELINE_MAP:
+        relax.register_pipeline(NAME)(lambda: named)

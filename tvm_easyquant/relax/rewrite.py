@@ -1,8 +1,9 @@
 """`Graph` + `ScaleTable` -> a Relax module, from the layers' records.
 
 Integer tensors are uint8 NHWC. A layer is the call of a private function that says what it computes
-(`topi_ext.relax.lower`), everything else is there already: joins, tables and requantizes as TIR functions
-with the norm's integers, what moves as Relax operators, what stays float as float Relax in NCHW (`emit`).
+(`topi_ext.relax.lower`); joins, tables and requantizes are TIR functions with the norm's integers; what
+moves are Relax operators; what stays float is float Relax in NCHW (`emit`) behind a stock dequantize and
+before a stock quantize, with a clip where the range is less than a byte.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from topi_ext.function import is_vector, of_sum
 from topi_ext.kernels import elementwise
 from topi_ext.reference import quantize
-from topi_ext.relax.lower import layer_function
+from topi_ext.relax.lower import call_layer
 
 from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph
@@ -45,11 +46,10 @@ def rewrite(
     that this host cannot compute.
     """
     found = records(graph, table)
-    image = first_nodes(found.scales.graph, found.scales.plan) if image is None else image
-    module = _Module(found.scales.graph, image).written(_Rewriter, found, taps, image)
+    made = first_nodes(found.scales.graph, found.scales.plan) if image is None else image
+    module = _Module(found.scales.graph, made).written(_Rewriter, found, taps, made)
     module = artefact.with_table(module, table)
-    asked = isinstance(image, ImageInput)
-    return artefact.with_layouts(module, {image.name: image.layout}) if asked else module
+    return module if image is None else artefact.with_layouts(module, {image.name: image.layout})
 
 
 def float_module(graph: Graph) -> object:
@@ -160,15 +160,14 @@ class _Rewriter(_Floats):
             x, s = self.float_of[tensor], self.scale(tensor)
             if len(x.shape) == 4:
                 x = self.t.transpose(x, NCHW_TO_NHWC)
-            numbers = (float(s.scale), s.zero_point, s.lo, s.hi)
-            self.stored_of[tensor] = self._element(elementwise.quantize, x, numbers=numbers)
+            self.stored_of[tensor] = self.t.quantize(x, s.scale, s.zero_point, s.lo, s.hi)
         return self.stored_of[tensor]
 
     def real(self, tensor):
         """The tensor in the model's layout; float32 if it is stored."""
         if tensor not in self.float_of:
             x, s = self.stored_of[tensor], self.scale(tensor)
-            self.float_of[tensor] = self._to_model(self._dequantize(x, np.float32(s.scale), s.zero_point))
+            self.float_of[tensor] = self._to_model(self.t.dequantize(x, s.scale, s.zero_point))
         return self.float_of[tensor]
 
     def _tap(self, tensor):
@@ -178,18 +177,14 @@ class _Rewriter(_Floats):
             self._call(self.layers[name].apart())
         return self.stored(tensor)
 
-    def _element(self, function, *tensors: Tensor, numbers=(), dtype="uint8", **named) -> Tensor:
+    def _element(self, function, *tensors: Tensor, numbers=()) -> Tensor:
         """A function of `elementwise` on tensors, of which the first has the shape of what it makes."""
 
         def made(*inputs):
-            return function(*inputs, *numbers, **named)
+            return function(*inputs, *numbers)
 
         hint = f"eq_{function.__name__}"
-        return self.t.compute(tensors[0].shape, dtype, made, *tensors, primfunc_name_hint=hint)
-
-    def _dequantize(self, x, scale, zero_point):
-        scale = self.t.constant(np.asarray(scale, np.float32))
-        return self._element(elementwise.dequantize, x, scale, numbers=(zero_point,), dtype="float32")
+        return self.t.compute(tensors[0].shape, "uint8", made, *tensors, primfunc_name_hint=hint)
 
     def _to_model(self, x):
         return self.t.transpose(x, NHWC_TO_NCHW) if len(x.shape) == 4 else x
@@ -204,12 +199,11 @@ class _Rewriter(_Floats):
     def _call(self, layer: Layer):
         convolution, shape = layer.convolution, self.graph[layer.name].shape
         spec = convolution.spec
-        function = self.builder.add_func(layer_function(layer.name, convolution), "layer")
         data = self.stored(layer.data)
         if len(data.shape) == 2:
             data = self.t.reshape(data, (spec.batch, 1, 1, spec.in_channels))
-        residual = [] if layer.residual is None else [self.stored(layer.residual)]
-        call = relax.Call(function, [x.expr for x in (data, *residual)])
+        residual = None if layer.residual is None else self.stored(layer.residual).expr
+        call = call_layer(self.builder, layer.name, convolution, data.expr, residual)
         made = Tensor.of(self.builder.emit(call), spec.out_shape, spec.out_dtype)
         if len(shape) == 2:
             made = self.t.reshape(made, shape)
@@ -224,7 +218,7 @@ class _Rewriter(_Floats):
         """Integers in steps of the node's unit -> the stored tensor, or float for float readers."""
         unit = np.asarray(self.scales.unit(node), np.float32)
         if node.name in self.plan.accumulators:
-            self.float_of[node.name] = self._to_model(self._dequantize(steps, unit, zero_point))
+            self.float_of[node.name] = self._to_model(self.t.dequantize(steps, unit, zero_point))
             return
         made = self.scales.stored(node)
         fused, zero = made.fused(unit), made.scale.zero_point

@@ -209,6 +209,21 @@ class RelaxTensors:
         given = [a.expr if isinstance(a, Tensor) else a for a in arguments]
         return Tensor.of(self.builder.emit(self.builder.call_te(function, *given, **options)), shape, dtype)
 
+    def quantize(self, x, scale: float, zero_point: int, lo: int, hi: int):
+        """uint8: the norm's quantize. The scale is a vector of one number: where it is a scalar, TVM
+        multiplies by its reciprocal instead of dividing."""
+        scales, zero = self.constant(np.full(1, scale, np.float32)), self.constant(np.int32(zero_point))
+        made = self._emit(_OP.quantize(x.expr, scales.expr, zero.expr, -1, "uint8"), x.shape, np.uint8)
+        if (lo, hi) == (0, 255):
+            return made
+        return self._emit(_OP.clip(made.expr, lo, hi), x.shape, np.uint8)
+
+    def dequantize(self, x, scale, zero_point: int):
+        """float32: the norm's dequantize; scale: a number, or one for each of the last axis."""
+        scale, zero = self.constant(np.asarray(scale, np.float32)), self.constant(np.int32(zero_point))
+        made = _OP.dequantize(x.expr, scale.expr, zero.expr, -1, "float32")
+        return self._emit(made, x.shape, np.float32)
+
     # -- parts
 
     @staticmethod

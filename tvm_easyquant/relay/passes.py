@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
-from ..errors import TableError
-from ..scales.numerics import QuantConfig
-from ..scales.table import ScaleTable
-from ..search.find import find
+from ..search.find import Finder
 from .framework import tvm  # before what is behind it: it says what to install
 
 # isort: split
@@ -21,7 +17,7 @@ __all__ = ["EasyQuant", "LowerInteger"]
 
 
 @tvm.transform.module_pass(opt_level=0, name="EasyQuant")
-class EasyQuant:
+class EasyQuant(Finder):
     """Float Relay module in, integer Relay module of standard qnn ops out.
 
     Compose it in ``tvm.transform.Sequential`` before ``topi_ext.lower.LowerInteger``. Give it either
@@ -39,36 +35,5 @@ class EasyQuant:
         def __call__(self, mod):
             """Run the pass on a module, as `tvm.transform.Pass` does."""
 
-    def __init__(
-        self,
-        table: ScaleTable | None = None,
-        *,
-        calibration=None,
-        config: QuantConfig | None = None,
-        params=None,
-        progress=None,
-        checkpoint=None,
-        preprocess=None,
-    ):
-        if (table is None) == (calibration is None):
-            raise ValueError("EasyQuant takes either a scale table or calibration data")
-        self.table, self.calibration, self.params = table, calibration, params
-        self.config, self.progress = config or QuantConfig(), progress
-        self.checkpoint, self.preprocess = checkpoint, preprocess
-        self.warnings: tuple[str, ...] = ()
-
     def transform_module(self, mod, ctx):
-        graph = from_relay(mod, self.params)
-        if self.table is not None and self.calibration is None:
-            return rewrite(graph, self.table)
-        prepared = graph
-        if self.table is not None:
-            with contextlib.suppress(TableError):  # of another model: found anew below
-                prepared = self.table.prepared(graph)
-        if self.table is None or self.table.model != prepared.fingerprint:
-            found = find(
-                graph, self.calibration, self.config, self.checkpoint, self.progress,
-                preprocess=self.preprocess,
-            )  # fmt: skip
-            prepared, self.table, self.warnings = found.graph, found.table, found.warnings
-        return rewrite(prepared, self.table)
+        return rewrite(*self.of(from_relay(mod, self.params)))

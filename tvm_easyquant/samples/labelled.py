@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import EvaluationError
+from . import loader
 from .images import Preprocess, decode
 
 
@@ -61,8 +62,8 @@ def load(source, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
     as in training; ``images`` uint8 (N, H, W, 3) or (N, 3, H, W), RGB; ``jpeg`` uint8 with ``offsets``
     (N + 1,), encoded pictures end to end. Or ``"module:function"``, called without arguments, whose
     result yields the pairs, in the same order each time; their labels may be any object, for a metric that
-    takes it. uint8 and encoded pictures need ``preprocess``; one that does not scale leaves
-    the numbers 0..255, which a network whose input is uint8 takes as they are.
+    takes it. Or torch's DataLoader of (inputs, labels). uint8 and encoded pictures need ``preprocess``; one
+    that does not scale leaves the numbers 0..255, which a network whose input is uint8 takes as they are.
     Raises EvaluationError, and ImageError for a picture.
     """
     if isinstance(source, LabelledSet):
@@ -74,6 +75,8 @@ def load(source, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
         if ":" in text:
             return LabelledSet(named(text), name=text)
         raise EvaluationError(f"{text} is neither an .npz file nor module:function")
+    if loader.is_loader(source):
+        return LabelledSet(lambda: loader.pairs(source), len(source.dataset))
     if callable(source):
         return LabelledSet(source)
     if not isinstance(source, Iterable):

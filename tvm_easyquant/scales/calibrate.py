@@ -138,7 +138,7 @@ class Calibration:
         return digest.hexdigest()
 
 
-def _items(data) -> Iterator:
+def items(data) -> Iterator:
     """The items of anything that yields calibration data."""
     if hasattr(data, "get_next"):  # onnxruntime's CalibrationDataReader
         while (item := data.get_next()) is not None:
@@ -162,9 +162,14 @@ def _items(data) -> Iterator:
         yield from iterator
 
 
+def is_arrays(data) -> bool:
+    """Whether it is an array, a dict of arrays or an .npz, which is read whole."""
+    return isinstance(data, (np.ndarray, Mapping)) or hasattr(data, "files")
+
+
 def _length(data) -> int | None:
     """How many items it yields, if that is known."""
-    if isinstance(data, (np.ndarray, Mapping)) or hasattr(data, "files"):
+    if is_arrays(data):
         return 1
     return len(data) if hasattr(data, "__len__") and not hasattr(data, "get_next") else None
 
@@ -182,10 +187,10 @@ def samples(data, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
 
 def _counted(data, graph: Graph) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """The same, each with the number of all samples as far as it is known, else 0."""
-    items, seen = _length(data), 0
-    for number, item in enumerate(_items(data)):
+    known, seen = _length(data), 0
+    for number, item in enumerate(items(data)):
         count, pieces = _pieces(item, graph, number + 1)
-        total = 0 if items is None else seen + count * max(items - number, 1)
+        total = 0 if known is None else seen + count * max(known - number, 1)
         for sample in pieces:
             seen += 1
             yield sample, total
@@ -306,7 +311,7 @@ def calibrate(
         if scores and value.size == value.shape[-1] > 2:  # classes
             result.answers.append(int(value.argmax()))
 
-    if isinstance(data, (np.ndarray, Mapping)) or hasattr(data, "files"):
+    if is_arrays(data):
         limit = None
     total, kept = 0, config.search_images
     for sample, total in islice(_counted(data, graph), limit):

@@ -6,6 +6,7 @@ has the warnings, the facts about the data, the bits that a drop allows and the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ..errors import GraphError, RangeError
+from ..errors import GraphError, RangeError, TableError
 from ..measure.accuracy import Paired, PairedSet
 from ..network.equalize import equalized
 from ..network.graph import Graph
@@ -67,6 +68,51 @@ class Found:
     seconds: dict[str, float] = field(default_factory=dict)
     met: Met | None = None
     stopped: bool = False
+
+
+class Finder:
+    """The table of a pass that quantizes whatever network it is given: what the pass `EasyQuant` of each
+    host is made of.
+
+    It takes either a ``table`` found before, or ``calibration`` data and a ``config`` to search one; the
+    table of the network that it saw last is then its attribute ``table``, and what is suspicious is in
+    ``warnings``, in lines. A table serves the network it was found for: another one is searched anew, and a
+    table that was given is refused. params, progress, checkpoint, preprocess: as
+    `tvm_easyquant.quantize` takes them.
+    """
+
+    def __init__(
+        self,
+        table: ScaleTable | None = None,
+        *,
+        calibration=None,
+        config: QuantConfig | None = None,
+        params=None,
+        progress: Progress | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        preprocess: Preprocess | None = None,
+    ):
+        if (table is None) == (calibration is None):
+            raise ValueError("EasyQuant takes either a scale table or calibration data")
+        self.table, self.calibration, self.params = table, calibration, params
+        self.config, self.progress = config or QuantConfig(), progress
+        self.checkpoint, self.preprocess = checkpoint, preprocess
+        self.warnings: tuple[str, ...] = ()
+
+    def of(self, graph: Graph) -> tuple[Graph, ScaleTable]:
+        """(the network as its table prepares it, its table); raises what `tvm_easyquant.quantize` does."""
+        if self.table is not None and self.calibration is None:
+            return graph, self.table
+        if self.table is not None:
+            with contextlib.suppress(TableError):  # of another model: found anew below
+                prepared = self.table.prepared(graph)
+                if self.table.model == prepared.fingerprint:
+                    return prepared, self.table
+        found = find(
+            graph, self.calibration, self.config, self.checkpoint, self.progress, preprocess=self.preprocess
+        )
+        self.table, self.warnings = found.table, found.warnings
+        return found.graph, found.table
 
 
 def find(

@@ -1,0 +1,165 @@
+"""torch -> ONNX, by torch's own exporters: a ``torch.nn.Module``, or an ``ExportedProgram``.
+
+A module is traced (``dynamo=False``): its ONNX nodes are named by its submodules, and nothing but torch is
+needed. What cannot be traced, and an ``ExportedProgram``, goes through ``torch.export``, for which torch
+wants onnxscript. What was read is compared with torch itself on the first sample.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import inspect
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+
+import numpy as np
+
+from ..errors import LoadError, last_line
+from ..samples.loader import arrays
+
+#: the first with a layer normalization; of what torch.export makes
+OPSET, EXPORTED = 17, 18
+ONNXSCRIPT = "pip install onnxscript"
+
+
+def is_torch(model: object) -> bool:
+    """Whether it is a network of torch's; who has none has not imported torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and (isinstance(model, torch.nn.Module) or _is_exported(model))
+
+
+def _is_exported(model) -> bool:
+    return type(model).__name__ == "ExportedProgram"
+
+
+def inputs_of(model) -> list[str]:
+    """Their names: of the parameters of ``forward``, or of an exported program."""
+    if _is_exported(model):
+        return list(model.graph_signature.user_inputs)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def seen(
+    model, items: Iterator, input_shapes: Mapping[str, Sequence[int]] | None, batch: int | None
+) -> tuple[Iterator, dict[str, Sequence[int]]]:
+    """(the items of the calibration as arrays, the shapes of the network's inputs by the first of them).
+
+    items: each with an axis of samples in front, of which ``batch`` (None: 1) are an input's.
+    """
+    first = next(items, None)
+    if first is None:
+        return iter(()), dict(input_shapes or {})
+    first, names = arrays(first), inputs_of(model)
+    by_name = first[0] if isinstance(first, list) and first else first
+    if not isinstance(by_name, Mapping):
+        by_name = {names[0]: by_name}
+    shapes = {name: (batch or 1, *np.shape(array)[1:]) for name, array in by_name.items()}
+    return chain([first], map(arrays, items)), {**shapes, **(input_shapes or {})}
+
+
+def to_onnx(model, input_shapes: Mapping[str, Sequence[int]] | None, batch: int | None):
+    """The network as an ``onnx.ModelProto``, in inference, with float32 inputs of these NCHW shapes.
+
+    An exported program has shapes of its own. Raises LoadError.
+    """
+    name = type(model).__name__
+    if _is_exported(model):
+        made = _by_export(model, (), name)
+    else:
+        arguments = _arguments(model, input_shapes, batch)
+        made = _traced(_inference(model), arguments, name)
+    made.graph.name = name
+    return made
+
+
+def _arguments(model, input_shapes, batch) -> tuple:
+    import torch
+
+    names = inputs_of(model)
+    shapes = dict(input_shapes or {})
+    if unknown := [key for key in shapes if key not in names]:
+        raise LoadError(
+            f"{type(model).__name__} has no input {unknown[0]}; forward takes {', '.join(names)}"
+        )
+    given = [key for key in names if key in shapes]
+    if not given or given != names[: len(given)]:
+        missing = next((key for key in names if key not in shapes), "x")
+        raise LoadError(
+            f"{type(model).__name__} does not say the shape of its input {missing}; give it: "
+            f"input_shapes={{{missing!r}: (1, 3, 224, 224)}}"
+        )
+    sizes = [(batch or shapes[key][0], *shapes[key][1:]) for key in given]
+    return tuple(torch.zeros(*map(int, size)) for size in sizes)
+
+
+def _traced(model, arguments, name: str):
+    """By the exporter that traces; by the other where that one cannot."""
+    import onnx
+    import torch
+
+    file, names = io.BytesIO(), inputs_of(model)[: len(arguments)]
+    options: dict = dict(input_names=names, opset_version=OPSET, dynamo=False)
+    try:
+        with _quiet():
+            torch.onnx.export(model, arguments, file, **options)
+    except Exception as error:  # torch raises types of its own
+        if importlib.util.find_spec("onnxscript") is None:
+            raise LoadError(
+                f"torch cannot trace {name} ({last_line(error)}); {ONNXSCRIPT}, with which torch.export is "
+                "tried, too"
+            ) from error
+        return _by_export(model, arguments, name)
+    return onnx.load_from_string(file.getvalue())
+
+
+def _by_export(model, arguments, name: str):
+    import torch
+
+    if importlib.util.find_spec("onnxscript") is None:
+        raise LoadError(
+            f"torch needs onnxscript to write what torch.export made: {ONNXSCRIPT}, or give the "
+            "torch.nn.Module itself"
+        )
+    try:
+        with _quiet():
+            made = torch.onnx.export(
+                model, arguments, dynamo=True, verbose=False, opset_version=EXPORTED,
+                **({} if _is_exported(model) else {"input_names": inputs_of(model)[: len(arguments)]}),
+            )  # fmt: skip
+    except Exception as error:
+        raise LoadError(f"torch cannot export {name} ({last_line(error)}); give an ONNX model") from error
+    return made.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's remarks about its own exporters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _inference(model):
+    """A copy of a module, in inference and in float32: the user's keeps its modes."""
+    return copy.deepcopy(model).cpu().float().eval()
+
+
+def original(model) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
+    """The network as torch runs it: {input: array} -> outputs."""
+    import torch
+
+    network = model.module() if _is_exported(model) else _inference(model)
+    names = inputs_of(model)
+
+    def run(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        with torch.no_grad():
+            made = network(*(torch.from_numpy(feed[name]) for name in names if name in feed))
+        return [arrays(leaf) for leaf in torch.utils._pytree.tree_leaves(made)]
+
+    return run
