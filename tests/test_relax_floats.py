@@ -233,7 +233,29 @@ def test_a_product_with_a_constant_matrix(rank):
         y = emit(OP.matmul(x, emit(OP.permute_dims(const(weight)))))
         return emit(OP.nn.relu(emit(OP.add(y, const(bias)))))
 
-    check(body, {"relax.reshape": 2, "eq_float_direct": 1}, x)
+    check(body, {"relax.reshape": 1, "eq_float_direct": 1}, x)
+
+
+def test_a_product_is_made_in_the_shape_that_it_is_asked_for():
+    """The bias may be before the reshape or behind it; one that cuts the channels stays."""
+    x, weight = (RNG.standard_normal(shape).astype(np.float32) for shape in ((6, 7), (7, 8)))
+    bias = RNG.standard_normal(8).astype(np.float32)
+
+    def body(emit, v):
+        y = emit(OP.reshape(emit(OP.matmul(v, const(weight))), [1, 2, 3, 8]))
+        return emit(OP.nn.relu(emit(OP.add(y, const(bias)))))
+
+    check(body, {"relax.reshape": 1, "eq_float_direct": 1}, x)
+    check(lambda emit, v: emit(OP.reshape(emit(OP.matmul(v, const(weight))), [12, 4])),
+          {"relax.reshape": 2, "eq_float_direct": 1}, x)  # fmt: skip
+    check(lambda emit, v: emit(OP.reshape(conv(emit, v), [1, 9, 10, 8])),
+          {"relax.permute_dims": 2, "relax.reshape": 1, "eq_float_direct": 1})  # fmt: skip
+
+
+def test_a_sum_behind_a_product_with_a_matrix():
+    x, weight = (RNG.standard_normal(shape).astype(np.float32) for shape in ((2, 5, 7), (7, 7)))
+    check(lambda emit, v: emit(OP.nn.relu(emit(OP.add(v, emit(OP.matmul(v, const(weight))))))),
+          {"relax.reshape": 1, "eq_float_direct": 1}, x)  # fmt: skip
 
 
 def test_layouts_that_are_ours_already_and_depthwise():

@@ -33,13 +33,20 @@ class FloatConv(NamedTuple):
     """A float32 convolution: ``clip(conv(data, weight) + bias [+ residual], lo, hi)``.
 
     shape: a `ConvSpec` of which the geometry is meant and nothing else. residual: whether a tensor of the
-    output's shape is added before the limits.
+    output's shape is added before the limits. rows: the output's axes before the channels, of a product
+    with a matrix that makes another rank; else those of the map.
     """
 
     shape: ConvSpec
     lo: float = -inf
     hi: float = inf
     residual: bool = False
+    rows: tuple[int, ...] | None = None
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Of the output and what is added to it."""
+        return self.shape.out_shape if self.rows is None else (*self.rows, self.shape.out_channels)
 
 
 class Kernel(NamedTuple):
@@ -78,9 +85,7 @@ class _Loops:
 
     def made(self, data, constants, body: Callable):
         """body(input buffers, output buffer) -> stmt, as a TE tensor."""
-        return extern(
-            self.shape.out_shape, [data, *constants], body, "float32", "conv2d", "easyquant_float"
-        )
+        return extern(self.conv.out_shape, [data, *constants], body, "float32", "conv2d", "easyquant_float")
 
     def store(self, ib, out, residual, index: Sequence, total) -> None:
         """Write a vector of finished sums."""
@@ -199,18 +204,21 @@ class _Direct(_Loops):
         pixels = max(min(self.pixels, self.accumulators // len(vectors)), 1)
         over_row(self.ib, self.width, pixels, lambda x, count, _: self._tile(y, x, count, block, vectors))
 
-    def _at(self, y, x, channel):
-        """Indices into the output map, or into the data where the map is seen as a row."""
-        shape = self.shape
+    def _at(self, y, x, channel, axes):
+        """Indices of a pixel's channel in the data or the output, whose axes before the channels are these:
+        where the map is seen as rows, it is cut otherwise."""
         if not self.flat:
-            return [y // shape.out_height, y % shape.out_height, x, channel]
-        x, size = y * self.width + x, shape.out_height * shape.out_width
-        return [x // size, (x // shape.out_width) % shape.out_height, x % shape.out_width, channel]
+            return [y // self.shape.out_height, y % self.shape.out_height, x, channel]
+        place, found = y * self.width + x, [channel]
+        for size in reversed(axes[1:]):
+            found.insert(0, place % size)
+            place = place // size
+        return [place, *found]
 
     def _input(self, y, x, run, k):
         """One number under the window: the ``k``-th of a run."""
         if self.flat:
-            return self.data.vload(self._at(y, x, k), "float32")
+            return self.data.vload(self._at(y, x, k, self.shape.out_shape[:3]), "float32")
         shape, columns = self.shape, self.runs // self.shape.kernel[0]
         row = (y % shape.out_height) * shape.strides[0] + run // columns * shape.dilation[0]
         column = x * shape.strides[1] + (run % columns * shape.dilation[1] if columns > 1 else 0)
@@ -234,9 +242,8 @@ class _Direct(_Loops):
                     total = _fused(acc.vload([slot], wide), self._input(y, x + p, run, k), w)
                     ib.emit(acc.vstore([slot], total))
         for p, first, slot, wide in places:
-            self.store(
-                ib, self.out, self.residual, self._at(y, x + p, channel + first), acc.vload([slot], wide)
-            )
+            index = self._at(y, x + p, channel + first, self.conv.out_shape[:-1])
+            self.store(ib, self.out, self.residual, index, acc.vload([slot], wide))
 
 
 # -- depthwise

@@ -19,6 +19,7 @@ import tvm
 from tvm import relax, te
 
 from ..emit import target_isa
+from ..kernels.direct import flattens
 from ..kernels.float_conv import FloatConv, Kernel, choose
 from ..problem import ConvSpec
 from .lower import KERNEL, constant
@@ -78,6 +79,8 @@ class _Layer:
         if name == "relax.clip":
             limits = [_number(arg) for arg in args[1:]]
             return None not in limits and self._limit(*limits)
+        if name == "relax.reshape":
+            return self._reshaped(_shape(call))
         if name not in ("relax.add", "relax.maximum", "relax.minimum"):
             return False
         if sum(arg.same_as(var) for arg in args) != 1 or _shape(call) != self.out_shape:
@@ -100,6 +103,14 @@ class _Layer:
         if wide.size not in (1, wide.shape[self.channel]):
             return False
         self.bias = self.bias + wide.ravel().astype(np.float32)
+        return True
+
+    def _reshaped(self, shape) -> bool:
+        """A product's rows cut otherwise, which costs nothing but where the module ends there."""
+        rows = flattens(self.shape) and self.shape.groups == 1 and not self.first
+        if not shape or shape[-1] != self.shape.out_channels or not rows or self.residual is not None:
+            return False
+        self.out_shape, self.channel = shape, len(shape) - 1
         return True
 
     def _limit(self, lo, hi) -> bool:
@@ -147,7 +158,8 @@ def _layers(main, isa_name: str) -> dict:
                 break
             taken.add(after)
             end = after
-        conv = FloatConv(layer.shape, layer.lo, layer.hi, layer.residual is not None)
+        rows = None if layer.first else layer.out_shape[:-1]
+        conv = FloatConv(layer.shape, layer.lo, layer.hi, layer.residual is not None, rows)
         layer.kernel = choose(conv, isa_name)
         if layer.kernel is not None:
             found[end] = layer
@@ -266,21 +278,17 @@ class _Lowering(relax.PyExprMutator):
         spec = layer.shape
         turn = self._in_nhwc if layer.first else self.visit_expr
 
-        def of_shape(expr, shape):
-            made = turn(expr)
-            return made if _shape(made) == shape else self.builder_.emit(relax.op.reshape(made, shape))
-
-        data = of_shape(layer.data, (spec.batch, spec.height, spec.width, spec.in_channels))
-        rest = [] if layer.residual is None else [of_shape(layer.residual, spec.out_shape)]
+        data, shape = turn(layer.data), (spec.batch, spec.height, spec.width, spec.in_channels)
+        if _shape(data) != shape:
+            data = self.builder_.emit(relax.op.reshape(data, shape))
+        rest = [] if layer.residual is None else [turn(layer.residual)]
         constants = layer.kernel.pack(layer.weight, layer.bias)
         arguments = [data, *map(constant, constants), *rest]
         inputs = [te.placeholder(_shape(x), "float32", name=f"in{i}") for i, x in enumerate(arguments)]
         function = te.create_prim_func([*inputs, layer.kernel.compute(*inputs)]).with_attrs(KERNEL)
         name = self.builder_.add_func(function.without_attr("global_symbol"), f"eq_{layer.kernel.name}")
-        made = relax.call_tir(name, arguments, out_ty=relax.TensorType(spec.out_shape, "float32"))
-        if not layer.first and layer.out_shape != spec.out_shape:
-            made = relax.op.reshape(self.builder_.emit(made), layer.out_shape)
-        return made, layer.first
+        out = spec.out_shape if layer.first else layer.out_shape
+        return relax.call_tir(name, arguments, out_ty=relax.TensorType(out, "float32")), layer.first
 
     def _turned(self, call):
         """(expression, whether its channels are last where the module's are first) of a call that is done
