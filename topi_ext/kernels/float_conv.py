@@ -10,6 +10,7 @@ says the lanes and how many accumulators stay in registers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from math import inf, prod
@@ -47,6 +48,17 @@ class FloatConv(NamedTuple):
     def out_shape(self) -> tuple[int, ...]:
         """Of the output and what is added to it."""
         return self.shape.out_shape if self.rows is None else (*self.rows, self.shape.out_channels)
+
+    def to_json(self) -> str:
+        """As an attribute of an operator."""
+        return json.dumps({**self._asdict(), "shape": self.shape.to_json()}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> FloatConv:
+        """What `to_json` made the text of."""
+        fields = json.loads(str(text))
+        rows = None if fields["rows"] is None else tuple(fields["rows"])
+        return cls(**{**fields, "shape": ConvSpec.from_json(fields["shape"]), "rows": rows})
 
 
 class Kernel(NamedTuple):

@@ -10,7 +10,6 @@ for it. All else stays as it is, and so does a layer that no kernel takes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import inf, prod
 from typing import Any
 
@@ -19,12 +18,11 @@ import tvm
 from tvm import relax, te
 
 from ..emit import target_isa
-from ..kernels.direct import flattens
-from ..kernels.float_conv import FloatConv, Kernel, choose
+from ..floats import NCHW_TO_NHWC, NHWC_TO_NCHW, FloatLayer
+from ..kernels.float_conv import FloatConv, choose
 from ..problem import ConvSpec
 from .lower import KERNEL, constant
 
-NHWC_TO_NCHW, NCHW_TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 #: operators of single numbers, which have no layout
 ELEMENTWISE = {f"relax.{name}" for name in (
     "abs", "add", "astype", "ceil", "clip", "divide", "equal", "erf", "exp", "floor", "greater",
@@ -48,80 +46,32 @@ def lower_floats(module, target):
     return relax.transform.DeadCodeElimination(["main"])(lowered)
 
 
-@dataclass
-class _Layer:
-    """A layer with what follows it: the data, its weights HWIO, and where it is chained to."""
-
-    data: Any
-    weight: np.ndarray
-    shape: ConvSpec
-    out_shape: tuple[int, ...]
-    channel: int  # the axis of the output's channels
-    bias: np.ndarray = field(init=False)
-    residual: Any = None
-    lo: float = -inf
-    hi: float = inf
-    kernel: Kernel | None = None
-
-    def __post_init__(self):
-        self.bias = np.zeros(self.shape.out_channels, np.float32)
-
-    @property
-    def first(self) -> bool:
-        """Whether channels come first, in a map."""
-        return self.channel == 1 and len(self.out_shape) == 4
-
-    def takes(self, call, var, values) -> bool:
-        """Take over the call, if it is one that a kernel does to the output ``var``."""
-        name, args = _name(call), list(call.args)
-        if name == "relax.nn.relu":
-            return self._limit(0.0, inf)
-        if name == "relax.clip":
-            limits = [_number(arg) for arg in args[1:]]
-            return None not in limits and self._limit(*limits)
-        if name == "relax.reshape":
-            return self._reshaped(_shape(call))
-        if name not in ("relax.add", "relax.maximum", "relax.minimum"):
-            return False
-        if sum(arg.same_as(var) for arg in args) != 1 or _shape(call) != self.out_shape:
-            return False
-        (other,) = (arg for arg in args if not arg.same_as(var))
-        found = values(other)
-        if name != "relax.add":
-            if found is None or found.size != 1:
-                return False
-            number = float(found.ravel()[0])
-            return self._limit(number, inf) if name == "relax.maximum" else self._limit(-inf, number)
-        if (self.lo, self.hi) != (-inf, inf) or self.residual is not None:
-            return False
-        if found is None:
-            if not isinstance(other, relax.Var) or _shape(other) != self.out_shape:
-                return False
-            self.residual = other
-            return True
-        wide = found.reshape((1,) * (len(self.out_shape) - found.ndim) + found.shape)
-        if wide.size not in (1, wide.shape[self.channel]):
-            return False
-        self.bias = self.bias + wide.ravel().astype(np.float32)
-        return True
-
-    def _reshaped(self, shape) -> bool:
-        """A product's rows cut otherwise, which costs nothing but where the module ends there."""
-        rows = flattens(self.shape) and self.shape.groups == 1 and not self.first
-        if not shape or shape[-1] != self.shape.out_channels or not rows or self.residual is not None:
-            return False
-        self.out_shape, self.channel = shape, len(shape) - 1
-        return True
-
-    def _limit(self, lo, hi) -> bool:
-        lo, hi = max(self.lo, lo), min(self.hi, hi)
-        if lo <= hi:
-            self.lo, self.hi = lo, hi
-        return lo <= hi
+def _takes(layer: FloatLayer, call, var, number) -> bool:
+    """Have the layer take over the call, if it is one that a kernel does to its output ``var``."""
+    name, args = _name(call), list(call.args)
+    if name == "relax.nn.relu":
+        return layer.limited(0.0, inf)
+    if name == "relax.clip":
+        lo, hi = map(_number, args[1:])
+        return lo is not None and hi is not None and layer.limited(lo, hi)
+    if name == "relax.reshape":
+        return layer.reshaped(_shape(call))
+    others = [arg for arg in args if not arg.same_as(var)]
+    if name not in ("relax.add", "relax.maximum", "relax.minimum") or len(others) != 1:
+        return False
+    if _shape(call) != layer.out_shape:
+        return False
+    found = number(others[0])
+    if name == "relax.add":
+        return layer.joined(others[0], _shape(others[0])) if found is None else layer.added(found)
+    if found is None or found.size != 1:
+        return False
+    limit = float(found.ravel()[0])
+    return layer.limited(limit, inf) if name == "relax.maximum" else layer.limited(-inf, limit)
 
 
 def _layers(main, isa_name: str) -> dict:
-    """{variable that a layer ends at: `_Layer`}."""
+    """{variable that a layer ends at: (layer, its kernel)}."""
     values: dict = {}
     users: dict = {}
     inner = set()
@@ -154,19 +104,18 @@ def _layers(main, isa_name: str) -> dict:
             (after,) = users[end]
             if after in taken or not isinstance(values[after], relax.Call):
                 break
-            if not layer.takes(values[after], end, number):
+            if not _takes(layer, values[after], end, number):
                 break
             taken.add(after)
             end = after
-        rows = None if layer.first else layer.out_shape[:-1]
-        conv = FloatConv(layer.shape, layer.lo, layer.hi, layer.residual is not None, rows)
-        layer.kernel = choose(conv, isa_name)
-        if layer.kernel is not None:
-            found[end] = layer
+        conv = FloatConv(layer.shape, layer.lo, layer.hi, layer.residual is not None, layer.rows)
+        kernel = choose(conv, isa_name)
+        if kernel is not None:
+            found[end] = layer, kernel
     return found
 
 
-def _layer(call, number) -> _Layer | None:
+def _layer(call, number) -> FloatLayer | None:
     """The layer of a call, if it is one: float32, of known shapes, with constant weights."""
     if _name(call) not in ("relax.nn.conv2d", "relax.matmul") or _dtype(call) != "float32":
         return None
@@ -179,7 +128,7 @@ def _layer(call, number) -> _Layer | None:
             return None
         rows, (depth, columns) = prod(shape[:-1]), weight.shape
         spec = ConvSpec(1, 1, rows, depth, columns, (1, 1))
-        return _Layer(data, weight[None, None], spec, out, len(out) - 1)
+        return FloatLayer(data, weight[None, None], spec, out, len(out) - 1)
     a = call.attrs
     layout = str(a.data_layout)
     if layout not in ("NCHW", "NHWC") or str(a.out_layout) != layout:
@@ -189,7 +138,7 @@ def _layer(call, number) -> _Layer | None:
     window: Any = {key: tuple(getattr(a, key)) for key in ("strides", "padding", "dilation")}
     kernel: Any = weight.shape[:2]
     spec = ConvSpec(n, h, w, c, weight.shape[-1], kernel, groups=int(a.groups), **window)
-    return _Layer(data, weight, spec, out, layout.index("C"))
+    return FloatLayer(data, weight, spec, out, layout.index("C"))
 
 
 # -- rewriting
@@ -211,7 +160,7 @@ class _Lowering(relax.PyExprMutator):
     def visit_var_binding_(self, binding):
         var, value = binding.var, binding.value
         if var in self.layers:
-            self._bind(var, *self._made(self.layers[var]))
+            self._bind(var, *self._made(*self.layers[var]))
             return
         turned = self._turned(value) if isinstance(value, relax.Call) else None
         if turned is None:
@@ -273,7 +222,7 @@ class _Lowering(relax.PyExprMutator):
             self.turned[expr] = self._moved(self.visit_expr(expr), NCHW_TO_NHWC)
         return self.turned[expr]
 
-    def _made(self, layer):
+    def _made(self, layer, kernel):
         """(the call of a layer's kernel, whether its channels are last where the module's are first)."""
         spec = layer.shape
         turn = self._in_nhwc if layer.first else self.visit_expr
@@ -282,11 +231,11 @@ class _Lowering(relax.PyExprMutator):
         if _shape(data) != shape:
             data = self.builder_.emit(relax.op.reshape(data, shape))
         rest = [] if layer.residual is None else [turn(layer.residual)]
-        constants = layer.kernel.pack(layer.weight, layer.bias)
+        constants = kernel.pack(layer.weight, layer.bias)
         arguments = [data, *map(constant, constants), *rest]
         inputs = [te.placeholder(_shape(x), "float32", name=f"in{i}") for i, x in enumerate(arguments)]
-        function = te.create_prim_func([*inputs, layer.kernel.compute(*inputs)]).with_attrs(KERNEL)
-        name = self.builder_.add_func(function.without_attr("global_symbol"), f"eq_{layer.kernel.name}")
+        function = te.create_prim_func([*inputs, kernel.compute(*inputs)]).with_attrs(KERNEL)
+        name = self.builder_.add_func(function.without_attr("global_symbol"), f"eq_{kernel.name}")
         out = spec.out_shape if layer.first else layer.out_shape
         return relax.call_tir(name, arguments, out_ty=relax.TensorType(out, "float32")), layer.first
 
