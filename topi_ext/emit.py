@@ -136,6 +136,13 @@ class Builder:
         )
         return buffer
 
+    def whole(self, buffer) -> None:
+        """Keep an intermediate map at its full size: apache-tvm shrinks it to what it sees read and
+        written, and does not see that a vector goes beyond its pixel, nor edges that depend on a
+        condition."""
+        if not HAS_ALLOCATE:
+            self.emit(tir.Evaluate(buffer.data))
+
     def get(self):
         """The statement of everything emitted; the builder is spent."""
         return self._body()

@@ -54,7 +54,8 @@ class Isa:
     first part of a target's triple, where a feature's name does not settle it.
 
     registers: vector registers; bits: of one; None: the multiply has no vectors (AMX). tiles: what a kernel
-    keeps in registers without a spill, by multiply: accumulators of a direct kernel, tiles of Winograd's.
+    keeps in registers without a spill, by multiply: accumulators of a direct kernel (those of float32 as
+    "float"), tiles of Winograd's.
     vectors: x86's instructions, widest first. narrows: the direct kernels pack four vectors of outputs to
     bytes at once (`targets.x86.narrow`).
     """
@@ -101,14 +102,16 @@ X86 = "x86_64"
 ISAS = {
     row.name: row
     for row in (
-        Isa("generic", (), (), "", None, bits=128, tiles={"plain": 6}),
+        Isa("generic", (), (), "", None, bits=128, tiles={"plain": 6, "float": 8}),
         Isa(
             "avx2", ("avx2",), ("avx2",), "core-avx2", "generic",
-            registers=16, bits=256, tiles={"direct": 7, "winograd": 4}, vectors=(AVX2, SSSE3), narrows=True,
+            registers=16, bits=256, tiles={"direct": 7, "winograd": 4, "float": 12}, vectors=(AVX2, SSSE3),
+            narrows=True,
         ),
         Isa(
             "avx512bw", ("avx512bw", "avx512vl"), ("avx512bw", "avx512vl"), "skylake-avx512", "avx2",
-            registers=32, bits=512, tiles={"direct": 14, "winograd": 6}, vectors=(AVX512, AVX2, SSSE3),
+            registers=32, bits=512, tiles={"direct": 14, "winograd": 6, "float": 28},
+            vectors=(AVX512, AVX2, SSSE3),
         ),
         Isa(
             "avx512vnni", ("avx512bw", "avx512vl", "avx512vnni"), ("avx512bw", "avx512vl", "avx512_vnni"),
@@ -122,7 +125,7 @@ ISAS = {
         Isa(
             "neon", ("neon",), ("asimd",), "cortex-a53", "generic", "aarch64",
             registers=32, bits=128, tiles={"chain of 1": 3, "chain of 2": 2, "chain of 4": 2, "words": 6,
-                                           "winograd": 8},
+                                           "winograd": 8, "float": 24},
         ),
         Isa(
             "neon_dotprod", ("neon", "dotprod"), ("asimd", "asimddp"), "cortex-a55", "neon", "aarch64",

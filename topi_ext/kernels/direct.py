@@ -102,9 +102,11 @@ def _copy(spec: ConvSpec, data, out, shape, dtype):
         """``count`` elements from pixel ``from_x`` of the data's row to pixel ``x``."""
         for at, lanes in _pieces(ib, count):
             source = _at(n, y - top, from_x, at, spec.in_channels)
-            value = data.vload(source, with_lanes("uint8", lanes)).astype(with_lanes(dtype, lanes))
+            value = data.vload(source, with_lanes(str(data.dtype), lanes))
+            value = value.astype(with_lanes(dtype, lanes))
             ib.emit(out.vstore(_at(n, y, x, at, channels), value))
 
+    ib.whole(out)
     parallel = np.prod(shape) > PARALLEL_BYTES
     with ib.for_range(0, shape[0] * rows, "row", kind="parallel" if parallel else "serial") as row:
         n, y = row // rows, row % rows

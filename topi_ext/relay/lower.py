@@ -10,7 +10,7 @@ Takes a Relay module of standard qnn ops in NHWC (what `tvm_easyquant.rewrite` m
   norm of `topi_ext.reference` (no stock qnn op rounds half to even).
 
 Max pool, concat, reshape, slice, pad, repeat, table lookups and sums are exact in stock TVM and stay as
-they are.
+they are. What stays float is handed to `floats`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ..problem import Convolution, ConvSpec, Residual
 from ..reference import multiplier
 from . import op as relay_op
 from .expression import Expression, name_of, value_of
+from .floats import lower_floats
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerInteger")
@@ -58,6 +59,8 @@ class LowerInteger:
         self.layers.reverse()  # patterns are matched from the outputs back
         module = tvm.IRModule(module.functions, module.type_definitions)
         module["main"] = lowering.function
+        module = relay.transform.InferType()(module)
+        module["main"] = lower_floats(module["main"], relay_op.target_isa(self.target))
         return relay.transform.InferType()(module)
 
 

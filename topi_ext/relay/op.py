@@ -7,6 +7,8 @@ worker processes get a task with its functions inside.
 ==========================  ==================================================================
 easyquant.conv2d.ROW        data, packed weight, bias, multiplier -> `problem.ConvSpec`'s output
 easyquant.conv2d_add.ROW    the same and a residual tensor
+easyquant.float             data, packed weight, bias -> `kernels.float_conv.FloatConv`'s output
+easyquant.float_add         the same and a tensor that is added
 easyquant.quantize          float32 -> uint8                      (`reference.quantize`)
 easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.requantize`)
 easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.dequantize`)
@@ -32,12 +34,14 @@ from tvm.topi.x86.injective import schedule_injective
 
 from .. import function, isa, manifest
 from ..emit import target_isa  # noqa: F401  # part of what this module answers
-from ..kernels import elementwise
+from ..errors import KernelError
+from ..kernels import elementwise, float_conv
 from ..problem import ConvSpec
 from ..reference import multiplier
 
 #: what the names of the convolutions begin with
 CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
+FLOAT, FLOAT_ADD = "easyquant.float", "easyquant.float_add"
 
 
 # -- AutoTVM templates: one topi compute and schedule for each row of the manifest
@@ -105,6 +109,23 @@ def _conv_strategy(attrs, inputs, out_type, target):
     return strategy
 
 
+def _float_strategy(attrs, inputs, out_type, target):
+    conv, row = float_conv.FloatConv.from_json(attrs["layer"]), str(attrs["isa"])
+    kernel = float_conv.choose(conv, row)
+    if kernel is None:
+        raise KernelError(f"no float kernel takes {conv.shape.shape_text}")
+
+    def run_schedule(attrs, outs, target):
+        with target:
+            return te.create_schedule([t.op for t in outs])
+
+    strategy = _op.OpStrategy()
+    strategy.add_implementation(
+        lambda attrs, inputs, out_type: [kernel.compute(*inputs)], run_schedule, name="easyquant_float"
+    )
+    return strategy
+
+
 def _injective_strategy(make):
     """Strategy of an elementwise operator: make(attrs, inputs) -> te.Tensor."""
 
@@ -158,11 +179,16 @@ def _conv_type(arg_types, attrs):
     return relay.TensorType(spec.out_shape, spec.out_dtype)
 
 
+def _float_type(arg_types, attrs):
+    return relay.TensorType(float_conv.FloatConv.from_json(attrs["layer"]).out_shape, "float32")
+
+
 def _same_shape(dtype):
     return lambda arg_types, attrs: relay.TensorType(arg_types[0].shape, dtype)
 
 
 _INPUTS = ("data", "weight", "bias", "multiplier")
+_FLOAT_INPUTS = ("data", "weight", "bias")
 _ELEMENTWISE = {
     "easyquant.quantize": (("data",), "uint8", _quantize),
     "easyquant.requantize": (("data", "multiplier"), "uint8", _requantize),
@@ -200,6 +226,9 @@ def register() -> None:
     known = set(tvm.ir.Op.list_op_names())
     for row in isa.ISAS:
         _register_convolutions(row)
+    for name, inputs in ((FLOAT, _FLOAT_INPUTS), (FLOAT_ADD, (*_FLOAT_INPUTS, "residual"))):
+        if name not in known:
+            _register_op(name, inputs, _float_type, _op.OpPattern.OPAQUE, _float_strategy)
     for name, (operands, dtype, make) in _ELEMENTWISE.items():
         if name not in known:
             strategy = _injective_strategy(make)
@@ -233,6 +262,12 @@ def conv2d(data, spec: ConvSpec, row: manifest.Kernel, constants, residual=None)
     _register_convolutions(row.isa)
     name = CONV2D if residual is None else CONV2D_ADD
     return _call(f"{name}.{row.isa}", args, kernel=row.name, spec=spec.to_json())
+
+
+def float_layer(data, conv: float_conv.FloatConv, isa_name: str, constants, residual=None):
+    """A call of the float kernel of a layer on NHWC ``data``; constants as the kernel packs them."""
+    args = [data, *constants] + ([] if residual is None else [residual])
+    return _call(FLOAT if residual is None else FLOAT_ADD, args, layer=conv.to_json(), isa=isa_name)
 
 
 def quantize(data, scale: float, zero_point: int, lo: int = 0, hi: int = 255):

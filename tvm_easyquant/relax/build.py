@@ -15,6 +15,7 @@ import numpy as np
 
 from topi_ext import isa
 from topi_ext.relax import lower as lowering
+from topi_ext.relax.floats import lower_floats
 
 from .. import __version__, deploy, package
 from ..errors import GraphError, HostError, LinkerMissing, TargetError
@@ -119,6 +120,7 @@ def pipeline(target):
     @tvm.transform.module_pass(opt_level=0, name="easyquant_pipeline")
     def run(module, context):
         steps = [passes.LegalizeOps(), passes.AnnotateTIROpPattern(), passes.FuseOps(), passes.FuseTIR()]
+        module = lower_floats(module, target)
         with target:
             module = schedule(tvm.transform.Sequential(steps)(module))
             return relax.get_pipeline("default_build")(module)

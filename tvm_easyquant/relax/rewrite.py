@@ -344,9 +344,15 @@ def _clipped(t, x, lo, hi):
     return x
 
 
+def _windows(t, name, x, *window):
+    """A pool with its channels last, as the layers around it are (`topi_ext.relax.floats`)."""
+    made = t.window(name, t.transpose(x, NCHW_TO_NHWC), *window, 1)
+    return t.transpose(made, NHWC_TO_NCHW)
+
+
 def _float_max_pool(t, node, x):
     a = node.attrs
-    return t.pool("max", x, a["pool_size"], a["strides"], a["padding"], a["dilation"])
+    return _windows(t, "max", x, a["pool_size"], a["strides"], a["padding"], a["dilation"])
 
 
 def _float_average(t, node, x):
@@ -355,7 +361,7 @@ def _float_average(t, node, x):
     count = np.float32(prod(a["pool_size"]))
     if any(a["padding"]) and not a["count_include_pad"]:
         count = NUMPY.pool("sum", np.ones((1, 1, *x.shape[2:]), np.float32), *window)
-    return t.binary("divide", t.pool("sum", x, *window), t.constant(count))
+    return t.binary("divide", _windows(t, "sum", x, *window), t.constant(count))
 
 
 def _float_concat(t, node, *x):
