@@ -166,6 +166,9 @@ def test_moves(dtype):
         "transpose": lambda t, x, y, i: t.transpose(x, (2, 0, 3, 1)),
         "broadcast": lambda t, x, y, i: t.broadcast(y, (2, 3, 4)),
         "concat": lambda t, x, y, i: t.concat([x, t.crop(x, (0,) * 4, (2, 1, 4, 5), (1,) * 4), x], 1),
+        "concat of the last": lambda t, x, y, i: t.concat(
+            [x, t.crop(x, (0,) * 4, (2, 3, 4, 4), (1,) * 4), x], 3
+        ),
         "crop": lambda t, x, y, i: t.crop(x, (1, 0, 0, 1), (2, 3, 4, 5), (1, 2, 3, 2)),
         "pad": lambda t, x, y, i: t.pad(x, ((0, 0), (1, 0), (0, 2), (3, 1)), 1),
         "take": lambda t, x, y, i: t.take(x, np.int64([3, 0, 0]), 2),

@@ -420,6 +420,7 @@ def test_doctor_says_which_host(capsys):
 
     assert cli.run(["doctor"]) == 0
     out = capsys.readouterr().out
+    assert f"its ffi {importlib.metadata.version('apache-tvm-ffi')}, LLVM" in out
     assert "relax host" in out and "ours has 0.0%" in out if isa.host_has("avx2") else "relax host" in out
 
 

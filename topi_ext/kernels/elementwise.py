@@ -6,10 +6,16 @@ of `reference`'s functions, which these equal bit for bit.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from math import prod
+
 from .. import epilogue, function
-from ..emit import te
+from ..emit import Builder, extern, te, with_lanes
 
 TAG = "broadcast"  # topi's: one number of the output reads one of each input
+#: numbers from which on a copy is divided among threads
+PARALLEL = 200_000
+LANES = (32, 16, 8, 4, 2, 1)
 
 
 def _along_last(x, i):
@@ -82,3 +88,32 @@ def mul(a, b, a_zero_point: int, b_zero_point: int, multiplier: float, zero_poin
         return epilogue.store_byte(epilogue.round_to_step(real, zero_point, lo, hi), zero_point)
 
     return te.compute(a.shape, element, name="mul", tag=TAG)
+
+
+def join(*tensors):
+    """Tensors one behind the other along the last axis, each copied by vectors. A loop that asks at every
+    number which tensor it is of took 13 times as long."""
+    *shape, _ = (int(d) for d in tensors[0].shape)
+    sizes = [int(x.shape[-1]) for x in tensors]
+
+    def body(parts, out):
+        builder, at = Builder(), 0
+        with ExitStack() as loops:
+            large = prod(shape) * sum(sizes) > PARALLEL
+            first = next((i for i, size in enumerate(shape) if size > 1), 0)
+            index = [
+                loops.enter_context(
+                    builder.for_range(0, size, f"i{i}", "parallel" if large and i == first else "serial")
+                )
+                for i, size in enumerate(shape)
+            ]
+            for part, size in zip(parts, sizes, strict=True):
+                lanes = next(n for n in LANES if size % n == 0)
+                with builder.for_range(0, size // lanes, "c") as c:
+                    vector = part.vload([*index, c * lanes], with_lanes(str(part.dtype), lanes))
+                    builder.emit(out.vstore([*index, c * lanes + at], vector))
+                at += size
+        return builder.get()
+
+    whole = (*shape, sum(sizes))
+    return extern(whole, list(tensors), body, str(tensors[0].dtype), "join", "easyquant_join")

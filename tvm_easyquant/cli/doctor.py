@@ -75,13 +75,14 @@ def _doctor(args, host) -> int:
         print_json(facts)
         return 0
     machine = facts["host"]
+    ffi = f"its ffi {machine['ffi']}, " if machine.get("ffi") else ""
     ids = [f"{key.replace('cpu_', '')} {machine[key]}" for key in ("cpu_family", "model") if key in machine]
     print(
         f"CPU       {machine['cpu']} {', '.join(ids)}; {machine['cores']} cores; target '{facts['target']}'"
     )
     print(
         f"versions  tvm_easyquant {facts['tvm_easyquant']}, TVM {machine['tvm']} ({facts['name']} host), "
-        f"LLVM {machine['llvm']}, Python {facts['python']}"
+        f"{ffi}LLVM {machine['llvm']}, Python {facts['python']}"
     )
     print(f"features  {', '.join(isa.of_host())}; told by {facts['flags_from']}")
     print(f"linker    {facts['linker'] or 'none: tvmc compile needs one; install g++, or set CXX'}")

@@ -10,14 +10,17 @@ from topi_ext.relax.lower import call_layer, target_isa
 
 from ..host import describe_machine, describe_rows
 from .build import build, cpu_target, host_target
-from .framework import relax, tvm
+from .framework import ffi_version, relax, tvm
 
 
 def describe_host() -> dict:
     """`host.describe_machine`, and the versions of TVM and LLVM."""
     from tvm.target.codegen import llvm_version_major
 
-    return {**describe_machine(), "tvm": str(tvm.__version__), "llvm": int(llvm_version_major())}
+    return {
+        **describe_machine(), "tvm": str(tvm.__version__), "llvm": int(llvm_version_major()),
+        "ffi": ffi_version(),
+    }  # fmt: skip
 
 
 def examine() -> dict:

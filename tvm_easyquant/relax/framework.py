@@ -34,14 +34,19 @@ from tvm.relax import vm_build  # noqa: E402
 CRASHES = (0, 1, 15)
 
 
-def ffi_crashes() -> str | None:
-    """The version of apache-tvm-ffi, if it is one that crashes where JSON is saved; else None."""
+def ffi_version() -> str:
+    """The version of apache-tvm-ffi; "" if nobody says."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        found = version("apache-tvm-ffi")
+        return version("apache-tvm-ffi")
     except PackageNotFoundError:
-        return None
+        return ""
+
+
+def ffi_crashes() -> str | None:
+    """The version of apache-tvm-ffi, if it is one that crashes where JSON is saved; else None."""
+    found = ffi_version()
     return found if tuple(map(int, re.findall(r"\d+", found)[:3])) >= CRASHES else None
 
 
@@ -59,4 +64,4 @@ def keep_errors() -> None:
             tvm_ffi.register_error(f"tvm_easyquant.{cls.__name__}", cls)
 
 
-__all__ = ["INSTALL", "ffi_crashes", "keep_errors", "relax", "tvm", "vm_build"]
+__all__ = ["INSTALL", "ffi_crashes", "ffi_version", "keep_errors", "relax", "tvm", "vm_build"]

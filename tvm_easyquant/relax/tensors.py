@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx, topi
 
+from topi_ext.kernels import elementwise
 from topi_ext.relax.lower import constant
 
 from ..network.tensors import BOOL, COMPARE, WHOLE, Tensors
@@ -83,6 +84,9 @@ class RelaxTensors:
     def concat(self, tensors, axis):
         shape = list(tensors[0].shape)
         shape[axis] = sum(x.shape[axis] for x in tensors)
+        last = axis % len(shape) == len(shape) - 1
+        if last and np.dtype(tensors[0].dtype).kind in "iuf":
+            return self.compute(shape, tensors[0].dtype, elementwise.join, *tensors)
         return self._emit(_OP.concat([x.expr for x in tensors], int(axis)), shape, tensors[0].dtype)
 
     def crop(self, x, begin, end, steps):
