@@ -29,7 +29,6 @@ from .readers.onnx_file import check_batch
 from .readers.self_check import HostCheck, SelfCheck
 from .samples import labelled
 from .samples.images import Preprocess
-from .scales.calibrate import items
 from .scales.image_input import image_input
 from .scales.integer import check_ranges
 from .scales.numerics import ConfigError, QuantConfig, Settings
@@ -330,7 +329,7 @@ def quantize(
     config = _config(config or QuantConfig(), {"bits": bits, "method": method, "skip": skip}, settings)
     clock, judge = time.perf_counter(), None
     if torch_model.is_torch(model):
-        calibration, input_shapes = torch_model.seen(model, items(calibration), input_shapes, batch)
+        calibration, input_shapes = torch_model.seen(model, calibration, input_shapes, batch)
     opened = open_model(
         model, params, host=host, input_shapes=input_shapes, batch=batch, model_format=model_format,
         outputs=outputs,
