@@ -332,6 +332,17 @@ def test_a_tir_function_is_not_taken_for_what_it_is_called():
     check(made, graph, feed([image()]))
 
 
+@pytest.mark.parametrize("seed", [17, 45, 57, 68])
+def test_random_onnx_models_are_what_tvm_makes_of_them(seed):
+    """Of those that its importer takes, one in four: what it leaves of them is read, or runs by TVM."""
+    pytest.importorskip("onnxruntime", minversion="1.22")
+    from onnx_random import random_model
+
+    model, by_name = random_model(seed, 4, 13)
+    made = imported(model)
+    check(made, eq.from_relax(made), [by_name[str(p.name)] for p in made["main"].params], 1e-5)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_random_networks_are_what_tvm_computes(seed):
     graph, _ = networks.random_graph(seed)

@@ -32,7 +32,6 @@ from .readers.onnx_file import check_batch
 from .readers.self_check import HostCheck, SelfCheck
 from .samples import labelled, sources
 from .samples.images import Preprocess
-from .scales.calibrate import is_arrays, items
 from .scales.image_input import image_input
 from .scales.integer import check_ranges
 from .scales.numerics import ConfigError, QuantConfig, Settings
@@ -395,8 +394,7 @@ def quantize(
     if torch_model.is_torch(model):
         if isinstance(calibration, sources.Source):
             calibration = calibration(torch_model.inputs_of(model))
-        calibration_limit = None if is_arrays(calibration) else calibration_limit
-        calibration, input_shapes = torch_model.seen(model, items(calibration), input_shapes, batch)
+        calibration, input_shapes = torch_model.seen(model, calibration, input_shapes, batch)
     opened = open_model(
         model, params, host=host, input_shapes=input_shapes, batch=batch, model_format=model_format,
         outputs=outputs,

@@ -16,11 +16,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from ..errors import LoadError, last_line
-from ..samples.loader import arrays
+from ..samples.loader import Arrays, arrays, holds_tensors
+from ..scales.calibrate import items
 
 #: the first with a layer normalization; of what torch.export makes
 OPSET, EXPORTED = 17, 18
@@ -46,21 +48,27 @@ def inputs_of(model) -> list[str]:
 
 
 def seen(
-    model, items: Iterator, input_shapes: Mapping[str, Sequence[int]] | None, batch: int | None
-) -> tuple[Iterator, dict[str, Sequence[int]]]:
-    """(the items of the calibration as arrays, the shapes of the network's inputs by the first of them).
+    model, data, input_shapes: Mapping[str, Sequence[int]] | None, batch: int | None
+) -> tuple[Any, dict[str, Sequence[int]]]:
+    """(calibration data, in which torch's tensors are arrays, the shapes of the inputs by its first item).
 
-    items: each with an axis of samples in front, of which ``batch`` (None: 1) are an input's.
+    data: as `calibrate.samples` takes it, but each item has an axis of samples in front, of which ``batch``
+    (None: 1) are an input's.
     """
-    first = next(items, None)
+    left = items(data)
+    first = next(left, None)
     if first is None:
-        return iter(()), dict(input_shapes or {})
-    first, names = arrays(first), inputs_of(model)
-    by_name = first[0] if isinstance(first, list) and first else first
+        return data, dict(input_shapes or {})
+    found, names = arrays(first), inputs_of(model)
+    by_name = found[0] if isinstance(found, list) and found else found
     if not isinstance(by_name, Mapping):
         by_name = {names[0]: by_name}
     shapes = {name: (batch or 1, *np.shape(array)[1:]) for name, array in by_name.items()}
-    return chain([first], map(arrays, items)), {**shapes, **(input_shapes or {})}
+    if isinstance(data, Iterator) or hasattr(data, "get_next"):  # it is read once
+        data = map(arrays, chain([first], left))
+    elif holds_tensors(first):
+        data = Arrays(data, items)
+    return data, {**shapes, **(input_shapes or {})}
 
 
 def to_onnx(model, input_shapes: Mapping[str, Sequence[int]] | None, batch: int | None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,3 +29,25 @@ def pairs(loader) -> Iterator[tuple[np.ndarray, Any]]:
     for x, labels in map(arrays, loader):
         for i, label in enumerate(labels):
             yield x[i : i + 1], label
+
+
+def holds_tensors(value: Any) -> bool:
+    """Whether there are torch's tensors in it."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        return any(map(holds_tensors, value))
+    return hasattr(value, "detach")
+
+
+class Arrays:
+    """Data that hold torch's tensors, as `arrays` has them, as often as asked; items(data): one by one."""
+
+    def __init__(self, data: Any, items: Callable[[Any], Iterator]):
+        self._data, self._items = data, items
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Iterator:
+        return map(arrays, self._items(self._data))
