@@ -4,7 +4,7 @@
         [--no-stock]
 
 In one process on one thread, one after the other, round by round, by the thread's CPU time (a shared
-machine). It is the installed host's `build_float`; beside the networks of `random_networks` there is
+machine). The host is the one that is installed; beside the networks of `random_networks` there is
 ``matmul``, the last layer of an OCR recognizer (40x120 by 120x6625). Stock: what TVM makes of the same
 module without us, in a few rounds. Before a network is timed its outputs must be those of ONNX Runtime.
 ``--also``: a model whose input is the first array of DATA.
@@ -73,7 +73,7 @@ def timed(run):
 
 
 def ours(host, module, name, x):
-    built = host.build_float(module)
+    built = host.build_float(module) if host.name == "relax" else host.build(module)
     return (lambda: built({name: x})[0]), runner(host, built.library, built.executor, name, x)
 
 
