@@ -32,7 +32,7 @@ test-slow: $(READY)
 
 # on today's apache-tvm: every kernel of the manifest, the same text with the same integers, and the host of it
 ON_RELAX = tests/test_kernels.py tests/test_epilogue.py tests/test_relax.py tests/test_host.py \
-	tests/test_host_tensors.py
+	tests/test_host_tensors.py tests/test_tuning.py
 test-kernels-relax: $(RELAX_READY)
 	$(RELAX)/bin/python -m pytest $(WORKERS) -m "not slow" $(ON_RELAX) $(PYTEST_FLAGS)
 

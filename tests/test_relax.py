@@ -25,7 +25,6 @@ from tvm_easyquant.errors import (
     LinkerMissing,
     LoadError,
     TargetError,
-    TuneError,
     TVMMissing,
 )
 from tvm_easyquant.host import installed
@@ -406,8 +405,6 @@ def test_a_module_is_saved_where_the_ffi_can(small, monkeypatch):
         (lambda q, host: q.build("llvm").export("net.tar"), HostError),
         (lambda q, host: host.benchmark(q.graph, None, None), HostError),
         (lambda q, host: host.keep_if_faster(q.graph, None, q.table.config), HostError),
-        (lambda q, host: host.tune(q.module, "log"), TuneError),
-        (lambda q, host: host.history("log", None), TuneError),
         (lambda q, host: host.linker("aarch64-linux-gnu-g++"), HostError),
         (lambda q, host: host.load("net.tflite"), LoadError),
         (lambda q, host: eq.quantize(q.module, []), LoadError),

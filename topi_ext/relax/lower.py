@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from tvm import relax, te
 
-from .. import manifest, planner
-from ..emit import DefaultKnobs, target_isa
+from .. import manifest, planner, records
+from ..emit import DefaultKnobs, knob_space, target_isa
 from ..planner import LayerChoice
 from ..problem import Convolution, ConvSpec
 
@@ -27,9 +27,28 @@ PREFIX = "easyquant_"
 
 
 def choose(layers: Sequence[Convolution], target) -> list[tuple[planner.Choice, list[np.ndarray]]]:
-    """`planner.choose_network` for a ``tvm.target.Target``, by the stored costs."""
+    """`planner.choose_network` for a ``tvm.target.Target``, by the records applied now (`records`)."""
     core = str(target.attrs.get("mcpu", ""))
-    return planner.choose_network(layers, target_isa(target), {}, core)
+    found = records.best(core)
+    measured: dict[str, dict[str, float]] = {}
+    for (kernel, spec), timed in found.items():
+        measured.setdefault(spec, {})[kernel] = timed.us
+    chosen = planner.choose_network(layers, target_isa(target), measured, core)
+    for i, (layer, (choice, packed)) in enumerate(zip(layers, chosen, strict=True)):
+        if fastest := found.get((choice.kernel.name, layer.spec.to_json())):
+            knobs = _known(fastest.knobs, choice.kernel, layer.spec, packed)
+            chosen[i] = choice._replace(knobs=knobs), packed
+    return chosen
+
+
+def _known(knobs: records.Knobs, row: manifest.Kernel, spec: ConvSpec, packed) -> records.Knobs:
+    """The knobs of a record, or none, the defaults, if this version has no such configuration: whatever a
+    file says, what is compiled is legal."""
+    kinds = [((spec.batch, spec.height, spec.width, spec.in_channels), "uint8")]
+    kinds += [(array.shape, str(array.dtype)) for array in packed]
+    kinds += [(spec.out_shape, "uint8")] if spec.residual is not None else []
+    space = knob_space(row, spec, kinds)
+    return knobs if all(value in space.get(name, ()) for name, value in knobs) else ()
 
 
 # -- a layer as a function
@@ -111,15 +130,24 @@ class _Lowering(relax.PyExprMutator):
         layer, (choice, packed) = self.kernels[call.op]
         data, *residual = call.args
         arguments = [data, *map(constant, packed), *residual]
-        function = kernel_function(choice.kernel, layer.spec, [_kind(a) for a in arguments])
+        kinds = [_kind(a) for a in arguments]
+        function = kernel_function(choice.kernel, layer.spec, kinds, choice.knobs)
         name = self.builder_.add_func(function, PREFIX + choice.kernel.name)
         return relax.call_tir(name, arguments, out_ty=_tensor(layer.spec.out_shape, layer.spec.out_dtype))
 
 
-def kernel_function(row: manifest.Kernel, spec: ConvSpec, kinds: Sequence[tuple[tuple[int, ...], str]]):
-    """The TIR function of a kernel for a layer; kinds: (shape, dtype) of data, constants and residual."""
+def kernel_function(
+    row: manifest.Kernel,
+    spec: ConvSpec,
+    kinds: Sequence[tuple[tuple[int, ...], str]],
+    knobs: records.Knobs = (),
+):
+    """The TIR function of a kernel for a layer; kinds: (shape, dtype) of data, constants and residual.
+
+    knobs: of a tuning record, else the defaults.
+    """
     inputs = [te.placeholder(shape, dtype, name=f"in{i}") for i, (shape, dtype) in enumerate(kinds)]
-    function = te.create_prim_func([*inputs, row.compute(DefaultKnobs(), spec, *inputs)])
+    function = te.create_prim_func([*inputs, row.compute(DefaultKnobs(**dict(knobs)), spec, *inputs)])
     return function.with_attrs(KERNEL).without_attr("global_symbol")
 
 
