@@ -348,6 +348,29 @@ def test_tvmc_takes_our_records(host, tmp_path, capsys, monkeypatch):
     assert tuned == Path("same.tar").read_bytes() != Path("plain.tar").read_bytes()
 
 
+@pytest.mark.isa("avx2")
+def test_autotvm_and_our_loop_go_on_from_each_other(host, small, tmp_path):
+    if host.name != "relay":
+        pytest.skip("AutoTVM is of TVM 0.19")
+    from tvm_easyquant.relay.tune import autotvm_log
+
+    q, target, _, _ = small
+    log = tmp_path / "net.log"
+    assert tune(host, small, log, trials=1).trials == 2
+    done = host.tune(q.module, log, target, tuner="grid", trials=1, alternatives=0)
+    assert (done.resumed, done.trials) == (2, 0)
+    with autotvm_log(log) as copy:
+        assert "easyquant_direct" in Path(copy).read_text() and '"easyquant":' not in Path(copy).read_text()
+        assert tune(host, small, copy, trials=1).resumed == 2
+        assert [r._replace(target="", us=0.0) for r in read(copy)] == [
+            r._replace(target="", us=0.0) for r in read(log)
+        ]
+        with autotvm_log(copy) as same:
+            assert same == copy
+    with autotvm_log(None) as none:
+        assert none is None
+
+
 # -- on a device of TVM's RPC, with apache-tvm (that of TVM 0.19 is in test_arm)
 
 
