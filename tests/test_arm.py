@@ -33,7 +33,7 @@ from topi_ext.conv2d import Bound, ConvSpec, Refusal, fold_zero_point, pack
 from topi_ext.emit import DefaultKnobs
 from topi_ext.relay import op as relay_op
 from topi_ext.targets import arm
-from tvm_easyquant import cli, demo, load_onnx
+from tvm_easyquant import cli, demo, load_onnx, tuning
 from tvm_easyquant.relay import tune as relay_tune
 from tvm_easyquant.relay.build import TargetError, cpu_target
 from tvm_easyquant.relay.framework import no_tophub
@@ -715,7 +715,7 @@ def test_a_few_trials_through_the_tracker(program, board, tracker, tmp_path):
         pass
     with device.Emulated(program, ("127.0.0.1", tracker.port), key="board") as server:
         with pytest.raises(relay_tune.TuneError, match="no device 'boart'; it has board: start"):
-            relay_tune.check_tracker("127.0.0.1", tracker.port, "boart")
+            tuning.check_tracker("127.0.0.1", tracker.port, "boart")
         with pytest.raises(KeyboardInterrupt):
             tune(interrupt)
         assert len(relay_tune.read_log(log)) == 1
@@ -753,12 +753,12 @@ def test_a_tracker_that_is_dead_or_slow_or_empty_is_named_with_the_cure(tracker)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         with pytest.raises(relay_tune.TuneError, match="no tracker at 127.*refused.*tvm.exec.rpc_tracker"):
-            relay_tune.check_tracker("127.0.0.1", silent.getsockname()[1], "board")
+            tuning.check_tracker("127.0.0.1", silent.getsockname()[1], "board")
         silent.listen()
         with pytest.raises(relay_tune.TuneError, match="does not answer within 0.3 s; start one with"):
-            relay_tune.check_tracker("127.0.0.1", silent.getsockname()[1], "board", seconds=0.3)
+            tuning.check_tracker("127.0.0.1", silent.getsockname()[1], "board", seconds=0.3)
     with pytest.raises(relay_tune.TuneError, match="no device 'board'; it has none: start"):
-        relay_tune.check_tracker("127.0.0.1", tracker.port, "board")
+        tuning.check_tracker("127.0.0.1", tracker.port, "board")
 
 
 @pytest.mark.skipif(isa.arch_of("") == "aarch64", reason="this is the foreign machine")

@@ -28,6 +28,8 @@ from tvm_easyquant.writers.qdq import to_qdq
 Q = ["quantize", "net.onnx", "--calibration", "images.npz", "-o", "out.json"]
 #: a tuning record of another CPU
 RECORD = """{"input": ["llvm -keys=cpu -mcpu=skylake", "easyquant_direct_generic.cpu", [["TENSOR", [1, 8, 8, 3], "uint8"]], {}], "config": {"index": 0, "code_hash": null, "entity": []}, "result": [[3e-06], 0, 0.6, 1795558979.3], "version": 0.2, "tvm_version": "0.19.0"}"""  # fmt: skip
+#: one of ours, too
+OURS = """{"easyquant": 1, "kernel": "direct_generic", "target": "llvm -mcpu=skylake", "knobs": {"tile": 4}, "us": 3.0, "spec": {"batch": 1, "data_max": 127, "dilation": [1, 1], "epilogue": "requantize", "groups": 1, "height": 8, "hi": 127, "in_channels": 3, "kernel": [3, 3], "lo": 0, "out_channels": 8, "out_zero_point": 0, "padding": [1, 1, 1, 1], "residual": null, "strides": [1, 1], "width": 8, "zero_point": 64}}"""  # fmt: skip
 NAN = np.full((2, 3, 8, 8), np.nan, np.float32)
 
 
@@ -210,6 +212,16 @@ CASES = {
     "compile: no tuning log": ([*compile_with(), "--tuning-records", "no.log"], "there is no file no.log", 4),
     "compile: log of another CPU": ([*compile_with(), "--tuning-records", "cpu.log"],
                                     "cpu.log was measured for -mcpu skylake, the target is llvm.*tune on this CPU", 4),
+    "compile: a record of ours cut short": ([*compile_with(), "--tuning-records", "short.log"],
+                                            "short.log, line 1 is not a tuning record.*delete the line", 4),
+    "plan: records of ours of another CPU": (["plan", "net.onnx", "--table", "table.json", "--tuning-records",
+                                              "ours.log", "--target", "llvm -mcpu=core-avx2"],
+                                             "ours.log was measured for -mcpu skylake", 4),
+    "plan: records of a later form": (["plan", "net.onnx", "--table", "table.json", "--tuning-records",
+                                       "later.log"], "later.log, line 1 is a tuning record of form 9.*reads form 1", 4),
+    "tune-kernels: all of a space on a device": (["tune-kernels", "net.onnx", "--table", "table.json", "-o", "t.log",
+                                                  "--tuner", "exhaustive", "--rpc-tracker", "127.0.0.1:1", "--rpc-key",
+                                                  "board"], "measures on this machine only; for a device use grid", 4),
     "plan: log of another CPU": (["plan", "net.onnx", "--table", "table.json", "--tuning-records", "cpu.log",
                                   "--target", "llvm -mcpu=core-avx2"], "cpu.log was measured for -mcpu skylake", 4),
     "a pickle for a table": (compile_with("pickle.json"), "cannot read the scale table pickle.json", 4),
@@ -432,6 +444,8 @@ def folder(tmp_path_factory):
     archive(folder / "link.tar", "mod.so", tarfile.SYMTYPE)
     packages(folder)
     (folder / "cpu.log").write_text(RECORD)
+    for log, record in {"ours": OURS, "short": OURS[:99], "later": OURS.replace("1", "9", 1)}.items():
+        (folder / f"{log}.log").write_text(record)
     made = tvmc("quantize", "net.onnx", "--calibration", "images.npz", "-o", "table.json", "--method",
                 "minmax", cwd=folder)  # fmt: skip
     assert made.returncode == 0, made.stderr

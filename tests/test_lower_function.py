@@ -10,12 +10,13 @@ import pytest
 
 tvm = pytest.importorskip("tvm")
 from test_function import FORMS
-from tvm import relay
+from tvm import autotvm, relay
 
 from topi_ext import function, reference
 from topi_ext.lower import LowerInteger
 from tvm_easyquant.relay.build import Executor, host_target
 from tvm_easyquant.relay.framework import no_tophub
+from tvm_easyquant.relay.tune import tasks
 
 RNG = np.random.default_rng(0)
 SHAPE, ZERO, SCALE = (1, 7, 9, 12), 7, np.float32(0.0123)
@@ -111,6 +112,17 @@ def test_a_function_behind_a_layer_is_part_of_it(name, limits):
     wanted = requantized(ACC, UNIT, FUSED[name], *limits)
     np.testing.assert_array_equal(run(executor, x=DATA), wanted)
     assert len(np.unique(wanted)) > 20
+
+
+def test_a_layer_whose_function_reads_a_vector_is_tuned_at_the_shapes_that_it_runs_at():
+    """It was measured with one vector where the kernel reads two: no record of it was ever applied."""
+    y = quantize(written(dequantize(accumulator(variable("x")), UNIT), FUSED["slopes"], 4))
+    lower = LowerInteger(host_target())
+    module = lower(tvm.IRModule.from_expr(relay.Function(relay.analysis.free_vars(y), y)))
+    with no_tophub():
+        found = autotvm.task.extract_from_program(module["main"], {}, lower.target)
+    mine = tasks(lower.layers, lower.target, alternatives=0)
+    assert [t.workload for t in mine] == [t.workload for t in found] and len(mine) == 1
 
 
 @pytest.mark.parametrize("name", ["slopes", "hard_swish", "gelu", "relu6 plus a vector"])

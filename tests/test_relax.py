@@ -27,7 +27,6 @@ from tvm_easyquant.errors import (
     LinkerMissing,
     LoadError,
     TargetError,
-    TuneError,
     TVMMissing,
 )
 from tvm_easyquant.host import installed
@@ -403,8 +402,6 @@ def test_a_module_is_saved_where_the_ffi_can(small, monkeypatch):
     "ask, error",
     [
         (lambda q, host: q.build("llvm", lower=False), HostError),
-        (lambda q, host: host.tune(q.module, "log"), TuneError),
-        (lambda q, host: host.history("log", None), TuneError),
         (lambda q, host: host.linker("aarch64-linux-gnu-g++"), HostError),
         (lambda q, host: host.load("net.tflite"), LoadError),
     ],

@@ -173,16 +173,18 @@ def _flat(statements):
 
 class DefaultKnobs:
     """What AutoTVM's configuration is to a compute, without AutoTVM: each knob at its first candidate,
-    or as given by name. Raises ValueError for a value that is not a candidate."""
+    or as given by name; ``space`` is what there was to choose from. Raises ValueError for a value that is
+    not a candidate."""
 
     def __init__(self, **chosen):
-        self.chosen, self.values, self.flop = chosen, {}, 0
+        self.chosen, self.values, self.space, self.flop = chosen, {}, {}, 0
 
     def define_knob(self, name: str, candidates: list) -> None:
         """What was chosen for a knob, else the first; ValueError if it is no candidate."""
         value = self.chosen.get(name, candidates[0])
         if value not in candidates:
             raise ValueError(f"{name}={value!r} is not one of {candidates}")
+        self.space[name] = list(candidates)
         self.values[name] = _Value(value)
 
     def add_flop(self, flop: int) -> None:
@@ -191,6 +193,14 @@ class DefaultKnobs:
 
     def __getitem__(self, name):
         return self.values[name]
+
+
+def knob_space(row, spec, kinds) -> dict[str, list]:
+    """{knob: its candidates, the default first} of a kernel of the manifest for a layer; kinds: (shape,
+    dtype) of its data, constants and residual."""
+    cfg = DefaultKnobs()
+    row.compute(cfg, spec, *(te.placeholder(shape, dtype) for shape, dtype in kinds))
+    return cfg.space
 
 
 class _Value:

@@ -13,12 +13,14 @@ from . import cost, isa, manifest
 from .errors import AccumulatorOverflow
 from .problem import EXACT, Bound, Convolution, ConvSpec, Refusal
 from .proofs import accumulator_bound
+from .records import Knobs
 
 
 class Choice(NamedTuple):
     """The kernel chosen for a layer, the proof that it is legal, why it was preferred, the faster ones
     that were refused and why, those that do not take the shape, and those not asked because they are
-    slower, with their times."""
+    slower, with their times. knobs: of the tuning record that it was chosen by, where our own records are
+    applied (`records`); AutoTVM keeps its own."""
 
     kernel: manifest.Kernel
     proof: Bound
@@ -26,6 +28,7 @@ class Choice(NamedTuple):
     refused: tuple[tuple[str, str], ...] = ()
     unfit: tuple[tuple[str, str], ...] = ()
     slower: tuple[tuple[str, str], ...] = ()
+    knobs: Knobs = ()
 
     def __str__(self):
         return f"{self.kernel.name} ({self.proof})"

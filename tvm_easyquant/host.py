@@ -254,10 +254,11 @@ class Host(Protocol):
         progress: Progress | None = None,
         **settings: Any,
     ) -> Any:
-        """Measure the kernels of an integer module and append the records to ``log``.
+        """Measure the kernels of an integer module and append the records to ``log``: a host chooses by
+        what any host has measured.
 
-        device: (tracker's host, port, key) of another machine. settings: tuner, trials, early_stopping,
-        alternatives, cross_compiler. Raises TuneError.
+        device: (tracker's host, port, key) of another machine. settings: tuner (default: the host's own),
+        trials, early_stopping, alternatives, cross_compiler. Raises TuneError.
         """
 
     def history(self, log: str | os.PathLike | None, target: Target) -> contextlib.AbstractContextManager:

@@ -18,8 +18,8 @@ import numpy as np
 import tvm
 from tvm import relax, te
 
-from .. import manifest, planner
-from ..emit import DefaultKnobs, target_isa, tir
+from .. import manifest, planner, records
+from ..emit import DefaultKnobs, knob_space, target_isa, tir
 from ..errors import LoweringError
 from ..function import uses_other
 from ..kernels import elementwise
@@ -36,9 +36,28 @@ _OP: Any = relax.op
 
 
 def choose(layers: Sequence[Convolution], target) -> list[tuple[planner.Choice, list[np.ndarray]]]:
-    """`planner.choose_network` for a ``tvm.target.Target``, by the stored costs."""
+    """`planner.choose_network` for a ``tvm.target.Target``, by the records applied now (`records`)."""
     core = str(target.attrs.get("mcpu", ""))
-    return planner.choose_network(layers, target_isa(target), {}, core)
+    found = records.best(core)
+    measured: dict[str, dict[str, float]] = {}
+    for (kernel, spec), timed in found.items():
+        measured.setdefault(spec, {})[kernel] = timed.us
+    chosen = planner.choose_network(layers, target_isa(target), measured, core)
+    for i, (layer, (choice, packed)) in enumerate(zip(layers, chosen, strict=True)):
+        if fastest := found.get((choice.kernel.name, layer.spec.to_json())):
+            knobs = _known(fastest.knobs, choice.kernel, layer.spec, packed)
+            chosen[i] = choice._replace(knobs=knobs), packed
+    return chosen
+
+
+def _known(knobs: records.Knobs, row: manifest.Kernel, spec: ConvSpec, packed) -> records.Knobs:
+    """The knobs of a record, or none, the defaults, if this version has no such configuration: whatever a
+    file says, what is compiled is legal."""
+    kinds = [((spec.batch, spec.height, spec.width, spec.in_channels), "uint8")]
+    kinds += [(array.shape, str(array.dtype)) for array in packed]
+    kinds += [(spec.out_shape, "uint8")] if spec.residual is not None else []
+    space = knob_space(row, spec, kinds)
+    return knobs if all(value in space.get(name, ()) for name, value in knobs) else ()
 
 
 # -- a layer as a function
@@ -209,7 +228,7 @@ class _Lowering(relax.PyExprMutator):
         data, _, _, _, *residual = call.args
         arguments = [data, *map(constant, packed), *residual]
         kernel = layer.choice.kernel
-        function = kernel_function(kernel, layer.spec, [_kind(a) for a in arguments])
+        function = kernel_function(kernel, layer.spec, [_kind(a) for a in arguments], layer.choice.knobs)
         name = self.builder_.add_func(function, PREFIX + kernel.name)
         return relax.call_tir(name, arguments, out_ty=_tensor(layer.spec.out_shape, layer.spec.out_dtype))
 
@@ -260,10 +279,18 @@ def _call_element(builder, function, tensors: Sequence, numbers: Sequence, dtype
     return relax.call_tir(name, list(tensors), out_ty=_tensor(kinds[0][0], dtype))
 
 
-def kernel_function(row: manifest.Kernel, spec: ConvSpec, kinds: Sequence[tuple[tuple[int, ...], str]]):
-    """The TIR function of a kernel for a layer; kinds: (shape, dtype) of data, constants and residual."""
+def kernel_function(
+    row: manifest.Kernel,
+    spec: ConvSpec,
+    kinds: Sequence[tuple[tuple[int, ...], str]],
+    knobs: records.Knobs = (),
+):
+    """The TIR function of a kernel for a layer; kinds: (shape, dtype) of data, constants and residual.
+
+    knobs: of a tuning record, else the defaults.
+    """
     inputs = [te.placeholder(shape, dtype, name=f"in{i}") for i, (shape, dtype) in enumerate(kinds)]
-    function = te.create_prim_func([*inputs, row.compute(DefaultKnobs(), spec, *inputs)])
+    function = te.create_prim_func([*inputs, row.compute(DefaultKnobs(**dict(knobs)), spec, *inputs)])
     return function.with_attrs(KERNEL).without_attr("global_symbol")
 
 

@@ -28,12 +28,12 @@ def _add_plan(subparsers):
 
 
 def _add_tune(subparsers):
-    help = "measure our kernels for a quantized model with AutoTVM"
+    help = "measure our kernels for a quantized model on this CPU"
     parser = add_verb(subparsers, "tune-kernels", _tune, help, EXAMPLES)
     add_quantized(parser)
     add = parser.add_argument
     add("-o", "--output", required=True, metavar="LOG", help="records are appended; kernels in it are done")
-    add("--tuner", default="xgb", help="xgb, ga, random, grid (xgb)")
+    add("--tuner", help="xgb, ga, random, grid, exhaustive (xgb); with apache-tvm exhaustive alone")
     add("--trials", type=int, default=64, metavar="N", help="most configurations of one kernel (64)")
     add("--early-stopping", type=int, metavar="N", help="stop a kernel after N trials without a better one")
     add("--alternatives", type=int, default=1, metavar="N", help="slower legal kernels measured, too (1)")
@@ -99,10 +99,11 @@ def _tune(args, host) -> int:
         device = (name, int(port), args.rpc_key)
     graph, table, target = _quantized(args, host)
     module = host.rewrite(graph, table)
+    tuner = {} if args.tuner is None else {"tuner": args.tuner}  # the host's own
     bar = Bar()
     try:
         result = host.tune(
-            module, args.output, target, tuner=args.tuner, trials=args.trials,
+            module, args.output, target, **tuner, trials=args.trials,
             early_stopping=args.early_stopping, alternatives=args.alternatives, device=device,
             cross_compiler=args.cross_compiler, progress=bar,
         )  # fmt: skip

@@ -5,8 +5,6 @@ Each verb imports the file that does the work: importing this one says whether t
 
 from __future__ import annotations
 
-import contextlib
-
 from ..host import Host
 from .framework import quiet, tvm
 
@@ -155,11 +153,9 @@ class Relay:
         return tune(module, log, target, runner=runner, progress=progress, **settings)
 
     def history(self, log, target):
-        from tvm import autotvm
+        from .tune import history
 
-        from .tune import records_for
-
-        return autotvm.apply_history_best(records_for(log, target)) if log else contextlib.nullcontext()
+        return history(log, target)
 
     def untuned(self, layers, target=None):
         from .tune import untuned

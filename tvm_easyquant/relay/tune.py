@@ -1,8 +1,8 @@
-"""Tuning: AutoTVM measures our kernels on the CPU at hand, and its records choose among them.
+"""Tuning: AutoTVM, or our own loop, measures our kernels on the CPU at hand, and records choose among them.
 
-The spaces are small (a few dozen points, every one of them legal and exact). The records are AutoTVM's own
-and are applied with ``autotvm.apply_history_best``: they set each kernel's knobs and, where several kernels
-of a layer were measured for the same ``-mcpu``, which kernel it gets (`topi_ext.planner.choose`).
+The records are AutoTVM's own, or ours (`tuning`), which become AutoTVM's where they are read. They are
+applied with ``autotvm.apply_history_best``: they set each kernel's knobs and, where several kernels of a
+layer were measured for the same ``-mcpu``, which kernel it gets (`topi_ext.planner.choose`).
 """
 
 from __future__ import annotations
@@ -10,75 +10,56 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
-import struct
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
+import tvm
+from tvm import te
 
 from topi_ext import isa, manifest
-from topi_ext.conv2d import Bound
+from topi_ext.emit import DefaultKnobs
 from topi_ext.lower import LayerChoice, LowerInteger
+from topi_ext.problem import ConvSpec
+from topi_ext.records import Record
 from topi_ext.relay import op as relay_op
 from topi_ext.relay.lower import choose
 
+from .. import tuning
 from ..errors import TuneError
 from ..network.graph import Graph
 from ..scales.layers import choices, stored_times
 from ..scales.table import ScaleTable
-from .build import cpu_target
+from ..tuning import Progress, Tuned
+from .build import BUILD_CONFIG, check_cpu, cpu_target
 from .framework import no_tophub
 
-Progress = Callable[[int, int, str], None]
-TUNERS = ("xgb", "ga", "random", "grid")
+TUNERS = ("xgb", "ga", "random", "grid", tuning.EXHAUSTIVE)
 BUILD_SECONDS = 60  # most for compiling one configuration; AutoTVM's 10 are not enough on a busy computer
-
-
-@dataclass
-class Tuned:
-    """What a tuning run did: kernels in all, measured now, taken from the log, without a valid time."""
-
-    kernels: int = 0
-    measured: int = 0
-    resumed: int = 0
-    failed: list[str] = field(default_factory=list)
-    trials: int = 0
-
-    def __str__(self):
-        text = f"{self.kernels} kernels: {self.measured} measured in {self.trials} trials"
-        text += f", {self.resumed} already in the log" if self.resumed else ""
-        return text + (f", {len(self.failed)} without a valid time" if self.failed else "")
 
 
 def read_log(path: str | os.PathLike) -> list[tuple]:
     """The records of a tuning log, as AutoTVM's (input, result) pairs; [] if there is no file.
 
-    Raises TuneError naming the line that is no record, and what to do with it.
+    Those of ours that name a kernel of another version are left out. Raises TuneError naming the line that
+    is no record, and what to do with it.
     """
     from tvm import autotvm
 
-    path = Path(path)
-    records: list = []
-    if not path.exists():
-        return records
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TuneError(f"{path} is not a tuning log: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
+    rows, records = {row.name for row in manifest.KERNELS}, []
+    for number, line in tuning.lines(path):
+        mine = tuning.ours(path, number, line)
+        if mine is not None:
+            if mine.kernel in rows:
+                records.append(_as_autotvm(mine))
             continue
         try:
             record = autotvm.record.decode(line)
         except Exception:  # noqa: BLE001  # whatever a half-written line makes of the decoder
             record = None
         if record is None:
-            raise TuneError(
-                f"{path}, line {number} is not a tuning record of this TVM (an interrupted write leaves a "
-                "half line); delete the line"
-            )
+            raise tuning.damaged(path, number)
         records.append(record)
     return records
 
@@ -88,16 +69,60 @@ def records_for(path: str | os.PathLike, target) -> list[tuple]:
 
     AutoTVM itself ignores ``-mcpu`` and would apply the records of any CPU. Raises TuneError.
     """
-    if not os.path.exists(path):
-        raise TuneError(f"--tuning-records: there is no file {path}")
-    records, cpu = read_log(path), str(target.attrs.get("mcpu", ""))
-    cpus = sorted({str(record.target.attrs.get("mcpu", "")) for record, _ in records})
-    if cpu not in cpus:
-        raise TuneError(
-            f"--tuning-records: {path} was measured for -mcpu {', '.join(cpus) or 'nothing'}, the target "
-            f"is {target}: tune on this CPU (tune-kernels), or leave the log out"
-        )
+    records = read_log(path)
+    cpus = {str(record.target.attrs.get("mcpu", "")) for record, _ in records}
+    tuning.check_cpu(path, cpus, str(target.attrs.get("mcpu", "")), target)
     return records
+
+
+def history(log: str | os.PathLike | None, target) -> contextlib.AbstractContextManager:
+    """While it is entered, `records_for` decide; None is no log. Raises TuneError."""
+    from tvm import autotvm
+
+    return autotvm.apply_history_best(records_for(log, target)) if log else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def autotvm_log(path: str | os.PathLike | None) -> Iterator[str | None]:
+    """The path of a log that AutoTVM reads by itself: ``path``, or a copy, if records of ours are in it."""
+    from tvm import autotvm
+
+    if path is None or all(tuning.ours(path, *line) is None for line in tuning.lines(path)):
+        yield None if path is None else os.fspath(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "records.log")
+        with open(copy, "w", encoding="utf-8") as file:
+            file.writelines(autotvm.record.encode(*record) + "\n" for record in read_log(path))
+        yield copy
+
+
+def _as_autotvm(record: Record) -> tuple:
+    """A record of ours as AutoTVM's pair; with the default configuration, if this version does not have the
+    record's."""
+    from tvm import autotvm
+
+    task = _task(record.kernel, record.spec, record.target)
+    space, knobs = task.config_space.space_map, dict(record.knobs)
+    index, stride = 0, 1
+    for name, knob in space.items():
+        values = [entity.val for entity in knob.entities]
+        if knobs.get(name) not in values:
+            index = 0
+            break
+        index, stride = index + stride * values.index(knobs[name]), stride * len(values)
+    seconds = 1e-6 * record.us
+    result = autotvm.MeasureResult((seconds,), 0, seconds, 0)
+    return autotvm.MeasureInput(task.target, task, task.config_space.get(index)), result
+
+
+@cache
+def _task(kernel: str, spec: str, target: str):
+    """AutoTVM's task of a kernel for a layer."""
+    problem = ConvSpec.from_json(spec)
+    weight = np.zeros(problem.weight_shape, np.int8)  # no shape depends on its numbers
+    work = tuning.Work(manifest.kernel(kernel), problem, weight)
+    return _create(work, tvm.target.Target(target))
 
 
 def check_compiler(name: str) -> None:
@@ -106,34 +131,6 @@ def check_compiler(name: str) -> None:
         raise TuneError(
             f"there is no compiler {name} here; for 64-bit ARM on Debian and Ubuntu: apt-get install "
             "g++-aarch64-linux-gnu, then --cross-compiler aarch64-linux-gnu-g++"
-        )
-
-
-def check_tracker(host: str, port: int, key: str, seconds: float = 10) -> None:
-    """TuneError if no tracker answers in time, or if it has no device called ``key``.
-
-    AutoTVM's own check retries for a minute and then fails in a thread.
-    """
-    from tvm.rpc import base
-
-    start = f"start one with: python -m tvm.exec.rpc_tracker --port {port} --port-end {port + 1}"
-    try:
-        with socket.create_connection((host, port), timeout=seconds) as connection:
-            connection.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))
-            (magic,) = struct.unpack("<i", base.recvall(connection, 4))
-            if magic != base.RPC_TRACKER_MAGIC:
-                raise TuneError(f"{host}:{port} is not an RPC tracker; {start}")
-            base.sendjson(connection, [base.TrackerCode.SUMMARY])
-            _, summary = base.recvjson(connection)
-    except TimeoutError:
-        raise TuneError(f"the tracker {host}:{port} does not answer within {seconds} s; {start}") from None
-    except OSError as error:
-        raise TuneError(f"no tracker at {host}:{port} ({error.strerror or error}); {start}") from None
-    keys = sorted({str(server["key"]).partition(":")[2] for server in summary["server_info"]})
-    if key not in keys:
-        raise TuneError(
-            f"the tracker {host}:{port} has no device {key!r}; it has {', '.join(keys) or 'none'}: start "
-            "the device's server with this key"
         )
 
 
@@ -155,28 +152,16 @@ def tasks(layers: Sequence[LayerChoice], target, alternatives: int = 1) -> list:
 
     Without alternatives these are the tasks that ``autotvm.task.extract_from_program`` finds.
     """
-    from tvm import autotvm, te
+    return [_create(work, target) for work in tuning.kernels(layers, alternatives)]
+
+
+def _create(work: tuning.Work, target):
+    from tvm import autotvm
 
     relay_op.register()
-    made: dict = {}
-    for layer in layers:
-        rows = [layer.choice.kernel]
-        for name, _ in layer.choice.slower:
-            row = manifest.kernel(name)
-            if len(rows) <= alternatives and isinstance(row.proves(layer.spec, layer.weight), Bound):
-                rows.append(row)
-        for row in rows:
-            spec = layer.spec
-            vectors = np.zeros(spec.out_channels, np.int32), np.ones(spec.out_channels, np.float32)
-            arrays = row.pack(spec, layer.weight, *vectors)
-            shapes = [((spec.batch, spec.height, spec.width, spec.in_channels), "uint8")]
-            shapes += [(a.shape, str(a.dtype)) for a in arrays]
-            shapes += [(spec.out_shape, "uint8")] if spec.epilogue == "add" else []
-            inputs = [te.placeholder(shape, dtype) for shape, dtype in shapes]
-            name = relay_op.template_name(row)
-            task = autotvm.task.create(name, (*inputs, spec.to_json()), target)
-            made.setdefault(task.workload, task)
-    return list(made.values())
+    inputs = [te.placeholder(a.shape, str(a.dtype)) for a in work.arrays]
+    arguments = (*inputs, work.spec.to_json())
+    return autotvm.task.create(relay_op.template_name(work.row), arguments, target)
 
 
 def tune(
@@ -194,15 +179,18 @@ def tune(
 ) -> Tuned:
     """Measure the kernels of an integer Relay module and append the records to ``log``.
 
-    target: default this CPU. tuner: one of `TUNERS`. trials: most configurations of one kernel.
-    early_stopping: stop a kernel after so many trials without a better one. alternatives: how many slower
-    legal kernels of each layer are measured too. runner: ``autotvm.RPCRunner`` for another device; default
-    is this machine. cross_compiler: what links for the device, if it is of another architecture. Every
-    record is written as it is made, and a configuration in the log is not measured again unless the device
-    was lost, so an interrupted run goes on where it stopped. Raises TuneError, also when the tracker or the
-    device is lost on the way.
+    target: default this CPU. tuner: one of `TUNERS`; the last, our own loop, writes our records, the others
+    AutoTVM's. trials: most configurations of one kernel. early_stopping: stop a kernel after so many
+    trials without a better one. alternatives: how many slower legal kernels of each layer are
+    measured too. runner: ``autotvm.RPCRunner`` for another device; default is this machine.
+    cross_compiler: what links for the device, if it is of another architecture. Every record is written as
+    it is made, and a configuration in the log is not measured again unless the device was lost, so an
+    interrupted run goes on where it stopped. Raises TuneError, also when the tracker or the device is lost
+    on the way.
     """
     target = _checked(target, tuner, trials, runner, cross_compiler)
+    if tuner == tuning.EXHAUSTIVE:
+        return _exhaustive(module, log, target, runner, trials, early_stopping, alternatives, progress)
     done = _done(log)
     _check_device(runner)
     lower = LowerInteger(target)
@@ -231,12 +219,43 @@ def tune(
     return result
 
 
+def _exhaustive(module, log, target, runner, trials, early_stopping, alternatives, progress) -> Tuned:
+    """`tuning.measure` on this machine."""
+    if runner is not None:
+        raise TuneError("tuner 'exhaustive' measures on this machine only; for a device use grid")
+    check_cpu(target)
+    lower = LowerInteger(target)
+    lower(module)
+    about = tuning.about(str(tvm.__version__))
+    return tuning.measure(
+        lower.layers, log, str(target), _timer(target), about, trials=trials,
+        early_stopping=early_stopping, alternatives=alternatives, progress=progress,
+    )  # fmt: skip
+
+
+def _timer(target) -> tuning.Timer:
+    """Times kernels in this process, built by TVM as `build` does."""
+
+    def of(work):
+        arrays = [tvm.nd.array(array) for array in work.arrays]
+        out = tvm.nd.empty(work.spec.out_shape, work.spec.out_dtype)
+        inputs = [te.placeholder(a.shape, a.dtype) for a in arrays]
+
+        def time(knobs):
+            made = work.row.compute(DefaultKnobs(**dict(knobs)), work.spec, *inputs)
+            with tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
+                function = tvm.build(te.create_schedule(made.op), [*inputs, made], target)
+            run = function.time_evaluator(function.entry_name, tvm.cpu(), **tuning.TIMER)
+            return 1e6 * min(run(*arrays, out).results)
+
+        return time
+
+    return of
+
+
 def _checked(target, tuner, trials, runner, cross_compiler):
     """The tvm.target.Target to tune for; TuneError if something is set that cannot work."""
-    if tuner not in TUNERS:
-        raise TuneError(f"tuner is {tuner!r}; use one of {', '.join(TUNERS)}")
-    if trials < 1:
-        raise TuneError(f"trials is {trials}; use 1 or more")
+    tuning.check_settings(tuner, trials, TUNERS)
     target = cpu_target(target)
     arch = isa.arch_of(str(target.attrs.get("mtriple", "")))
     if arch != isa.arch_of("") and (runner is None or cross_compiler is None):
@@ -269,7 +288,7 @@ def _check_device(runner) -> None:
     """TuneError if the device of an ``autotvm.RPCRunner`` is not there; None and others have none."""
     host, port, key = (getattr(runner, name, None) for name in ("host", "port", "key"))
     if host and port and key:
-        check_tracker(host, port, key)
+        tuning.check_tracker(host, port, key)
 
 
 @contextlib.contextmanager

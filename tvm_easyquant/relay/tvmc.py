@@ -48,13 +48,14 @@ from ..readers.onnx_file import check_onnx
 from ..samples.sources import reason
 from ..scales.image_input import check_asked, image_input
 from ..scales.table import ScaleTable
+from ..tuning import check_tracker
 from .artefact import inputs, members, variant
 from .build import BUILD_CONFIG, cpu_target, host_target, in_call_order
 from .framework import quiet, relay, tvm
 from .layout import as_nchw, has_nhwc
 from .read import from_relay
 from .rewrite import float_module, rewrite
-from .tune import check_compiler, check_tracker, read_log, records_for, untuned
+from .tune import autotvm_log, check_compiler, history, read_log, untuned
 
 # isort: split
 from tvm.contrib.cc import get_cc
@@ -244,8 +245,7 @@ class Pipeline:
             if unknown:
                 raise UserError(f"target easyquant has no option {unknown}; it takes -table=FILE")
             target = cpu_target(self.target)
-            if self.records is not None:
-                records_for(self.records, target)
+            records = history(self.records, target)  # tvmc applies it to what it builds, later
             table = ScaleTable.load(options["table"])
             graph = self.graph
             if graph is None:
@@ -255,9 +255,9 @@ class Pipeline:
                 graph = from_relay(mod, params)
             graph = table.prepared(graph)
             image = image_input(graph, table, *self.input)
-            lower = LowerInteger(target)
-            lowered = lower(rewrite(graph, table, image=image))
-            return self._told(lower, lowered, target, table, image)
+            lower, module = LowerInteger(target), rewrite(graph, table, image=image)
+            with records:
+                return self._told(lower, lower(module), target, table, image)
         except Exception as error:
             if not is_users(error):
                 raise
@@ -641,8 +641,12 @@ def _run(
         if compiled is not None:
             pipeline.compiled = compiled
         plain = without(argv, *{"run": ("--isa",), "compile": INPUT}.get(_verb(argv), ()))
+        records = option(argv, "--tuning-records")
         try:
-            return tvmc_main._main(list(plain))
+            with autotvm_log(records) as log:  # tvmc takes AutoTVM's own only
+                if log != records:
+                    plain = [*without(plain, "--tuning-records"), "--tuning-records", str(log)]
+                return tvmc_main._main(list(plain))
         except TVMCException as error:  # from before tvmc's own handler, such as --config's
             raise UserError(one_line(error)) from None
 
