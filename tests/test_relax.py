@@ -517,7 +517,7 @@ def test_a_float_model_is_compiled_too(work, tmp_path, capsys, monkeypatch):
     ("compile net.onnx --input-dtype uint8", 4, "is of the integers of a scale table"),
     ("compile net.onnx --target easyquant,llvm", 4, 'needs a scale table: "easyquant -table=FILE, llvm"'),
     ("compile net.onnx --cross-compiler aarch64-linux-gnu-g++", 4, "does not link for another machine yet"),
-    ("compile net.onnx --table net.json --tuning-records log", 4, "reads no tuning records yet"),
+    ("compile net.onnx --table net.json --tuning-records log", 4, "there is no file log"),
     ("compile net.tflite", 4, "the relax host loads no models but ONNX yet"),
     ("run no.tar", 4, "no.tar does not exist"),
     ("run net.onnx", 4, "net.onnx is no package that compile wrote"),

@@ -322,11 +322,9 @@ def test_a_log_of_autotvm_chooses_the_same_kernels_on_every_host(host, monkeypat
 
 
 @pytest.mark.isa("avx2")
-def test_tvmc_takes_our_records(host, tmp_path, capsys, monkeypatch):
+def test_compile_takes_our_records(host, tmp_path, capsys, monkeypatch):
     """tvmc reads AutoTVM's lines only, and reads them when the kernels are chosen already: ``compile`` chose
     without the records, and said that all kernels run untuned."""
-    if host.name != "relay":
-        pytest.skip("tvmc is of TVM 0.19")
     monkeypatch.chdir(tmp_path)
     onnx = pytest.importorskip("onnx")
     onnx.save(networks.small_onnx(), "net.onnx")

@@ -21,7 +21,9 @@ DATA = (
     "data/report.css",
     "data/report.html",
     "deployment/Dockerfile",
+    "deployment/network.h",
     "deployment/run.cc",
+    "deployment/run_vm.cc",
     "py.typed",
 )
 
