@@ -386,6 +386,7 @@ def test_every_variant_computes_the_same_integers(made, row):
     )
 
 
+@pytest.mark.ci
 def test_compile_writes_what_python_exports_and_run_takes_the_best(made):
     folder, _, _ = made
     done = command(

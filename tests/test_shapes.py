@@ -241,6 +241,7 @@ def test_threads_that_take_turns_between_shapes_get_their_own_answers(made):
         np.testing.assert_array_equal(got, want[i % 6])
 
 
+@pytest.mark.ci
 @linked
 def test_compile_writes_what_python_exports_and_the_verbs_take_the_shape_of_the_data(
     made, capsys, monkeypatch

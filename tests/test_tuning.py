@@ -193,6 +193,7 @@ def test_tuning_goes_on_where_it_stopped(host, small, tmp_path):
     np.testing.assert_array_equal(built(feed)[0], want)
 
 
+@pytest.mark.ci
 @pytest.mark.isa("avx2")
 def test_trials_and_early_stopping_end_a_kernel(host, small, tmp_path):
     done = tune(host, small, tmp_path / "a.log", trials=1, alternatives=1)

@@ -19,7 +19,7 @@ class Relax:
 
     name = "relax"
     version = str(tvm.__version__)
-    floats = "apache-tvm's own float32, which has no schedules for CPUs,"
+    floats = "float32 (our kernels)"
 
     # -- float networks
 
