@@ -115,6 +115,10 @@ class Benchmark:
         return lines
 
 
+#: in the names of functions that hold a layer; the last two are our kernels in float32, on either host
+LAYERS = ("conv2d", "dense", "matmul", "easyquant_float", "eq_float")
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of a compiled network: its function, the lowered layer that it is (None: it is none, or
@@ -130,8 +134,8 @@ class Call:
 
     @property
     def holds_layer(self) -> bool:
-        """Whether it holds a convolution or dense layer, ours or TVM's."""
-        return self.ours or any(word in self.function for word in ("conv2d", "dense", "matmul"))
+        """Whether it holds a convolution or dense layer, ours (in float32, too) or TVM's."""
+        return self.ours or any(word in self.function for word in LAYERS)
 
 
 def named(calls: Sequence[Call], layers: Sequence[str]) -> list[Call]:
