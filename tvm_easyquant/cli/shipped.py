@@ -15,6 +15,7 @@ from .common import UserError, input_shapes, preprocess_of, print_json, progress
 
 if TYPE_CHECKING:
     from ..measure.accuracy import Paired, PairedSet
+    from ..network.graph import Graph
     from ..scales.table import ScaleTable
 
 #: options that belong to a model and its table, not to what was made of them
@@ -64,8 +65,36 @@ def _float_graph(args, host, shapes: Mapping | None = None):
 
     table, batch = _table(args), None if shapes else args.batch
     outputs = None if table is None else table.outputs
-    options: dict = dict(batch=batch, input_shapes=shapes, outputs=outputs)
-    return workflow.open_model(args.float, host=host, **options).graph
+
+    def opened(shapes, batch=None):
+        options: dict = dict(batch=batch, input_shapes=shapes, outputs=outputs)
+        return workflow.open_model(args.float, host=host, **options).graph
+
+    graph = opened(shapes, batch)
+    if table is not None:
+        _check_float(args, table, graph, opened)
+    return graph
+
+
+def _check_float(args, table: ScaleTable, graph: Graph, reopened: Callable) -> None:
+    """TableError where the package was quantized from another network than this one, as far as it can be
+    told: an input of other sizes, such as another batch, says nothing."""
+    from .. import package
+    from ..network.node import model_shape
+
+    choices = package.choices(args.FILE, args.isa)
+    shapes = [dict(chosen.variant.shapes) for chosen in choices if chosen.variant]
+    own = {name: model_shape(graph[name]) for name in graph.inputs}
+    if len(shapes) == 1 and _sizes(shapes[0]) == _sizes(own):  # bytes may have another layout
+        table.check(table.prepared(graph))
+    elif len(shapes) > 1 and own in shapes:  # the table is of one of these
+        graphs = [graph, *(reopened(other) for other in shapes if other != own)]
+        if all(table.prepared(each).fingerprint != table.model for each in graphs):
+            table.check(table.prepared(graph))
+
+
+def _sizes(shapes: Mapping) -> dict[str, list[int]]:
+    return {name: sorted(shape) for name, shape in shapes.items()}
 
 
 def _open(args, host, **options):

@@ -444,6 +444,9 @@ def fixed_shapes(
     given = dict(given)
     constants = {t.name for t in model.graph.initializer}
     shapes: dict[str, Sequence[int]] = {}
+    names = [value.name for value in model.graph.input if value.name not in constants]
+    if unknown := sorted(set(given) - set(names), key=str):  # before what it leaves open is missed
+        raise LoadError(f"{name}: input_shapes names {unknown}, its inputs are {sorted(names)}")
     for value in model.graph.input:
         if value.name in constants:
             continue
@@ -452,7 +455,12 @@ def fixed_shapes(
         if value.name in given:
             asked = given.pop(value.name)
             if not isinstance(asked, Iterable) or not all(map(_whole, asked)):
-                raise LoadError(f"input_shapes gives {label} {asked!r}; give its sizes, whole numbers")
+                shown = asked
+                if isinstance(asked, Sequence) and not isinstance(asked, str):  # tvmc has Any for 0 and -1
+                    shown = [d if isinstance(d, (int, float, str)) else "?" for d in asked]
+                raise LoadError(
+                    f"input_shapes gives {label} {shown!r}; give its sizes, whole numbers of 1 or more"
+                )
             shape = [int(d) for d in asked]
             fixed = all(d in (0, s) for d, s in zip(dims[1:], shape[1:], strict=False))
             known = kind.HasField("shape")
@@ -470,8 +478,6 @@ def fixed_shapes(
                 f"{name}: input {label} has the shape {tuple(shape)}; the file is damaged: export it again"
             )
         shapes[value.name] = shape
-    if given:
-        raise LoadError(f"{name}: input_shapes names {sorted(given)}, its inputs are {sorted(shapes)}")
     if not shapes:
         raise LoadError(f"{name} has no input")
     check_batch(batch, shapes, name)

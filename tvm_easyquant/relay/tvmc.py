@@ -28,7 +28,7 @@ import numpy as np
 from topi_ext import isa
 
 from .. import __version__, package
-from ..deploy import no_such_shapes
+from ..deploy import no_such_shapes, runtime_file
 from ..errors import (
     DeployError,
     EasyQuantError,
@@ -382,6 +382,8 @@ def patches(pipeline: Pipeline, argv: Sequence[str]) -> Iterator[None]:
             return import_package(self, package_path)
         elsewhere = any(option(argv, flag) is not None for flag in ("--rpc-tracker", "--rpc-key"))
         choices = tvmc_s(package.choices, package_path, option(argv, "--isa"), elsewhere=elsewhere)
+        if choices[0].runtime != package.GRAPH:  # of the other host: what the loader says
+            tvmc_s(runtime_file, choices[0].runtime, os.path.basename(package_path))
         chosen = tvmc_s(_of_inputs, choices, option(argv, "-i", "--inputs"))
         if chosen.variant is None:
             if chosen.note:

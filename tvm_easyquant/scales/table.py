@@ -149,7 +149,7 @@ class ScaleTable:
                 f"the scale table was made for another model ({self.model[:12]}, this is "
                 f"{graph.fingerprint[:12]}): the names fit but the weights or shapes differ; "
                 + ("give table.prepared(graph), or " if self.config.equalize or self.factors else "")
-                + "quantize this model again"
+                + "quantize this model again, or load it at the input shapes that the table was made at"
             )
         return plan_
 
