@@ -629,6 +629,7 @@ def test_the_soak(served):
 # -- which TVM
 
 
+@pytest.mark.relay
 def test_another_version_of_the_runtime_is_told_once(served, monkeypatch, caplog):
     import tvm
 
@@ -651,11 +652,13 @@ def test_another_version_of_the_runtime_is_told_once(served, monkeypatch, caplog
     )
 
 
+@pytest.mark.relay
 def test_a_library_that_does_not_say_its_version_is_no_reason_to_speak(tmp_path):
     (tmp_path / "lib.so").write_bytes(b"nothing")
     assert deploy.runtime_version(tmp_path / "lib.so") is None
 
 
+@pytest.mark.relay
 def test_what_is_not_known_of_a_library_is_said_once(tmp_path, caplog):
     path = stored_weights(tmp_path / "net.so")
     for _ in range(3):

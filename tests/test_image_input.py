@@ -1,5 +1,6 @@
 """Images in: a network that takes bytes computes what it computes of the same pixels preprocessed in numpy."""
 
+import importlib
 import json
 import tarfile
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import tvm_easyquant as eq
 from tvm_easyquant import package
 from tvm_easyquant.errors import ConfigError, DeployError, GraphError, TableError, UserError
+from tvm_easyquant.host import installed
 from tvm_easyquant.images import Preprocess
 from tvm_easyquant.scales.image_input import ImageInput, first_nodes, image_input
 from tvm_easyquant.scales.integer import run_integer
@@ -359,6 +361,12 @@ def own_bytes(name, dtype="uint8"):
     return model, [shot.view(dtype) for shot in shots]
 
 
+def of_host():
+    """The module that writes the installed host's modules."""
+    pytest.importorskip("tvm")
+    return importlib.import_module(f"tvm_easyquant.{installed().name}.rewrite")
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_the_first_nodes_of_a_model_of_bytes_are_a_table_where_they_are_one(name):
     model, shots = own_bytes(name)
@@ -381,9 +389,7 @@ def test_the_first_nodes_of_a_model_of_bytes_are_a_table_where_they_are_one(name
 ])  # fmt: skip
 def test_such_a_model_computes_what_it_did(name, dtype, monkeypatch):
     """Its first nodes stayed float: a Cast, a Sub, a Div and a quantize of every pixel."""
-    pytest.importorskip("tvm")
-    from tvm_easyquant.relay import rewrite as rewriter
-
+    rewriter = of_host()
     model, shots = own_bytes(name, dtype)
     q = eq.quantize(model, shots, method="minmax")
     built = q.build()
@@ -412,9 +418,7 @@ def test_first_nodes_that_others_read_too_stay():
 
 
 def test_a_table_that_is_not_the_first_nodes_is_never_built(monkeypatch):
-    pytest.importorskip("tvm")
-    from tvm_easyquant.relay import rewrite as rewriter
-
+    rewriter = of_host()
     model, shots = own_bytes("by channel")
     q = eq.quantize(model, shots, method="minmax")
     found = first_nodes(q.graph, q.plan)

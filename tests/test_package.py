@@ -432,6 +432,7 @@ def test_what_is_for_another_cpu_is_not_measured_here(made, verb):
 
 
 @pytest.mark.ci
+@pytest.mark.relay
 def test_what_tvmc_compiles_for_a_target_of_its_own_is_refused_elsewhere(made):
     """``compile --target "llvm -mcpu=..."`` knows no table, but the target."""
     folder, _, _ = made

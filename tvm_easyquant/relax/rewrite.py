@@ -18,12 +18,13 @@ from topi_ext.kernels import elementwise
 from topi_ext.reference import quantize
 from topi_ext.relax.lower import call_layer
 
+from ..errors import GraphError
 from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis
 from ..network.node import Node, model_shape
 from ..network.tensors import NUMPY
-from ..scales.image_input import FirstNodes, ImageInput, first_nodes
+from ..scales.image_input import FirstNodes, ImageInput, every_byte, first_nodes
 from ..scales.integer import function_values
 from ..scales.layers import Layer, Records, records
 from ..scales.numerics import Scale
@@ -138,7 +139,11 @@ class _Rewriter(_Floats):
     def _bytes(self, image: ImageInput | FirstNodes) -> None:
         """The tensor's float32 and, where an integer node reads it, its stored one: each of a table that
         holds 256 numbers by channel."""
-        x, tensor = self.float_of[image.name], image.tensor
+        x, tensor, every = self.float_of[image.name], image.tensor, every_byte(image)
+        if not np.array_equal(image.looked_up(every), image.unfolded(every)):
+            raise GraphError(
+                f"input {image.name}: its table of bytes is not its preprocessing, a bug of ours"
+            )
         if image.reverses:
             x = self.t.take(x, np.arange(x.shape[image.axis])[::-1], image.axis)
         values = image.values

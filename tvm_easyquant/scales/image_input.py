@@ -24,8 +24,19 @@ from .table import ScaleTable
 LAYOUTS = ("NHWC", "NCHW")
 
 
+class _LookUp:
+    """What is looked up: a number of every byte, by channel."""
+
+    def looked_up(self: ImageInput | FirstNodes, array: np.ndarray) -> np.ndarray:  # type: ignore[misc]
+        """The tensor, in the model's layout, by the values of an array's bytes."""
+        last = np.moveaxis(array.view(np.uint8), self.axis, 0)
+        last = last[::-1] if self.reverses else last
+        made = np.stack([values[channel] for values, channel in zip(self.values, last, strict=True)])
+        return np.moveaxis(made, 0, self.axis).transpose(self.turn)
+
+
 @dataclass(frozen=True)
-class ImageInput:
+class ImageInput(_LookUp):
     """The one input of a network, as uint8 pictures that are resized and cropped already.
 
     name: the input's. layout, shape: of the array; its channels are RGB, or the grey value. preprocess:
@@ -80,7 +91,7 @@ class ImageInput:
 
 
 @dataclass(frozen=True)
-class FirstNodes:
+class FirstNodes(_LookUp):
     """The first nodes of a model whose own input is bytes, as far as the tensor that is quantized first.
 
     name, dtype, shape: of the input, in the model's layout; dtype: uint8 or int8. nodes: in order; the last
@@ -118,13 +129,6 @@ class FirstNodes:
         for node in self.nodes:
             value = evaluate(node, value)
         return to_nchw(value)
-
-    def looked_up(self, array: np.ndarray) -> np.ndarray:
-        """The same by the values."""
-        last = np.moveaxis(array.view(np.uint8), self.axis, 0)
-        last = last[::-1] if self.reverses else last
-        made = np.stack([values[channel] for values, channel in zip(self.values, last, strict=True)])
-        return np.moveaxis(made, 0, self.axis).transpose(self.turn)
 
 
 #: ONNX's operators that make each number of one number of its channel, and constants; Gather and Slice may
