@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import golden_networks
 import networks
 import numpy as np
 import onnx
@@ -72,7 +73,7 @@ def first_output(folder, image, want, **more):
     return np.fromfile(folder / "output_0.bin", want.dtype).reshape(want.shape)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def work(tmp_path_factory):
     """(a folder with net.onnx and net.json, an image, its integers in numpy)."""
     folder = tmp_path_factory.mktemp("arm")
@@ -124,6 +125,22 @@ def test_a_network_of_every_operator_equals_the_norm(runtime, bits, name, tmp_pa
     q.deploy(tmp_path / "net", isa=name, runtime=runtime, compiler=device.COMPILER)
     compiled_example(tmp_path / "net")
     np.testing.assert_array_equal(first_output(tmp_path / "net", images[0], want), want)
+
+
+@pytest.mark.ci
+@pytest.mark.isa("neon_dotprod")
+@pytest.mark.parametrize("name", ["kinds", "functions", "pools"])
+def test_a_stored_table_gives_the_norms_integers(runtime, name, tmp_path):
+    graph, (image, *_) = golden_networks.NETWORKS[name]()
+    table = eq.ScaleTable.load(TESTS / "golden" / "tables" / f"{name}.minmax.int7.json")
+    graph, host = table.prepared(graph), installed()
+    built = host.build(host.rewrite(graph, table), isa.ISAS["neon_dotprod"].target, outputs=graph.outputs)
+    built.export(tmp_path / "net.tar", device.COMPILER)
+    deployment.deploy(tmp_path / "net.tar", tmp_path / "net", runtime)
+    compiled_example(tmp_path / "net")
+    (taken,) = built.inputs
+    want = run_integer(graph, table, {taken: image})[graph.outputs[0]]
+    np.testing.assert_array_equal(first_output(tmp_path / "net", image, want), want)
 
 
 @pytest.mark.linker
