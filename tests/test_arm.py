@@ -360,7 +360,7 @@ def on_32_bits(row, spec, data, weight, bias, factor, residual, tmp_path):
     include = Path(tvm.__file__).parent
     subprocess.run(
         ["arm-linux-gnueabihf-gcc", "-O1", "-I", include / "include", "-I", include / "3rdparty/dlpack/include",
-         Path(__file__).parent / "armv7" / "run.c", "kernel.o", "-lm", "-o", "run"], cwd=tmp_path, check=True,
+         Path(__file__).parent / "arm" / "run.c", "kernel.o", "-lm", "-o", "run"], cwd=tmp_path, check=True,
     )  # fmt: skip
     ran = subprocess.run(
         ["qemu-arm", "-L", "/usr/arm-linux-gnueabihf", "./run", *files], cwd=tmp_path, capture_output=True

@@ -422,7 +422,8 @@ def test_a_device_measures_and_may_be_lost(host, small, tracker, tmp_path):
         server.terminate()
     server = board(place)
     try:
-        assert tune(host, small, log, trials=2, device=(*place, "board")).trials == 1
+        linked = {"cross_compiler": host.linker()}  # what links for a device of another architecture
+        assert tune(host, small, log, trials=2, device=(*place, "board"), **linked).trials == 1
     finally:
         server.terminate()
     assert {json.loads(line)["cpu"] for line in log.read_text().splitlines()} == {"device board"}

@@ -6,6 +6,9 @@ Both files go to the board, or run here under qemu (`Emulated`). Needs a cross c
 Debian and Ubuntu: ``apt-get install --no-install-recommends qemu-user g++-aarch64-linux-gnu``. The runtime
 comes out of the aarch64 wheel of the same TVM that is installed here; to use one of your own, put its
 libtvm_runtime.so into FOLDER first.
+
+With today's apache-tvm it makes FOLDER/VERSIONS/libtvm_runtime.so and libtvm_ffi.so, which
+``tvmc-easyquant deploy --runtime`` takes; the example in C++ of that folder is the program.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ COMPILER = "aarch64-linux-gnu-g++"
 EMULATOR = "qemu-aarch64"
 SYSROOT = "/usr/aarch64-linux-gnu"
 WHEEL = "xtc-tvm-python-bindings"
+#: today's TVM, wheel by wheel: its runtime library, and the one that it needs beside it
+TODAYS = {"apache-tvm": "tvm/lib/libtvm_runtime.so", "apache-tvm-ffi": "tvm_ffi/lib/libtvm_ffi.so"}
 SOURCE = Path(__file__).with_name("device.cc")
 
 
@@ -54,31 +59,53 @@ def default_folder() -> Path:
 
 def fetch_runtime(folder: Path) -> Path:
     """libtvm_runtime.so for aarch64 in ``folder``, out of the wheel; Missing if it cannot be had."""
-    library = folder / "libtvm_runtime.so"
+    return _fetch(WHEEL, "tvm/libtvm_runtime.so", folder)
+
+
+def fetch_todays(folder: Path) -> Path:
+    """libtvm_runtime.so of the installed apache-tvm for aarch64, beside it what it needs, in a folder of
+    ``folder``; Missing if they cannot be had."""
+    made = Path(folder) / "-".join(_version(wheel, folder) for wheel in TODAYS)
+    made.mkdir(parents=True, exist_ok=True)
+    runtime, _ = (_fetch(wheel, member, made) for wheel, member in TODAYS.items())
+    return runtime
+
+
+def _has(wheel: str) -> bool:
+    return any(metadata.distributions(name=wheel))
+
+
+def _version(wheel: str, folder: Path) -> str:
+    try:
+        return metadata.version(wheel)
+    except metadata.PackageNotFoundError:
+        raise Missing(f"this TVM is not {wheel}: put an aarch64 libtvm_runtime.so into {folder}") from None
+
+
+def _fetch(name: str, member: str, folder: Path) -> Path:
+    """A library for aarch64 in ``folder``, out of the wheel ``name`` of the version that is installed."""
+    library = folder / Path(member).name
     if library.exists():
         return library
-    try:
-        version = metadata.version(WHEEL)
-    except metadata.PackageNotFoundError:
-        raise Missing(f"this TVM is not {WHEEL}: put an aarch64 libtvm_runtime.so into {folder}") from None
+    version = _version(name, folder)
     python = f"{sys.version_info.major}{sys.version_info.minor}"
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         command = [
             sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
             "--platform", "manylinux_2_28_aarch64", "--implementation", "cp", "--python-version", python,
-            "--abi", f"cp{python}", "-d", scratch, f"{WHEEL}=={version}",
+            "--abi", f"cp{python}", "-d", scratch, f"{name}=={version}",
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(scratch).glob("*.whl"))
         if not wheels:
             reason = (result.stderr.strip().splitlines() or ["no wheel"])[-1]
             raise Missing(
-                f"pip cannot download {WHEEL} {version} for aarch64 ({reason}); without a network, put its "
-                f"libtvm_runtime.so into {folder}"
+                f"pip cannot download {name} {version} for aarch64 ({reason}); without a network, put its "
+                f"{library.name} into {folder}"
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             partial = Path(scratch) / library.name
-            partial.write_bytes(wheel.read("tvm/libtvm_runtime.so"))
+            partial.write_bytes(wheel.read(member))
         partial.chmod(0o755)
         partial.replace(library)
     return library
@@ -156,10 +183,11 @@ def main():
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(f"use: python {Path(__file__).name} FOLDER")
     try:
-        program = set_up(Path(sys.argv[1]))
+        folder = Path(sys.argv[1])
+        made = fetch_todays(folder) if _has("apache-tvm") else set_up(folder)
     except (Missing, OSError) as error:
         sys.exit(f"error: {error}")
-    for path in (program, program.with_name("libtvm_runtime.so")):
+    for path in sorted(made.parent.glob("*")):
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 

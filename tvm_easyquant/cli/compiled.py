@@ -159,9 +159,12 @@ def _own(table: ScaleTable, read, shapes):
 
 
 def _each(built):
-    """The networks of what was built, however many times."""
-    parts = getattr(built, "networks", None) or (getattr(built, "variants", None) or {}).values()
-    return [one for part in parts for one in _each(part)] or [built]
+    """The networks of what was built, however many times; none of them need run here."""
+    from ..fleet import Fleet, Shapes
+
+    if isinstance(built, Shapes):
+        return [one for network in built.networks for one in _each(network)]
+    return list(built.variants.values()) if isinstance(built, Fleet) else [built]
 
 
 # -- run

@@ -8,6 +8,7 @@ from math import prod
 
 import numpy as np
 
+from topi_ext import isa
 from topi_ext.emit import target_features, target_isa
 
 from .. import package
@@ -50,10 +51,11 @@ def plain(module):
 
 def target_text(target) -> str:
     """The target as a string that `build.cpu_target` reads."""
-    text = "llvm"
-    for key in ("mtriple", "mcpu", "mattr"):
+    text, triple = "llvm", str(target.attrs.get("mtriple", ""))
+    implied = "mcpu" in target.attrs and isa.arch_of(triple) == isa.arch_of("")
+    for key in ("mtriple", "mcpu", "mattr", "mfloat-abi"):
         value = target.attrs.get(key)
-        if value and not (key == "mtriple" and "mcpu" in target.attrs):
+        if value and not (key == "mtriple" and implied):
             text += f" -{key}={value if isinstance(value, str) else ','.join(map(str, value))}"
     return text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from topi_ext import isa
+from topi_ext.emit import target_features
 from topi_ext.relax import lower as lowering
 from topi_ext.relax.floats import lower_floats
 
@@ -21,6 +23,7 @@ from .. import __version__, deploy, package
 from ..errors import GraphError, HostError, LinkerMissing, TargetError
 from ..files import replacing
 from ..fleet import Fleet, Shapes
+from ..linking import cannot_link, check_compiler
 from ..measure.race import Call, named
 from ..runtime import pool, vm
 from . import artefact
@@ -81,16 +84,26 @@ def cpu_target(target=None) -> Any:
         raise TargetError(
             f"target {made.kind.name!r} is not a CPU; name an llvm target, such as 'llvm -mcpu=core-avx2'"
         )
-    arch = isa.arch_of(str(made.attrs.get("mtriple", "")))
-    if arch != isa.arch_of(""):
-        raise TargetError(
-            f"the relax host does not build for {arch} yet, only for this machine's own {isa.arch_of('')}; "
-            "TVM 0.19 does: pip install 'tvm_easyquant[relay]' in another environment"
-        )
+    _check_arch(made)
     cpu = str(made.attrs.get("mcpu", ""))
     if cpu and cpu not in {str(c) for c in tvm.target.codegen.llvm_get_cpu_archlist(made)}:
         raise TargetError(f"LLVM knows no -mcpu={cpu} for this target and would ignore it; mend the name")
     return made
+
+
+def _check_arch(target) -> None:
+    """Refuse what LLVM would crash on, or make code of that cannot be linked."""
+    triple = str(target.attrs.get("mtriple", ""))
+    arch, known = isa.arch_of(triple), tuple(str(name) for name in tvm.target.codegen.llvm_get_targets())
+    if triple and not (arch.startswith(known) or re.fullmatch("i[3-6]86", arch)):
+        raise TargetError(f"this LLVM makes no code for {arch} (of -mtriple), but for {', '.join(known)}")
+    if arch == "aarch64" and "neon" not in target_features(target)[1]:
+        text = artefact.target_text(target)
+        raise TargetError(
+            f"target '{text}' has no NEON, which every 64-bit ARM CPU has; write -mattr=+neon"
+        )
+    if triple.endswith("eabihf") and target.attrs.get("mfloat-abi") != "hard":
+        raise TargetError(f"-mtriple={triple} has its floats in registers; write -mfloat-abi=hard, too")
 
 
 def check_cpu(target) -> None:
@@ -105,6 +118,26 @@ def check_linker() -> None:
     """LinkerMissing if there is no C++ compiler to make a library with."""
     if cc.get_cc() is None:
         raise LinkerMissing("there is no C++ compiler to link with: install g++, or set CXX")
+
+
+def link_with(compiler: str | None) -> dict[str, Any]:
+    """The options of `export_to` for ``compiler``, None for this machine's own, once it is found."""
+    if compiler is None:
+        check_linker()
+        return {}
+    check_compiler(compiler)
+    return {"fcompile": cc.cross_compiler(compiler)}
+
+
+def export_to(path: str | os.PathLike, library, **options) -> None:
+    """TVM's ``export_library``; UserError where the compiler does not link the target's code."""
+    try:
+        with vm.quiet():
+            library.export_library(str(path), **options)
+    except RuntimeError as error:
+        if (found := cannot_link(error)) is None:
+            raise
+        raise found from None
 
 
 # -- building
@@ -147,7 +180,7 @@ def build(module, target=None, *, lower: bool = True, outputs: Sequence[str] = (
 def build_fleet(
     module, rows: Sequence[str] | str, *, lower: bool = True, outputs: Sequence[str] = ()
 ) -> Fleet:
-    """`build` for several rows of `topi_ext.isa`, all of this machine's architecture, by name.
+    """`build` for several rows of `topi_ext.isa`, all of one architecture, by name.
 
     Raises KernelError for a name that is none of them, and what `build` raises.
     """
@@ -246,8 +279,8 @@ class Built:
         archive = os.fspath(file_name).endswith(".tar")
         if not archive and "fcompile" not in options:
             check_linker()
-        with replacing(file_name) as temporary, vm.quiet():
-            self.library.export_library(str(temporary), **options)
+        with replacing(file_name) as temporary:
+            export_to(temporary, self.library, **options)
             if os.fspath(file_name).endswith(".so"):
                 with open(temporary, "ab") as file:
                     file.write(package.mark(__version__, self.variant, self.table))
@@ -255,7 +288,9 @@ class Built:
     def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:
         """Write the package that ``tvmc-easyquant run`` and `deploy.Program` take, whole or not at all.
 
-        Raises WriteError, and LinkerMissing where there is no C++ compiler.
+        compiler: what links for another machine, such as ``aarch64-linux-gnu-g++``. Raises WriteError,
+        LinkerMissing where there is no C++ compiler, TuneError where ``compiler`` is not here, UserError
+        where it cannot link the target's code.
         """
         with replacing(path) as temporary:
             temporary.write_bytes(package.packed(__version__, [self.compiled(compiler)]))
@@ -263,17 +298,13 @@ class Built:
     def compiled(self, compiler: str | None = None) -> package.Compiled:
         """It as a variant of a package, linked by ``compiler``: the weights beside the code, so that a
         loader maps them."""
-        options = {}
-        if compiler is not None:
-            options["fcompile"] = cc.cross_compiler(compiler)
-        else:
-            check_linker()
+        options = link_with(compiler)
         main, weights = artefact.lifted(self._ready)
         _, library = _linked(main, self.target, self._code)
         graph, parameters = artefact.weights(weights)
-        with tempfile.TemporaryDirectory() as folder, vm.quiet():
+        with tempfile.TemporaryDirectory() as folder:
             code = Path(folder, package.FILES["code"])
-            library.export_library(str(code), **options)
+            export_to(code, library, **options)
             contents = {"code": code.read_bytes(), "graph": graph, "parameters": parameters}
         return package.Compiled(self.variant, self.table, contents)
 

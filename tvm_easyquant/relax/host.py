@@ -103,12 +103,12 @@ class Relax:
     def linker(self, name=None):
         from tvm.support import cc
 
-        if name is not None:
-            raise HostError(
-                "the relax host does not link for another machine yet; leave --cross-compiler out, or use "
-                "TVM 0.19"
-            )
-        return cc.get_cc()
+        from ..linking import check_compiler
+
+        if name is None:
+            return cc.get_cc()
+        check_compiler(name)
+        return name
 
     def build(self, module, target=None, *, lower=True, outputs=()):
         from .build import build, build_fleet
@@ -154,7 +154,6 @@ class Relax:
     def tune(self, module, log, target=None, *, device=None, progress=None, **settings):
         from .tune import tune
 
-        self.linker(settings.pop("cross_compiler", None))
         return tune(module, log, target, device=device, progress=progress, **settings)
 
     def history(self, log, target):

@@ -10,18 +10,19 @@ import os
 import tempfile
 from collections.abc import Sequence
 
-from topi_ext import records
+from topi_ext import isa, records
 from topi_ext.planner import LayerChoice
 from topi_ext.relax.lower import choose, kernel_function, lower
 
 from .. import tuning
-from ..errors import LinkerMissing, TuneError, last_line
+from ..errors import TuneError, last_line
+from ..linking import check_device
 from ..network.graph import Graph
 from ..scales.layers import choices, stored_times
 from ..scales.table import ScaleTable
 from ..tuning import Progress, Tuned
-from .artefact import target_text
-from .build import BUILD_CONFIG, check_cpu, cpu_target
+from .artefact import needs, target_text
+from .build import BUILD_CONFIG, check_cpu, cpu_target, export_to, link_with
 from .framework import tvm
 
 TUNERS = (tuning.EXHAUSTIVE,)
@@ -65,23 +66,26 @@ def tune(
     early_stopping: int | None = None,
     alternatives: int = 1,
     device: tuple[str, int, str] | None = None,
+    cross_compiler: str | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
     """Measure the kernels of an integer Relax module and append the records to ``log``: `tuning.measure`.
 
     target: default this CPU. device: a tracker's host and port, and the device's key there; default is this
-    machine. Raises TuneError, also when the device is lost on the way; TargetError for code that cannot run
-    here, LinkerMissing where a device needs what this machine cannot link.
+    machine. cross_compiler: what links for the device, if it is of another architecture. Raises TuneError,
+    also when the device is lost on the way; TargetError for code that cannot run here, LinkerMissing and
+    UserError where a device needs what this machine cannot link.
     """
     tuning.check_settings(tuner, trials, TUNERS)
     target = cpu_target(target)
+    check_device(needs(target).arch, isa.arch_of(""), device, cross_compiler)
     if device is None:
         check_cpu(target)
     else:
         _check(device)
     _, layers = lower(module, target)
     return tuning.measure(
-        layers, log, target_text(target), _timer(target, device),
+        layers, log, target_text(target), _timer(target, device, cross_compiler),
         tuning.about(str(tvm.__version__), device and device[2]), trials=trials,
         early_stopping=early_stopping, alternatives=alternatives, progress=progress,
     )  # fmt: skip
@@ -91,7 +95,7 @@ def _mcpu(target) -> str:
     return str(target.attrs.get("mcpu", ""))
 
 
-def _timer(target, device) -> tuning.Timer:
+def _timer(target, device, compiler) -> tuning.Timer:
     """Times kernels in this process, or on the device."""
 
     def of(work):
@@ -105,7 +109,7 @@ def _timer(target, device) -> tuning.Timer:
             with tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
                 built = tvm.compile(tvm.IRModule({"main": function}), target)
             if device is not None:
-                return _on_device(device, built, arrays, out)
+                return _on_device(device, built, arrays, out, compiler)
             return _seconds(built.jit(), tvm.cpu(), arrays, out)
 
         return time
@@ -129,18 +133,16 @@ def _check(device) -> None:
     tuning.check_tracker(host, port, key, needs=" (it needs: pip install tornado)")
 
 
-def _on_device(device, built, arrays, out) -> float:
+def _on_device(device, built, arrays, out, compiler) -> float:
     """`_seconds` on a device; TuneError if it is lost."""
     from tvm import rpc
-    from tvm.support import cc
 
     host, port, key = device
-    if cc.get_cc() is None:
-        raise LinkerMissing("there is no C++ compiler to link with: install g++, or set CXX")
+    options = link_with(compiler)
     _check(device)  # TVM would wait for a lost one without a word
     with tempfile.TemporaryDirectory() as folder:
         library = os.path.join(folder, "kernel.so")
-        built.export_library(library)
+        export_to(library, built, **options)
         try:
             session = rpc.connect_tracker(host, port).request(key, session_timeout=SECONDS)
             session.upload(library)

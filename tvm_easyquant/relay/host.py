@@ -93,7 +93,7 @@ class Relay:
     def linker(self, name=None):
         from tvm.contrib.cc import get_cc
 
-        from .tune import check_compiler
+        from ..linking import check_compiler
 
         if name is None:
             return get_cc()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -28,6 +27,7 @@ from topi_ext.relay.lower import choose
 
 from .. import tuning
 from ..errors import TuneError
+from ..linking import check_device
 from ..network.graph import Graph
 from ..scales.layers import choices, stored_times
 from ..scales.table import ScaleTable
@@ -123,15 +123,6 @@ def _task(kernel: str, spec: str, target: str):
     weight = np.zeros(problem.weight_shape, np.int8)  # no shape depends on its numbers
     work = tuning.Work(manifest.kernel(kernel), problem, weight)
     return _create(work, tvm.target.Target(target))
-
-
-def check_compiler(name: str) -> None:
-    """TuneError if there is no such program here."""
-    if shutil.which(name) is None:
-        raise TuneError(
-            f"there is no compiler {name} here; for 64-bit ARM on Debian and Ubuntu: apt-get install "
-            "g++-aarch64-linux-gnu, then --cross-compiler aarch64-linux-gnu-g++"
-        )
 
 
 def layer_choices(graph: Graph, table: ScaleTable, target) -> list[LayerChoice]:
@@ -258,13 +249,7 @@ def _checked(target, tuner, trials, runner, cross_compiler):
     tuning.check_settings(tuner, trials, TUNERS)
     target = cpu_target(target)
     arch = isa.arch_of(str(target.attrs.get("mtriple", "")))
-    if arch != isa.arch_of("") and (runner is None or cross_compiler is None):
-        raise TuneError(
-            f"kernels for {arch} cannot be measured here: name a device that can (--rpc-tracker, "
-            f"--rpc-key) and what links for it, such as --cross-compiler {arch}-linux-gnu-g++"
-        )
-    if cross_compiler is not None:
-        check_compiler(cross_compiler)
+    check_device(arch, isa.arch_of(""), runner, cross_compiler)
     return target
 
 

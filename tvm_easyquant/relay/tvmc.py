@@ -40,6 +40,7 @@ from ..errors import (
     one_line,
 )
 from ..files import replacing, writable
+from ..linking import cannot_link, check_compiler
 from ..network.graph import Graph
 from ..network.layout import layout_hint
 from ..network.shapes import told
@@ -55,7 +56,7 @@ from .framework import quiet, relay, tvm
 from .layout import as_nchw, has_nhwc
 from .read import from_relay
 from .rewrite import float_module, rewrite
-from .tune import autotvm_log, check_compiler, history, read_log, untuned
+from .tune import autotvm_log, history, read_log, untuned
 
 # isort: split
 from tvm.contrib.cc import get_cc
@@ -661,13 +662,8 @@ def explain(argv: Sequence[str], error: BaseException) -> EasyQuantError | None:
     if "is not enabled" in text and "device api" in text.lower():
         device = option(argv, "--device") or "that device"
         return UserError(f"this TVM was built without --device {device}; use cpu")
-    if isinstance(error, RuntimeError) and "Compilation error:" in text:
-        lines = [line.strip() for line in text.split("Compilation error:")[1].splitlines() if line.strip()]
-        why = next((line for line in lines if "file" in line), lines[0]).split(": ", 1)[-1]
-        return UserError(
-            f"the compiler cannot link code for the target ({why}); name one that can, such as "
-            "--cross-compiler aarch64-linux-gnu-g++"
-        )
+    if isinstance(error, RuntimeError) and (found := cannot_link(error)) is not None:
+        return found
     if "Failed to load dynamic shared library" in text:
         return UserError(
             "this machine cannot load the compiled network; it was made for another architecture, or is "

@@ -1,6 +1,10 @@
 // What run.cc needs besides TVM's runtime: the variant for this CPU, files, tensors as DLPack has them.
 #pragma once
 
+#ifdef __aarch64__
+#include <sys/auxv.h>
+#endif
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -28,7 +32,25 @@ inline std::string read(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// The flags of /proc/cpuinfo.
+// The CPU's flags, as Linux names them.
+#ifdef __aarch64__
+// Of the auxiliary vector: under an emulator /proc/cpuinfo has those of its host.
+inline std::set<std::string> flags() {
+  const char* const names[] = {
+      "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc "
+      "dcpop sha3 sm3 sm4 asimddp sha512 sve asimdfhm dit uscat ilrcpc flagm ssbs sb paca pacg",
+      "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm "
+      "svebf16 i8mm bf16 dgh rng bti mte"};
+  const unsigned long bits[] = {getauxval(AT_HWCAP), getauxval(AT_HWCAP2)};
+  std::set<std::string> found;
+  for (int vector = 0; vector < 2; ++vector) {
+    std::istringstream words(names[vector]);
+    int bit = 0;
+    for (std::string name; words >> name; ++bit) if (bits[vector] >> bit & 1) found.insert(name);
+  }
+  return found;
+}
+#else
 inline std::set<std::string> flags() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
@@ -39,6 +61,7 @@ inline std::set<std::string> flags() {
   }
   return {};
 }
+#endif
 
 // A line of variants.txt is a name and the flags that it needs.
 inline std::string variant(const std::string& network) {
