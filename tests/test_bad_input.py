@@ -123,6 +123,8 @@ CASES = {
     "a folder": (quantize(model="folder"), "folder is not an ONNX file", 4),
     "no conv": (quantize(model="relu.onnx"), "no convolution and no dense", 4),
     "dynamic shape": (quantize(model="dynamic.onnx"), "input x has (the|a) dynamic shape.*--input-shapes", 4),
+    "wrong name beside an open shape": (
+        [*quantize(model="dynamic.onnx"), "--input-shapes", "y:[1,3,8,8]"], r"input_shapes names \['y'\].*\['x'\]", 4),
     "wrong --input-shapes name": ([*Q, "--input-shapes", "y:[1,3,8,8]"], r"input_shapes names \['y'\].*\['x'\]", 4),
     "wrong --input-shapes": ([*Q, "--input-shapes", "x:[1,4,8,8]"], "x was given shape.*the model says", 4),
     "unreadable --input-shapes": ([*Q, "--input-shapes", "x=1,2"], "--input-shapes", 4),

@@ -386,6 +386,18 @@ def test_every_variant_computes_the_same_integers(made, row):
     )
 
 
+@pytest.mark.relay
+def test_run_of_a_package_of_the_other_host_is_a_line(tmp_path):
+    """Story: tvmc unpacked it, and ended in a traceback of the graph executor: "key weights is not supported"."""
+    needs = package.Needs("generic", isa.arch_of(""), ())
+    contents = dict.fromkeys(package.FILES, b"")
+    theirs = package.Variant("generic", needs, "llvm", "0.27.0", runtime=package.VM)
+    (tmp_path / "net.tar").write_bytes(package.packed("1", [package.Compiled(theirs, "", contents)]))
+    done = command("run", "net.tar", cwd=tmp_path)
+    assert done.returncode == 4 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "net.tar was compiled by today's apache-tvm (the relax host), and TVM 0.19" in done.stderr
+
+
 @pytest.mark.ci
 def test_compile_writes_what_python_exports_and_run_takes_the_best(made):
     folder, _, _ = made
