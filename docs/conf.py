@@ -108,6 +108,9 @@ def public() -> str:
         directive = "autoclass" if isinstance(value, type) else "autofunction"
         out += [f".. {directive}:: tvm_easyquant.{name}"]
         out += ["   :members:"] if directive == "autoclass" and name != "Graph" else []
+        out += (
+            ["   :inherited-members:"] if name == "Executor" else []
+        )  # `fleet.PooledExecutor` has its calls
     return "\n".join(out) + "\n"
 
 

@@ -71,6 +71,15 @@ class FloatLayer:
         self.residual = expr
         return True
 
+    def met(self, name: str, other: Any, shape: tuple[int, ...] | None, numbers: np.ndarray | None) -> bool:
+        """``add``, ``maximum`` or ``minimum`` with another operand; numbers: its own, if a constant."""
+        if name == "add":
+            return self.joined(other, shape) if numbers is None else self.added(numbers)
+        if numbers is None or numbers.size != 1:
+            return False
+        limit = float(numbers.ravel()[0])
+        return self.limited(limit, inf) if name == "maximum" else self.limited(-inf, limit)
+
     @property
     def _open(self) -> bool:
         return (self.lo, self.hi) == (-inf, inf) and self.residual is None

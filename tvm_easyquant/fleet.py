@@ -1,21 +1,25 @@
 """One network built several times for one package: for several CPUs, at several input shapes.
 
-No host is known here: what is built runs, and its ``parts(compiler)`` are variants of a package.
+No host is known here: what is built runs, and its ``parts(compiler)`` are variants of a package. What the
+hosts' executors have in common, several shapes among it, is here as well.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from . import __version__, package
-from .deploy import at_shapes, no_such_shapes, the_inputs
+from .deploy import at_shapes, fitting, no_such_shapes, the_inputs
 from .errors import GraphError, TargetError
 from .files import replacing
+from .runtime.pool import Contexts
+
+Own = TypeVar("Own", bound="PooledExecutor")
 
 
 class _Several:
@@ -126,3 +130,46 @@ class Shapes(_Several):
             f"{file_name}: a library holds one input shape, this network is built at {len(self.networks)}; "
             "export writes a package, networks[i].export_library one library"
         )
+
+
+class PooledExecutor:
+    """The calls of a host's Executor: each takes a context, of the network at its arrays' shapes.
+
+    Who makes one sets these. inputs: {name: (shape, element type)}; the rest: the layouts of images, the
+    networks at several shapes, the executors of all but the first of them, the runtime, its threads, the
+    pool of contexts.
+    """
+
+    inputs: dict[str, tuple[tuple[int, ...], str]]
+    _layouts: Mapping[str, str]
+    _shapes: Shapes | None
+    _others: Sequence[Any]
+    _runtime: Any
+    _threads: int
+    _contexts: Contexts
+
+    def __enter__(self: Own) -> Own:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the calls that run; a later call raises GraphError."""
+        for executor in (self, *self._others):
+            executor._contexts.close()
+
+    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
+        """The outputs for {input: array}, or for the array of the only input. Raises GraphError."""
+        if self._shapes is not None and (place := self._shapes.place(feed)):
+            return self._others[place - 1](feed)
+        feed = fitting(feed, self.inputs, self._layouts, GraphError)
+        return self._run(lambda context: context.step(feed))
+
+    def _run(self, job: Callable[[Any], Any]) -> Any:
+        """job(a context that nobody else runs)."""
+        context = self._contexts.take()
+        try:
+            return self._runtime.run(functools.partial(job, context), self._threads)
+        finally:
+            self._contexts.give(context)

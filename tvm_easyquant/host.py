@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import json
 import os
 import platform
 import sys
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 HOSTS = ("relay", "relax")
 #: the distributions that bring a package called ``tvm``
 WHEELS = ("apache-tvm", "xtc-tvm-python-bindings")
+
+#: the attribute of an integer module that holds its scale table, as JSON
+TABLE = "easyquant_table"
+#: and the one that holds the layouts of its images
+LAYOUTS = "easyquant_layouts"
 
 Progress = Callable[[int, int, str], None]
 #: what belongs to the host alone: its IR module, and what it calls a target; others pass them on unread
@@ -267,6 +273,23 @@ class Host(Protocol):
 
     def untuned(self, layers: Sequence, target: Target = None) -> tuple[int, int]:
         """(kernels without a record, all kernels) of `layer_choices` under the records applied now."""
+
+
+def table_of(module: Module) -> str:
+    """The JSON of a module's table; "" if it has none."""
+    return str(module.get_attr(TABLE) or "")
+
+
+def layouts_of(module: Module) -> dict[str, str]:
+    """{input: NHWC or NCHW} of a module's images; {} if it has none."""
+    return json.loads(str(module.get_attr(LAYOUTS) or "{}"))
+
+
+def plain(module: Module) -> Module:
+    """A module without what it knows, which TVM's passes are not to see."""
+    for name in (TABLE, LAYOUTS):
+        module = module.without_attr(name) if module.get_attr(name) else module
+    return module
 
 
 class Late:

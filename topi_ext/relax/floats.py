@@ -61,13 +61,7 @@ def _takes(layer: FloatLayer, call, var, number) -> bool:
         return False
     if _shape(call) != layer.out_shape:
         return False
-    found = number(others[0])
-    if name == "relax.add":
-        return layer.joined(others[0], _shape(others[0])) if found is None else layer.added(found)
-    if found is None or found.size != 1:
-        return False
-    limit = float(found.ravel()[0])
-    return layer.limited(limit, inf) if name == "relax.maximum" else layer.limited(-inf, limit)
+    return layer.met(name.removeprefix("relax."), others[0], _shape(others[0]), number(others[0]))
 
 
 def _layers(main, isa_name: str) -> dict:

@@ -115,13 +115,7 @@ def _takes(layer: FloatLayer, call, end) -> bool:
     others = [arg for arg in call.args if not arg.same_as(end)]
     if name not in ("add", "maximum", "minimum") or len(others) != 1 or _shape(call) != layer.out_shape:
         return False
-    found = _number(others[0])
-    if name == "add":
-        return layer.joined(others[0], _shape(others[0])) if found is None else layer.added(found)
-    if found is None or found.size != 1:
-        return False
-    limit = float(found.ravel()[0])
-    return layer.limited(limit, inf) if name == "maximum" else layer.limited(-inf, limit)
+    return layer.met(name, others[0], _shape(others[0]), _number(others[0]))
 
 
 class _Lowering:

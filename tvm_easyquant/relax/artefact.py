@@ -12,14 +12,10 @@ from topi_ext import isa
 from topi_ext.emit import target_features, target_isa
 
 from .. import package
+from ..host import LAYOUTS, TABLE
 from ..runtime.vm import ALIGNMENT
 from ..scales.table import ScaleTable
 from .framework import relax, tvm
-
-#: the attribute of an integer module that holds its scale table, as JSON
-TABLE = "easyquant_table"
-#: and the one that holds the layouts of its images
-LAYOUTS = "easyquant_layouts"
 
 
 def with_table(module, table: ScaleTable):
@@ -27,26 +23,9 @@ def with_table(module, table: ScaleTable):
     return module.with_attr(TABLE, table.to_json())
 
 
-def table_of(module) -> str:
-    """The JSON of a module's table; "" if it has none."""
-    return str(module.get_attr(TABLE) or "")
-
-
 def with_layouts(module, layouts: Mapping[str, str]):
     """An integer module that knows the layouts of its images, {input: NHWC or NCHW}."""
     return module.with_attr(LAYOUTS, json.dumps(dict(layouts)))
-
-
-def layouts_of(module) -> dict[str, str]:
-    """Those of a module; {} if it has none."""
-    return json.loads(str(module.get_attr(LAYOUTS) or "{}"))
-
-
-def plain(module):
-    """A module without what it knows, which TVM's passes are not to see."""
-    for name in (TABLE, LAYOUTS):
-        module = module.without_attr(name) if module.get_attr(name) else module
-    return module
 
 
 def target_text(target) -> str:

@@ -22,7 +22,8 @@ from topi_ext.relax.floats import lower_floats
 from .. import __version__, deploy, package
 from ..errors import GraphError, HostError, LinkerMissing, TargetError
 from ..files import replacing
-from ..fleet import Fleet, Shapes
+from ..fleet import Fleet, PooledExecutor, Shapes
+from ..host import layouts_of, plain, table_of
 from ..linking import cannot_link, check_compiler
 from ..measure.race import Call, named
 from ..runtime import pool, vm
@@ -172,8 +173,8 @@ def build(module, target=None, *, lower: bool = True, outputs: Sequence[str] = (
         raise HostError(
             "the relax host has only our own lowering yet; leave lower=True (the stock one needs TVM 0.19)"
         )
-    table, layouts = artefact.table_of(module), artefact.layouts_of(module)
-    lowered, layers = lowering.lower(artefact.plain(module), target)
+    table, layouts = table_of(module), layouts_of(module)
+    lowered, layers = lowering.lower(plain(module), target)
     return _compiled(lowered, target, layers, outputs, table, layouts)
 
 
@@ -401,7 +402,7 @@ class _Context:
         return [output.numpy() for output in ([made] if hasattr(made, "numpy") else made)]
 
 
-class Executor:
+class Executor(PooledExecutor):
     """A built network with its inputs and outputs by name.
 
     ``executor(feed)`` takes {input: float32 NCHW array}, or the array of the only input, and returns the
@@ -434,23 +435,6 @@ class Executor:
     def _context(self) -> _Context:
         return _Context(relax.VirtualMachine(self.library, tvm.cpu()), self.inputs)
 
-    def __enter__(self) -> Executor:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Wait for the calls that run; a later call raises GraphError."""
-        for executor in (self, *self._others):
-            executor._contexts.close()
-
-    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
-        if self._shapes is not None and (place := self._shapes.place(feed)):
-            return self._others[place - 1](feed)
-        feed = deploy.fitting(feed, self.inputs, self._layouts, GraphError)
-        return self._run(lambda context: context.step(feed))
-
     def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
         """Times of ``repeat`` runs (each the mean of ``number``), with the inputs of the last call."""
 
@@ -459,11 +443,3 @@ class Executor:
             return [1e3 * float(t) for t in timer(*context.arguments).results]
 
         return self._run(timed)
-
-    def _run(self, job):
-        """job(a context that nobody else runs)."""
-        context = self._contexts.take()
-        try:
-            return self._runtime.run(functools.partial(job, context), self._threads)
-        finally:
-            self._contexts.give(context)

@@ -22,7 +22,8 @@ import numpy as np
 from .. import __version__, deploy, package
 from ..errors import TargetError
 from ..files import replacing
-from ..fleet import Fleet, Shapes
+from ..fleet import Fleet, PooledExecutor, Shapes
+from ..host import layouts_of, plain, table_of
 from ..measure.race import Call, named
 from ..network.graph import GraphError
 from ..runtime import graph as executors
@@ -104,8 +105,8 @@ def build(
     from topi_ext.lower import LowerInteger
     from topi_ext.relay.op import target_isa
 
-    target, layers, table = cpu_target(target), [], artefact.table_of(module)
-    layouts = artefact.layouts_of(module)
+    target, layers, table = cpu_target(target), [], table_of(module)
+    layouts = layouts_of(module)
     if not lower and target_isa(target) == "avx512vnni" and "qnn.dense" in _operators(module):
         raise TargetError(
             f"TVM's stock int8 dense kernel aborts the process on target '{target}'; leave lower=True, or "
@@ -117,7 +118,7 @@ def build(
             module = lowering(module)
             layers = in_call_order(module, lowering.layers)
         else:
-            module = artefact.plain(module)
+            module = plain(module)
         return Built(relay.build(module, target), target, layers, outputs, table, layouts)
 
 
@@ -409,7 +410,7 @@ def _check_library(library) -> None:
             check_cpu(target)
 
 
-class Executor:
+class Executor(PooledExecutor):
     """A built library with its inputs and outputs by name.
 
     ``executor(feed)`` takes {input: float32 NCHW array}, or the array of the only input, and returns the
@@ -449,23 +450,6 @@ class Executor:
         more = functools.partial(_another, library, self.module, self.device, self.inputs)
         self._contexts = pool.Contexts(more, contexts, _Context(self.module), "the executor", GraphError)
 
-    def __enter__(self) -> Executor:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Wait for the calls that run; a later call raises GraphError."""
-        for executor in (self, *self._others):
-            executor._contexts.close()
-
-    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
-        if self._shapes is not None and (place := self._shapes.place(feed)):
-            return self._others[place - 1](feed)
-        feed = deploy.fitting(feed, self.inputs, self._layouts, GraphError)
-        return self._run(lambda context: context.step(feed))
-
     def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
         """Times of ``repeat`` runs (each the mean of ``number``), after the inputs were set."""
 
@@ -474,14 +458,6 @@ class Executor:
             return [1e3 * float(t) for t in measure().results]
 
         return self._run(timed)
-
-    def _run(self, job):
-        """job(a context that nobody else runs)."""
-        context = self._contexts.take()
-        try:
-            return self._runtime.run(functools.partial(job, context), self._threads)
-        finally:
-            self._contexts.give(context)
 
 
 def _another(library, first, device, inputs) -> _Context:
