@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 import tvm_easyquant as eq
-from topi_ext import cpu, isa, manifest
+from topi_ext import cpu, isa
 from topi_ext.conv2d import Bound, ConvSpec, fold_zero_point
 from tvm_easyquant import cli, deployment, load_onnx
 from tvm_easyquant.errors import DeployError, TargetError, TuneError, TVMMissing
@@ -25,6 +25,7 @@ from tvm_easyquant.scales.integer import run_integer
 tvm = pytest.importorskip("tvm_easyquant.relax.framework", exc_type=TVMMissing).tvm
 import test_kernels as kernels
 
+from topi_ext import manifest
 from topi_ext.relax.lower import kernel_function
 from tvm_easyquant.relax.build import BUILD_CONFIG
 
