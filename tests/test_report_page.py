@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tvm")
-pytest.importorskip("plotly")
 pytest.importorskip("jinja2")
 webdriver = pytest.importorskip("selenium.webdriver")
 
@@ -102,7 +101,7 @@ def test_the_page_is_whole_and_legible(browser, page, width):
     )
     assert small == []
     plots = browser.execute_script(
-        "return [...document.querySelectorAll('.plot')].map(p => [p.id, p.querySelectorAll('path, .annotation').length,"
+        "return [...document.querySelectorAll('.plot')].map(p => [p.id, p.querySelectorAll('.mark, .line, .annotation').length,"
         " p.getBoundingClientRect().right <= innerWidth])"
     )
     assert {name for name, _, _ in plots} == {
@@ -145,13 +144,13 @@ def test_a_click_sorts_and_a_name_shows_its_layer(browser, page):
             assert up == sorted(up, key=order)
     empty = [not v for v in column(browser, 8)]
     assert empty.count(True) == 1  # the float layer has no error
-    name = next(b for b in browser.find_elements("css selector", "td.name button") if b.text == NASTY)
+    name = next(b for b in browser.find_elements("css selector", ".name a") if b.text == NASTY)
     name.click()
     words = browser.find_element("id", "words").text
     assert "saturation" in words and "kernel" in words
     assert browser.find_element("css selector", "#choice option:checked").text == NASTY
     titles = browser.execute_script(
-        "return [...document.querySelectorAll('#detail .gtitle')].map(t => t.textContent)"
+        "return [...document.querySelectorAll('#detail .title')].map(t => t.textContent)"
     )
     assert (
         titles[0].startswith("Search of the weight scales") and titles[1] == "Search of the input's scale"

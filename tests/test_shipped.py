@@ -102,7 +102,6 @@ def test_a_process_that_loads_a_package_may_compile_the_float_network(folder):
 def test_the_report_has_what_a_package_knows_and_says_what_it_leaves_out(folder, capsys, monkeypatch):
     """It was refused: a package holds no model."""
     pytest.importorskip("jinja2")
-    pytest.importorskip("plotly")
     monkeypatch.chdir(folder)
     page = folder / "page.html"
     assert cli.run(["report", "net.tar", "--no-benchmark", "-o", "page.html", "--json"]) == 0
@@ -171,7 +170,7 @@ def test_the_report_has_what_a_package_knows_and_says_what_it_leaves_out(folder,
 )
 def test_mistakes_are_a_line(folder, monkeypatch, capsys, words, message):
     if words[0] == "report":
-        pytest.importorskip("plotly")
+        pytest.importorskip("jinja2")
     monkeypatch.chdir(folder)
     assert cli.run(list(words)) == 4
     err = capsys.readouterr().err
