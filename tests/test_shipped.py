@@ -132,6 +132,19 @@ def test_the_report_has_what_a_package_knows_and_says_what_it_leaves_out(folder,
     assert low <= facts["benchmark"]["ms"] <= high and facts["benchmark"]["ms_fp32"] > 0
 
 
+def test_a_call_that_is_no_layer_is_none_of_the_report(tmp_path, capsys, monkeypatch):
+    """The average pool of the demo's network has a kernel and no weights: KeyError: 'avgpool'."""
+    pytest.importorskip("jinja2")
+    from tvm_easyquant import demo
+
+    q = eq.quantize(demo.network_path(), demo.images()["calibration_images"][:8], method="minmax")
+    q.build().export(tmp_path / "net.tar")
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["report", "net.tar", "--no-benchmark", "--json"]) == 0
+    layers = [row["name"] for row in json.loads(capsys.readouterr().out)["layers"]]
+    assert layers == [node.name for node in q.graph.compute_nodes]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

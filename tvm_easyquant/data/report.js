@@ -33,7 +33,7 @@ function plot(id, what) {
 }
 function draw(id) {
   const place = byId(id), what = drawn.get(id), caption = place.parentElement.querySelector("figcaption");
-  const width = Math.max(place.clientWidth, 200), height = innerWidth <= 700 ? 260 : 300;
+  const width = Math.max(place.clientWidth, 200), height = what.nothing ? 84 : innerWidth <= 700 ? 260 : 300;
   const image = svg("svg", { width, height, role: "img", "aria-label": what.text });
   const legend = document.createElement("div");
   legend.className = "legend";
@@ -415,7 +415,7 @@ function resize(to) {
   place.scrollTo(middle[0] * zoom - place.clientWidth / 2, middle[1] * zoom - place.clientHeight / 2);
 }
 function fit() { // to the width, as far as the names can be read
-  resize(Math.min(1, Math.max(0.55, (byId("graph").clientWidth - 4) / picture.width)));
+  resize(Math.min(1, Math.max(0.75, (byId("graph").clientWidth - 4) / picture.width)));
   const first = picture.nodes[0];
   if (first) byId("graph").scrollTo(first.x * zoom - byId("graph").clientWidth / 2, 0);
 }

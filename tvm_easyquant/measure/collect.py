@@ -144,7 +144,8 @@ def collect_package(
     if record is None or variant is None:
         raise TableError(f"{name} has no record of what it is")
     rows: list[dict[str, Any]] = []
-    for number, layer in enumerate(variant.layers, 1):
+    calls = [layer for layer in variant.layers if layer in table.weights]  # a pool is called, too
+    for number, layer in enumerate(calls, 1):
         weights, figures = table.weights[layer], table.figures.get(layer, {})
         node = None if graph is None else graph[layer]
         rows.append(
