@@ -46,7 +46,7 @@ function draw(id) {
     image.append(svg("text", { class: "annotation", x: width / 2, y: height / 2 }, ...wrapped(what.nothing, width)));
     return;
   }
-  const box = { left: 58, right: width - 12, top: 10, bottom: height - 42 };
+  const box = { left: 66, right: width - 12, top: 10, bottom: height - 42 };
   const x = axis(what.x, [box.left, box.right]), y = axis(what.y, [box.bottom, box.top]);
   for (const [at, text] of y.ticks) {
     image.append(svg("path", { class: "grid", d: `M${box.left} ${at}H${box.right}` }));
@@ -226,7 +226,7 @@ function histogram(id, title, h, label) {
   plot(id, {
     title: `${title}: ${share} % clipped`, bars: [{ cls: "s0", bars }], rules: h.clip,
     x: { label, range: [low - space, high + space] }, y: { label: "count", log: true, range: [0.8, 1.3 * Math.max(...h.counts, 1)] },
-    text: `${title}: values from ${h.edges[0].toPrecision(3)} to ${h.edges.at(-1).toPrecision(3)}; the scale holds ${h.clip[0].toPrecision(3)} to ${h.clip[1].toPrecision(3)} (dashed), ${share} % lie outside.`,
+    text: `${title}, drawn from ${h.edges[0].toPrecision(3)} to ${h.edges.at(-1).toPrecision(3)}; the scale holds ${h.clip[0].toPrecision(3)} to ${h.clip[1].toPrecision(3)} (dashed), ${share} % lie outside.`,
   });
 }
 function show(index) {

@@ -118,9 +118,9 @@ def slim(facts: Mapping) -> dict:
 
 def check_same_network(runs: Sequence[Mapping]) -> None:
     """ReportError if a report has no layer in common with the first."""
-    names = [{layer["name"] for layer in run["layers"]} for run in runs]
-    for run, mine in zip(runs, names, strict=True):
-        if not mine & names[0]:
+    names = {layer["name"] for layer in runs[0]["layers"]}
+    for run in runs[1:]:
+        if not names & {layer["name"] for layer in run["layers"]}:
             raise ReportError(
                 f"the reports of {runs[0]['table']} and {run['table']} have no layer in common; compare "
                 "reports of one network"
