@@ -462,7 +462,6 @@ def test_a_drop_of_mean_average_precision_is_met_on_the_command_line(work, here,
 
 @pytest.mark.parametrize("here", ["relay"], indirect=True)  # the page names the machine, as a host knows it
 def test_a_report_shows_a_metric_of_the_set_in_its_unit(work, here, capsys, tmp_path):
-    pytest.importorskip("plotly")
     pytest.importorskip("jinja2")
     table, page = tmp_path / "net.json", tmp_path / "page.html"
     assert (

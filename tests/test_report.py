@@ -88,7 +88,6 @@ def test_histograms_count_every_value_and_the_clipped_ones(bits):
 
 def test_the_page_is_one_file_and_names_are_text(tmp_path):
     pytest.importorskip("tvm")
-    pytest.importorskip("plotly")
     pytest.importorskip("jinja2")
     import onnx
 

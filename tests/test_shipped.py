@@ -102,7 +102,6 @@ def test_a_process_that_loads_a_package_may_compile_the_float_network(folder):
 def test_the_report_has_what_a_package_knows_and_says_what_it_leaves_out(folder, capsys, monkeypatch):
     """It was refused: a package holds no model."""
     pytest.importorskip("jinja2")
-    pytest.importorskip("plotly")
     monkeypatch.chdir(folder)
     page = folder / "page.html"
     assert cli.run(["report", "net.tar", "--no-benchmark", "-o", "page.html", "--json"]) == 0
@@ -131,6 +130,19 @@ def test_the_report_has_what_a_package_knows_and_says_what_it_leaves_out(folder,
     assert facts["accuracy"] == want and f"float32 {want['top1']['reference']:.4g}" in text
     low, high = facts["benchmark"]["spread"]
     assert low <= facts["benchmark"]["ms"] <= high and facts["benchmark"]["ms_fp32"] > 0
+
+
+def test_a_call_that_is_no_layer_is_none_of_the_report(tmp_path, capsys, monkeypatch):
+    """The average pool of the demo's network has a kernel and no weights: KeyError: 'avgpool'."""
+    pytest.importorskip("jinja2")
+    from tvm_easyquant import demo
+
+    q = eq.quantize(demo.network_path(), demo.images()["calibration_images"][:8], method="minmax")
+    q.build().export(tmp_path / "net.tar")
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["report", "net.tar", "--no-benchmark", "--json"]) == 0
+    layers = [row["name"] for row in json.loads(capsys.readouterr().out)["layers"]]
+    assert layers == [node.name for node in q.graph.compute_nodes]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +183,7 @@ def test_the_report_has_what_a_package_knows_and_says_what_it_leaves_out(folder,
 )
 def test_mistakes_are_a_line(folder, monkeypatch, capsys, words, message):
     if words[0] == "report":
-        pytest.importorskip("plotly")
+        pytest.importorskip("jinja2")
     monkeypatch.chdir(folder)
     assert cli.run(list(words)) == 4
     err = capsys.readouterr().err

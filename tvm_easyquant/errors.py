@@ -65,6 +65,10 @@ class CurvesError(EasyQuantError, ValueError):
     """A search record cannot be used; the message names the file and the cure."""
 
 
+class ReportError(EasyQuantError, ValueError):
+    """A report cannot be compared; the message names the file and the cure."""
+
+
 class EvaluationError(EasyQuantError, ValueError):
     """Labelled data or a metric cannot be used; the message names the file, the sample and the cure."""
 

@@ -1,4 +1,4 @@
-"""The verb ``report``: what quantization did to each layer, on one HTML page."""
+"""The verb ``report``: what quantization did to each layer, on one HTML page; of several tables, too."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from ..files import writable
 from . import shipped
 from .common import (
     UserError,
+    add_model,
     add_pictures,
-    add_quantized,
     add_verb,
     load_graph,
     preprocess_of,
@@ -22,23 +22,50 @@ examples:
   tvmc-easyquant report net.onnx --table net.json --calibration images.npz --record search.json \\
       --data validation.npz -o net.html
   tvmc-easyquant report net.onnx --table net.json --no-benchmark --json
+  tvmc-easyquant report net.onnx --table int8.json --table int7.json --data photos/ -o both.html
+  tvmc-easyquant report new.html --compare old.html -o both.html
   tvmc-easyquant report net.tar --data validation.npz --float net.onnx
 
-Of a package the page has what it and its table know, and says what it leaves out.
+Several tables, and reports made before, are compared on one page: the first with each other one. Of a
+package the page has what it and its table know, and says what it leaves out.
 The page needs no network; a browser opens it as a file.
 """
+
+#: how a report made before is told from a model
+MADE = (".html", ".json")
 
 
 def add(subparsers) -> None:
     help = "one HTML page: accuracy, time, error, kernels and scales of every layer"
     parser = add_verb(subparsers, "report", _report, help, EXAMPLES)
-    add_quantized(parser, package=True)
-    shipped.add_options(parser)
+    add_model(
+        parser, "the model, a package of compile (.tar), or a report made before (.html, or its .json)"
+    )
     add = parser.add_argument
+    add(
+        "--table",
+        action="append",
+        metavar="FILE",
+        help="the model's scale table, from quantize; may be repeated",
+    )
+    add(
+        "--compare",
+        action="append",
+        metavar="REPORT",
+        default=[],
+        help="a report made before, beside it; may be repeated",
+    )
+    add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
+    add("--json", action="store_true", help="print the result as JSON")
+    shipped.add_options(parser)
     add("-o", "--output", default="report.html", metavar="FILE", help="(report.html)")
     add("--calibration", metavar="DATA", help="inputs, for the histograms of activations; as in quantize")
     add("--samples", type=int, default=16, metavar="N", help="of them for the histograms (16)")
-    add("--record", metavar="FILE", help="the curves of the search, from quantize --record")
+    add(
+        "--record",
+        metavar="FILE",
+        help="the curves of the search, from quantize --record (the first table's)",
+    )
     add("--data", metavar="DATA", help="labelled data, for the accuracy; as in evaluate")
     add("--metric", metavar="MODULE:FUNCTION", help="instead of top-1 and top-5, as in evaluate")
     add("--limit", type=int, metavar="N", help="the first N labelled samples only")
@@ -50,31 +77,80 @@ def add(subparsers) -> None:
 
 
 def _report(args, host) -> int:
-    from dataclasses import replace
-    from itertools import islice
-
     from ..files import write_text
-    from ..measure import report
-    from ..measure.collect import collect
-    from ..samples import sources
-    from ..scales import calibrate
-    from ..scales.table import ScaleTable
-    from ..search.curves import Curves
-    from ..search.driver import layer_figures
-    from .measure import built, evaluation, labelled_data, timing
+    from ..measure import compare, report
 
-    inputs = [path for path in (args.FILE, args.table, args.calibration, args.record, args.float) if path]
-    writable(args.output, inputs)
+    tables = args.table or []
+    inputs = [args.FILE, *tables, args.calibration, args.record, args.float, *args.compare]
+    writable(args.output, [path for path in inputs if path])
     for name in ("samples", "threads", "rounds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
-    if shipped.is_package(args, but=["input_shapes"]):
+    made = args.FILE.lower().endswith(MADE)
+    if made:
+        _check_made(args)
+    elif shipped.is_package(args, but=["input_shapes"]):
+        if args.compare:
+            raise UserError(f"--compare is of reports of models; {args.FILE} is a package: leave it out")
         return shipped.report(args, host)
     report.check_packages()
-    target, table = host.target(args.target), ScaleTable.load(args.table)
+    before = [facts for path in args.compare for facts in compare.read(path)]
+    facts, *others = compare.read(args.FILE) if made else _measured(args, host)
+    if others := [*others, *before]:
+        facts["compared"] = [compare.slim(other) for other in others]
+    write_text(args.output, report.render(facts))
+    if args.json:
+        print_json(facts)
+    else:
+        print(f"report: {args.output}")
+    return 0
+
+
+#: options that say how something is measured
+OF_MODEL = (
+    "table", "target", "input_shapes", "outputs", "model_format", "batch", "float", "isa", "calibration",
+    "record", "data", "metric", "limit", "tuning_records",
+)  # fmt: skip
+
+
+def _check_made(args) -> None:
+    """UserError where options do not go with a report made before, of which nothing is measured."""
+    for name in OF_MODEL:
+        if getattr(args, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} is of a model; {args.FILE} is a report made before: leave it out")
+
+
+def _measured(args, host) -> list[dict]:
+    """The facts of each table of the command line, in its order."""
+    from ..samples import sources
+    from ..scales.table import ScaleTable
+    from ..search.curves import Curves
+
+    target, tables = host.target(args.target), [ScaleTable.load(path) for path in args.table]
     host.check_cpu(target)
     curves = Curves.load(args.record) if args.record else None
-    source = sources.calibration(args.calibration, preprocess_of(args, table)) if args.calibration else None
+    found: list[dict] = []
+    for path, table in zip(args.table, tables, strict=True):
+        source = None
+        if args.calibration:
+            source = sources.calibration(args.calibration, preprocess_of(args, table))
+        found.append(_facts(args, host, target, path, table, source, None if found else curves))
+    return found
+
+
+def _facts(args, host, target, path, table, source, curves) -> dict:
+    """The facts of one table: what is known of it, and what the options ask to measure."""
+    from dataclasses import replace
+    from itertools import islice
+    from pathlib import Path
+
+    from ..measure.answers import Answers
+    from ..measure.collect import collect
+    from ..scales import calibrate
+    from ..search.driver import layer_figures
+    from .measure import built, evaluation, labelled_data, timing
+
     loaded = load_graph(args, host, table)
     graph = table.prepared(loaded)
     plan = table.check(graph)
@@ -84,24 +160,20 @@ def _report(args, host) -> int:
     if samples and not table.figures:
         table = replace(table, figures=layer_figures(graph, plan, table, samples))
     with host.history(args.tuning_records, target), progress_bar() as bar:
-        judged = labelled_data(args, table) if args.data else None
+        answers = Answers(*labelled_data(args, table)) if args.data else None
         accuracy = benchmark = None
-        if judged is None and args.no_benchmark:  # nothing is to be run
+        if answers is None and args.no_benchmark:  # nothing is to be run
             layers = host.layer_choices(graph, table, target)
         else:
             networks = built(host, loaded, table, target)
             layers = networks[1].layers
-            if judged is not None:
+            if answers is not None:
+                judged = answers.data, answers.metrics
                 accuracy = evaluation(judged, networks, args.batch or 1, loaded, bar)
             if not args.no_benchmark:
                 benchmark = timing(args, host, graph, table, networks, bar)
-        facts = collect(
+        return collect(
             graph, table, layers, target=str(target), machine=host.describe(), version=__version__,
-            samples=samples, curves=curves, benchmark=benchmark, accuracy=accuracy, progress=bar,
+            samples=samples, curves=curves, benchmark=benchmark, accuracy=accuracy, answers=answers,
+            name=Path(path).name, progress=bar,
         )  # fmt: skip
-    write_text(args.output, report.render(facts))
-    if args.json:
-        print_json(facts)
-    else:
-        print(f"report: {args.output}")
-    return 0

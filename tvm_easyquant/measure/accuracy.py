@@ -351,11 +351,11 @@ def compare(scores, reference, *, interval=True, progress=None):
         half = 1.96 * float((a - b).std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
     return Paired(
         n, 100 * float(a.mean()), 100 * float(b.mean()), gained, lost, 100 * float((a - b).mean()),
-        (100 * (middle - half), 100 * (middle + half)), _sign_test(gained, lost),
+        (100 * (middle - half), 100 * (middle + half)), sign_test(gained, lost),
     )  # fmt: skip
 
 
-def _sign_test(gained: int, lost: int) -> float:
+def sign_test(gained: int, lost: int) -> float:
     """The two-sided exact probability of a split as uneven as this one, were both equally likely."""
     n, few = gained + lost, min(gained, lost)
     log_half = n * math.log(2)

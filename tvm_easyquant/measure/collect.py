@@ -4,6 +4,8 @@ package what it knows of these."""
 from __future__ import annotations
 
 import datetime
+import hashlib
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -13,8 +15,10 @@ from .. import package
 from ..errors import CurvesError, TableError
 from ..network.graph import Graph
 from ..scales.table import ScaleTable
-from . import report
+from . import compare, report
 from .accuracy import Paired, PairedSet
+from .answers import Answers
+from .drawing import drawing
 
 if TYPE_CHECKING:
     from topi_ext.lower import LayerChoice
@@ -32,6 +36,8 @@ def collect(
     curves: Any = None,
     benchmark: Any = None,
     accuracy: Mapping[str, Paired | PairedSet] | None = None,
+    answers: Answers | None = None,
+    name: str = "",
     progress=None,
 ) -> dict:
     """The facts of `report.render`, as plain values.
@@ -39,8 +45,9 @@ def collect(
     layers: the kernel of each for ``target``: of a `Built`, or `Host.layer_choices`. machine: of
     `Host.describe`; version: of this package. samples: calibration inputs, for histograms. curves
     (`Curves`), benchmark (`Host.benchmark`), accuracy: what was recorded and measured, each may be left
-    out. Raises TableError if the table does not fit the graph, CurvesError if the curves are another
-    model's.
+    out. answers: which watched the metrics of ``accuracy``, for the samples that changed. name: of the
+    table, where several are compared. Raises TableError if the table does not fit the graph, CurvesError if
+    the curves are another model's.
     """
     plan = table.check(graph)
     if curves is not None and curves.model != graph.fingerprint:
@@ -66,13 +73,26 @@ def collect(
             "ms_fp32": times[node.name].ms_fp32 if node.name in times else None,
             "histograms": histograms.get(node.name, {}),
             "curves": _curves(curves, node, plan),
+            **_stored(table, node.name),
         }
         for number, node in enumerate(graph.compute_nodes, 1)
     ]
     worst = report.worst_layers(table)
     before, after = report.weight_bytes(graph, plan)
+    judged = {
+        metric: {
+            **asdict(paired),
+            "drop": paired.drop,
+            **(answers.changed(metric) if answers is not None else {"changed": [], "changed_left_out": 0}),
+        }
+        for metric, paired in (accuracy or {}).items()
+    }
+    changed = [each["sample"] for found in judged.values() for each in found["changed"]]
     return {
+        "format": compare.FORMAT,
+        "format_version": compare.VERSION,
         "model": graph.name,
+        "table": name,
         "fingerprint": graph.fingerprint,
         "version": version,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -82,12 +102,18 @@ def collect(
         "data": dict(table.data),
         **plan.coverage(graph).facts,
         "weight_bytes": {"float32": before, "integer": after},
-        "accuracy": {name: {**asdict(p), "drop": p.drop} for name, p in (accuracy or {}).items()},
+        "accuracy": judged,
+        "evaluated": answers.facts() if answers is not None else None,
+        "pictures": answers.pictures(changed) if answers is not None else {},
         "benchmark": _timing(benchmark),
         "objective": curves.objective if curves is not None else None,
         "floats": dict(plan.floats),
         "skip_line": shlex.join(["--skip", *table.config.skip, *worst]) if worst else "",
         "layers": rows,
+        "activations": {
+            site: {"scale": s.scale, "zero_point": s.zero_point} for site, s in table.activations.items()
+        },
+        "graph": drawing(graph, plan),
     }
 
 
@@ -118,7 +144,8 @@ def collect_package(
     if record is None or variant is None:
         raise TableError(f"{name} has no record of what it is")
     rows: list[dict[str, Any]] = []
-    for number, layer in enumerate(variant.layers, 1):
+    calls = [layer for layer in variant.layers if layer in table.weights]  # a pool is called, too
+    for number, layer in enumerate(calls, 1):
         weights, figures = table.weights[layer], table.figures.get(layer, {})
         node = None if graph is None else graph[layer]
         rows.append(
@@ -191,6 +218,19 @@ def _kernel(layer: LayerChoice | None, why: str) -> dict:
         "refused": dict(chosen.refused),
         "saturation": report.saturation(layer.weight, layer.spec.data_max),
     }
+
+
+def _stored(table: ScaleTable, layer: str) -> dict:
+    """The size of a layer's scales of weights, and whether its integers are another table's: the same
+    digest for the same scales, steps, bias and gains."""
+    if layer not in table.weights:
+        return {"weight_scale": None, "digest": None}
+    scales = table.weights[layer].astype(float)
+    digest = hashlib.sha256(scales.tobytes())
+    for more in (table.rounding, table.biases, table.gains):
+        digest.update(more[layer].tobytes() if layer in more else b"-")
+    mean = math.exp(sum(map(math.log, scales)) / len(scales))
+    return {"weight_scale": float(f"{mean:.6g}"), "digest": digest.hexdigest()[:16]}
 
 
 def _curves(curves, node, plan) -> dict:

@@ -1,7 +1,7 @@
 """The report on a quantized network: facts of its layers, and one HTML page of them. No TVM here.
 
 `histograms` and `saturation` make facts of a layer; `measure.collect.collect` gathers all of them; `render`
-makes the page (extra ``report``: jinja2 for the page, plotly for its plots).
+makes the page (extra ``report``: jinja2). Its plots are SVG that its own script, `data/report.js`, draws.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ..files import plain
 from ..network.graph import Graph, run
 from ..scales.partition import Plan
 from ..scales.table import ScaleTable
+from . import compare
 
 Progress = Callable[[int, int, str], None]
 BINS = 64
@@ -153,16 +154,30 @@ def weight_bytes(graph: Graph, plan: Plan) -> tuple[int, int]:
 def check_packages() -> None:
     """ImportError, which names the package, unless `render` can work."""
     import jinja2  # noqa: F401
-    import plotly  # noqa: F401
 
 
 def render(facts: Mapping) -> str:
-    """The HTML page of the facts that `measure.collect.collect` gathers: one file, no request leaves it."""
-    from plotly.offline import get_plotlyjs
+    """The HTML page of the facts that `measure.collect.collect` gathers: one file, no request leaves it.
 
-    # nothing in the library may end the script element that holds it
-    library = get_plotlyjs().replace("</script", "<\\/script")
-    return _page("report.html", facts, plotly=library)
+    facts["compared"], if there: the facts of other tables of the network, whose figures stand beside the
+    first's. The page holds all of them as JSON, which `compare.read` takes from it. Raises ReportError if
+    the networks have no layer in common.
+    """
+    others = facts.get("compared", [])
+    runs = [plain(dict(each)) for each in (facts, *others)]
+    compare.check_same_network(runs)
+    compared = compare.comparison(runs) if others else None
+    pictures = {}
+    for each in reversed(runs):  # of the same samples, or none that is compared
+        if _same_samples(each, facts):
+            pictures.update(each["pictures"])
+    return _page("report.html", facts, compared=compared, runs=runs, labels=compare.labels(runs),
+                 pictures=pictures, script=_read("report.js"))  # fmt: skip
+
+
+def _same_samples(run: Mapping, other: Mapping) -> bool:
+    known = run["evaluated"], other["evaluated"]
+    return all(known) and known[0]["digest"] == known[1]["digest"]
 
 
 def render_package(facts: Mapping) -> str:
@@ -170,12 +185,13 @@ def render_package(facts: Mapping) -> str:
     return _page("package.html", facts)
 
 
+def _read(name: str) -> str:
+    return (files("tvm_easyquant") / "data" / name).read_text(encoding="utf-8")
+
+
 def _page(name: str, facts: Mapping, **more: object) -> str:
     import jinja2
 
-    def read(name: str) -> str:
-        return (files("tvm_easyquant") / "data" / name).read_text(encoding="utf-8")
-
-    loader = jinja2.FunctionLoader(read)
+    loader = jinja2.FunctionLoader(_read)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=loader)
     return environment.get_template(name).render(facts=plain(dict(facts)), **more)

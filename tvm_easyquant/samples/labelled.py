@@ -6,7 +6,8 @@ import importlib
 import inspect
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -17,15 +18,30 @@ from . import loader
 from .images import Preprocess, decode
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What people see of labelled samples. decoded: number of a sample -> uint8 (H, W, 3) RGB, or (H, W);
+    names: of the samples, or none."""
+
+    decoded: Callable[[int], np.ndarray]
+    names: Sequence[str] = ()
+
+
 class LabelledSet:
     """Labelled inputs, one after the other, as often as asked: ``for x, label in labelled``.
 
     x: (1, C, H, W), float32 or what the network takes, or {input: such an array}. ``len`` is 0 where the
-    number is not known.
+    number is not known. pictures: those that the inputs are made from, if they are.
     """
 
-    def __init__(self, make: Callable[[], Iterable], count: int = 0, name: str = "the labelled set"):
-        self._make, self._count, self.name = make, count, name
+    def __init__(
+        self,
+        make: Callable[[], Iterable],
+        count: int = 0,
+        name: str = "the labelled set",
+        pictures: Pictures | None = None,
+    ):
+        self._make, self._count, self.name, self.pictures = make, count, name, pictures
 
     def __len__(self) -> int:
         return self._count
@@ -47,12 +63,12 @@ class LabelledSet:
                 labels.append(label)
                 yield x, label
 
-        return LabelledSet(noted, self._count, self.name)
+        return LabelledSet(noted, self._count, self.name, self.pictures)
 
     def first(self, count: int) -> LabelledSet:
         """The first ``count`` samples of this set."""
         known = min(count, self._count) if self._count else 0
-        return LabelledSet(lambda: islice(iter(self), count), known, self.name)
+        return LabelledSet(lambda: islice(iter(self), count), known, self.name, self.pictures)
 
 
 def load(source, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
@@ -134,7 +150,10 @@ def _npz(path: Path, preprocess) -> LabelledSet:
         raise EvaluationError(f"{path} holds no image")
     ready = preprocess or (lambda x: x)
     return LabelledSet(
-        lambda: ((ready(picture(i)), int(labels[i])) for i in range(count)), count, str(path)
+        lambda: ((ready(picture(i)), int(labels[i])) for i in range(count)),
+        count,
+        str(path),
+        Pictures(picture) if preprocess is not None else None,
     )
 
 

@@ -185,4 +185,8 @@ def labelled(text: str, preprocess: Preprocess | None = None) -> labels.Labelled
     if not pairs:
         raise SourceError(f"{text} has no folders with pictures; make one folder for each class")
     read = _pictures(source, [pairs[0][0]], preprocess)
-    return labels.LabelledSet(lambda: ((read(f), label) for f, label in pairs), len(pairs), text)
+    seen = labels.Pictures(
+        lambda i: decode(pairs[i][0].read_bytes(), str(pairs[i][0])),
+        [file.relative_to(source).as_posix() for file, _ in pairs],
+    )
+    return labels.LabelledSet(lambda: ((read(f), label) for f, label in pairs), len(pairs), text, seen)
