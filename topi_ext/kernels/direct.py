@@ -88,7 +88,11 @@ def padded_map(spec: ConvSpec, group: int, dtype: str, data):
 
 
 def _copy(spec: ConvSpec, data, out, shape, dtype):
-    """The rows of the padded map: what is inside is copied, what is not becomes the zero point."""
+    """The rows of the padded map: what is inside is copied, what is not becomes the zero point.
+
+    Maps are contiguous: an index may run on from a pixel's channels into the next pixel. Quotients and
+    remainders that say the same are not taken together again by every TVM.
+    """
     ib = Builder()
     (_, rows, width, channels), (top, left, _, _) = shape, spec.padding
 
@@ -96,15 +100,14 @@ def _copy(spec: ConvSpec, data, out, shape, dtype):
         """``count`` elements of a row from channel ``first`` of pixel ``x``: the zero point."""
         for at, lanes in _pieces(ib, count):
             value = const(spec.zero_point, with_lanes(dtype, lanes))
-            ib.emit(out.vstore(_at(n, y, x, first + at, channels), value))
+            ib.emit(out.vstore([n, y, x, first + at], value))
 
     def copy(n, y, x, from_x, count):
         """``count`` elements from pixel ``from_x`` of the data's row to pixel ``x``."""
         for at, lanes in _pieces(ib, count):
-            source = _at(n, y - top, from_x, at, spec.in_channels)
-            value = data.vload(source, with_lanes(str(data.dtype), lanes))
+            value = data.vload([n, y - top, from_x, at], with_lanes(str(data.dtype), lanes))
             value = value.astype(with_lanes(dtype, lanes))
-            ib.emit(out.vstore(_at(n, y, x, at, channels), value))
+            ib.emit(out.vstore([n, y, x, at], value))
 
     ib.whole(out)
     parallel = np.prod(shape) > PARALLEL_BYTES
@@ -127,13 +130,6 @@ def _copy(spec: ConvSpec, data, out, shape, dtype):
                 right = width - left - spec.width
                 fill(n, y, left + spec.width, 0, right * channels)
     return ib.get()
-
-
-def _at(n, y, x, element, channels):
-    """Indices of the ``element``-th value of a row from pixel ``x`` on."""
-    if isinstance(element, int) and element < channels:
-        return [n, y, x, element]
-    return [n, y, x + element // channels, element % channels]
 
 
 def _pieces(ib, count):
@@ -442,11 +438,8 @@ class _Body:
         """Indices into the output map; ``y`` counts rows of the whole batch."""
         spec = self.spec
         if self.flat:
-            x = y * self.width + x
-            if spec.out_height * spec.out_width == 1:
-                return [x, 0, 0, channel]
-            size = spec.out_height * spec.out_width
-            return [x // size, (x // spec.out_width) % spec.out_height, x % spec.out_width, channel]
+            # one row of all pixels, as in `_copy`
+            return [0, 0, y * self.width + x, channel]
         return [y // spec.out_height, y % spec.out_height, x, channel]
 
     def tile(self, tile):

@@ -218,14 +218,10 @@ class _Direct(_Loops):
 
     def _at(self, y, x, channel, axes):
         """Indices of a pixel's channel in the data or the output, whose axes before the channels are these:
-        where the map is seen as rows, it is cut otherwise."""
+        where the map is seen as rows, one row of all pixels (maps are contiguous, as in `direct._copy`)."""
         if not self.flat:
             return [y // self.shape.out_height, y % self.shape.out_height, x, channel]
-        place, found = y * self.width + x, [channel]
-        for size in reversed(axes[1:]):
-            found.insert(0, place % size)
-            place = place // size
-        return [place, *found]
+        return [*[0] * (len(axes) - 1), y * self.width + x, channel]
 
     def _input(self, y, x, run, k):
         """One number under the window: the ``k``-th of a run."""

@@ -213,7 +213,6 @@ def fail(code: int, message: str) -> int:
 
 
 #: package -> the extra that brings it
-EXTRAS = {"jinja2": "report", "plotly": "report", "PIL": "images", "xgboost": "tune"}
 
 
 def missing(error: ImportError) -> int:
