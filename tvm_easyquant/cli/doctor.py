@@ -20,7 +20,6 @@ OPTIONAL = {
     "onnxruntime": "comparison with ONNX Runtime",
     "PIL": "pictures as data",
     "jinja2": "the HTML report",
-    "plotly": "the HTML report",
     "xgboost": "tune-kernels --tuner xgb",
 }
 
