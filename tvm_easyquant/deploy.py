@@ -312,6 +312,11 @@ class Program:
         self.shapes = [network.shapes for network in self._networks]
         self._mine = threading.local()
 
+    def __repr__(self) -> str:
+        more = f" and {len(self.shapes) - 1} other shapes" if len(self.shapes) > 1 else ""
+        variant = self.variant or "of unknown instruction set"
+        return f"<Program {variant}: {package.told(self.inputs, self.layouts)}{more}>"
+
     def __enter__(self) -> Program:
         return self
 

@@ -61,8 +61,9 @@ class Built(Protocol):
         """The kernel of each lowered layer (`topi_ext.lower.LayerChoice`), in the order of the calls; none
         in a float network."""
 
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The outputs for {input: array}; GraphError if they are not the inputs."""
+    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
+        """The outputs for {input: array}, or for the array of the only input; GraphError if they are not
+        the inputs."""
 
     def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
         """Times of ``repeat`` runs, each the mean of ``number``, with the inputs of the last call."""

@@ -106,6 +106,12 @@ class Input(NamedTuple):
         return f"{self.dtype} {self.shape}{self.layout and ', ' + self.layout}"
 
 
+def told(inputs: Mapping[str, tuple[tuple[int, ...], Any]], layouts: Mapping[str, str]) -> str:
+    """{name: (shape, element type)} with the layouts of images of bytes, as a line says it."""
+    each = (Input(shape, str(dtype), layouts.get(name, "")) for name, (shape, dtype) in inputs.items())
+    return ", ".join(f"{name} {taken}" for name, taken in zip(inputs, each, strict=True))
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way in which a network was compiled.

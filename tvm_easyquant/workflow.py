@@ -33,7 +33,7 @@ from .readers.self_check import HostCheck, SelfCheck
 from .samples import labelled, sources
 from .samples.images import Preprocess
 from .scales.image_input import image_input
-from .scales.integer import check_ranges
+from .scales.integer import check_ranges, run_integer
 from .scales.numerics import ConfigError, QuantConfig, Settings
 from .scales.partition import Plan
 from .scales.table import ScaleTable
@@ -77,6 +77,15 @@ class Quantized:
     sample: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
     reopen: Reopen | None = field(default=None, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        done = sum(node.name in self.plan.integer for node in self.graph.compute_nodes)
+        layers = f"{done} of {len(self.graph.compute_nodes)} layers in integers"
+        warned = f", {len(self.warnings)} warnings" if self.warnings else ""
+        return (
+            f"<{type(self).__name__} {self.graph.name!r}: {layers}, {self.plan.coverage(self.graph)}, "
+            f"{self.table.config.method}{warned}>"
+        )
+
     @functools.cached_property
     def module(self) -> Any:
         """The integer module of the host (``tvm.IRModule``), made when it is first asked for.
@@ -109,6 +118,17 @@ class Quantized:
                 }
             )
         return rows
+
+    def run(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
+        """The integer network in numpy, without a compiler: {output, as the model calls it: array}, equal
+        bit for bit to what `build` makes.
+
+        feed: {input: array}, or the array of the only input, as of `Graph.run`. Raises GraphError for a
+        feed that is not the model's.
+        """
+        values = run_integer(self.graph, self.table, feed)
+        names = zip(self.graph.output_names, self.graph.outputs, strict=True)
+        return {name: values[node] for name, node in names}
 
     def build(
         self,
@@ -500,7 +520,7 @@ class _Judge:
         self.fp32 = fp32 or host.build_float(host.float_module(graph), self.target)
         names = [getattr(metric, name, None) for name in ("__module__", "__qualname__")]
         self.identity = [self.data.name, len(self.data), *names, str(self.target)]
-        self.name = "top1" if metric is None else getattr(metric, "__name__", type(metric).__name__)
+        self.name = "top1" if metric is None else _evaluate.name_of(metric)
         self.warnings: tuple[str, ...] = ()
         self._reference: Any = None
         self._last: tuple[str, Any] | None = None

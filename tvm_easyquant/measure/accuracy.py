@@ -21,6 +21,7 @@ from typing import Any, ClassVar, overload
 import numpy as np
 
 from ..errors import ConfigError, EvaluationError
+from ..files import shown
 from ..network.node import exactly
 from ..samples.labelled import load
 
@@ -237,6 +238,16 @@ class Evaluation:
         number = isinstance(self.max_drop, (int, float, np.number)) and not isinstance(self.max_drop, bool)
         if not (number and self.max_drop >= 0):
             raise ConfigError(f"max_drop is {self.max_drop!r}; give points of accuracy, 0 or more")
+
+    def __repr__(self) -> str:
+        given = {"metric": self.metric and name_of(self.metric), "target": self.target}
+        more = "".join(f", {name}={value}" for name, value in given.items() if value is not None)
+        return f"<Evaluation of {shown(self.data)}: max_drop={self.max_drop}{more}>"
+
+
+def name_of(metric: object) -> str:
+    """What a metric is called."""
+    return getattr(metric, "__name__", type(metric).__name__)
 
 
 # -- two networks on the same samples

@@ -252,7 +252,11 @@ class Built:
         """This CPU's executor of it."""
         return Executor(self)
 
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def __repr__(self) -> str:
+        layers = f", {len(self.layers)} layers in integers" if self.layers else ""
+        return f"<Built for {self.target}: {package.told(self.inputs, self.layouts)}{layers}>"
+
+    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
         return self.executor(feed)
 
     def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:

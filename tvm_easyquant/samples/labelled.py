@@ -27,6 +27,10 @@ class LabelledSet:
     def __init__(self, make: Callable[[], Iterable], count: int = 0, name: str = "the labelled set"):
         self._make, self._count, self.name = make, count, name
 
+    def __repr__(self) -> str:
+        count = f"{self._count} samples" if self._count else "samples"
+        return f"<LabelledSet {self.name!r}: {count}>"
+
     def __len__(self) -> int:
         return self._count
 

@@ -95,6 +95,12 @@ class ScaleTable:
     data: Mapping[str, object] = field(default_factory=dict)
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        bits = sorted({self.config.bits_of(name) for name in self.weights})
+        kinds = " and ".join(f"int{each}" for each in bits)
+        layers = f"{len(self.weights)} layers in {kinds}"
+        return f"<ScaleTable of model {self.model[:12]}: {layers}, {self.config.method}>"
+
     def rounding_scale(self, layer: str) -> np.ndarray:
         """float32 (K,): what the layer's weights are divided by before they are rounded."""
         return ungained(self.weights[layer], self.gains.get(layer))
