@@ -1,6 +1,7 @@
 """The package in Python, as a notebook or a script of a user's has it: names, `repr`, one array for one input."""
 
 import inspect
+import math
 import types
 
 import networks
@@ -64,6 +65,59 @@ def test_what_is_compiled_takes_its_array_too(made, tmp_path):
         np.testing.assert_array_equal(run(images[0])[0], mine)
     assert repr(built).startswith("<Built for ") and "image float32 (" in repr(built)
     assert repr(eq.Executor(built)).startswith("<Executor: image float32 (")
+
+
+class Tensor:
+    """As torch has them, as far as they are looked at."""
+
+    def __init__(self, array):
+        self.array = np.asarray(array)
+
+    def __iter__(self):
+        return map(Tensor, self.array)
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return self
+
+    def numpy(self):
+        return self.array
+
+
+class Loader:
+    """Batches of (images, labels), as torch's loader yields them; it knows its length."""
+
+    def __init__(self, images, labels, size, tensors):
+        self.make = Tensor if tensors else np.asarray
+        self.images, self.labels, self.size = np.concatenate(images), np.asarray(labels), size
+
+    def __len__(self):
+        return math.ceil(len(self.images) / self.size)
+
+    def __iter__(self):
+        for i in range(0, len(self.images), self.size):
+            yield self.make(self.images[i : i + self.size]), self.make(self.labels[i : i + self.size])
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_a_labelled_loader_is_calibration_and_labelled_data(made, tensors):
+    """Its batches were taken for samples, and labels that are tensors for no numbers."""
+    q, images = made
+    inputs = dict.fromkeys(q.graph.inputs, ((1, *images[0].shape[1:]), "float32"))
+    labels = np.arange(len(images)) % 3
+    loader = Loader(images, labels, 2, tensors)
+    assert eq.quantize(q.graph, loader, method="minmax").table.to_json() == q.table.to_json()
+    found = list(eq.evaluate.load(loader).singly(inputs, 1))
+    assert [label for _, label in found] == list(labels)
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in found]), np.concatenate(images))
+    (one,) = eq.evaluate.load([(images[0], Tensor(2) if tensors else np.array(2))])
+    assert one[1] == 2 and isinstance(one[1], np.integer)
+    # what the network takes whole is one sample, whose labels a metric gets together
+    batch = {name: ((2, *shape[1:]), dtype) for name, (shape, dtype) in inputs.items()}
+    assert len(list(eq.evaluate.load(loader).singly(batch, 1))) == len(loader)
+    assert len(list(eq.evaluate.load(loader).singly(batch, 2))) == len(images)
 
 
 def test_what_a_notebook_prints_is_short(made):

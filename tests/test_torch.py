@@ -18,7 +18,7 @@ pytestmark = [
     ),
 ]
 import tvm_easyquant as eq
-from tvm_easyquant.errors import CalibrationError, LoadError, TVMMissing
+from tvm_easyquant.errors import CalibrationError, EvaluationError, LoadError, TVMMissing
 from tvm_easyquant.readers import torch_model
 from tvm_easyquant.samples import labelled
 from tvm_easyquant.scales.integer import run_integer
@@ -164,6 +164,28 @@ def test_a_loader_of_labelled_images_gives_pairs(loader, images):
     np.testing.assert_array_equal(first[0], images[:1].numpy())
     assert first[1] == 0 and last[1] == 1 and last[0].shape == (1, 3, 16, 16)
     assert len(list(found)) == 12  # as often as asked
+
+
+def test_loaders_of_any_make_and_tensors_on_the_tape_are_read(net, images, by_onnx):
+    """A loader without batches, of an iterable, of images alone; tensors that need a gradient."""
+    data = torch.utils.data
+
+    class Stream(data.IterableDataset):
+        def __iter__(self):
+            return iter(zip(images, range(12), strict=True))
+
+    for made, count in (
+        (data.DataLoader(Stream(), batch_size=5), 0),
+        (data.DataLoader(data.TensorDataset(images, torch.arange(12)), batch_size=None), 12),
+    ):
+        found = labelled.load(made)
+        assert len(found) == count and [int(label) for _, label in found] == list(range(12))
+    alone = data.DataLoader(data.TensorDataset(images), batch_size=4)
+    with pytest.raises(EvaluationError, match="sample 0 is no pair"):
+        list(labelled.load(alone))
+    for samples in (alone, [images.clone().requires_grad_()], data.DataLoader(Stream(), batch_size=5)):
+        q = eq.quantize(by_onnx.graph, samples, method="minmax")
+        assert q.table.to_json() == by_onnx.table.to_json()
 
 
 def test_load_takes_the_shape_and_an_output_to_cut_at(net):

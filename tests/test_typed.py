@@ -78,7 +78,7 @@ def test_an_evaluation_is_the_keywords_of_before(monkeypatch):
     seen = []
 
     class Judge:
-        def __init__(self, host, graph, fp32, evaluation, progress):
+        def __init__(self, host, graph, fp32, evaluation, progress, preprocess):
             seen.append(evaluation)
             raise KeyboardInterrupt
 

@@ -30,7 +30,7 @@ from .network.shapes import told
 from .readers import onnx_float, torch_model
 from .readers.onnx_file import check_batch
 from .readers.self_check import HostCheck, SelfCheck
-from .samples import labelled, sources
+from .samples import sources
 from .samples.images import Preprocess
 from .scales.image_input import image_input
 from .scales.integer import check_ranges, run_integer
@@ -421,7 +421,7 @@ def quantize(
     )  # fmt: skip
     graph = opened.graph
     if judged is not None:
-        judge = _Judge(host or installed(), graph, fp32, judged, progress)
+        judge = _Judge(host or installed(), graph, fp32, judged, progress, preprocess)
     loaded = time.perf_counter() - clock
     door = _Door(opened.check if check is True else check or None)
     if isinstance(calibration, sources.Source):
@@ -509,14 +509,15 @@ def _config(
 class _Judge:
     """Measures tables against fp32 on labelled data, compiled for a target."""
 
-    def __init__(self, host: Host, graph, fp32, evaluation: Evaluation, progress):
+    def __init__(self, host: Host, graph, fp32, evaluation: Evaluation, progress, preprocess=None):
         self.host, self.graph, self.progress = host, graph, progress
         self.target = host.target(evaluation.target)
         host.check_cpu(self.target)
-        self.data, metric = labelled.load(evaluation.data), evaluation.metric
+        metric = evaluation.metric
         self.metric = _evaluate.top(1) if metric is None else metric
         self.batch = next(iter(graph)).shape[0]
         self.inputs = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
+        self.data = sources.labelled(evaluation.data, preprocess).singly(self.inputs, self.batch)
         self.fp32 = fp32 or host.build_float(host.float_module(graph), self.target)
         names = [getattr(metric, name, None) for name in ("__module__", "__qualname__")]
         self.identity = [self.data.name, len(self.data), *names, str(self.target)]

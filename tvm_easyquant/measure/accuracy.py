@@ -221,11 +221,11 @@ def _as(array, dtype):
 class Evaluation:
     """What a quantization may lose, and how that is measured.
 
-    data: labelled, what `load` takes. metric: None for top-1, or function(outputs of a sample, label) ->
-    0.0 to 1.0, or a metric of the whole set (see `measure.accuracy.evaluate`). max_drop: points that the
-    integers, compiled for ``target`` (a CPU target as TVM writes it; None: this CPU), may lose to fp32; by
-    a metric of the whole set, in its own unit: 0.01 of an mAP that is 0.337, 1 of one that is 33.7. Raises
-    ConfigError for a drop that is none.
+    data: labelled, what `load` takes, or a folder with one folder of pictures a class. metric: None for
+    top-1, or function(outputs of a sample, label) -> 0.0 to 1.0, or a metric of the whole set (see
+    `measure.accuracy.evaluate`). max_drop: points that the integers, compiled for ``target`` (a CPU target
+    as TVM writes it; None: this CPU), may lose to fp32; by a metric of the whole set, in its own unit: 0.01
+    of an mAP that is 0.337, 1 of one that is 33.7. Raises ConfigError for a drop that is none.
     """
 
     data: object

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,26 @@ class LabelledSet:
         for number, item in enumerate(self._make()):
             if not isinstance(item, (tuple, list)) or len(item) != 2:
                 raise EvaluationError(f"{self.name}: sample {number} is no pair (input, label)")
-            yield item[0], item[1]
+            x, label = (loader.arrays(part) if loader.holds_tensors(part) else part for part in item)
+            yield x, label[()] if isinstance(label, np.ndarray) and not label.ndim else label
+
+    def singly(self, inputs: Mapping[str, tuple[tuple[int, ...], str]], batch: int) -> LabelledSet:
+        """The same, each sample by itself, where an item may be a batch of inputs and as many labels.
+
+        inputs: {name: (shape, element type)} of the network that will read them, ``batch`` at once.
+        """
+
+        def rows(x, label) -> int | None:
+            return _rows(x, label, {name: tuple(shape) for name, (shape, _) in inputs.items()}, batch)
+
+        def cut():
+            for x, label in self:
+                count = rows(x, label)
+                yield from [(x, label)] if count is None else zip(_each(x, count), label, strict=True)
+
+        first = next(iter(self), None) if self._count else None
+        known = self._count if first is None or rows(*first) is None else 0
+        return LabelledSet(cut, known, self.name)
 
     def noting(self, labels: list) -> LabelledSet:
         """The same, whose labels are appended to ``labels`` as they come."""
@@ -59,16 +79,32 @@ class LabelledSet:
         return LabelledSet(lambda: islice(iter(self), count), known, self.name)
 
 
-def load(source, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
+def _rows(x, label, shapes: Mapping[str, tuple[int, ...]], batch: int) -> int | None:
+    """How many samples an item holds; None if it is one, as is what the network takes whole."""
+    count = len(label) if isinstance(label, (np.ndarray, list, tuple)) else 0
+    given = {n: np.shape(a) for n, a in (x if isinstance(x, Mapping) else dict.fromkeys(shapes, x)).items()}
+    if count < 2 or set(given) != set(shapes) or (batch == 1 and given == shapes):
+        return None
+    return count if all(given[name] == (count, *shapes[name][1:]) for name in shapes) else None
+
+
+def _each(x, rows: int) -> Iterator:
+    """The samples of a batch, each with a first dimension of 1."""
+    for i in range(rows):
+        yield {n: a[i : i + 1] for n, a in x.items()} if isinstance(x, Mapping) else x[i : i + 1]
+
+
+def load(source: Any, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
     """A `LabelledSet` from a file, a function or an iterable of (input, label) pairs.
 
     source: an .npz with ``labels`` (N,) integers and one of ``images`` float32 (N, C, H, W), normalised
     as in training; ``images`` uint8 (N, H, W, 3) or (N, 3, H, W), RGB; ``jpeg`` uint8 with ``offsets``
     (N + 1,), encoded pictures end to end. Or ``"module:function"``, called without arguments, whose
     result yields the pairs, in the same order each time; their labels may be any object, for a metric that
-    takes it. Or torch's DataLoader of (inputs, labels). uint8 and encoded pictures need ``preprocess``; one
-    that does not scale leaves the numbers 0..255, which a network whose input is uint8 takes as they are.
-    Raises EvaluationError, and ImageError for a picture.
+    takes it. Or torch's DataLoader of (inputs, labels), whose batches are cut up; so are those of any other
+    iterable where the network's inputs are known (`LabelledSet.singly`). Tensors become arrays. uint8 and
+    encoded pictures need ``preprocess``; one that does not scale leaves the numbers 0..255, which a network
+    whose input is uint8 takes as they are. Raises EvaluationError, and ImageError for a picture.
     """
     if isinstance(source, LabelledSet):
         return source
@@ -80,7 +116,8 @@ def load(source, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
             return LabelledSet(named(text), name=text)
         raise EvaluationError(f"{text} is neither an .npz file nor module:function")
     if loader.is_loader(source):
-        return LabelledSet(lambda: loader.pairs(source), len(source.dataset))
+        count = len(source.dataset) if hasattr(source.dataset, "__len__") else 0
+        return LabelledSet(lambda: loader.pairs(source), count)
     if callable(source):
         return LabelledSet(source)
     if not isinstance(source, Iterable):
