@@ -1,15 +1,21 @@
 """The package in Python, as a notebook or a script of a user's has it: names, `repr`, one array for one input."""
 
+import copy
+import importlib.util
 import inspect
+import json
 import math
 import types
+from dataclasses import replace
 
 import networks
 import numpy as np
 import pytest
 
 import tvm_easyquant as eq
+from tvm_easyquant import cli
 from tvm_easyquant.errors import GraphError
+from tvm_easyquant.files import plain
 from tvm_easyquant.network.graph import Graph
 from tvm_easyquant.network.node import Node
 
@@ -118,6 +124,110 @@ def test_a_labelled_loader_is_calibration_and_labelled_data(made, tensors):
     batch = {name: ((2, *shape[1:]), dtype) for name, (shape, dtype) in inputs.items()}
     assert len(list(eq.evaluate.load(loader).singly(batch, 1))) == len(loader)
     assert len(list(eq.evaluate.load(loader).singly(batch, 2))) == len(images)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """(a folder with a model, its table and labelled samples, its `Quantized`)."""
+    onnx = pytest.importorskip("onnx")
+    folder = tmp_path_factory.mktemp("work")
+    onnx.save(networks.small_onnx(), folder / "net.onnx")
+    images = np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.float32)
+    q = eq.quantize(folder / "net.onnx", images, bits=7, method="minmax")
+    q.table.save(folder / "net.json")
+    labels = np.array([next(iter(q.graph.run(x[None]).values())).argmax() for x in images])
+    labels[:3] = (labels[:3] + 1) % 4
+    np.savez(folder / "set.npz", images=images, labels=labels)
+    return folder, q
+
+
+def answer(capsys, work, verb, *options):
+    """What the command line prints as JSON, of the same network and table."""
+    command = [verb, work / "net.onnx", "--table", work / "net.json", *options, "--json"]
+    assert cli.run(list(map(str, command))) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """Both networks then run in numpy, which takes less time than to compile them."""
+
+    def none(name=None):
+        raise eq.errors.TVMMissing("no TVM")
+
+    monkeypatch.setattr("tvm_easyquant.host.installed", none)
+
+
+def test_evaluate_is_the_command_line_s(work, capsys):
+    folder, q = work
+    wanted = answer(capsys, folder, "evaluate", "--data", folder / "set.npz")["metrics"]
+    found = q.evaluate(folder / "set.npz")
+    assert json.loads(json.dumps(found.facts["metrics"])) == wanted and found["top1"].n == 24
+
+
+def test_evaluate_takes_labelled_data_of_any_form(work, no_compiler):
+    folder, q = work
+    found = q.evaluate(folder / "set.npz")
+    assert found["top1"].n == 24 and "no TVM here" in found.warnings[0]
+    with pytest.raises(eq.errors.TVMMissing):
+        q.evaluate(folder / "set.npz", target="llvm")
+    with np.load(folder / "set.npz") as stored:
+        images, labels = stored["images"], stored["labels"]
+    pairs = list(zip(images, labels.tolist(), strict=True))
+    for data in (pairs, iter(pairs), lambda: pairs, Loader([images], labels, 5, True)):
+        assert dict(q.evaluate(data)) == dict(found)
+    assert q.evaluate(Loader([images], labels, 5, False), limit=7)["top1"].n == 7  # samples, not batches
+
+    def half(outputs, label):
+        return 0.5 if label else 1.0
+
+    assert list(q.evaluate(pairs, metric=half)) == ["half"]
+    assert list(q.evaluate(pairs, metric={"mine": half}, limit=2)) == ["mine"]
+    with pytest.raises(eq.errors.ConfigError, match="limit is 0; use 1 or more"):
+        q.evaluate(pairs, limit=0)
+
+
+def test_evaluate_says_where_float32_is_right_by_chance_only(work, no_compiler):
+    folder, q = work
+    with np.load(folder / "set.npz") as stored:
+        images, labels = stored["images"], stored["labels"]
+    found = q.evaluate([(x, int(label + 1) % 4) for x, label in zip(images, labels, strict=True)])
+    assert any("by chance" in line for line in found.warnings)
+    assert "by chance" in found._repr_html_()
+
+
+def test_benchmark_and_report_are_the_command_line_s(work, capsys, tmp_path):
+    pytest.importorskip("tvm")
+    pytest.importorskip("jinja2")
+    folder, q = work
+    found = q.benchmark(rounds=2, target="llvm")
+    assert [layer.name for layer in found.layers] == [node.name for node in q.graph.compute_nodes]
+    assert repr(found).startswith("<Benchmark ") and "1 thread" in repr(found)
+    if importlib.util.find_spec("plotly") is None:
+        pytest.skip("no plotly: no report")
+    wanted = answer(capsys, folder, "report", "--no-benchmark", "--target", "llvm", "--data",
+                    folder / "set.npz", "-o", tmp_path / "theirs.html")  # fmt: skip
+    mine = q.report(tmp_path / "mine.html", folder / "set.npz", benchmark=False, target="llvm")
+    assert (tmp_path / "mine.html").stat().st_size == pytest.approx(
+        (tmp_path / "theirs.html").stat().st_size, rel=0.01
+    )
+    assert mine["accuracy"]["top1"]["n"] == 24 and mine["layers"] and set(mine) == set(wanted)
+    assert json.loads(json.dumps(plain(mine["accuracy"]))) == wanted["accuracy"]
+    with pytest.raises(eq.errors.WriteError, match="not a folder that can be written"):
+        q.report(tmp_path / "nowhere" / "report.html")
+
+
+def test_a_notebook_shows_a_table_that_no_name_breaks(made, no_compiler):
+    q, images = made
+    named = replace(q, graph=copy.copy(q.graph), warnings=("it is <b>odd</b>",))
+    named.graph.name = "<script>alert(1)</script>"
+    text = named._repr_html_()
+    assert "<script" not in text and "&lt;script&gt;" in text and "&lt;b&gt;odd" in text
+    assert "<caption>" in text and 'scope="row"' in text and len(text) < 3000
+    found = q.evaluate([(x, 0) for x in images], metric={"<i>mine</i>": lambda outputs, label: 1.0})
+    text = found._repr_html_()
+    assert "<i>" not in text and "&lt;i&gt;mine" in text and "100.00" in text
+    assert repr(found) == "<Evaluated on the labelled set: <i>mine</i> 100.00 against 100.00>"
 
 
 def test_what_a_notebook_prints_is_short(made):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
+import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,10 +21,14 @@ from topi_ext import isa as rows
 
 from . import deployment
 from .errors import LoadError
+from .files import writable, write_text
 from .fleet import Shapes
-from .host import Built, Host, installed, named
+from .host import Built, Host, Late, installed, named
 from .measure import accuracy as _evaluate
+from .measure import networks, notebook
 from .measure.accuracy import Evaluation, Metric
+from .measure.networks import Evaluated
+from .measure.race import Benchmark
 from .network.graph import Graph
 from .network.node import model_shape
 from .network.shapes import input_shapes as input_shapes_of
@@ -38,12 +44,14 @@ from .scales.numerics import ConfigError, QuantConfig, Settings
 from .scales.partition import Plan
 from .scales.table import ScaleTable
 from .search import bits as sensitivity
+from .search.curves import Curves
 from .search.driver import Record
 from .search.find import find
 
 if TYPE_CHECKING:  # type checkers know it; Python 3.10 has no Unpack of its own
     from typing_extensions import Unpack
 
+LOG = logging.getLogger("tvm_easyquant")
 Progress = Callable[[int, int, str], None]
 #: called with the first sample; returns a line to be told, or nothing; raises LoadError
 Check = Callable[[Mapping[str, np.ndarray]], "str | None"]
@@ -51,6 +59,22 @@ Check = Callable[[Mapping[str, np.ndarray]], "str | None"]
 InputShapes = Mapping[str, Sequence[int]]
 #: called with the shape of every input; returns the model read anew at these; raises LoadError
 Reopen = Callable[[InputShapes], Graph]
+
+
+#: layers that a notebook shows of a network, those with the least signal to noise
+SHOWN = 5
+
+
+def _check_counts(**counts: int | None) -> None:
+    """ConfigError for an option that is no number of anything."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ConfigError(f"{name} is {count}; use 1 or more")
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        LOG.warning(line)
 
 
 @dataclass(frozen=True)
@@ -220,6 +244,150 @@ class Quantized:
             )  # fmt: skip
             built.export(package, compiler)
             return deployment.deploy(package, folder, runtime)
+
+    def evaluate(
+        self,
+        data: object,
+        *,
+        metric: str | Metric | Mapping[str, Metric] | None = None,
+        limit: int | None = None,
+        target: object = None,
+        batch: int | None = None,
+        preprocess: Preprocess | None = None,
+        progress: Progress | None = None,
+    ) -> Evaluated:
+        """Accuracy, as ``tvmc-easyquant evaluate``: integers against float32 on the same labelled samples.
+
+        data: a loader or any iterable of (inputs, labels), one sample or a batch each, or a name: of an
+        .npz, a folder with one folder of pictures a class, ``module:function`` (see `labelled.load`);
+        pictures are made inputs by ``preprocess``, else as in the calibration. metric: None for top-1 and
+        top-5, or function(outputs of a sample, label) -> 0.0 to 1.0, one of the whole set,
+        ``module:function``, or {name: metric}. limit: the first so many samples. batch: how many the
+        network takes at once (its first dimension). Both are compiled for ``target`` (this CPU); without a
+        TVM they run in numpy.
+
+        Returns {metric: `evaluate.Paired`, in points, or `evaluate.PairedSet`, in the metric's own unit}.
+        Raises EvaluationError, SourceError, ImageError, ConfigError, TargetError.
+        """
+        _check_counts(limit=limit, batch=batch)
+        warned: list[str] = []
+        with self._lent() as host:
+            chosen, how = networks.target_of(host, target), preprocess or self.table.preprocess
+            metrics = networks.metrics_of(metric)
+            if batch is None:
+                batch = next(iter(self.graph)).shape[0]
+            found = sources.labelled(data, how).singly(networks.inputs_of(self.graph), batch)
+            others = networks.other_settings(data, how) if isinstance(data, (str, os.PathLike)) else ()
+            found = found if limit is None else found.first(limit)
+            if chosen is None:
+                warned.append(networks.IN_NUMPY)
+                both = networks.in_numpy(self.graph, self.table)
+            else:
+                both = networks.built(host, self.graph, self.table, chosen)
+            scores = networks.judge(
+                (found, metrics), both, self.graph, batch=batch, warn=warned.extend, progress=progress,
+                others=others,
+            )  # fmt: skip
+        return Evaluated(found.name, scores, tuple(warned))
+
+    def benchmark(
+        self,
+        *,
+        threads: int = 1,
+        rounds: int = 15,
+        target: object = None,
+        tuning_records: str | os.PathLike | None = None,
+        progress: Progress | None = None,
+    ) -> Benchmark:
+        """Time the integers and TVM's float32 in turn on this machine, whole and layer by layer, as
+        ``tvmc-easyquant benchmark``: milliseconds, medians over ``rounds``.
+
+        tuning_records: a log by which kernels are chosen. Raises TVMMissing, TargetError, TuneError,
+        ConfigError.
+        """
+        _check_counts(threads=threads, rounds=rounds)
+        with self._lent() as host:
+            chosen = host.target(target)
+            host.check_cpu(chosen)
+            with host.history(tuning_records, chosen):
+                both = networks.built(host, self.graph, self.table, chosen)
+                return networks.timing(
+                    host, self.graph, self.table, both, threads=threads, rounds=rounds, progress=progress
+                )
+
+    def report(
+        self,
+        path: str | os.PathLike = "report.html",
+        data: object = None,
+        *,
+        calibration: object = None,
+        samples: int = 16,
+        record: str | os.PathLike | None = None,
+        metric: str | Metric | Mapping[str, Metric] | None = None,
+        limit: int | None = None,
+        benchmark: bool = True,
+        threads: int = 1,
+        rounds: int = 15,
+        target: object = None,
+        tuning_records: str | os.PathLike | None = None,
+        batch: int | None = None,
+        preprocess: Preprocess | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Write one HTML page on every layer, as ``tvmc-easyquant report``; returns its facts.
+
+        data, metric, limit, batch, preprocess: as of `evaluate`, for the accuracy. calibration: as of
+        `quantize`, of which so many ``samples`` make the histograms of activations. record: the file of
+        ``quantize --record``, for the curves of the search. benchmark, threads, rounds, target,
+        tuning_records: as of `benchmark`. Raises WriteError before any work, what these two raise,
+        CalibrationError, CurvesError, and ImportError without the extra ``report``.
+        """
+        from .measure import report
+
+        _check_counts(samples=samples, limit=limit, batch=batch, threads=threads, rounds=rounds)
+        writable(path)
+        report.check_packages()
+        how, judged = preprocess or self.table.preprocess, None
+        if batch is None:
+            batch = next(iter(self.graph)).shape[0]
+        if isinstance(calibration, (str, os.PathLike)):
+            calibration = sources.calibration(os.fspath(calibration), how, "calibration")(self.graph.inputs)
+        if data is not None:
+            found = sources.labelled(data, how).singly(networks.inputs_of(self.graph), batch)
+            judged = found if limit is None else found.first(limit), networks.metrics_of(metric)
+        curves = None if record is None else Curves.load(record)
+        with self._lent() as host:
+            chosen = host.target(target)
+            host.check_cpu(chosen)
+            with host.history(tuning_records, chosen):
+                facts = networks.facts(
+                    host, self.graph, self.table, chosen, source=calibration, samples=samples,
+                    judged=judged, batch=batch, timed=benchmark, threads=threads, rounds=rounds,
+                    warn=_warn, progress=progress, curves=curves,
+                )  # fmt: skip
+        write_text(path, report.render(facts))
+        return facts
+
+    @contextlib.contextmanager
+    def _lent(self) -> Iterator[Any]:
+        """Its host, or the installed one, which is looked for when it is first asked for something."""
+        with contextlib.ExitStack() as stack:
+            yield self.host or Late(stack)
+
+    def _repr_html_(self) -> str:
+        config, data = self.table.config, self.table.data
+        done = sum(node.name in self.plan.integer for node in self.graph.compute_nodes)
+        rows: list[tuple[str, object]] = [
+            (
+                "layers in integers",
+                f"{done} of {len(self.graph.compute_nodes)}, {self.plan.coverage(self.graph)}",
+            ),
+            ("method", f"{config.method}, {config.bits} bits"),
+            ("calibration", f"{data.get('samples', 'unknown')} samples"),
+        ]
+        noise = [(f["sqnr_db"], name) for name, f in self.table.figures.items() if "sqnr_db" in f]
+        rows += [(f"layer {name}", f"signal to noise {db:.1f} dB") for db, name in sorted(noise)[:SHOWN]]
+        return notebook.table(self.graph.name, ("", "quantized"), rows, self.warnings)
 
     def to_onnx(self, path: str | os.PathLike) -> None:
         """Write the network as standard QDQ ONNX, which ONNX Runtime runs. See `writers.qdq`.
@@ -516,7 +684,7 @@ class _Judge:
         metric = evaluation.metric
         self.metric = _evaluate.top(1) if metric is None else metric
         self.batch = next(iter(graph)).shape[0]
-        self.inputs = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
+        self.inputs = networks.inputs_of(graph)
         self.data = sources.labelled(evaluation.data, preprocess).singly(self.inputs, self.batch)
         self.fp32 = fp32 or host.build_float(host.float_module(graph), self.target)
         names = [getattr(metric, name, None) for name in ("__module__", "__qualname__")]

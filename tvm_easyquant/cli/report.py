@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .. import __version__
 from ..files import writable
 from . import shipped
 from .common import (
@@ -14,6 +13,7 @@ from .common import (
     preprocess_of,
     print_json,
     progress_bar,
+    warn,
 )
 
 EXAMPLES = """\
@@ -50,18 +50,12 @@ def add(subparsers) -> None:
 
 
 def _report(args, host) -> int:
-    from dataclasses import replace
-    from itertools import islice
-
     from ..files import write_text
-    from ..measure import report
-    from ..measure.collect import collect
+    from ..measure import networks, report
     from ..samples import sources
-    from ..scales import calibrate
     from ..scales.table import ScaleTable
     from ..search.curves import Curves
-    from ..search.driver import layer_figures
-    from .measure import built, evaluation, labelled_data, timing
+    from .measure import labelled_data
 
     inputs = [path for path in (args.FILE, args.table, args.calibration, args.record, args.float) if path]
     writable(args.output, inputs)
@@ -76,28 +70,12 @@ def _report(args, host) -> int:
     curves = Curves.load(args.record) if args.record else None
     source = sources.calibration(args.calibration, preprocess_of(args, table)) if args.calibration else None
     loaded = load_graph(args, host, table)
-    graph = table.prepared(loaded)
-    plan = table.check(graph)
-    samples = []
-    if source is not None:
-        samples = list(islice(calibrate.samples(source(graph.inputs), graph), args.samples))
-    if samples and not table.figures:
-        table = replace(table, figures=layer_figures(graph, plan, table, samples))
     with host.history(args.tuning_records, target), progress_bar() as bar:
-        judged = labelled_data(args, table) if args.data else None
-        accuracy = benchmark = None
-        if judged is None and args.no_benchmark:  # nothing is to be run
-            layers = host.layer_choices(graph, table, target)
-        else:
-            networks = built(host, loaded, table, target)
-            layers = networks[1].layers
-            if judged is not None:
-                accuracy = evaluation(judged, networks, args.batch or 1, loaded, bar)
-            if not args.no_benchmark:
-                benchmark = timing(args, host, graph, table, networks, bar)
-        facts = collect(
-            graph, table, layers, target=str(target), machine=host.describe(), version=__version__,
-            samples=samples, curves=curves, benchmark=benchmark, accuracy=accuracy, progress=bar,
+        facts = networks.facts(
+            host, loaded, table, target, source=None if source is None else source(loaded.inputs),
+            samples=args.samples, judged=labelled_data(args, table) if args.data else None,
+            batch=args.batch or 1, timed=not args.no_benchmark, threads=args.threads, rounds=args.rounds,
+            warn=warn, progress=bar, curves=curves,
         )  # fmt: skip
     write_text(args.output, report.render(facts))
     if args.json:

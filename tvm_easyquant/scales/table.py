@@ -139,6 +139,12 @@ class ScaleTable:
         """Where the model is cut that this table is of; None: nowhere."""
         return self.data.get("outputs")  # type: ignore[return-value]  # a list, as `_facts` says
 
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """How the pictures of its calibration became inputs; None where it was not of pictures."""
+        stored = self.data.get("preprocess")
+        return Preprocess.of(stored) if stored else None
+
     def check(self, graph: Graph) -> Plan:
         """The graph's plan, if this table fits it exactly; otherwise TableError listing both sides."""
         plan_ = plan_of(graph, self.config)
