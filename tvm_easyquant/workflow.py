@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,13 +20,13 @@ import numpy as np
 from topi_ext import isa as rows
 
 from . import deployment
-from .errors import LoadError
+from .errors import LoadError, one_line
 from .files import writable, write_text
 from .fleet import Shapes
 from .host import Built, Host, Late, installed, named
 from .measure import accuracy as _evaluate
 from .measure import networks, notebook
-from .measure.accuracy import Evaluation, Metric
+from .measure.accuracy import Evaluation, Metric, Paired, PairedSet
 from .measure.networks import Evaluated
 from .measure.race import Benchmark
 from .network.graph import Graph
@@ -95,7 +95,7 @@ class Quantized:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     decisions: tuple[str, ...] = ()
-    drop: object = None
+    drop: Paired | PairedSet | None = None
     notes: tuple[str, ...] = ()
     host: Host | None = field(default=None, repr=False, compare=False)
     sample: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
@@ -388,6 +388,41 @@ class Quantized:
         noise = [(f["sqnr_db"], name) for name, f in self.table.figures.items() if "sqnr_db" in f]
         rows += [(f"layer {name}", f"signal to noise {db:.1f} dB") for db, name in sorted(noise)[:SHOWN]]
         return notebook.table(self.graph.name, ("", "quantized"), rows, self.warnings)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one file with all that `load` needs: the graph, the table with its bits, what was said.
+
+        No pictures of the calibration are in it, and no code. It is written whole or not at all. Raises
+        WriteError, and ExportError where a float operator is a host's own (of a model that was no ONNX).
+        """
+        from .writers import saved
+
+        said = {
+            "floats": self.plan.floats, "seconds": self.seconds, "warnings": self.warnings,
+            "decisions": self.decisions, "notes": self.notes,
+            "drop": None if self.drop is None else {"of": type(self.drop).__name__, **asdict(self.drop)},
+        }  # fmt: skip
+        saved.write(path, self.graph, self.table, said)
+
+    @staticmethod
+    def load(path: str | os.PathLike, *, host: Host | str | None = None) -> Quantized:
+        """What `save` wrote: it runs, is built, measured and deployed as before, at its own input shapes.
+
+        host: what compiles, as of `quantize`. Raises LoadError for a file that is missing, damaged, of a
+        newer release, or none of these.
+        """
+        from .writers import saved
+
+        graph, table, said = saved.read(path)
+        try:
+            plan = replace(table.check(graph), floats=dict(said["floats"]))
+            lines = [tuple(map(str, said[name])) for name in ("warnings", "decisions", "notes")]
+            drop = None if said["drop"] is None else _evaluate.stored(said["drop"])
+            seconds = {str(name): float(value) for name, value in said["seconds"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LoadError(f"{path} is damaged: {one_line(error)}") from None
+        warnings, decisions, notes = lines
+        return Quantized(table, graph, plan, seconds, warnings, decisions, drop, notes, named(host))
 
     def to_onnx(self, path: str | os.PathLike) -> None:
         """Write the network as standard QDQ ONNX, which ONNX Runtime runs. See `writers.qdq`.
@@ -719,7 +754,7 @@ class _Judge:
         return self.host.layer_times(self.graph, table, self.target)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Imported(Quantized):
     """A network that was quantized elsewhere, as `import_quantized` takes it over.
 

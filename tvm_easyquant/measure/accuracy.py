@@ -326,6 +326,15 @@ class PairedSet:
         )
 
 
+def stored(facts: Mapping[str, Any]) -> Paired | PairedSet:
+    """A comparison of its plain values, whose "of" is the name of its class. Raises KeyError, TypeError."""
+    given = {name: value for name, value in facts.items() if name != "of"}
+    if given["interval"] is not None:  # JSON has no infinity
+        low, high = given["interval"]
+        given["interval"] = -math.inf if low is None else low, math.inf if high is None else high
+    return {"Paired": Paired, "PairedSet": PairedSet}[facts["of"]](**given)
+
+
 @overload
 def compare(
     scores: np.ndarray, reference: np.ndarray, *, interval: bool = True, progress: Progress | None = None

@@ -112,11 +112,16 @@ class Graph:
                 digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
-    def standing_for(self, graph: Graph) -> Graph:
+    def standing_for(self, graph: Graph | str) -> Graph:
         """This graph with the fingerprint of another, which is the same network at other shapes."""
         made = Graph(self, self.outputs, self.name, self.output_names, self.notes)
-        made.cut, made._known = self.cut, graph.fingerprint
+        made.cut, made._known = self.cut, graph if isinstance(graph, str) else graph.fingerprint
         return made
+
+    @property
+    def stands_for(self) -> str | None:
+        """The fingerprint of the network that this one stands for; None: its own."""
+        return self._known
 
     def check_inputs(
         self, feed: Mapping[str, np.ndarray] | np.ndarray, what: str = "the input"
