@@ -20,7 +20,7 @@ import numpy as np
 from topi_ext import isa as rows
 
 from . import deployment
-from .errors import LoadError, one_line
+from .errors import LoadError, TVMMissing, one_line
 from .files import writable, write_text
 from .fleet import Shapes
 from .host import Built, Host, Late, installed, named
@@ -222,7 +222,7 @@ class Quantized:
     def deploy(
         self,
         folder: str | os.PathLike,
-        target=None,
+        target: object = None,
         *,
         isa: str | Sequence[str] | None = None,
         input_layout: str | None = None,
@@ -231,17 +231,26 @@ class Quantized:
         runtime: str | os.PathLike | None = None,
         compiler: str | None = None,
     ) -> dict[str, int]:
-        """Lay out a folder with the compiled network and all that runs it; see `deployment.deploy`.
+        """Lay out a folder with the compiled network and all that runs it, as ``tvmc-easyquant deploy``; or
+        write a package, as ``compile`` does, where the name ends in ``.tar``. Returns {what: its bytes}.
 
         target, isa, input_layout, input_dtype, input_shapes: as of `build`; compiler: what links for
-        another machine. Raises DeployError and WriteError.
+        another machine; runtime: of a folder, a ``libtvm_runtime.so`` for that machine, see
+        `deployment.deploy`. Raises DeployError and WriteError.
         """
+        alone = os.fspath(folder).endswith(".tar")
+        if alone and runtime is not None:
+            raise ConfigError(f"{folder} is a package, which holds no runtime; name a folder for that")
+        if alone:
+            writable(folder)
+        built = self.build(
+            target, isa=isa, input_layout=input_layout, input_dtype=input_dtype, input_shapes=input_shapes
+        )
+        if alone:
+            built.export(folder, compiler)
+            return {Path(folder).name: Path(folder).stat().st_size}
         with tempfile.TemporaryDirectory() as scratch:
             package = Path(scratch) / "network.tar"
-            built = self.build(
-                target, isa=isa, input_layout=input_layout, input_dtype=input_dtype,
-                input_shapes=input_shapes,
-            )  # fmt: skip
             built.export(package, compiler)
             return deployment.deploy(package, folder, runtime)
 
@@ -461,6 +470,7 @@ def open_model(
     """
     if isinstance(model, Graph):
         return Opened(_of_batch(model, batch))
+    model = _of_torch(model, model_format, host)
     if _is_onnx(model, model_format):
         graph = onnx_float.load(model, input_shapes, batch, outputs)
         return Opened(graph, SelfCheck(model, graph, input_shapes, batch, outputs))
@@ -485,6 +495,18 @@ def open_model(
     return Opened(graph, HostCheck(graph, functools.partial(host.original, model, **options)))
 
 
+def _of_torch(model, model_format: str | None, host: Host | None) -> Any:
+    """The network of torch's in a file of its; anything else as it is."""
+
+    def host_reads() -> bool:
+        try:
+            return "pytorch" in (host or installed()).formats()
+        except TVMMissing:
+            return False
+
+    return torch_model.opened(model, model_format, host_reads)
+
+
 def _of_batch(graph: Graph, batch: int | None) -> Graph:
     """The graph, whose shapes are set; LoadError if they are of another batch."""
     check_batch(batch, {name: model_shape(graph[name]) for name in graph.inputs}, graph.name)
@@ -500,7 +522,8 @@ def load(
     outputs: Sequence[str] | None = None,
 ) -> Graph:
     """A float model as a `Graph`: its path (ONNX, or what an installed host loads), an ``onnx.ModelProto``,
-    or a ``torch.nn.Module`` or ``ExportedProgram`` (see `readers.torch_model`).
+    or a ``torch.nn.Module`` or ``ExportedProgram``, or the file of one: TorchScript, or what
+    ``torch.export.save`` wrote (see `readers.torch_model`).
 
     input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open, and for those of a
     ``torch.nn.Module``. batch: the size of
@@ -518,8 +541,7 @@ load_onnx = load
 #: endings of model files that only a host loads
 OTHER_FORMATS = (
     ".tflite",
-    ".pt",
-    ".pth",
+    *torch_model.ENDINGS,
     ".zip",
     ".h5",
     ".hdf5",
@@ -614,6 +636,7 @@ def quantize(
     clock, judge, note = time.perf_counter(), None, ""
     if isinstance(calibration, sources.Source):
         note, calibration_limit = calibration.note, None if calibration.whole else calibration_limit
+    model = _of_torch(model, model_format, host)
     if torch_model.is_torch(model):
         if isinstance(calibration, sources.Source):
             calibration = calibration(torch_model.inputs_of(model))
