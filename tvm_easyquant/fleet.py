@@ -44,7 +44,7 @@ class _Several:
     def __getitem__(self, name: str):
         return self._first()[name]
 
-    def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:
+    def export(self, path: str | os.PathLike[str], compiler: str | None = None) -> None:
         """Write the package of all of them, whole or not at all; a loader takes what its CPU runs, and of
         several input shapes those of the arrays. compiler: what links for another machine. Raises
         WriteError."""
@@ -162,7 +162,7 @@ class PooledExecutor:
     def __enter__(self: Own) -> Own:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
@@ -77,6 +77,24 @@ def _warn(lines: Iterable[str]) -> None:
         LOG.warning(line)
 
 
+class _Layer(TypedDict):
+    layer: str
+    op: str
+    weight: tuple[int, ...]
+    output: tuple[int, ...]
+    macs: int | None
+    kind: str
+
+
+class Layer(_Layer, total=False):
+    """A row of `Quantized.layers`. weight, output: shapes; macs: multiply-accumulates, None if unknown;
+    kind: "int7", "int8" or "float32"; cosine, sqnr_db: of an integer layer's output on calibration data,
+    where they are known."""
+
+    cosine: float
+    sqnr_db: float
+
+
 @dataclass(frozen=True)
 class Quantized:
     """The result of a quantization.
@@ -125,22 +143,21 @@ class Quantized:
         return self.plan.coverage(self.graph).percent
 
     @property
-    def layers(self) -> list[dict]:
+    def layers(self) -> list[Layer]:
         """One row per convolution or dense layer: name, op, shape, macs, kind and its figures."""
-        rows = []
+        rows: list[Layer] = []
         for node in self.graph.compute_nodes:
             integer = node.name in self.plan.integer
-            rows.append(
-                {
-                    "layer": node.name,
-                    "op": node.op,
-                    "weight": tuple(node.public_weight.shape),
-                    "output": tuple(node.shape),
-                    "macs": node.macs,
-                    "kind": f"int{self.table.config.bits_of(node.name)}" if integer else "float32",
-                    **self.table.figures.get(node.name, {}),
-                }
-            )
+            row: Layer = {
+                "layer": node.name,
+                "op": node.op,
+                "weight": tuple(node.public_weight.shape),
+                "output": tuple(node.shape),
+                "macs": node.macs,
+                "kind": f"int{self.table.config.bits_of(node.name)}" if integer else "float32",
+            }
+            row.update(self.table.figures.get(node.name, {}))  # type: ignore[typeddict-item]  # by name
+            rows.append(row)
         return rows
 
     def run(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
@@ -156,7 +173,7 @@ class Quantized:
 
     def build(
         self,
-        target=None,
+        target: object = None,
         *,
         lower: bool = True,
         isa: str | Sequence[str] | None = None,
@@ -221,14 +238,14 @@ class Quantized:
 
     def deploy(
         self,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         target: object = None,
         *,
         isa: str | Sequence[str] | None = None,
         input_layout: str | None = None,
         input_dtype: str | None = None,
         input_shapes: InputShapes | Sequence[InputShapes] | None = None,
-        runtime: str | os.PathLike | None = None,
+        runtime: str | os.PathLike[str] | None = None,
         compiler: str | None = None,
     ) -> dict[str, int]:
         """Lay out a folder with the compiled network and all that runs it, as ``tvmc-easyquant deploy``; or
@@ -305,7 +322,7 @@ class Quantized:
         threads: int = 1,
         rounds: int = 15,
         target: object = None,
-        tuning_records: str | os.PathLike | None = None,
+        tuning_records: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> Benchmark:
         """Time the integers and TVM's float32 in turn on this machine, whole and layer by layer, as
@@ -326,19 +343,19 @@ class Quantized:
 
     def report(
         self,
-        path: str | os.PathLike = "report.html",
+        path: str | os.PathLike[str] = "report.html",
         data: object = None,
         *,
         calibration: object = None,
         samples: int = 16,
-        record: str | os.PathLike | None = None,
+        record: str | os.PathLike[str] | None = None,
         metric: str | Metric | Mapping[str, Metric] | None = None,
         limit: int | None = None,
         benchmark: bool = True,
         threads: int = 1,
         rounds: int = 15,
         target: object = None,
-        tuning_records: str | os.PathLike | None = None,
+        tuning_records: str | os.PathLike[str] | None = None,
         batch: int | None = None,
         preprocess: Preprocess | None = None,
         progress: Progress | None = None,
@@ -398,7 +415,7 @@ class Quantized:
         rows += [(f"layer {name}", f"signal to noise {db:.1f} dB") for db, name in sorted(noise)[:SHOWN]]
         return notebook.table(self.graph.name, ("", "quantized"), rows, self.warnings)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file with all that `load` needs: the graph, the table with its bits, what was said.
 
         No pictures of the calibration are in it, and no code. It is written whole or not at all. Raises
@@ -414,7 +431,7 @@ class Quantized:
         saved.write(path, self.graph, self.table, said)
 
     @staticmethod
-    def load(path: str | os.PathLike, *, host: Host | str | None = None) -> Quantized:
+    def load(path: str | os.PathLike[str], *, host: Host | str | None = None) -> Quantized:
         """What `save` wrote: it runs, is built, measured and deployed as before, at its own input shapes.
 
         host: what compiles, as of `quantize`. Raises LoadError for a file that is missing, damaged, of a
@@ -433,7 +450,7 @@ class Quantized:
         warnings, decisions, notes = lines
         return Quantized(table, graph, plan, seconds, warnings, decisions, drop, notes, named(host))
 
-    def to_onnx(self, path: str | os.PathLike) -> None:
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write the network as standard QDQ ONNX, which ONNX Runtime runs. See `writers.qdq`.
 
         Raises ExportError for a float operator that has no translation.
@@ -453,8 +470,8 @@ class Opened:
 
 
 def open_model(
-    model,
-    params=None,
+    model: Any,
+    params: Any = None,
     *,
     host: Host | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
@@ -514,7 +531,7 @@ def _of_batch(graph: Graph, batch: int | None) -> Graph:
 
 
 def load(
-    model,
+    model: Any,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     batch: int | None = None,
     model_format: str | None = None,
@@ -560,8 +577,8 @@ def _is_onnx(model, model_format: str | None) -> bool:
 
 
 def quantize(
-    model,
-    calibration,
+    model: Any,
+    calibration: Any,
     *,
     bits: int | Literal["auto"] | Mapping[str, int | Literal["float"]] | None = None,
     method: str | None = None,
@@ -569,7 +586,7 @@ def quantize(
     evaluation: Evaluation | object = None,
     config: QuantConfig | None = None,
     params: Mapping[str, object] | None = None,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     batch: int | None = None,
@@ -577,7 +594,7 @@ def quantize(
     record: Record | None = None,
     max_drop: float | None = None,
     metric: Metric | None = None,
-    fp32: Callable[[dict], list | Mapping] | None = None,
+    fp32: Callable[[dict[str, np.ndarray]], list[Any] | Mapping[str, Any]] | None = None,
     target: object = None,
     host: Host | str | None = None,
     model_format: str | None = None,
@@ -589,13 +606,28 @@ def quantize(
 ) -> Quantized:
     """Quantize a float CNN to integers.
 
+    >>> import tvm_easyquant as eq
+    >>> images = eq.demo.images()["calibration_images"][:8]
+    >>> q = eq.quantize(eq.demo.network_path(), images, bits=7, method="minmax")
+    >>> q
+    <Quantized 'fashion_cnn': 10 of 10 layers in integers, 100.0 % of the multiply-accumulates, minmax>
+    >>> q.run(images[:1])["logits"].shape
+    (1, 10)
+
+    Then `Quantized.build` compiles it, `Quantized.evaluate` says what it costs in accuracy, and
+    `Quantized.save` keeps it.
+
     model: the path of a model (ONNX, or what tvmc loads), an ``onnx.ModelProto``, a ``torch.nn.Module`` or
     ``ExportedProgram``, a module of the host's with ``params``, or a `Graph`. calibration: any iterable of
     inputs (see `calibrate.samples`), such as torch's DataLoader, or the name of a file, folder or function
     as `samples.sources.calibration` takes it. Of data that are no arrays not more than
     ``calibration_limit`` samples are read (None: all), of a folder's pictures so many, spread evenly over
-    its folders and names, from ``seed``; all of them give the ranges, ``search_images`` the search. bits,
-    method, skip and settings: fields of `QuantConfig`; or a whole ``config``, which they change.
+    its folders and names, from ``seed``; all of them give the ranges, ``search_images`` the search.
+
+    method: ``easyquant_layerwise`` (the default, which measured best at 7 bits), ``easyquant`` (the paper),
+    ``easyquant_unsigned``, ``easyquant_mse``; and without a search ``minmax``, ``percentile``, ``kl``,
+    ``mse``. bits: 7, 8, {layer: 7, 8 or "float"}, or "auto". bits, method, skip and settings are fields of
+    `QuantConfig`; or a whole ``config``, which they change.
     checkpoint: a file that lets an interrupted search go on. progress(done, total, text) is called as the
     work proceeds. preprocess: the `images.Preprocess` that made the samples, to be kept in the table.
     record: of `driver.search`, for curves.
@@ -793,7 +825,11 @@ class Imported(Quantized):
 
 
 def import_quantized(
-    model, input_shapes=None, batch: int | None = None, *, host: Host | str | None = None
+    model: Any,
+    input_shapes: InputShapes | None = None,
+    batch: int | None = None,
+    *,
+    host: Host | str | None = None,
 ) -> Imported:
     """Take over a quantized ONNX model (QDQ or QOperator): its scales, its integers, our kernels.
 

@@ -27,7 +27,7 @@ from ..samples.labelled import load
 
 Progress = Callable[[int, int, str], None]
 #: see `evaluate`
-Metric = Callable[[list, Any], float]
+Metric = Callable[[list[Any], Any], float]
 
 
 # -- metrics: (outputs of one sample, label) -> 1.0 at best, 0.0 at worst
@@ -75,8 +75,8 @@ def chance(right: np.ndarray, labels: Sequence[object]) -> str | None:
 
 
 def evaluate(
-    run: Callable[[dict], list | Mapping],
-    data,
+    run: Callable[[dict[str, np.ndarray]], list[Any] | Mapping[str, Any]],
+    data: Any,
     *,
     inputs: Iterable[str] = (),
     metrics: Mapping[str, Metric] | None = None,
@@ -153,9 +153,9 @@ class SetScores:
     Raises EvaluationError if their numbers differ.
     """
 
-    metric: Callable[[list, list], float]
-    outputs: list
-    labels: list
+    metric: Callable[[list[Any], list[Any]], float]
+    outputs: list[Any]
+    labels: list[Any]
 
     def __post_init__(self):
         if len(self.outputs) != len(self.labels):

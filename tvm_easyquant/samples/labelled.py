@@ -25,7 +25,7 @@ class LabelledSet:
     number is not known.
     """
 
-    def __init__(self, make: Callable[[], Iterable], count: int = 0, name: str = "the labelled set"):
+    def __init__(self, make: Callable[[], Iterable[Any]], count: int = 0, name: str = "the labelled set"):
         self._make, self._count, self.name = make, count, name
 
     def __repr__(self) -> str:
@@ -38,7 +38,7 @@ class LabelledSet:
     def __bool__(self) -> bool:
         return True
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for number, item in enumerate(self._make()):
             if not isinstance(item, (tuple, list)) or len(item) != 2:
                 raise EvaluationError(f"{self.name}: sample {number} is no pair (input, label)")
@@ -63,7 +63,7 @@ class LabelledSet:
         known = self._count if first is None or rows(*first) is None else 0
         return LabelledSet(cut, known, self.name)
 
-    def noting(self, labels: list) -> LabelledSet:
+    def noting(self, labels: list[Any]) -> LabelledSet:
         """The same, whose labels are appended to ``labels`` as they come."""
 
         def noted():
@@ -94,7 +94,7 @@ def _each(x, rows: int) -> Iterator:
         yield {n: a[i : i + 1] for n, a in x.items()} if isinstance(x, Mapping) else x[i : i + 1]
 
 
-def load(source: Any, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
+def load(source: Any, preprocess: Preprocess | Mapping[str, Any] | None = None) -> LabelledSet:
     """A `LabelledSet` from a file, a function or an iterable of (input, label) pairs.
 
     source: an .npz with ``labels`` (N,) integers and one of ``images`` float32 (N, C, H, W), normalised
@@ -126,7 +126,7 @@ def load(source: Any, preprocess: Preprocess | Mapping | None = None) -> Labelle
     return LabelledSet(lambda: kept, len(kept))
 
 
-def named(text: str, *arguments: str) -> Callable:
+def named(text: str, *arguments: str) -> Callable[..., Any]:
     """The function that ``"module:function"`` names; EvaluationError if there is none.
 
     arguments: what it is called with, in words; a function that does not take so many is an error too.

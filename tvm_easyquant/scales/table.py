@@ -275,12 +275,12 @@ class ScaleTable:
         except (ConfigError, ImageError) as error:
             raise TableError(f"{source} is damaged: {error}") from None
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file atomically."""
         write_text(path, self.to_json() + "\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> ScaleTable:
+    def load(cls, path: str | os.PathLike[str]) -> ScaleTable:
         """Read a file written by `save`; TableError if it is missing or not such a file."""
         return cls._of(read_json(path, TableError, "the scale table", constants=True), str(path))
 

@@ -53,7 +53,7 @@ class Saved(NamedTuple):
     said: Mapping[str, Any]
 
 
-def write(path: str | os.PathLike, graph: Graph, table: ScaleTable, said: Mapping[str, Any]) -> None:
+def write(path: str | os.PathLike[str], graph: Graph, table: ScaleTable, said: Mapping[str, Any]) -> None:
     """Write the file, whole or not at all.
 
     Raises WriteError, and ExportError for a float operator that only a host knows.
@@ -79,7 +79,7 @@ def write(path: str | os.PathLike, graph: Graph, table: ScaleTable, said: Mappin
             file.writestr(zipfile.ZipInfo(name), data.getvalue())
 
 
-def read(path: str | os.PathLike) -> Saved:
+def read(path: str | os.PathLike[str]) -> Saved:
     """What `write` wrote. Raises LoadError, which names the file: it is missing, damaged, of a newer
     release, or of another kind."""
     other = f"{path} is no network that Quantized.save wrote"
