@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import tvm_easyquant as eq
-from tvm_easyquant import cli
+from tvm_easyquant import cli, workflow
 from tvm_easyquant.errors import GraphError
 from tvm_easyquant.files import plain
+from tvm_easyquant.images import Preprocess
 from tvm_easyquant.network.graph import Graph
 from tvm_easyquant.network.node import Node
 
@@ -185,6 +186,41 @@ def test_evaluate_takes_labelled_data_of_any_form(work, no_compiler):
     assert list(q.evaluate(pairs, metric={"mine": half}, limit=2)) == ["mine"]
     with pytest.raises(eq.errors.ConfigError, match="limit is 0; use 1 or more"):
         q.evaluate(pairs, limit=0)
+
+
+def test_a_folder_of_pictures_is_what_a_drop_is_judged_by(work, tmp_path, monkeypatch):
+    """A name was an .npz or module:function, though the command line took the folder."""
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(1)
+    for i in range(6):
+        (tmp_path / str(i % 2)).mkdir(exist_ok=True)
+        picture = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        image.fromarray(picture).save(tmp_path / str(i % 2) / f"{i}.png")
+    how, (_, q) = Preprocess(scale=1 / 255), work
+    seen = []
+
+    class Judge(workflow._Judge):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            seen.extend(self.data)
+            raise KeyboardInterrupt
+
+    class Compiler:
+        """As far as a judge asks it before it measures."""
+
+        def target(self, text):
+            return text
+
+        def check_cpu(self, target):
+            pass
+
+    monkeypatch.setattr(workflow, "_Judge", Judge)
+    with pytest.raises(KeyboardInterrupt):
+        eq.quantize(
+            q.graph, tmp_path, evaluation=tmp_path, max_drop=1, preprocess=how, method="minmax",
+            host=Compiler(), fp32=lambda feed: [],
+        )  # fmt: skip
+    assert [label for _, label in seen] == [0, 0, 0, 1, 1, 1] and seen[0][0].shape == (1, 3, 8, 8)
 
 
 def test_evaluate_says_where_float32_is_right_by_chance_only(work, no_compiler):

@@ -426,7 +426,7 @@ class Quantized:
         said = {
             "floats": self.plan.floats, "seconds": self.seconds, "warnings": self.warnings,
             "decisions": self.decisions, "notes": self.notes,
-            "drop": None if self.drop is None else {"of": type(self.drop).__name__, **asdict(self.drop)},
+            "drop": None if self.drop is None else asdict(self.drop),
         }  # fmt: skip
         saved.write(path, self.graph, self.table, said)
 
@@ -443,7 +443,7 @@ class Quantized:
         try:
             plan = replace(table.check(graph), floats=dict(said["floats"]))
             lines = [tuple(map(str, said[name])) for name in ("warnings", "decisions", "notes")]
-            drop = None if said["drop"] is None else _evaluate.stored(said["drop"])
+            drop = None if said["drop"] is None else _evaluate.compared(said["drop"])
             seconds = {str(name): float(value) for name, value in said["seconds"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LoadError(f"{path} is damaged: {one_line(error)}") from None

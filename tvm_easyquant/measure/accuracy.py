@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar, overload
@@ -326,13 +326,14 @@ class PairedSet:
         )
 
 
-def stored(facts: Mapping[str, Any]) -> Paired | PairedSet:
-    """A comparison of its plain values, whose "of" is the name of its class. Raises KeyError, TypeError."""
-    given = {name: value for name, value in facts.items() if name != "of"}
+def compared(facts: Mapping[str, Any]) -> Paired | PairedSet:
+    """A comparison of its plain values. Raises KeyError, TypeError, ValueError."""
+    kind = Paired if "gained" in facts else PairedSet
+    given = {field.name: facts[field.name] for field in fields(kind)}
     if given["interval"] is not None:  # JSON has no infinity
         low, high = given["interval"]
         given["interval"] = -math.inf if low is None else low, math.inf if high is None else high
-    return {"Paired": Paired, "PairedSet": PairedSet}[facts["of"]](**given)
+    return kind(**given)
 
 
 @overload
