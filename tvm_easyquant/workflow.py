@@ -32,7 +32,7 @@ from .measure.race import Benchmark
 from .network.graph import Graph
 from .network.node import model_shape
 from .network.shapes import input_shapes as input_shapes_of
-from .network.shapes import told
+from .network.shapes import inputs_of, told
 from .readers import onnx_float, torch_model
 from .readers.onnx_file import check_batch
 from .readers.self_check import HostCheck, SelfCheck
@@ -302,7 +302,7 @@ class Quantized:
             metrics = networks.metrics_of(metric)
             if batch is None:
                 batch = next(iter(self.graph)).shape[0]
-            found = sources.labelled(data, how).singly(networks.inputs_of(self.graph), batch)
+            found = sources.labelled(data, how).singly(inputs_of(self.graph), batch)
             others = networks.other_settings(data, how) if isinstance(data, (str, os.PathLike)) else ()
             found = found if limit is None else found.first(limit)
             if chosen is None:
@@ -379,7 +379,7 @@ class Quantized:
         if isinstance(calibration, (str, os.PathLike)):
             calibration = sources.calibration(os.fspath(calibration), how, "calibration")(self.graph.inputs)
         if data is not None:
-            found = sources.labelled(data, how).singly(networks.inputs_of(self.graph), batch)
+            found = sources.labelled(data, how).singly(inputs_of(self.graph), batch)
             judged = found if limit is None else found.first(limit), networks.metrics_of(metric)
         curves = None if record is None else Curves.load(record)
         with self._lent() as host:
@@ -774,7 +774,7 @@ class _Judge:
         metric = evaluation.metric
         self.metric = _evaluate.top(1) if metric is None else metric
         self.batch = next(iter(graph)).shape[0]
-        self.inputs = networks.inputs_of(graph)
+        self.inputs = inputs_of(graph)
         self.data = sources.labelled(evaluation.data, preprocess).singly(self.inputs, self.batch)
         self.fp32 = fp32 or host.build_float(host.float_module(graph), self.target)
         names = [getattr(metric, name, None) for name in ("__module__", "__qualname__")]

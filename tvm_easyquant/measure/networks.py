@@ -15,7 +15,7 @@ from .. import __version__
 from ..errors import TVMMissing
 from ..host import Host
 from ..network.graph import Graph
-from ..network.node import model_shape
+from ..network.shapes import inputs_of
 from ..samples import labelled, sources
 from ..samples.images import Preprocess
 from ..samples.labelled import LabelledSet
@@ -72,11 +72,6 @@ def in_numpy(graph: Graph, table: ScaleTable) -> Networks:
         return [found[name] for name in prepared.outputs]
 
     return Networks(lambda feed: list(graph.run(feed).values()), integers)
-
-
-def inputs_of(graph: Graph) -> dict[str, tuple[tuple[int, ...], str]]:
-    """{input: (shape, element type)}, in the model's own layout."""
-    return {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
 
 
 # -- accuracy
