@@ -20,7 +20,7 @@ pytest.importorskip("tvm")
 import tvm_easyquant as eq
 from topi_ext import isa
 from tvm_easyquant import cli, deployment
-from tvm_easyquant.errors import DeployError, WriteError
+from tvm_easyquant.errors import ConfigError, DeployError, WriteError
 
 pytestmark = [
     pytest.mark.linker,
@@ -199,3 +199,17 @@ def test_a_board_needs_its_own_runtime(quantized, tmp_path, monkeypatch):
     monkeypatch.setattr(deployment.isa, "arch_of", lambda triple: "riscv64")
     with pytest.raises(DeployError, match="the TVM installed here is not: name a libtvm_runtime.so"):
         deployment.deploy(tmp_path / "net.tar", tmp_path / "out")
+
+
+def test_a_name_that_ends_in_tar_is_the_package_alone(quantized, images, want, tmp_path):
+    file = tmp_path / "net.tar"
+    assert quantized.deploy(file, "llvm") == {"net.tar": file.stat().st_size}
+    quantized.build("llvm").export(tmp_path / "built.tar")
+    assert file.read_bytes() == (tmp_path / "built.tar").read_bytes()
+    with eq.deploy.Program(file) as program:
+        np.testing.assert_array_equal(np.concatenate([program(x)[0] for x in images]), want)
+        assert repr(program).endswith(": x float32 (1, 3, 8, 8)>")
+    with pytest.raises(ConfigError, match="is a package, which holds no runtime"):
+        quantized.deploy(tmp_path / "other.tar", "llvm", runtime="libtvm_runtime.so")
+    with pytest.raises(WriteError, match="not a folder that can be written"):
+        quantized.deploy(tmp_path / "nowhere" / "net.tar", "llvm")

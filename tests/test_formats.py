@@ -76,6 +76,7 @@ def torchscript(torch):
     return nn.Sequential(*layers).eval()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_torchscript(tmp_path):
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)

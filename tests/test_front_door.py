@@ -355,8 +355,10 @@ def test_what_is_given_in_another_form():
     assert eq.load(model, outputs="map").output_names == ("map",)
     q = eq.quantize(model, [x], method="minmax", outputs="map")
     assert q.table.outputs == ["map"]
-    with pytest.raises(GraphError, match="is a ndarray; give {input name: array}"):
-        eq.load(model).run(x)
+    graph = eq.load(model)
+    np.testing.assert_array_equal(graph.run(x)["y"], graph.run({"x": x})["y"])  # it has one input
+    with pytest.raises(GraphError, match="is a list; give {input name: array}"):
+        graph.run([x])
     with pytest.raises(GraphError, match=r"has 1 inputs \(x\), 2 were given"):
         onnx_backend.prepare(model).run([x, x])
     model.graph.output.append(model.graph.output[0])

@@ -18,7 +18,7 @@ pytestmark = [
     ),
 ]
 import tvm_easyquant as eq
-from tvm_easyquant.errors import CalibrationError, LoadError, TVMMissing
+from tvm_easyquant.errors import CalibrationError, EvaluationError, LoadError, TVMMissing
 from tvm_easyquant.readers import torch_model
 from tvm_easyquant.samples import labelled
 from tvm_easyquant.scales.integer import run_integer
@@ -166,6 +166,28 @@ def test_a_loader_of_labelled_images_gives_pairs(loader, images):
     assert len(list(found)) == 12  # as often as asked
 
 
+def test_loaders_of_any_make_and_tensors_on_the_tape_are_read(net, images, by_onnx):
+    """A loader without batches, of an iterable, of images alone; tensors that need a gradient."""
+    data = torch.utils.data
+
+    class Stream(data.IterableDataset):
+        def __iter__(self):
+            return iter(zip(images, range(12), strict=True))
+
+    for made, count in (
+        (data.DataLoader(Stream(), batch_size=5), 0),
+        (data.DataLoader(data.TensorDataset(images, torch.arange(12)), batch_size=None), 12),
+    ):
+        found = labelled.load(made)
+        assert len(found) == count and [int(label) for _, label in found] == list(range(12))
+    alone = data.DataLoader(data.TensorDataset(images), batch_size=4)
+    with pytest.raises(EvaluationError, match="sample 0 is no pair"):
+        list(labelled.load(alone))
+    for samples in (alone, [images.clone().requires_grad_()], data.DataLoader(Stream(), batch_size=5)):
+        q = eq.quantize(by_onnx.graph, samples, method="minmax")
+        assert q.table.to_json() == by_onnx.table.to_json()
+
+
 def test_load_takes_the_shape_and_an_output_to_cut_at(net):
     graph = eq.load(net, {"image": (2, 3, 16, 16)})
     assert graph["image"].shape == (2, 16, 16, 3)
@@ -179,6 +201,48 @@ def test_any_calibration_shows_the_shape(net, images):
         assert q.graph["image"].shape == (1, 16, 16, 3) and q.table.data["samples"] == 12
     two = eq.quantize(net, [images], method="minmax", batch=2)
     assert two.graph["image"].shape == (2, 16, 16, 3) and two.table.data["samples"] == 6
+
+
+def test_saved_networks_are_opened_and_what_is_code_is_not(net, images, by_onnx, tmp_path):
+    """A .pt was handed to a host that reads none; a state_dict was called a TorchScript that cannot be read."""
+    module = ResNet()
+    module.load_state_dict(net.state_dict())
+    module.eval()
+    loads = importlib.util.find_spec("tvm.relay") is not None if importlib.util.find_spec("tvm") else False
+    for kind, script in (
+        ("trace", torch.jit.trace(module, images[:1])),
+        ("script", torch.jit.script(module)),
+    ):
+        file = tmp_path / f"{kind}.pt"
+        script.save(str(file))
+        opened = torch_model.opened(file, None, lambda: False)
+        q = eq.quantize(opened, images.numpy(), method="minmax")
+        assert q.coverage == 100 and q.graph.inputs == ("image",)
+        for mine, other in zip(integers(q, images), integers(by_onnx, images), strict=True):
+            np.testing.assert_array_equal(mine, other)
+        if not loads:
+            q = eq.quantize(file, images.numpy(), method="minmax")
+            assert q.graph.inputs == ("image",)
+        assert torch_model.opened(file, None, lambda: True) is file  # the host's importer reads it
+    torch.save(module, tmp_path / "module.pt")
+    torch.save(module.state_dict(), tmp_path / "state.pth")
+    torch.save(images, tmp_path / "images.pt")
+    (tmp_path / "text.pt").write_text("no network")
+    for name, message in (
+        ("module.pt", "is a pickled torch.nn.Module, which is code and is not run here"),
+        ("state.pth", r"holds weights only \(a state_dict\), no network: make the torch.nn.Module"),
+        ("images.pt", "holds a Tensor, no network"),
+        ("text.pt", "is a pickled|cannot read"),
+    ):
+        with pytest.raises(LoadError, match=message) as raised:
+            torch_model.opened(tmp_path / name, None, lambda: False)
+        assert "\n" not in str(raised.value)
+    torch.export.save(torch.export.export(module, (images[:1],)), tmp_path / "net.pt2")
+    if importlib.util.find_spec("onnxscript") is None:
+        with pytest.raises(LoadError, match="pip install onnxscript"):
+            eq.load(tmp_path / "net.pt2")
+    else:
+        assert eq.load(tmp_path / "net.pt2").inputs == ("image",)
 
 
 class Jumps(nn.Module):

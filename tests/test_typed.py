@@ -1,5 +1,9 @@
 """`quantize` is typed: an editor shows its settings, and a misspelt one is found before it runs."""
 
+import doctest
+import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
@@ -11,7 +15,7 @@ import pytest
 
 import tvm_easyquant as eq
 from tvm_easyquant import workflow
-from tvm_easyquant.scales.numerics import ConfigError, QuantConfig, Settings
+from tvm_easyquant.scales.numerics import METHODS, ConfigError, QuantConfig, Settings
 
 RIGHT = """
 import numpy as np
@@ -54,6 +58,43 @@ def test_mypy_finds_what_is_misspelt_and_nothing_else(tmp_path):
         assert message in line
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
+def test_a_user_s_script_is_clean_under_strict_checkers(tmp_path, checker):
+    """basedpyright found half of the types unknown: of paths, of outputs, of whatever quantize takes."""
+    pytest.importorskip(checker)
+    where = Path(eq.__file__).parent.parent
+    shutil.copy(Path(__file__).with_name("user_script.py"), tmp_path / "script.py")
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nstrict = true\nfollow_imports = silent\nignore_missing_imports = true\n"
+    )
+    settings = {"include": ["script.py"], "extraPaths": [str(where)], "typeCheckingMode": "strict"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    options = {
+        "mypy": ["--config-file", "mypy.ini", "script.py"],
+        "basedpyright": ["-p", ".", "--pythonpath", sys.executable],
+    }
+    environment = {**os.environ, "MYPYPATH": str(where), "MYPY_CACHE_DIR": str(tmp_path / "cache")}
+
+    def checked():
+        command = [sys.executable, "-m", checker, *options[checker]]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+
+    result = checked()
+    assert result.returncode == 0, result.stdout + result.stderr
+    with open(tmp_path / "script.py", "a") as script:  # and it would be seen if there were something
+        script.write("unknown: str = q.evaluate(pairs)\n")
+    assert checked().returncode == 1
+
+
+def test_help_has_an_example_that_runs_and_names_the_methods():
+    runner = doctest.DocTestRunner(verbose=False)
+    (example,) = doctest.DocTestFinder(recurse=False).find(eq.quantize, "quantize", globs={})
+    assert len(example.examples) >= 4 and runner.run(example).failed == 0
+    for method in METHODS:
+        assert f"``{method}``" in eq.quantize.__doc__, method
+
+
 def test_the_settings_are_those_of_the_config():
     assert {field.name for field in fields(QuantConfig)} == {
         "bits",
@@ -78,7 +119,7 @@ def test_an_evaluation_is_the_keywords_of_before(monkeypatch):
     seen = []
 
     class Judge:
-        def __init__(self, host, graph, fp32, evaluation, progress):
+        def __init__(self, host, graph, fp32, evaluation, progress, preprocess):
             seen.append(evaluation)
             raise KeyboardInterrupt
 

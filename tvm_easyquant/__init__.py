@@ -6,10 +6,15 @@ package imports no TVM and registers nothing.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what `__getattr__` loads, for type checkers
+    from . import demo as demo
+    from . import deploy as deploy
+    from . import errors as errors
+    from . import evaluate as evaluate
+    from . import images as images
+    from . import onnx_backend as onnx_backend
     from .measure.accuracy import Evaluation as Evaluation
     from .network.graph import Graph as Graph
     from .relax.passes import pipeline as pipeline
@@ -60,10 +65,16 @@ _PUBLIC = {
     "BUILD_CONFIG": "relay.build",
     "Executor": "relay.build",
 }
+#: modules of the package that are public, too
+_MODULES = ("demo", "deploy", "errors", "evaluate", "images", "onnx_backend")
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605  # a list, which a checker does not see
 
 
 def __getattr__(name: str):
+    import importlib
+
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     room, _, file = _PUBLIC[name].rpartition(".")
@@ -75,5 +86,5 @@ def __getattr__(name: str):
     return getattr(importlib.import_module(f".{module}", __name__), name)
 
 
-def __dir__():
-    return sorted([*globals(), *__all__])
+def __dir__() -> list[str]:
+    return sorted([*_PUBLIC, *_MODULES, "__version__"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import mmap
+import os
 import re
 import sys
 import threading
@@ -286,8 +287,8 @@ class Program:
 
     def __init__(
         self,
-        path,
-        runtime=None,
+        path: str | os.PathLike[str],
+        runtime: str | os.PathLike[str] | None = None,
         *,
         isa: str | None = None,
         contexts: int | None = None,
@@ -296,26 +297,31 @@ class Program:
         for what, number in (("contexts", contexts), ("threads", threads)):
             if number is not None and (type(number) is not int or number < 1):
                 raise DeployError(f"{what} is {number!r}; use 1 or more")
-        path = Path(path).resolve()  # what has no folder, the linker looks for elsewhere
-        if not path.exists():
-            raise DeployError(f"{path} does not exist")
-        chosen = package.choices(path, isa)  # before any code of it runs
+        file = Path(path).resolve()  # what has no folder, the linker looks for elsewhere
+        if not file.exists():
+            raise DeployError(f"{file} does not exist")
+        chosen = package.choices(file, isa)  # before any code of it runs
         self.variant = chosen[0].name
         package.say_once(chosen[0].note)
         kind = chosen[0].runtime
-        library = find_runtime(kind, path.name) if runtime is None else Path(runtime)
+        library = find_runtime(kind, file.name) if runtime is None else Path(runtime)
         self._tvm = RUNTIMES[kind](library)
         if kind == package.GRAPH:
             package.say_once(another_version(chosen[0], library))
-        self._networks = [_Network(self._tvm, each, contexts, threads, path.name) for each in chosen]
+        self._networks = [_Network(self._tvm, each, contexts, threads, file.name) for each in chosen]
         self.inputs, self.layouts = self._networks[0].inputs, self._networks[0].layouts
         self.shapes = [network.shapes for network in self._networks]
         self._mine = threading.local()
 
+    def __repr__(self) -> str:
+        more = f" and {len(self.shapes) - 1} other shapes" if len(self.shapes) > 1 else ""
+        variant = self.variant or "of unknown instruction set"
+        return f"<Program {variant}: {package.told(self.inputs, self.layouts)}{more}>"
+
     def __enter__(self) -> Program:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

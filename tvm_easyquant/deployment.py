@@ -55,7 +55,7 @@ network/ calls it: EASYQUANT_SHAPES={first} ./run . input.bin
 """
 
 
-def deploy(path: str | os.PathLike, folder: str | os.PathLike, runtime=None) -> dict[str, int]:
+def deploy(path: str | os.PathLike[str], folder: str | os.PathLike[str], runtime=None) -> dict[str, int]:
     """Lay out ``folder`` for the package ``path`` (``net.tar``): {what: its bytes}.
 
     runtime: a ``libtvm_runtime.so`` for the CPU that it will run on; by default the installed TVM's, if it

@@ -19,7 +19,7 @@ from .errors import EasyQuantError, WriteError
 TEMPORARIES: set[Path] = set()
 
 
-def writable(path: str | os.PathLike, inputs: Sequence[str | os.PathLike] = ()) -> Path:
+def writable(path: str | os.PathLike[str], inputs: Sequence[str | os.PathLike[str]] = ()) -> Path:
     """The resolved path of an output, checked before the work and not after it.
 
     Raises WriteError if it cannot be written, or is one of the ``inputs``, which it would overwrite.
@@ -35,7 +35,7 @@ def writable(path: str | os.PathLike, inputs: Sequence[str | os.PathLike] = ()) 
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside ``path``; renamed onto it when the block ends without an error.
 
     What a killed run left of such a file is removed. Raises WriteError, which names ``path``.
@@ -89,13 +89,13 @@ def alive(pid: int) -> bool:
     return True
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` (UTF-8) to ``path`` atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def append_text(path: str | os.PathLike, text: str) -> None:
+def append_text(path: str | os.PathLike[str], text: str) -> None:
     """Add ``text`` at the end of a file; a process killed in between leaves its beginning there."""
     try:
         file = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))  # Windows: no \r\n
@@ -117,7 +117,7 @@ LONGEST = 64  # characters of a number; the shortest text of a float64 has at mo
 
 
 def read_json(
-    path: str | os.PathLike, error: type[EasyQuantError], what: str, *, constants: bool = False
+    path: str | os.PathLike[str], error: type[EasyQuantError], what: str, *, constants: bool = False
 ) -> object:
     """The value of a JSON file of ours; ``error`` in one line if it is missing or none: see `parse_json`.
 
@@ -126,7 +126,7 @@ def read_json(
     return parse_json(read_text(path, error, what), error, str(path), constants=constants)
 
 
-def read_text(path: str | os.PathLike, error: type[EasyQuantError], what: str) -> str:
+def read_text(path: str | os.PathLike[str], error: type[EasyQuantError], what: str) -> str:
     """The UTF-8 text of a file that is not too large; ``error`` names it."""
     try:
         with open(path, "rb") as file:

@@ -17,6 +17,7 @@ from . import __version__, package
 from .deploy import at_shapes, fitting, no_such_shapes, the_inputs
 from .errors import GraphError, TargetError
 from .files import replacing
+from .network.shapes import told
 from .runtime.pool import Contexts
 
 Own = TypeVar("Own", bound="PooledExecutor")
@@ -43,7 +44,7 @@ class _Several:
     def __getitem__(self, name: str):
         return self._first()[name]
 
-    def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:
+    def export(self, path: str | os.PathLike[str], compiler: str | None = None) -> None:
         """Write the package of all of them, whole or not at all; a loader takes what its CPU runs, and of
         several input shapes those of the arrays. compiler: what links for another machine. Raises
         WriteError."""
@@ -62,6 +63,9 @@ class Fleet(_Several):
     def __init__(self, variants: Mapping[str, Any]):
         self.variants = dict(variants)
 
+    def __repr__(self) -> str:
+        return f"<Fleet of {', '.join(self.variants)}>"
+
     @functools.cached_property
     def best(self) -> Any:
         """The one that runs here, or that EASYQUANT_ISA names. Raises DeployError if there is none."""
@@ -74,7 +78,7 @@ class Fleet(_Several):
     def _all(self):
         return self.variants.values()
 
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
         """The outputs of `best`."""
         return self.best(feed)
 
@@ -95,6 +99,9 @@ class Shapes(_Several):
 
     def __init__(self, networks: Sequence[Any]):
         self.networks = tuple(networks)
+
+    def __repr__(self) -> str:
+        return f"<Shapes {'; '.join(map(told, self.shapes))}>"
 
     def _first(self):
         return self.networks[0]
@@ -120,7 +127,7 @@ class Shapes(_Several):
             raise GraphError(no_such_shapes(known, feed, {n: dtype for n, (_, dtype) in inputs.items()}))
         return at
 
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
         """The outputs of the one whose shapes the arrays have; GraphError if there is none."""
         return self.networks[self.place(feed)](feed)
 
@@ -148,10 +155,14 @@ class PooledExecutor:
     _threads: int
     _contexts: Contexts
 
+    def __repr__(self) -> str:
+        more = f" and {len(self._others)} other shapes" if self._others else ""
+        return f"<Executor: {package.told(self.inputs, self._layouts)}{more}>"
+
     def __enter__(self: Own) -> Own:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -61,8 +61,9 @@ class Built(Protocol):
         """The kernel of each lowered layer (`topi_ext.lower.LayerChoice`), in the order of the calls; none
         in a float network."""
 
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The outputs for {input: array}; GraphError if they are not the inputs."""
+    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
+        """The outputs for {input: array}, or for the array of the only input; GraphError if they are not
+        the inputs."""
 
     def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
         """Times of ``repeat`` runs, each the mean of ``number``, with the inputs of the last call."""
@@ -73,7 +74,7 @@ class Built(Protocol):
     def export_library(self, file_name: Any, **options: Any) -> Any:
         """Write it as the compiler's own library."""
 
-    def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:
+    def export(self, path: str | os.PathLike[str], compiler: str | None = None) -> None:
         """Write the package that the command line and `deploy.Program` run, whole or not at all.
 
         compiler: what links for another machine. Raises WriteError.
@@ -118,7 +119,7 @@ class Host(Protocol):
 
     def load(
         self,
-        model: str | os.PathLike,
+        model: str | os.PathLike[str],
         *,
         model_format: str | None = None,
         input_shapes: Shapes | None = None,
@@ -132,7 +133,7 @@ class Host(Protocol):
 
     def original(
         self,
-        model: str | os.PathLike,
+        model: str | os.PathLike[str],
         *,
         model_format: str | None = None,
         input_shapes: Shapes | None = None,
@@ -253,7 +254,7 @@ class Host(Protocol):
     def tune(
         self,
         module: Module,
-        log: str | os.PathLike,
+        log: str | os.PathLike[str],
         target: Target = None,
         *,
         device: tuple[str, int, str] | None = None,
@@ -267,7 +268,9 @@ class Host(Protocol):
         trials, early_stopping, alternatives, cross_compiler. Raises TuneError.
         """
 
-    def history(self, log: str | os.PathLike | None, target: Target) -> contextlib.AbstractContextManager:
+    def history(
+        self, log: str | os.PathLike[str] | None, target: Target
+    ) -> contextlib.AbstractContextManager:
         """While it is entered, kernels are chosen by the records of ``log``; TuneError if they are not
         ``target``'s. None is no log."""
 

@@ -106,6 +106,12 @@ class Input(NamedTuple):
         return f"{self.dtype} {self.shape}{self.layout and ', ' + self.layout}"
 
 
+def told(inputs: Mapping[str, tuple[tuple[int, ...], Any]], layouts: Mapping[str, str]) -> str:
+    """{name: (shape, element type)} with the layouts of images of bytes, as a line says it."""
+    each = (Input(shape, str(dtype), layouts.get(name, "")) for name, (shape, dtype) in inputs.items())
+    return ", ".join(f"{name} {taken}" for name, taken in zip(inputs, each, strict=True))
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way in which a network was compiled.
@@ -357,7 +363,7 @@ class Chosen:
             raise DeployError(f"{self.path} is damaged: its {FILES['graph']} is no text") from None
 
 
-def choose(path: str | os.PathLike, isa: str | None = None, *, elsewhere: bool = False) -> Chosen:
+def choose(path: str | os.PathLike[str], isa: str | None = None, *, elsewhere: bool = False) -> Chosen:
     """The best variant of a package, or of a shared library, that CPU and system run; no code of it runs.
 
     isa: the row of `topi_ext.isa` to take instead; else what the environment's EASYQUANT_ISA names.
@@ -368,7 +374,9 @@ def choose(path: str | os.PathLike, isa: str | None = None, *, elsewhere: bool =
     return choices(path, isa, elsewhere=elsewhere)[0]
 
 
-def choices(path: str | os.PathLike, isa: str | None = None, *, elsewhere: bool = False) -> list[Chosen]:
+def choices(
+    path: str | os.PathLike[str], isa: str | None = None, *, elsewhere: bool = False
+) -> list[Chosen]:
     """What `choose` takes, for each set of input shapes that there is, the smallest first."""
     path = Path(path)
     _wanted(isa)
@@ -397,7 +405,7 @@ def by_shapes(variants: Iterable[Variant]) -> list[list[Variant]]:
     return [groups[shapes] for shapes in sorted(groups)]
 
 
-def read_record(path: str | os.PathLike) -> Record | None:
+def read_record(path: str | os.PathLike[str]) -> Record | None:
     """What an archive says of itself, None if it says nothing. Raises DeployError where it is none."""
     with _Archive(Path(path)) as archive:
         return archive.record()

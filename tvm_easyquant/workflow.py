@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
+import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
 from topi_ext import isa as rows
 
 from . import deployment
-from .errors import LoadError
+from .errors import LoadError, TVMMissing, one_line
+from .files import writable, write_text
 from .fleet import Shapes
-from .host import Built, Host, installed, named
+from .host import Built, Host, Late, installed, named
 from .measure import accuracy as _evaluate
-from .measure.accuracy import Evaluation, Metric
+from .measure import networks, notebook
+from .measure.accuracy import Evaluation, Metric, Paired, PairedSet
+from .measure.networks import Evaluated
+from .measure.race import Benchmark
 from .network.graph import Graph
 from .network.node import model_shape
 from .network.shapes import input_shapes as input_shapes_of
-from .network.shapes import told
+from .network.shapes import inputs_of, told
 from .readers import onnx_float, torch_model
 from .readers.onnx_file import check_batch
 from .readers.self_check import HostCheck, SelfCheck
-from .samples import labelled, sources
+from .samples import sources
 from .samples.images import Preprocess
 from .scales.image_input import image_input
-from .scales.integer import check_ranges
+from .scales.integer import check_ranges, run_integer
 from .scales.numerics import ConfigError, QuantConfig, Settings
 from .scales.partition import Plan
 from .scales.table import ScaleTable
 from .search import bits as sensitivity
+from .search.curves import Curves
 from .search.driver import Record
 from .search.find import find
 
 if TYPE_CHECKING:  # type checkers know it; Python 3.10 has no Unpack of its own
     from typing_extensions import Unpack
 
+LOG = logging.getLogger("tvm_easyquant")
 Progress = Callable[[int, int, str], None]
 #: called with the first sample; returns a line to be told, or nothing; raises LoadError
 Check = Callable[[Mapping[str, np.ndarray]], "str | None"]
@@ -51,6 +59,40 @@ Check = Callable[[Mapping[str, np.ndarray]], "str | None"]
 InputShapes = Mapping[str, Sequence[int]]
 #: called with the shape of every input; returns the model read anew at these; raises LoadError
 Reopen = Callable[[InputShapes], Graph]
+
+
+#: layers that a notebook shows of a network, those with the least signal to noise
+SHOWN = 5
+
+
+def _check_counts(**counts: int | None) -> None:
+    """ConfigError for an option that is no number of anything."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ConfigError(f"{name} is {count}; use 1 or more")
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        LOG.warning(line)
+
+
+class _Layer(TypedDict):
+    layer: str
+    op: str
+    weight: tuple[int, ...]
+    output: tuple[int, ...]
+    macs: int | None
+    kind: str
+
+
+class Layer(_Layer, total=False):
+    """A row of `Quantized.layers`. weight, output: shapes; macs: multiply-accumulates, None if unknown;
+    kind: "int7", "int8" or "float32"; cosine, sqnr_db: of an integer layer's output on calibration data,
+    where they are known."""
+
+    cosine: float
+    sqnr_db: float
 
 
 @dataclass(frozen=True)
@@ -71,11 +113,20 @@ class Quantized:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     decisions: tuple[str, ...] = ()
-    drop: object = None
+    drop: Paired | PairedSet | None = None
     notes: tuple[str, ...] = ()
     host: Host | None = field(default=None, repr=False, compare=False)
     sample: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
     reopen: Reopen | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        done = sum(node.name in self.plan.integer for node in self.graph.compute_nodes)
+        layers = f"{done} of {len(self.graph.compute_nodes)} layers in integers"
+        warned = f", {len(self.warnings)} warnings" if self.warnings else ""
+        return (
+            f"<{type(self).__name__} {self.graph.name!r}: {layers}, {self.plan.coverage(self.graph)}, "
+            f"{self.table.config.method}{warned}>"
+        )
 
     @functools.cached_property
     def module(self) -> Any:
@@ -92,27 +143,37 @@ class Quantized:
         return self.plan.coverage(self.graph).percent
 
     @property
-    def layers(self) -> list[dict]:
+    def layers(self) -> list[Layer]:
         """One row per convolution or dense layer: name, op, shape, macs, kind and its figures."""
-        rows = []
+        rows: list[Layer] = []
         for node in self.graph.compute_nodes:
             integer = node.name in self.plan.integer
-            rows.append(
-                {
-                    "layer": node.name,
-                    "op": node.op,
-                    "weight": tuple(node.public_weight.shape),
-                    "output": tuple(node.shape),
-                    "macs": node.macs,
-                    "kind": f"int{self.table.config.bits_of(node.name)}" if integer else "float32",
-                    **self.table.figures.get(node.name, {}),
-                }
-            )
+            row: Layer = {
+                "layer": node.name,
+                "op": node.op,
+                "weight": tuple(node.public_weight.shape),
+                "output": tuple(node.shape),
+                "macs": node.macs,
+                "kind": f"int{self.table.config.bits_of(node.name)}" if integer else "float32",
+            }
+            row.update(self.table.figures.get(node.name, {}))  # type: ignore[typeddict-item]  # by name
+            rows.append(row)
         return rows
+
+    def run(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
+        """The integer network in numpy, without a compiler: {output, as the model calls it: array}, equal
+        bit for bit to what `build` makes.
+
+        feed: {input: array}, or the array of the only input, as of `Graph.run`. Raises GraphError for a
+        feed that is not the model's.
+        """
+        values = run_integer(self.graph, self.table, feed)
+        names = zip(self.graph.output_names, self.graph.outputs, strict=True)
+        return {name: values[node] for name, node in names}
 
     def build(
         self,
-        target=None,
+        target: object = None,
         *,
         lower: bool = True,
         isa: str | Sequence[str] | None = None,
@@ -177,31 +238,219 @@ class Quantized:
 
     def deploy(
         self,
-        folder: str | os.PathLike,
-        target=None,
+        folder: str | os.PathLike[str],
+        target: object = None,
         *,
         isa: str | Sequence[str] | None = None,
         input_layout: str | None = None,
         input_dtype: str | None = None,
         input_shapes: InputShapes | Sequence[InputShapes] | None = None,
-        runtime: str | os.PathLike | None = None,
+        runtime: str | os.PathLike[str] | None = None,
         compiler: str | None = None,
     ) -> dict[str, int]:
-        """Lay out a folder with the compiled network and all that runs it; see `deployment.deploy`.
+        """Lay out a folder with the compiled network and all that runs it, as ``tvmc-easyquant deploy``; or
+        write a package, as ``compile`` does, where the name ends in ``.tar``. Returns {what: its bytes}.
 
         target, isa, input_layout, input_dtype, input_shapes: as of `build`; compiler: what links for
-        another machine. Raises DeployError and WriteError.
+        another machine; runtime: of a folder, a ``libtvm_runtime.so`` for that machine, see
+        `deployment.deploy`. Raises DeployError and WriteError.
         """
+        alone = os.fspath(folder).endswith(".tar")
+        if alone and runtime is not None:
+            raise ConfigError(f"{folder} is a package, which holds no runtime; name a folder for that")
+        if alone:
+            writable(folder)
+        built = self.build(
+            target, isa=isa, input_layout=input_layout, input_dtype=input_dtype, input_shapes=input_shapes
+        )
+        if alone:
+            built.export(folder, compiler)
+            return {Path(folder).name: Path(folder).stat().st_size}
         with tempfile.TemporaryDirectory() as scratch:
             package = Path(scratch) / "network.tar"
-            built = self.build(
-                target, isa=isa, input_layout=input_layout, input_dtype=input_dtype,
-                input_shapes=input_shapes,
-            )  # fmt: skip
             built.export(package, compiler)
             return deployment.deploy(package, folder, runtime)
 
-    def to_onnx(self, path: str | os.PathLike) -> None:
+    def evaluate(
+        self,
+        data: object,
+        *,
+        metric: str | Metric | Mapping[str, Metric] | None = None,
+        limit: int | None = None,
+        target: object = None,
+        batch: int | None = None,
+        preprocess: Preprocess | None = None,
+        progress: Progress | None = None,
+    ) -> Evaluated:
+        """Accuracy, as ``tvmc-easyquant evaluate``: integers against float32 on the same labelled samples.
+
+        data: a loader or any iterable of (inputs, labels), one sample or a batch each, or a name: of an
+        .npz, a folder with one folder of pictures a class, ``module:function`` (see `labelled.load`);
+        pictures are made inputs by ``preprocess``, else as in the calibration. metric: None for top-1 and
+        top-5, or function(outputs of a sample, label) -> 0.0 to 1.0, one of the whole set,
+        ``module:function``, or {name: metric}. limit: the first so many samples. batch: how many the
+        network takes at once (its first dimension). Both are compiled for ``target`` (this CPU); without a
+        TVM they run in numpy.
+
+        Returns {metric: `evaluate.Paired`, in points, or `evaluate.PairedSet`, in the metric's own unit}.
+        Raises EvaluationError, SourceError, ImageError, ConfigError, TargetError.
+        """
+        _check_counts(limit=limit, batch=batch)
+        warned: list[str] = []
+        with self._lent() as host:
+            chosen, how = networks.target_of(host, target), preprocess or self.table.preprocess
+            metrics = networks.metrics_of(metric)
+            if batch is None:
+                batch = next(iter(self.graph)).shape[0]
+            found = sources.labelled(data, how).singly(inputs_of(self.graph), batch)
+            others = networks.other_settings(data, how) if isinstance(data, (str, os.PathLike)) else ()
+            found = found if limit is None else found.first(limit)
+            if chosen is None:
+                warned.append(networks.IN_NUMPY)
+                both = networks.in_numpy(self.graph, self.table)
+            else:
+                both = networks.built(host, self.graph, self.table, chosen)
+            scores = networks.judge(
+                (found, metrics), both, self.graph, batch=batch, warn=warned.extend, progress=progress,
+                others=others,
+            )  # fmt: skip
+        return Evaluated(found.name, scores, tuple(warned))
+
+    def benchmark(
+        self,
+        *,
+        threads: int = 1,
+        rounds: int = 15,
+        target: object = None,
+        tuning_records: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Benchmark:
+        """Time the integers and TVM's float32 in turn on this machine, whole and layer by layer, as
+        ``tvmc-easyquant benchmark``: milliseconds, medians over ``rounds``.
+
+        tuning_records: a log by which kernels are chosen. Raises TVMMissing, TargetError, TuneError,
+        ConfigError.
+        """
+        _check_counts(threads=threads, rounds=rounds)
+        with self._lent() as host:
+            chosen = host.target(target)
+            host.check_cpu(chosen)
+            with host.history(tuning_records, chosen):
+                both = networks.built(host, self.graph, self.table, chosen)
+                return networks.timing(
+                    host, self.graph, self.table, both, threads=threads, rounds=rounds, progress=progress
+                )
+
+    def report(
+        self,
+        path: str | os.PathLike[str] = "report.html",
+        data: object = None,
+        *,
+        calibration: object = None,
+        samples: int = 16,
+        record: str | os.PathLike[str] | None = None,
+        metric: str | Metric | Mapping[str, Metric] | None = None,
+        limit: int | None = None,
+        benchmark: bool = True,
+        threads: int = 1,
+        rounds: int = 15,
+        target: object = None,
+        tuning_records: str | os.PathLike[str] | None = None,
+        batch: int | None = None,
+        preprocess: Preprocess | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Write one HTML page on every layer, as ``tvmc-easyquant report``; returns its facts.
+
+        data, metric, limit, batch, preprocess: as of `evaluate`, for the accuracy. calibration: as of
+        `quantize`, of which so many ``samples`` make the histograms of activations. record: the file of
+        ``quantize --record``, for the curves of the search. benchmark, threads, rounds, target,
+        tuning_records: as of `benchmark`. Raises WriteError before any work, what these two raise,
+        CalibrationError, CurvesError, and ImportError without the extra ``report``.
+        """
+        from .measure import report
+
+        _check_counts(samples=samples, limit=limit, batch=batch, threads=threads, rounds=rounds)
+        writable(path)
+        report.check_packages()
+        how, judged = preprocess or self.table.preprocess, None
+        if batch is None:
+            batch = next(iter(self.graph)).shape[0]
+        if isinstance(calibration, (str, os.PathLike)):
+            calibration = sources.calibration(os.fspath(calibration), how, "calibration")(self.graph.inputs)
+        if data is not None:
+            found = sources.labelled(data, how).singly(inputs_of(self.graph), batch)
+            judged = found if limit is None else found.first(limit), networks.metrics_of(metric)
+        curves = None if record is None else Curves.load(record)
+        with self._lent() as host:
+            chosen = host.target(target)
+            host.check_cpu(chosen)
+            with host.history(tuning_records, chosen):
+                facts = networks.facts(
+                    host, self.graph, self.table, chosen, source=calibration, samples=samples,
+                    judged=judged, batch=batch, timed=benchmark, threads=threads, rounds=rounds,
+                    warn=_warn, progress=progress, curves=curves,
+                )  # fmt: skip
+        write_text(path, report.render(facts))
+        return facts
+
+    @contextlib.contextmanager
+    def _lent(self) -> Iterator[Any]:
+        """Its host, or the installed one, which is looked for when it is first asked for something."""
+        with contextlib.ExitStack() as stack:
+            yield self.host or Late(stack)
+
+    def _repr_html_(self) -> str:
+        config, data = self.table.config, self.table.data
+        done = sum(node.name in self.plan.integer for node in self.graph.compute_nodes)
+        rows: list[tuple[str, object]] = [
+            (
+                "layers in integers",
+                f"{done} of {len(self.graph.compute_nodes)}, {self.plan.coverage(self.graph)}",
+            ),
+            ("method", f"{config.method}, {config.bits} bits"),
+            ("calibration", f"{data.get('samples', 'unknown')} samples"),
+        ]
+        noise = [(f["sqnr_db"], name) for name, f in self.table.figures.items() if "sqnr_db" in f]
+        rows += [(f"layer {name}", f"signal to noise {db:.1f} dB") for db, name in sorted(noise)[:SHOWN]]
+        return notebook.table(self.graph.name, ("", "quantized"), rows, self.warnings)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one file with all that `load` needs: the graph, the table with its bits, what was said.
+
+        No pictures of the calibration are in it, and no code. It is written whole or not at all. Raises
+        WriteError, and ExportError where a float operator is a host's own (of a model that was no ONNX).
+        """
+        from .writers import saved
+
+        said = {
+            "floats": self.plan.floats, "seconds": self.seconds, "warnings": self.warnings,
+            "decisions": self.decisions, "notes": self.notes,
+            "drop": None if self.drop is None else asdict(self.drop),
+        }  # fmt: skip
+        saved.write(path, self.graph, self.table, said)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], *, host: Host | str | None = None) -> Quantized:
+        """What `save` wrote: it runs, is built, measured and deployed as before, at its own input shapes.
+
+        host: what compiles, as of `quantize`. Raises LoadError for a file that is missing, damaged, of a
+        newer release, or none of these.
+        """
+        from .writers import saved
+
+        graph, table, said = saved.read(path)
+        try:
+            plan = replace(table.check(graph), floats=dict(said["floats"]))
+            lines = [tuple(map(str, said[name])) for name in ("warnings", "decisions", "notes")]
+            drop = None if said["drop"] is None else _evaluate.compared(said["drop"])
+            seconds = {str(name): float(value) for name, value in said["seconds"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LoadError(f"{path} is damaged: {one_line(error)}") from None
+        warnings, decisions, notes = lines
+        return Quantized(table, graph, plan, seconds, warnings, decisions, drop, notes, named(host))
+
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write the network as standard QDQ ONNX, which ONNX Runtime runs. See `writers.qdq`.
 
         Raises ExportError for a float operator that has no translation.
@@ -221,8 +470,8 @@ class Opened:
 
 
 def open_model(
-    model,
-    params=None,
+    model: Any,
+    params: Any = None,
     *,
     host: Host | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
@@ -238,6 +487,7 @@ def open_model(
     """
     if isinstance(model, Graph):
         return Opened(_of_batch(model, batch))
+    model = _of_torch(model, model_format, host)
     if _is_onnx(model, model_format):
         graph = onnx_float.load(model, input_shapes, batch, outputs)
         return Opened(graph, SelfCheck(model, graph, input_shapes, batch, outputs))
@@ -262,6 +512,18 @@ def open_model(
     return Opened(graph, HostCheck(graph, functools.partial(host.original, model, **options)))
 
 
+def _of_torch(model, model_format: str | None, host: Host | None) -> Any:
+    """The network of torch's in a file of its; anything else as it is."""
+
+    def host_reads() -> bool:
+        try:
+            return "pytorch" in (host or installed()).formats()
+        except TVMMissing:
+            return False
+
+    return torch_model.opened(model, model_format, host_reads)
+
+
 def _of_batch(graph: Graph, batch: int | None) -> Graph:
     """The graph, whose shapes are set; LoadError if they are of another batch."""
     check_batch(batch, {name: model_shape(graph[name]) for name in graph.inputs}, graph.name)
@@ -269,7 +531,7 @@ def _of_batch(graph: Graph, batch: int | None) -> Graph:
 
 
 def load(
-    model,
+    model: Any,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     batch: int | None = None,
     model_format: str | None = None,
@@ -277,7 +539,8 @@ def load(
     outputs: Sequence[str] | None = None,
 ) -> Graph:
     """A float model as a `Graph`: its path (ONNX, or what an installed host loads), an ``onnx.ModelProto``,
-    or a ``torch.nn.Module`` or ``ExportedProgram`` (see `readers.torch_model`).
+    or a ``torch.nn.Module`` or ``ExportedProgram``, or the file of one: TorchScript, or what
+    ``torch.export.save`` wrote (see `readers.torch_model`).
 
     input_shapes: {input name: NCHW shape} for inputs whose file leaves a dimension open, and for those of a
     ``torch.nn.Module``. batch: the size of
@@ -295,8 +558,7 @@ load_onnx = load
 #: endings of model files that only a host loads
 OTHER_FORMATS = (
     ".tflite",
-    ".pt",
-    ".pth",
+    *torch_model.ENDINGS,
     ".zip",
     ".h5",
     ".hdf5",
@@ -315,8 +577,8 @@ def _is_onnx(model, model_format: str | None) -> bool:
 
 
 def quantize(
-    model,
-    calibration,
+    model: Any,
+    calibration: Any,
     *,
     bits: int | Literal["auto"] | Mapping[str, int | Literal["float"]] | None = None,
     method: str | None = None,
@@ -324,7 +586,7 @@ def quantize(
     evaluation: Evaluation | object = None,
     config: QuantConfig | None = None,
     params: Mapping[str, object] | None = None,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     batch: int | None = None,
@@ -332,7 +594,7 @@ def quantize(
     record: Record | None = None,
     max_drop: float | None = None,
     metric: Metric | None = None,
-    fp32: Callable[[dict], list | Mapping] | None = None,
+    fp32: Callable[[dict[str, np.ndarray]], list[Any] | Mapping[str, Any]] | None = None,
     target: object = None,
     host: Host | str | None = None,
     model_format: str | None = None,
@@ -344,13 +606,28 @@ def quantize(
 ) -> Quantized:
     """Quantize a float CNN to integers.
 
+    >>> import tvm_easyquant as eq
+    >>> images = eq.demo.images()["calibration_images"][:8]
+    >>> q = eq.quantize(eq.demo.network_path(), images, bits=7, method="minmax")
+    >>> q
+    <Quantized 'fashion_cnn': 10 of 10 layers in integers, 100.0 % of the multiply-accumulates, minmax>
+    >>> q.run(images[:1])["logits"].shape
+    (1, 10)
+
+    Then `Quantized.build` compiles it, `Quantized.evaluate` says what it costs in accuracy, and
+    `Quantized.save` keeps it.
+
     model: the path of a model (ONNX, or what tvmc loads), an ``onnx.ModelProto``, a ``torch.nn.Module`` or
     ``ExportedProgram``, a module of the host's with ``params``, or a `Graph`. calibration: any iterable of
     inputs (see `calibrate.samples`), such as torch's DataLoader, or the name of a file, folder or function
     as `samples.sources.calibration` takes it. Of data that are no arrays not more than
     ``calibration_limit`` samples are read (None: all), of a folder's pictures so many, spread evenly over
-    its folders and names, from ``seed``; all of them give the ranges, ``search_images`` the search. bits,
-    method, skip and settings: fields of `QuantConfig`; or a whole ``config``, which they change.
+    its folders and names, from ``seed``; all of them give the ranges, ``search_images`` the search.
+
+    method: ``easyquant_layerwise`` (the default, which measured best at 7 bits), ``easyquant`` (the paper),
+    ``easyquant_unsigned``, ``easyquant_mse``; and without a search ``minmax``, ``percentile``, ``kl``,
+    ``mse``. bits: 7, 8, {layer: 7, 8 or "float"}, or "auto". bits, method, skip and settings are fields of
+    `QuantConfig`; or a whole ``config``, which they change.
     checkpoint: a file that lets an interrupted search go on. progress(done, total, text) is called as the
     work proceeds. preprocess: the `images.Preprocess` that made the samples, to be kept in the table.
     record: of `driver.search`, for curves.
@@ -391,6 +668,7 @@ def quantize(
     clock, judge, note = time.perf_counter(), None, ""
     if isinstance(calibration, sources.Source):
         note, calibration_limit = calibration.note, None if calibration.whole else calibration_limit
+    model = _of_torch(model, model_format, host)
     if torch_model.is_torch(model):
         if isinstance(calibration, sources.Source):
             calibration = calibration(torch_model.inputs_of(model))
@@ -401,7 +679,7 @@ def quantize(
     )  # fmt: skip
     graph = opened.graph
     if judged is not None:
-        judge = _Judge(host or installed(), graph, fp32, judged, progress)
+        judge = _Judge(host or installed(), graph, fp32, judged, progress, preprocess)
     loaded = time.perf_counter() - clock
     door = _Door(opened.check if check is True else check or None)
     if isinstance(calibration, sources.Source):
@@ -489,18 +767,19 @@ def _config(
 class _Judge:
     """Measures tables against fp32 on labelled data, compiled for a target."""
 
-    def __init__(self, host: Host, graph, fp32, evaluation: Evaluation, progress):
+    def __init__(self, host: Host, graph, fp32, evaluation: Evaluation, progress, preprocess=None):
         self.host, self.graph, self.progress = host, graph, progress
         self.target = host.target(evaluation.target)
         host.check_cpu(self.target)
-        self.data, metric = labelled.load(evaluation.data), evaluation.metric
+        metric = evaluation.metric
         self.metric = _evaluate.top(1) if metric is None else metric
         self.batch = next(iter(graph)).shape[0]
-        self.inputs = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
+        self.inputs = inputs_of(graph)
+        self.data = sources.labelled(evaluation.data, preprocess).singly(self.inputs, self.batch)
         self.fp32 = fp32 or host.build_float(host.float_module(graph), self.target)
         names = [getattr(metric, name, None) for name in ("__module__", "__qualname__")]
         self.identity = [self.data.name, len(self.data), *names, str(self.target)]
-        self.name = "top1" if metric is None else getattr(metric, "__name__", type(metric).__name__)
+        self.name = "top1" if metric is None else _evaluate.name_of(metric)
         self.warnings: tuple[str, ...] = ()
         self._reference: Any = None
         self._last: tuple[str, Any] | None = None
@@ -530,7 +809,7 @@ class _Judge:
         return self.host.layer_times(self.graph, table, self.target)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Imported(Quantized):
     """A network that was quantized elsewhere, as `import_quantized` takes it over.
 
@@ -546,7 +825,11 @@ class Imported(Quantized):
 
 
 def import_quantized(
-    model, input_shapes=None, batch: int | None = None, *, host: Host | str | None = None
+    model: Any,
+    input_shapes: InputShapes | None = None,
+    batch: int | None = None,
+    *,
+    host: Host | str | None = None,
 ) -> Imported:
     """Take over a quantized ONNX model (QDQ or QOperator): its scales, its integers, our kernels.
 

@@ -149,8 +149,7 @@ def preprocess_of(args, table=None):
         return Preprocess.load(args.preprocess)
     if given:
         return Preprocess(**given)
-    stored = table.data.get("preprocess") if table is not None else None
-    return Preprocess.of(stored) if stored else None
+    return table.preprocess if table is not None else None
 
 
 def _number(flag: str, text: str) -> float:
@@ -213,6 +212,7 @@ def fail(code: int, message: str) -> int:
 
 
 #: package -> the extra that brings it
+EXTRAS = {"jinja2": "report", "PIL": "images", "xgboost": "tune"}
 
 
 def missing(error: ImportError) -> int:

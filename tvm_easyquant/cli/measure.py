@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 
-from ..errors import TVMMissing
 from . import shipped
 from .common import (
     UserError,
@@ -63,39 +61,15 @@ def add(subparsers) -> None:
     add("--tuning-records", metavar="LOG", help="records of tune-kernels to choose kernels by")
 
 
-def built(host, graph, table, target):
-    """(the float network, the table's integers), both built for ``target``."""
-    floats = host.build_float(host.float_module(graph), target)
-    return floats, host.build(host.rewrite(table.prepared(graph), table), target)
-
-
-def in_numpy(graph, table):
-    """The same without a host: they compute in numpy, the integers the same ones."""
-    from ..scales.integer import run_integer
-
-    prepared = table.prepared(graph)
-    table.check(prepared)
-
-    def integers(feed):
-        found = run_integer(prepared, table, feed)
-        return [found[name] for name in prepared.outputs]
-
-    return (lambda feed: list(graph.run(feed).values())), integers
-
-
 def labelled_data(args, table, pictures=None):
     """(the labelled samples of ``args.data``, {metric: function}); the options are ``evaluate``'s.
 
     pictures: an `images.Preprocess` instead of theirs.
     """
-    from ..measure import accuracy as evaluate
-    from ..samples import labelled, sources
+    from ..measure import networks
+    from ..samples import sources
 
-    metrics = (
-        {args.metric: labelled.named(args.metric, "outputs", "label")}
-        if args.metric
-        else dict(evaluate.TOP)
-    )
+    metrics = networks.metrics_of(args.metric or None)
     data = sources.labelled(args.data, pictures or preprocess_of(args, table))
     if args.limit is not None:
         if args.limit < 1:
@@ -104,94 +78,37 @@ def labelled_data(args, table, pictures=None):
     return data, metrics
 
 
-def evaluation(judged, networks, batch, graph, bar, others=()):
-    """{metric: `Paired` or `PairedSet`} of the integers against the float network, both as from `built`.
-
-    judged: of `labelled_data`; others: of `other_settings`, tried where float32 is right by chance only.
-    """
-    from ..measure import accuracy as evaluate
-    from ..network.node import model_shape
-
-    (data, metrics), (floats, integers) = judged, networks
-    inputs = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
-
-    def scored(network, data, what):
-        return evaluate.evaluate(
-            network, data, inputs=inputs, metrics=metrics, batch=batch, progress=bar, what=what
-        )
-
-    labels: list = []
-    reference = scored(floats, data.noting(labels), "float32")
-    told = evaluate.chance(reference["top1"], labels) if "top1" in metrics else None
-    if told is not None:
-        warn([told, *_cause(others, functools.partial(scored, floats, what="other settings"))])
-    scores = scored(integers, data, "integers")
-    return {name: evaluate.compare(scores[name], reference[name], progress=bar) for name in metrics}
-
-
-#: samples on which other settings of pictures are tried
-TRIED = 50
-
-
-def other_settings(args, table) -> list:
-    """[(options, labelled samples made with them)] of what may be meant instead of the given options."""
-    from ..samples import sources
-    from ..scales.suspicions import others
-
-    how = preprocess_of(args, table)
-    found = others(how) if how is not None else ()
-    return [(words, sources.labelled(args.data, other).first(TRIED)) for words, other in found]
-
-
-def _cause(others, scored) -> list[str]:
-    """A line with the settings by which float32 is right most often, if that is no chance."""
-    from ..measure import accuracy as evaluate
-
-    found = []
-    for words, data in others:
-        labels: list = []
-        right = scored(data.noting(labels))["top1"]
-        if evaluate.chance(right, labels) is None:
-            found.append((right.mean(), f"with {words} it is right on {int(right.sum())} of {len(right)}"))
-    return [max(found, key=lambda each: each[0])[1]] if found else []
-
-
 def _evaluate(args, host) -> int:
-    from dataclasses import asdict
-
+    from ..measure import networks
     from ..scales.table import ScaleTable
 
     if shipped.is_package(args):
         return shipped.evaluate(args, host)
     table = ScaleTable.load(args.table)
-    try:
-        target = host.target(args.target)
-        host.check_cpu(target)
-    except TVMMissing:
-        if args.target is not None:
-            raise
-        target = None
+    target = networks.target_of(host, args.target)
     graph = load_graph(args, host, table)
     judged = labelled_data(args, table)
     if target is None:
-        print("note: no TVM here: both networks run in numpy, which takes its time", file=sys.stderr)
-    networks = in_numpy(graph, table) if target is None else built(host, graph, table, target)
+        print(f"note: {networks.IN_NUMPY}", file=sys.stderr)
+    both = networks.in_numpy(graph, table) if target is None else networks.built(host, graph, table, target)
     with progress_bar() as bar:
-        others = other_settings(args, table)
-        found = evaluation(judged, networks, args.batch or 1, graph, bar, others)
+        scores = networks.judge(
+            judged, both, graph, batch=args.batch or 1, warn=warn, progress=bar,
+            others=networks.other_settings(args.data, preprocess_of(args, table)),
+        )  # fmt: skip
+    found = networks.Evaluated(args.data, scores)
     if args.json:
-        print_json(
-            {"data": args.data, "metrics": {n: {**asdict(p), "drop": p.drop} for n, p in found.items()}}
-        )
+        print_json(found.facts)
         return 0
-    for name, paired in found.items():
-        print(f"{name}: integers {paired}; p = {paired.p:.3g}")
+    for line in found.lines:
+        print(line)
     return 0
 
 
 def _benchmark(args, host) -> int:
     from dataclasses import asdict
 
+    from ..measure import networks
     from ..scales.table import ScaleTable
 
     for name in ("threads", "rounds"):
@@ -203,8 +120,11 @@ def _benchmark(args, host) -> int:
     host.check_cpu(target)
     graph = load_graph(args, host, table)
     with host.history(args.tuning_records, target), progress_bar() as bar:
-        networks = built(host, graph, table, target)
-        found = timing(args, host, table.prepared(graph), table, networks, bar)
+        both = networks.built(host, graph, table, target)
+        found = networks.timing(
+            host, table.prepared(graph), table, both, threads=args.threads, rounds=args.rounds,
+            progress=bar,
+        )  # fmt: skip
     if args.json:
         print_json({**asdict(found), "doubt": found.doubt, "notes": found.notes})
         return 0
@@ -229,12 +149,3 @@ def _benchmark(args, host) -> int:
     if found.notes and found.doubt is None:
         print("note: quantize --keep-if-faster keeps float what is slower in integers")
     return 0
-
-
-def timing(args, host, graph, table, networks, bar):
-    """`Host.benchmark` of a table's graph, as from `built`, with the options of ``benchmark``."""
-    floats, integers = networks
-    bits = {node.name: table.config.bits_of(node.name) for node in graph.compute_nodes}
-    return host.benchmark(
-        graph, floats, integers, bits=bits, threads=args.threads, rounds=args.rounds, progress=bar
-    )

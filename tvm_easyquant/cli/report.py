@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .. import __version__
 from ..files import writable
 from . import shipped
 from .common import (
@@ -14,6 +13,7 @@ from .common import (
     preprocess_of,
     print_json,
     progress_bar,
+    warn,
 )
 
 EXAMPLES = """\
@@ -123,9 +123,13 @@ def _check_made(args) -> None:
 
 def _measured(args, host) -> list[dict]:
     """The facts of each table of the command line, in its order."""
+    from pathlib import Path
+
+    from ..measure import networks
     from ..samples import sources
     from ..scales.table import ScaleTable
     from ..search.curves import Curves
+    from .measure import labelled_data
 
     target, tables = host.target(args.target), [ScaleTable.load(path) for path in args.table]
     host.check_cpu(target)
@@ -135,45 +139,13 @@ def _measured(args, host) -> list[dict]:
         source = None
         if args.calibration:
             source = sources.calibration(args.calibration, preprocess_of(args, table))
-        found.append(_facts(args, host, target, path, table, source, None if found else curves))
+        loaded = load_graph(args, host, table)
+        with host.history(args.tuning_records, target), progress_bar() as bar:
+            found.append(networks.facts(
+                host, loaded, table, target, source=None if source is None else source(loaded.inputs),
+                samples=args.samples, judged=labelled_data(args, table) if args.data else None,
+                batch=args.batch or 1, timed=not args.no_benchmark, threads=args.threads,
+                rounds=args.rounds, warn=warn, progress=bar, curves=None if found else curves,
+                name=Path(path).name,
+            ))  # fmt: skip
     return found
-
-
-def _facts(args, host, target, path, table, source, curves) -> dict:
-    """The facts of one table: what is known of it, and what the options ask to measure."""
-    from dataclasses import replace
-    from itertools import islice
-    from pathlib import Path
-
-    from ..measure.answers import Answers
-    from ..measure.collect import collect
-    from ..scales import calibrate
-    from ..search.driver import layer_figures
-    from .measure import built, evaluation, labelled_data, timing
-
-    loaded = load_graph(args, host, table)
-    graph = table.prepared(loaded)
-    plan = table.check(graph)
-    samples = []
-    if source is not None:
-        samples = list(islice(calibrate.samples(source(graph.inputs), graph), args.samples))
-    if samples and not table.figures:
-        table = replace(table, figures=layer_figures(graph, plan, table, samples))
-    with host.history(args.tuning_records, target), progress_bar() as bar:
-        answers = Answers(*labelled_data(args, table)) if args.data else None
-        accuracy = benchmark = None
-        if answers is None and args.no_benchmark:  # nothing is to be run
-            layers = host.layer_choices(graph, table, target)
-        else:
-            networks = built(host, loaded, table, target)
-            layers = networks[1].layers
-            if answers is not None:
-                judged = answers.data, answers.metrics
-                accuracy = evaluation(judged, networks, args.batch or 1, loaded, bar)
-            if not args.no_benchmark:
-                benchmark = timing(args, host, graph, table, networks, bar)
-        return collect(
-            graph, table, layers, target=str(target), machine=host.describe(), version=__version__,
-            samples=samples, curves=curves, benchmark=benchmark, accuracy=accuracy, answers=answers,
-            name=Path(path).name, progress=bar,
-        )  # fmt: skip

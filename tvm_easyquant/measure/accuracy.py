@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar, overload
@@ -21,12 +21,13 @@ from typing import Any, ClassVar, overload
 import numpy as np
 
 from ..errors import ConfigError, EvaluationError
+from ..files import shown
 from ..network.node import exactly
 from ..samples.labelled import load
 
 Progress = Callable[[int, int, str], None]
 #: see `evaluate`
-Metric = Callable[[list, Any], float]
+Metric = Callable[[list[Any], Any], float]
 
 
 # -- metrics: (outputs of one sample, label) -> 1.0 at best, 0.0 at worst
@@ -74,8 +75,8 @@ def chance(right: np.ndarray, labels: Sequence[object]) -> str | None:
 
 
 def evaluate(
-    run: Callable[[dict], list | Mapping],
-    data,
+    run: Callable[[dict[str, np.ndarray]], list[Any] | Mapping[str, Any]],
+    data: Any,
     *,
     inputs: Iterable[str] = (),
     metrics: Mapping[str, Metric] | None = None,
@@ -152,9 +153,9 @@ class SetScores:
     Raises EvaluationError if their numbers differ.
     """
 
-    metric: Callable[[list, list], float]
-    outputs: list
-    labels: list
+    metric: Callable[[list[Any], list[Any]], float]
+    outputs: list[Any]
+    labels: list[Any]
 
     def __post_init__(self):
         if len(self.outputs) != len(self.labels):
@@ -220,11 +221,11 @@ def _as(array, dtype):
 class Evaluation:
     """What a quantization may lose, and how that is measured.
 
-    data: labelled, what `load` takes. metric: None for top-1, or function(outputs of a sample, label) ->
-    0.0 to 1.0, or a metric of the whole set (see `measure.accuracy.evaluate`). max_drop: points that the
-    integers, compiled for ``target`` (a CPU target as TVM writes it; None: this CPU), may lose to fp32; by
-    a metric of the whole set, in its own unit: 0.01 of an mAP that is 0.337, 1 of one that is 33.7. Raises
-    ConfigError for a drop that is none.
+    data: labelled, what `load` takes, or a folder with one folder of pictures a class. metric: None for
+    top-1, or function(outputs of a sample, label) -> 0.0 to 1.0, or a metric of the whole set (see
+    `measure.accuracy.evaluate`). max_drop: points that the integers, compiled for ``target`` (a CPU target
+    as TVM writes it; None: this CPU), may lose to fp32; by a metric of the whole set, in its own unit: 0.01
+    of an mAP that is 0.337, 1 of one that is 33.7. Raises ConfigError for a drop that is none.
     """
 
     data: object
@@ -237,6 +238,16 @@ class Evaluation:
         number = isinstance(self.max_drop, (int, float, np.number)) and not isinstance(self.max_drop, bool)
         if not (number and self.max_drop >= 0):
             raise ConfigError(f"max_drop is {self.max_drop!r}; give points of accuracy, 0 or more")
+
+    def __repr__(self) -> str:
+        given = {"metric": self.metric and name_of(self.metric), "target": self.target}
+        more = "".join(f", {name}={value}" for name, value in given.items() if value is not None)
+        return f"<Evaluation of {shown(self.data)}: max_drop={self.max_drop}{more}>"
+
+
+def name_of(metric: object) -> str:
+    """What a metric is called."""
+    return getattr(metric, "__name__", type(metric).__name__)
 
 
 # -- two networks on the same samples
@@ -313,6 +324,16 @@ class PairedSet:
             f"{show(self.value)} against {show(self.reference)}: {show(self.difference, '+')}{sure} "
             f"on {self.n} samples"
         )
+
+
+def compared(facts: Mapping[str, Any]) -> Paired | PairedSet:
+    """A comparison of its plain values. Raises KeyError, TypeError, ValueError."""
+    kind = Paired if "gained" in facts else PairedSet
+    given = {field.name: facts[field.name] for field in fields(kind)}
+    if given["interval"] is not None:  # JSON has no infinity
+        low, high = given["interval"]
+        given["interval"] = -math.inf if low is None else low, math.inf if high is None else high
+    return kind(**given)
 
 
 @overload

@@ -67,6 +67,10 @@ class Benchmark:
     ratios: tuple[float, float] | None = None
     parts: tuple[tuple[float, float], ...] = ()
 
+    def __repr__(self) -> str:
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"<Benchmark {self.ms:.3f} ms against {self.ms_fp32:.3f}, {threads}: {self.headline}>"
+
     @property
     def doubt(self) -> str | None:
         """Why nothing can be said of the speed from these times, if so: the rounds disagree, or a network

@@ -12,7 +12,7 @@ Batch normalization and biases are already folded into the convolution or dense 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 
 import numpy as np
@@ -58,7 +58,12 @@ class Graph:
             for tensor in dict.fromkeys(node.inputs):
                 self.users[tensor] += (node.name,)
 
-    def __iter__(self):
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{name} {model_shape(self[name])}" for name in self.inputs)
+        counts = f"{len(self.compute_nodes)} layers, {len(self.nodes)} nodes"
+        return f"<Graph {self.name!r}: {counts}, {inputs} -> {', '.join(self.output_names)}>"
+
+    def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes.values())
 
     def __getitem__(self, name: str) -> Node:
@@ -107,15 +112,24 @@ class Graph:
                 digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
-    def standing_for(self, graph: Graph) -> Graph:
+    def standing_for(self, graph: Graph | str) -> Graph:
         """This graph with the fingerprint of another, which is the same network at other shapes."""
         made = Graph(self, self.outputs, self.name, self.output_names, self.notes)
-        made.cut, made._known = self.cut, graph.fingerprint
+        made.cut, made._known = self.cut, graph if isinstance(graph, str) else graph.fingerprint
         return made
 
-    def check_inputs(self, feed: Mapping[str, np.ndarray], what: str = "the input") -> dict:
-        """One sample by input name, in the model's own layout (NCHW) and types; GraphError naming what is
-        wrong."""
+    @property
+    def stands_for(self) -> str | None:
+        """The fingerprint of the network that this one stands for; None: its own."""
+        return self._known
+
+    def check_inputs(
+        self, feed: Mapping[str, np.ndarray] | np.ndarray, what: str = "the input"
+    ) -> dict[str, np.ndarray]:
+        """One sample by input name, in the model's own layout (NCHW) and types, of such a one or of the
+        array of the only input; GraphError naming what is wrong."""
+        if isinstance(feed, np.ndarray) and len(self.inputs) == 1:
+            feed = {self.inputs[0]: feed}
         if not isinstance(feed, Mapping):
             raise GraphError(f"{what} is a {type(feed).__name__}; give {{input name: array}}")
         if set(feed) != set(self.inputs):
@@ -136,11 +150,11 @@ class Graph:
             checked[name] = array
         return checked
 
-    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
         """The float network in numpy: {output, as the model calls it: array}.
 
-        feed: {input: array}; both are in the model's own layout (NCHW) and types. Raises GraphError for a
-        feed that is not the model's.
+        feed: {input: array}, or the array of the only input; both are in the model's own layout (NCHW) and
+        types. Raises GraphError for a feed that is not the model's.
         """
         values = run(self, feed)
         return {name: values[node] for name, node in zip(self.output_names, self.outputs, strict=True)}
@@ -148,7 +162,7 @@ class Graph:
 
 def run(
     graph: Graph,
-    feed: Mapping[str, np.ndarray],
+    feed: Mapping[str, np.ndarray] | np.ndarray,
     visit: Callable[[Node, np.ndarray], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Run the float network: {output node: array}; feed and result are in the model's own layout (NCHW).

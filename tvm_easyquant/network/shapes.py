@@ -23,6 +23,11 @@ def input_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
     return {name: model_shape(graph[name]) for name in graph.inputs}
 
 
+def inputs_of(graph: Graph) -> dict[str, tuple[tuple[int, ...], str]]:
+    """{input: (its shape, as the model has it (NCHW), element type)}."""
+    return {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
+
+
 def told(shapes: Mapping[str, Sequence[int]]) -> str:
     """Shapes by input, as a message names them."""
     return ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())

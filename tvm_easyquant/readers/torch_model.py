@@ -1,5 +1,8 @@
 """torch -> ONNX, by torch's own exporters: a ``torch.nn.Module``, or an ``ExportedProgram``.
 
+Of files (``.pt``, ``.pth``, ``.pt2``) TorchScript and exported programs are opened; pickled modules, which
+are code, and mere weights are refused.
+
 A module is traced (``dynamo=False``): its ONNX nodes are named by its submodules, and nothing but torch is
 needed. What cannot be traced, and an ``ExportedProgram``, goes through ``torch.export``, for which torch
 wants onnxscript. What was read is compared with torch itself on the first sample.
@@ -12,8 +15,11 @@ import copy
 import importlib.util
 import inspect
 import io
+import os
+import pickle
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -24,6 +30,8 @@ from ..errors import LoadError, last_line
 from ..samples.loader import Arrays, arrays, holds_tensors
 from ..scales.calibrate import items
 
+#: of files that torch writes
+ENDINGS = (".pt", ".pth", ".pt2")
 #: the first with a layer normalization; of what torch.export makes
 OPSET, EXPORTED = 17, 18
 ONNXSCRIPT = "pip install onnxscript"
@@ -39,10 +47,66 @@ def _is_exported(model) -> bool:
     return type(model).__name__ == "ExportedProgram"
 
 
+def _is_script(model) -> bool:
+    torch = sys.modules["torch"]
+    return isinstance(model, torch.jit.ScriptModule)
+
+
+def opened(model: object, model_format: str | None, host_reads: Callable[[], bool]) -> Any:
+    """The network of torch's in a file; what is no file of torch's, or is the host's to read, as it is.
+
+    model_format: of `workflow.load`; host_reads: whether the host has an importer of TorchScript, which
+    then reads all but exported programs. Raises LoadError, and never unpickles.
+    """
+    if not isinstance(model, (str, os.PathLike)) or model_format not in (None, "pytorch"):
+        return model
+    path = os.fspath(model)
+    if (model_format is None and not path.lower().endswith(ENDINGS)) or not os.path.exists(path):
+        return model
+    kind = _kind(path)
+    if kind != "exported" and host_reads():
+        return model
+    try:
+        import torch
+    except ImportError:
+        raise LoadError(f"{path} is torch's, without which it cannot be read: pip install torch") from None
+    try:
+        if kind == "exported":
+            return torch.export.load(path)
+        if kind == "script":
+            return torch.jit.load(path, map_location="cpu")
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise LoadError(
+            f"{path} is a pickled torch.nn.Module, which is code and is not run here: give the module "
+            "itself, or save torch.export.export(module, example) by torch.export.save"
+        ) from None
+    except Exception as error:  # torch raises types of its own
+        raise LoadError(f"torch cannot read {path} ({last_line(error)})") from error
+    held = "weights only (a state_dict)" if isinstance(weights, Mapping) else f"a {type(weights).__name__}"
+    raise LoadError(
+        f"{path} holds {held}, no network: make the torch.nn.Module, load_state_dict, and give that"
+    )
+
+
+def _kind(path: str) -> str:
+    """What torch wrote into a file: "script", "exported", or "pickled"."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = [name.partition("/")[2] or name for name in file.namelist()]
+    except (zipfile.BadZipFile, OSError):
+        return "pickled"
+    if any(name in ("models/model.json", "serialized_exported_program.json") for name in names):
+        return "exported"
+    return "script" if "constants.pkl" in names and any(n.startswith("code/") for n in names) else "pickled"
+
+
 def inputs_of(model) -> list[str]:
     """Their names: of the parameters of ``forward``, or of an exported program."""
     if _is_exported(model):
         return list(model.graph_signature.user_inputs)
+    if _is_script(model):
+        return [argument.name for argument in model.forward.schema.arguments[1:]]
     parameters = inspect.signature(model.forward).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
@@ -76,7 +140,7 @@ def to_onnx(model, input_shapes: Mapping[str, Sequence[int]] | None, batch: int 
 
     An exported program has shapes of its own. Raises LoadError.
     """
-    name = type(model).__name__
+    name = model.original_name if _is_script(model) else type(model).__name__
     if _is_exported(model):
         made = _by_export(model, (), name)
     else:

@@ -130,7 +130,7 @@ def link_with(compiler: str | None) -> dict[str, Any]:
     return {"fcompile": cc.cross_compiler(compiler)}
 
 
-def export_to(path: str | os.PathLike, library, **options) -> None:
+def export_to(path: str | os.PathLike[str], library, **options) -> None:
     """TVM's ``export_library``; UserError where the compiler does not link the target's code."""
     try:
         with vm.quiet():
@@ -162,7 +162,7 @@ def pipeline(target):
     return run
 
 
-def build(module, target=None, *, lower: bool = True, outputs: Sequence[str] = ()) -> Built:
+def build(module: Any, target: Any = None, *, lower: bool = True, outputs: Sequence[str] = ()) -> Built:
     """Compile an integer Relax module for a CPU (default: this one), as everything of ours is compiled.
 
     outputs: their names, if the caller knows them. Raises TargetError if the target is not a CPU that LLVM
@@ -252,7 +252,11 @@ class Built:
         """This CPU's executor of it."""
         return Executor(self)
 
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def __repr__(self) -> str:
+        layers = f", {len(self.layers)} layers in integers" if self.layers else ""
+        return f"<Built for {self.target}: {package.told(self.inputs, self.layouts)}{layers}>"
+
+    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
         return self.executor(feed)
 
     def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
@@ -286,7 +290,7 @@ class Built:
                 with open(temporary, "ab") as file:
                     file.write(package.mark(__version__, self.variant, self.table))
 
-    def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:
+    def export(self, path: str | os.PathLike[str], compiler: str | None = None) -> None:
         """Write the package that ``tvmc-easyquant run`` and `deploy.Program` take, whole or not at all.
 
         compiler: what links for another machine, such as ``aarch64-linux-gnu-g++``. Raises WriteError,

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -92,7 +92,7 @@ BUILD_CONFIG = {"relay.FuseOps.link_params": True, "tir.disable_assert": True, *
 
 
 def build(
-    module, target=None, *, lower: bool = True, opt_level: int = 3, outputs: Sequence[str] = ()
+    module: Any, target: Any = None, *, lower: bool = True, opt_level: int = 3, outputs: Sequence[str] = ()
 ) -> Built:
     """Compile an integer Relay module for a CPU (default: this one), as everything of ours is compiled.
 
@@ -191,8 +191,8 @@ class Built:
 
     def __init__(
         self,
-        library,
-        target,
+        library: Any,
+        target: Any,
         layers: Sequence[LayerChoice] = (),
         outputs: Sequence[str] = (),
         table: str = "",
@@ -222,7 +222,11 @@ class Built:
         """This CPU's executor of it."""
         return Executor(self)
 
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def __repr__(self) -> str:
+        layers = f", {len(self.layers)} layers in integers" if self.layers else ""
+        return f"<Built for {self.target}: {package.told(self.inputs, self.layouts)}{layers}>"
+
+    def __call__(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> list[np.ndarray]:
         return self.executor(feed)
 
     def milliseconds(self, repeat: int = 10, number: int = 1) -> list[float]:
@@ -254,7 +258,7 @@ class Built:
                 file.write(package.mark(__version__, self.variant, self.table))
         return made
 
-    def export(self, path: str | os.PathLike, compiler: str | None = None) -> None:
+    def export(self, path: str | os.PathLike[str], compiler: str | None = None) -> None:
         """Write the package that ``tvmc-easyquant run`` and `deploy.Program` take, whole or not at all.
 
         compiler: what links for another machine, such as ``aarch64-linux-gnu-g++``. Raises WriteError.
@@ -419,7 +423,7 @@ class Executor(PooledExecutor):
     network that is built at several input shapes, the arrays of a call say which runs.
     """
 
-    def __init__(self, library, device=None, *, contexts: int | None = None):
+    def __init__(self, library: Any, device: Any = None, *, contexts: int | None = None):
         """library: a `Built`, or what ``relay.build`` or ``tvm.runtime.load_module`` returned. contexts:
         the most calls at once; by default as many as keep the CPUs busy, one on a ``device`` elsewhere."""
         from tvm.contrib import graph_executor

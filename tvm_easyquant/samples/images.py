@@ -92,7 +92,7 @@ class Preprocess:
         return cls(**facts)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Preprocess:
+    def load(cls, path: str | os.PathLike[str]) -> Preprocess:
         """From a JSON file of what `of` takes; ImageError names the file."""
         facts = read_json(path, ImageError, "the preprocess file")
         try:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,12 +37,16 @@ class LabelledSet:
 
     def __init__(
         self,
-        make: Callable[[], Iterable],
+        make: Callable[[], Iterable[Any]],
         count: int = 0,
         name: str = "the labelled set",
         pictures: Pictures | None = None,
     ):
         self._make, self._count, self.name, self.pictures = make, count, name, pictures
+
+    def __repr__(self) -> str:
+        count = f"{self._count} samples" if self._count else "samples"
+        return f"<LabelledSet {self.name!r}: {count}>"
 
     def __len__(self) -> int:
         return self._count
@@ -49,13 +54,32 @@ class LabelledSet:
     def __bool__(self) -> bool:
         return True
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for number, item in enumerate(self._make()):
             if not isinstance(item, (tuple, list)) or len(item) != 2:
                 raise EvaluationError(f"{self.name}: sample {number} is no pair (input, label)")
-            yield item[0], item[1]
+            x, label = (loader.arrays(part) if loader.holds_tensors(part) else part for part in item)
+            yield x, label[()] if isinstance(label, np.ndarray) and not label.ndim else label
 
-    def noting(self, labels: list) -> LabelledSet:
+    def singly(self, inputs: Mapping[str, tuple[tuple[int, ...], str]], batch: int) -> LabelledSet:
+        """The same, each sample by itself, where an item may be a batch of inputs and as many labels.
+
+        inputs: {name: (shape, element type)} of the network that will read them, ``batch`` at once.
+        """
+
+        def rows(x, label) -> int | None:
+            return _rows(x, label, {name: tuple(shape) for name, (shape, _) in inputs.items()}, batch)
+
+        def cut():
+            for x, label in self:
+                count = rows(x, label)
+                yield from [(x, label)] if count is None else zip(_each(x, count), label, strict=True)
+
+        first = next(iter(self), None) if self._count else None
+        known = self._count if first is None or rows(*first) is None else 0
+        return LabelledSet(cut, known, self.name, self.pictures)  # what are pictures comes one by one
+
+    def noting(self, labels: list[Any]) -> LabelledSet:
         """The same, whose labels are appended to ``labels`` as they come."""
 
         def noted():
@@ -71,16 +95,32 @@ class LabelledSet:
         return LabelledSet(lambda: islice(iter(self), count), known, self.name, self.pictures)
 
 
-def load(source, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
+def _rows(x, label, shapes: Mapping[str, tuple[int, ...]], batch: int) -> int | None:
+    """How many samples an item holds; None if it is one, as is what the network takes whole."""
+    count = len(label) if isinstance(label, (np.ndarray, list, tuple)) else 0
+    given = {n: np.shape(a) for n, a in (x if isinstance(x, Mapping) else dict.fromkeys(shapes, x)).items()}
+    if count < 2 or set(given) != set(shapes) or (batch == 1 and given == shapes):
+        return None
+    return count if all(given[name] == (count, *shapes[name][1:]) for name in shapes) else None
+
+
+def _each(x, rows: int) -> Iterator:
+    """The samples of a batch, each with a first dimension of 1."""
+    for i in range(rows):
+        yield {n: a[i : i + 1] for n, a in x.items()} if isinstance(x, Mapping) else x[i : i + 1]
+
+
+def load(source: Any, preprocess: Preprocess | Mapping[str, Any] | None = None) -> LabelledSet:
     """A `LabelledSet` from a file, a function or an iterable of (input, label) pairs.
 
     source: an .npz with ``labels`` (N,) integers and one of ``images`` float32 (N, C, H, W), normalised
     as in training; ``images`` uint8 (N, H, W, 3) or (N, 3, H, W), RGB; ``jpeg`` uint8 with ``offsets``
     (N + 1,), encoded pictures end to end. Or ``"module:function"``, called without arguments, whose
     result yields the pairs, in the same order each time; their labels may be any object, for a metric that
-    takes it. Or torch's DataLoader of (inputs, labels). uint8 and encoded pictures need ``preprocess``; one
-    that does not scale leaves the numbers 0..255, which a network whose input is uint8 takes as they are.
-    Raises EvaluationError, and ImageError for a picture.
+    takes it. Or torch's DataLoader of (inputs, labels), whose batches are cut up; so are those of any other
+    iterable where the network's inputs are known (`LabelledSet.singly`). Tensors become arrays. uint8 and
+    encoded pictures need ``preprocess``; one that does not scale leaves the numbers 0..255, which a network
+    whose input is uint8 takes as they are. Raises EvaluationError, and ImageError for a picture.
     """
     if isinstance(source, LabelledSet):
         return source
@@ -92,7 +132,8 @@ def load(source, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
             return LabelledSet(named(text), name=text)
         raise EvaluationError(f"{text} is neither an .npz file nor module:function")
     if loader.is_loader(source):
-        return LabelledSet(lambda: loader.pairs(source), len(source.dataset))
+        count = len(source.dataset) if hasattr(source.dataset, "__len__") else 0
+        return LabelledSet(lambda: loader.pairs(source), count)
     if callable(source):
         return LabelledSet(source)
     if not isinstance(source, Iterable):
@@ -101,7 +142,7 @@ def load(source, preprocess: Preprocess | Mapping | None = None) -> LabelledSet:
     return LabelledSet(lambda: kept, len(kept))
 
 
-def named(text: str, *arguments: str) -> Callable:
+def named(text: str, *arguments: str) -> Callable[..., Any]:
     """The function that ``"module:function"`` names; EvaluationError if there is none.
 
     arguments: what it is called with, in words; a function that does not take so many is an error too.

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 
 def is_loader(data: object) -> bool:
     """Whether it is a ``torch.utils.data.DataLoader``."""
@@ -24,11 +22,15 @@ def arrays(value: Any) -> Any:
     return value.detach().cpu().numpy() if hasattr(value, "detach") else value
 
 
-def pairs(loader) -> Iterator[tuple[np.ndarray, Any]]:
-    """The samples of a loader of (inputs, labels), one by one."""
-    for x, labels in map(arrays, loader):
+def pairs(loader) -> Iterator[Any]:
+    """The samples of a loader of (inputs, labels), one by one; of what is none of these, the items."""
+    for item in map(arrays, loader):
+        if (loader.batch_size is None and loader.batch_sampler is None) or len(item) != 2:
+            yield item
+            continue
+        x, labels = item
         for i, label in enumerate(labels):
-            yield x[i : i + 1], label
+            yield {n: a[i : i + 1] for n, a in x.items()} if isinstance(x, Mapping) else x[i : i + 1], label
 
 
 def holds_tensors(value: Any) -> bool:

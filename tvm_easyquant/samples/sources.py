@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -165,12 +167,15 @@ def _arrays(files: Sequence[Path], inputs: Sequence[str], preprocess, flag) -> I
         yield arrays
 
 
-def labelled(text: str, preprocess: Preprocess | None = None) -> labels.LabelledSet:
-    """Labelled data by name: what `labelled.load` takes, or a folder with one folder of pictures a class.
+def labelled(data: Any, preprocess: Preprocess | None = None) -> labels.LabelledSet:
+    """Labelled data: what `labelled.load` takes, or the name of a folder with a folder of pictures a class.
 
     Classes are the folders' names if all of them are numbers, else their positions in sorted order.
     Raises SourceError, EvaluationError, ImageError.
     """
+    if not isinstance(data, (str, os.PathLike)):
+        return labels.load(data, preprocess)
+    text = os.fspath(data)
     source = Path(text)
     if not source.is_dir():
         if source.suffix == ".npz" and not source.exists():

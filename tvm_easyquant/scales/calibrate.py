@@ -22,6 +22,7 @@ from ..network.channelwise import channelwise, factors, place
 from ..network.graph import Graph, GraphError, run
 from ..network.layout import layout_hint
 from ..network.node import Node, exactly, model_shape
+from ..samples.loader import arrays
 from . import histogram as _histogram
 from . import suspicions
 from .histogram import Histogram
@@ -171,16 +172,22 @@ def _length(data) -> int | None:
     """How many items it yields, if that is known."""
     if is_arrays(data):
         return 1
-    return len(data) if hasattr(data, "__len__") and not hasattr(data, "get_next") else None
+    if not hasattr(data, "__len__") or hasattr(data, "get_next"):
+        return None
+    try:
+        return len(data) or None  # a `LabelledSet` may not know
+    except TypeError:  # nor may a loader of an iterable
+        return None
 
 
 def samples(data, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
     """Checked samples {input name: array of the model's input shape and dtype}, one at a time.
 
     data: an iterable of dicts, of arrays (for a model with one input), or of (array, label) pairs as
-    a DataLoader yields; an array or a dict of arrays with a leading sample axis; or an ONNX Runtime
-    CalibrationDataReader. A batch larger than the model's is cut up. Numbers in another dtype are taken for
-    an input that is not float32 if they are the same in its own. Raises CalibrationError.
+    a DataLoader yields, all of them arrays or torch's tensors; an array or a dict of arrays with a leading
+    sample axis; or an ONNX Runtime CalibrationDataReader. A batch larger than the model's is cut up.
+    Numbers in another dtype are taken for an input that is not float32 if they are the same in its own.
+    Raises CalibrationError.
     """
     return (sample for sample, _ in _counted(data, graph))
 
@@ -215,7 +222,7 @@ def _by_name(item, graph, what) -> Mapping:
 
 def _of_dtype(value, dtype: str, what) -> np.ndarray:
     """What an item holds for one input, in the model's own dtype."""
-    array = np.asarray(value)
+    array = np.asarray(arrays(value))
     if array.dtype == dtype:
         return array
     if dtype != "float32":

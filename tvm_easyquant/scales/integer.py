@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from ..network.node import Node
 from ..network.ops import evaluate, linear
 from .numerics import QuantConfig, Scale, integer_limits, quantize_bias, quantize_weight, ungained
 from .partition import Plan, clip_limits
+
+if TYPE_CHECKING:
+    from .table import ScaleTable
 
 
 def integer_weight(node: Node, scales: np.ndarray, bits: int, rounding=None, lowest=None) -> np.ndarray:
@@ -438,8 +441,10 @@ def last_uses(graph: Graph) -> dict[str, list[str]]:
     return dead
 
 
-def run_integer(graph: Graph, table, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs of the quantized network for one input, in the model's own layout.
+def run_integer(
+    graph: Graph, table: ScaleTable, feed: Mapping[str, np.ndarray] | np.ndarray
+) -> dict[str, np.ndarray]:
+    """Outputs of the quantized network for one input (see `Graph.run`), in the model's own layout.
 
     Equal, bit for bit, to the compiled module. Raises TableError if the table does not fit.
     """

@@ -75,6 +75,9 @@ class Plan:
     site_of: dict[str, str]
     accumulators: frozenset[str]
 
+    def __repr__(self) -> str:
+        return f"<Plan: {len(self.integer)} nodes in integers, {len(self.floats)} in float>"
+
     def stored(self, node: Node, graph: Graph) -> str:
         """The tensor that is stored when ``node`` runs: its own, or that of what is fused to it."""
         for user in graph.users[node.name]:

@@ -95,6 +95,12 @@ class ScaleTable:
     data: Mapping[str, object] = field(default_factory=dict)
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        bits = sorted({self.config.bits_of(name) for name in self.weights})
+        kinds = " and ".join(f"int{each}" for each in bits)
+        layers = f"{len(self.weights)} layers in {kinds}"
+        return f"<ScaleTable of model {self.model[:12]}: {layers}, {self.config.method}>"
+
     def rounding_scale(self, layer: str) -> np.ndarray:
         """float32 (K,): what the layer's weights are divided by before they are rounded."""
         return ungained(self.weights[layer], self.gains.get(layer))
@@ -132,6 +138,12 @@ class ScaleTable:
     def outputs(self) -> list[str] | None:
         """Where the model is cut that this table is of; None: nowhere."""
         return self.data.get("outputs")  # type: ignore[return-value]  # a list, as `_facts` says
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """How the pictures of its calibration became inputs; None where it was not of pictures."""
+        stored = self.data.get("preprocess")
+        return Preprocess.of(stored) if stored else None
 
     def check(self, graph: Graph) -> Plan:
         """The graph's plan, if this table fits it exactly; otherwise TableError listing both sides."""
@@ -263,12 +275,12 @@ class ScaleTable:
         except (ConfigError, ImageError) as error:
             raise TableError(f"{source} is damaged: {error}") from None
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file atomically."""
         write_text(path, self.to_json() + "\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> ScaleTable:
+    def load(cls, path: str | os.PathLike[str]) -> ScaleTable:
         """Read a file written by `save`; TableError if it is missing or not such a file."""
         return cls._of(read_json(path, TableError, "the scale table", constants=True), str(path))
 

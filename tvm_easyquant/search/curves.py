@@ -60,13 +60,13 @@ class Curves:
         if self.state is not None:
             self.state.append(f"{kind} curve", name, curve)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file atomically."""
         facts = {name: value for name, value in vars(self).items() if name != "state"}
         write_text(path, json.dumps({"format": FORMAT, "version": VERSION, **facts}) + "\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Curves:
+    def load(cls, path: str | os.PathLike[str]) -> Curves:
         """Read what `save` wrote; CurvesError otherwise."""
         try:
             text = read_text(path, CurvesError, "the search record")

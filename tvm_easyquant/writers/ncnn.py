@@ -79,12 +79,12 @@ def _signed_step(scale: Scale) -> float:
     return scale.scale if reach <= TOP + 1 else float(np.float32(scale.scale * reach / TOP))
 
 
-def save(path: str | os.PathLike, graph: Graph, table: ScaleTable, names=None) -> None:
+def save(path: str | os.PathLike[str], graph: Graph, table: ScaleTable, names=None) -> None:
     """Write `dumps`'s text atomically."""
     write_text(path, dumps(graph, table, names))
 
 
-def load(path: str | os.PathLike, graph: Graph, names=None) -> ScaleTable:
+def load(path: str | os.PathLike[str], graph: Graph, names=None) -> ScaleTable:
     """`loads` of a file; TableError if it cannot be read."""
     try:
         with open(path, encoding="utf-8") as file:

@@ -58,7 +58,7 @@ def to_qdq(graph: Graph, table: ScaleTable, taps: Sequence[str] = ()):
     return _Exporter(graph, table).model(taps)
 
 
-def save(path: str | os.PathLike, model) -> None:
+def save(path: str | os.PathLike[str], model) -> None:
     """Write an ``onnx.ModelProto`` atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
