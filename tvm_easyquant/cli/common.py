@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -23,15 +26,43 @@ if TYPE_CHECKING:
     from ..scales.table import ScaleTable
     from ..workflow import Opened
 
-USER_ERROR, MISSING_PACKAGE, INTERRUPTED = 4, 5, 130  # the first two are tvmc's own exit codes
+#: exit codes; the first three are argparse's and tvmc's own
+USAGE, USER_ERROR, MISSING_PACKAGE, INTERRUPTED = 2, 4, 5, 130
 NOBODY_READS = 141  # as a shell reports SIGPIPE
 
 
+#: options of tvmc's, hundreds of them, which the usage leaves out
+ATTRIBUTES = ("--target-", "--executor-", "--runtime-")
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse's, but a mistake is one line without the whole usage before it."""
+    """argparse's, but a mistake is one line, and an option that is none brings the usage of its verb."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            options = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(rest[0].partition("=")[0], options, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self._end(f"unrecognized arguments: {' '.join(rest)}{hint}", self._usage())
+        return found, rest
 
     def error(self, message):
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        self._end(message)
+
+    def _end(self, message: str, before: str = "") -> None:
+        self.exit(USAGE, f"{before}error: {message}; see {self.prog} --help\n")
+
+    def _usage(self) -> str:
+        formatter = self._get_formatter()
+        shown = [a for a in self._actions if not any(n.startswith(ATTRIBUTES) for n in a.option_strings)]
+        formatter.add_usage(self.usage, shown, self._mutually_exclusive_groups)
+        return formatter.format_help()
+
+    @classmethod
+    def adopt(cls, parser: argparse.ArgumentParser, verb: str) -> None:
+        """A parser of tvmc's ``verb`` that speaks as ours do."""
+        parser.__class__, parser.prog = cls, f"tvmc-easyquant {verb}"
 
 
 def add_verb(subparsers, name: str, run: Callable, help: str, examples: str) -> argparse.ArgumentParser:
@@ -229,3 +260,33 @@ def missing(error: ImportError) -> int:
             f"the package {package} is missing: pip install 'tvm_easyquant[{extra}]' brings it",
         )
     return fail(MISSING_PACKAGE, one_line(error))
+
+
+#: what a command line calls a function of its user's
+FUNCTION = re.compile(r"(?:--[\w-]+=)?(([\w.]+):\w+)")
+
+
+def users_function(argv: Sequence[str], error: BaseException) -> str | None:
+    """What a function that the command line names raised, in a line, once its frames are printed, and none
+    of ours; None if the error is not from there."""
+    found, frame = None, error.__traceback__
+    named = [(match[1], _file_of(match[2])) for word in argv if (match := FUNCTION.fullmatch(word))]
+    while frame is not None and found is None:
+        file = os.path.realpath(frame.tb_frame.f_code.co_filename)
+        found = next((name for name, of in named if of == file), None)
+        frame = frame if found else frame.tb_next
+    if found is None:
+        return None
+    traceback.print_exception(type(error), error, frame)
+    return f"{found} raised {type(error).__name__}: {one_line(error)}"
+
+
+def _file_of(module: str) -> str | None:
+    """The file of a module, which may have failed while it was imported."""
+    from importlib.util import find_spec
+
+    with contextlib.suppress(ImportError, ValueError, AttributeError):
+        spec = find_spec(module)
+        if spec is not None and spec.origin:
+            return os.path.realpath(spec.origin)
+    return None

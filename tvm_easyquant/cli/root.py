@@ -21,11 +21,30 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import HostError, LinkerMissing, UserError, is_users, one_line
+from .. import __version__
+from ..errors import (
+    EasyQuantError,
+    HostError,
+    LinkerMissing,
+    TVMMissing,
+    UserError,
+    is_users,
+    one_line,
+)
 from ..files import writable
 from ..host import HOSTS, Late, installed
 from . import memory
-from .common import INTERRUPTED, MISSING_PACKAGE, NOBODY_READS, USER_ERROR, Parser, fail, missing
+from .common import (
+    INTERRUPTED,
+    MISSING_PACKAGE,
+    NOBODY_READS,
+    USER_ERROR,
+    Parser,
+    fail,
+    input_shapes,
+    missing,
+    users_function,
+)
 from .ending import tidy
 
 VERBS = (
@@ -118,7 +137,7 @@ def _ours(argv: Sequence[str], own: bool = False) -> int:
     logging.basicConfig(stream=sys.stdout)
     logging.getLogger("TVMC").setLevel(40 - min(args.verbose, 3) * 10)  # whose importers we use
     if args.version:
-        print(installed().version)
+        print(f"tvm_easyquant {__version__} ({_host_version()})")
         return 0
     if args.verb is None:
         parser.print_help(sys.stderr)
@@ -129,6 +148,15 @@ def _ours(argv: Sequence[str], own: bool = False) -> int:
         _check_output(argv)
     with contextlib.ExitStack() as stack:
         return args.func(args, Late(stack))
+
+
+def _host_version() -> str:
+    """What compiles here, in words."""
+    try:
+        host = installed()
+    except TVMMissing:
+        return "no TVM here, so nothing compiles: see tvmc-easyquant doctor"
+    return f"host {host.name}: TVM {host.version}"
 
 
 def _explained(argv: Sequence[str], error: Exception):
@@ -143,37 +171,53 @@ def _explained(argv: Sequence[str], error: Exception):
 def run(argv: Sequence[str]) -> int:
     """Run one command line; returns its exit code."""
     try:
-        asks_help = bool({"-h", "--help"} & set(argv))
-        argv = argv if asks_help else _asserted(argv)
-        if not asks_help:
-            memory.check(argv)
-        if not _handed(argv):
-            return _ours(argv)
-        if (host := installed()).name != "relay":
-            if "micro" in argv and not set(TVMC) & set(argv):
-                raise HostError(
-                    f"the {host.name} host has no micro; TVM 0.19 has, in an environment of its own: pip "
-                    "install 'tvm_easyquant[relay]'"
-                )
-            return _ours(argv, own=True)
-        from ..relay import tvmc
-
-        return tvmc.run(argv, _parser()[1])
+        return _verb(argv)
     except BrokenPipeError:
         raise
-    except ImportError as error:
-        return missing(error)
-    except MemoryError as error:
-        return fail(
-            USER_ERROR, f"there is no more memory ({one_line(error) or 'it does not say for what'})"
-        )
     except KeyboardInterrupt:
         return fail(INTERRUPTED, "interrupted; a search begun with --resume goes on from there")
     except Exception as error:
-        found = error if is_users(error) else _explained(argv, error)
-        if found is None:
+        code = _told(argv, error)
+        if code is None:
             raise
-        return fail(MISSING_PACKAGE if isinstance(found, LinkerMissing) else USER_ERROR, one_line(found))
+        return code
+
+
+def _verb(argv: Sequence[str]) -> int:
+    asks_help = bool({"-h", "--help"} & set(argv))
+    argv = argv if asks_help else _asserted(argv)
+    if not asks_help:
+        memory.check(argv)
+    if not _handed(argv):
+        return _ours(argv)
+    if (host := installed()).name != "relay":
+        if "micro" in argv and not set(TVMC) & set(argv):
+            raise HostError(
+                f"the {host.name} host has no micro; TVM 0.19 has, in an environment of its own: pip "
+                "install 'tvm_easyquant[relay]'"
+            )
+        return _ours(argv, own=True)
+    from ..relay import tvmc
+
+    for text in tvmc.every(argv, "--input-shapes"):
+        input_shapes(text)  # which says what is wrong with it in a line
+    return tvmc.run(argv, _parser()[1], Parser.adopt)
+
+
+def _told(argv: Sequence[str], error: Exception) -> int | None:
+    """The exit code of an error, which is told in a line; None for a bug."""
+    if not isinstance(error, EasyQuantError) and (theirs := users_function(argv, error)):
+        return fail(USER_ERROR, theirs)
+    if isinstance(error, ImportError):
+        return missing(error)
+    if isinstance(error, MemoryError):
+        return fail(
+            USER_ERROR, f"there is no more memory ({one_line(error) or 'it does not say for what'})"
+        )
+    found = error if is_users(error) else _explained(argv, error)
+    if found is None:
+        return None
+    return fail(MISSING_PACKAGE if isinstance(found, LinkerMissing) else USER_ERROR, one_line(found))
 
 
 def main() -> None:

@@ -489,6 +489,9 @@ def check_before(argv: Sequence[str]) -> None:
 
 # -- its verbs
 
+#: called with the parser of a verb of tvmc's and its name
+Adopt = Callable[[argparse.ArgumentParser, str], None]
+
 
 class _InFull(argparse.Action):
     """An option that we take out of the command line before tvmc sees it; what is left is abbreviated."""
@@ -555,7 +558,7 @@ def _targets(argv: Sequence[str]) -> list[str]:
     return [f'easyquant -table="{table}", {one}' for one in targets]
 
 
-def _compile(argv: Sequence[str], others: Iterable[str]) -> int:
+def _compile(argv: Sequence[str], others: Iterable[str], adopt: Adopt) -> int:
     """``compile`` with our options: tvmc's for each target, and one package of what they make."""
     texts = every(argv, "--input-shapes")
     if len(texts) > 1 and option(argv, "--table") is None:
@@ -563,7 +566,7 @@ def _compile(argv: Sequence[str], others: Iterable[str]) -> int:
     targets = _targets(argv)
     plain = without(argv, "--table", "--isa", "--target")
     if len(targets) == 1 and len(texts) < 2:
-        return _run([*plain, "--target", targets[0]], others)
+        return _run([*plain, "--target", targets[0]], others, adopt)
     if option(argv, "--dump-code") is not None:
         raise UserError("--dump-code writes one file: name one instruction set with --isa, and one shape")
     output = option(argv, "-o", "--output") or "module.tar"
@@ -576,7 +579,7 @@ def _compile(argv: Sequence[str], others: Iterable[str]) -> int:
         for text in texts if shapes is not None else (None,):
             more = [] if text is None else ["--input-shapes", text]
             for target in targets:
-                code = _run([*alone, *more, "--target", target], others, compiled, shapes)
+                code = _run([*alone, *more, "--target", target], others, adopt, compiled, shapes)
                 if code:
                     return code
     with replacing(output) as temporary:
@@ -586,9 +589,9 @@ def _compile(argv: Sequence[str], others: Iterable[str]) -> int:
 
 @contextlib.contextmanager
 def _plugged_in(
-    argv: Sequence[str], others: Iterable[str], shapes: Shapes | None = None
+    argv: Sequence[str], others: Iterable[str], adopt: Adopt, shapes: Shapes | None = None
 ) -> Iterator[Pipeline]:
-    """tvmc with our target, options and checks; others: verbs that its usage shows beside its own."""
+    """tvmc with our target, options and checks; others, adopt: as of `run`."""
     layout, dtype = _input(argv) if _verb(argv) == "compile" else (None, None)
     pipeline = Pipeline(option(argv, "--tuning-records"), layout, dtype, shapes)
     entry = {"config_key": None, "pass_default": False, "default_target": None, "pass_pipeline": pipeline}
@@ -598,6 +601,8 @@ def _plugged_in(
         main_parser.prog = "tvmc-easyquant"
         for verb in others:
             subparsers.add_parser(verb)
+        for verb, parser in subparsers.choices.items():
+            adopt(parser, verb)
         for verb, options in OPTIONS.items():
             group = subparsers.choices[verb].add_argument_group("tvm_easyquant")
             for name, (metavar, help) in options.items():
@@ -619,8 +624,9 @@ def _plugged_in(
         yield pipeline
 
 
-def run(argv: Sequence[str], others: Iterable[str] = ()) -> int:
-    """Run a command line of tvmc's own verbs; returns its exit code. others: names of verbs beside them.
+def run(argv: Sequence[str], others: Iterable[str] = (), adopt: Adopt = lambda parser, verb: None) -> int:
+    """Run a command line of tvmc's own verbs; returns its exit code. others: names of verbs beside them;
+    adopt: called with the parser of each verb and its name.
 
     Raises UserError, TuneError and WriteError for what is checked here, and what tvmc leaves to Python
     (see `explain`).
@@ -628,19 +634,20 @@ def run(argv: Sequence[str], others: Iterable[str] = ()) -> int:
     check_before(argv)
     ours = any(option(argv, name) is not None for name in ("--table", "--isa"))
     if _verb(argv) == "compile" and (ours or len(every(argv, "--input-shapes")) > 1):
-        return _compile(argv, others)
-    return _run(argv, others)
+        return _compile(argv, others, adopt)
+    return _run(argv, others, adopt)
 
 
 def _run(
     argv: Sequence[str],
     others: Iterable[str],
+    adopt: Adopt,
     compiled: list[package.Compiled] | None = None,
     shapes: Shapes | None = None,
 ) -> int:
     """A command line of tvmc's; what it compiles for our target goes into ``compiled``, too. shapes: all at
     which the network is compiled."""
-    with _plugged_in(argv, others, shapes) as pipeline:
+    with _plugged_in(argv, others, adopt, shapes) as pipeline:
         if compiled is not None:
             pipeline.compiled = compiled
         plain = without(argv, *{"run": ("--isa",), "compile": INPUT}.get(_verb(argv), ()))
