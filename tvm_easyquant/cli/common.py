@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -42,12 +42,13 @@ class Parser(argparse.ArgumentParser):
         found, rest = super().parse_known_args(args, namespace)
         if rest:
             options = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(rest[0].partition("=")[0], options, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = _near(rest[0].partition("=")[0], options)
             self._end(f"unrecognized arguments: {' '.join(rest)}{hint}", self._usage())
         return found, rest
 
     def error(self, message):
+        if verb := re.match(r"argument \{(.*)\}: invalid choice: '([^']*)'", message):  # not all of them
+            message = f"there is no verb {verb[2]!r}{_near(verb[2], verb[1].split(','))}"
         self._end(message)
 
     def _end(self, message: str, before: str = "") -> None:
@@ -63,6 +64,12 @@ class Parser(argparse.ArgumentParser):
     def adopt(cls, parser: argparse.ArgumentParser, verb: str) -> None:
         """A parser of tvmc's ``verb`` that speaks as ours do."""
         parser.__class__, parser.prog = cls, f"tvmc-easyquant {verb}"
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    """The end of a sentence: what may be meant."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def add_verb(subparsers, name: str, run: Callable, help: str, examples: str) -> argparse.ArgumentParser:
@@ -218,6 +225,21 @@ def print_json(facts) -> None:
     print(json.dumps(plain(facts), indent=1))
 
 
+SHOWN = 6  # nodes that stay float for one reason, by name; --json has them all
+
+
+def float_lines(floats: Mapping[str, str]) -> list[str]:
+    """What stays float, {node: reason}: a line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in floats.items():
+        by_reason.setdefault(why, []).append(name)
+    lines = []
+    for why, names in by_reason.items():
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        lines.append(f"float: {', '.join(names[:SHOWN])}{more}: {why}")
+    return lines
+
+
 #: one input of --input-shapes: a name, which may hold dots, slashes and colons, and its sizes
 SHAPE = re.compile(r"([^\s,\[\]]+):\s*\[\s*(-?\d+(?:\s*,\s*-?\d+)*)\s*\]")
 
@@ -270,7 +292,7 @@ def users_function(argv: Sequence[str], error: BaseException) -> str | None:
     """What a function that the command line names raised, in a line, once its frames are printed, and none
     of ours; None if the error is not from there."""
     found, frame = None, error.__traceback__
-    named = [(match[1], _file_of(match[2])) for word in argv if (match := FUNCTION.fullmatch(word))]
+    named = [(match[1], file_of(match[2])) for word in argv if (match := FUNCTION.fullmatch(word))]
     while frame is not None and found is None:
         file = os.path.realpath(frame.tb_frame.f_code.co_filename)
         found = next((name for name, of in named if of == file), None)
@@ -281,7 +303,7 @@ def users_function(argv: Sequence[str], error: BaseException) -> str | None:
     return f"{found} raised {type(error).__name__}: {one_line(error)}"
 
 
-def _file_of(module: str) -> str | None:
+def file_of(module: str) -> str | None:
     """The file of a module, which may have failed while it was imported."""
     from importlib.util import find_spec
 

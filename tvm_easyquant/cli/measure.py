@@ -104,16 +104,22 @@ def labelled_data(args, table, pictures=None):
     return data, metrics
 
 
+def inputs_of(graph):
+    """{input: (shape, element type)} as the model has them."""
+    from ..network.node import model_shape
+
+    return {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
+
+
 def evaluation(judged, networks, batch, graph, bar, others=()):
     """{metric: `Paired` or `PairedSet`} of the integers against the float network, both as from `built`.
 
     judged: of `labelled_data`; others: of `other_settings`, tried where float32 is right by chance only.
     """
     from ..measure import accuracy as evaluate
-    from ..network.node import model_shape
 
     (data, metrics), (floats, integers) = judged, networks
-    inputs = {name: (model_shape(graph[name]), graph[name].dtype) for name in graph.inputs}
+    inputs = inputs_of(graph)
 
     def scored(network, data, what):
         return evaluate.evaluate(
@@ -159,6 +165,7 @@ def _cause(others, scored) -> list[str]:
 def _evaluate(args, host) -> int:
     from dataclasses import asdict
 
+    from ..measure import accuracy
     from ..scales.table import ScaleTable
 
     if shipped.is_package(args):
@@ -171,8 +178,10 @@ def _evaluate(args, host) -> int:
         if args.target is not None:
             raise
         target = None
-    graph = load_graph(args, host, table)
     judged = labelled_data(args, table)
+    graph = load_graph(args, host, table)
+    table.check(table.prepared(graph))
+    accuracy.check_first(judged[0], inputs_of(graph))
     if target is None:
         print("note: no TVM here: both networks run in numpy, which takes its time", file=sys.stderr)
     networks = in_numpy(graph, table) if target is None else built(host, graph, table, target)

@@ -40,6 +40,7 @@ def add(subparsers) -> None:
     add("--samples", type=int, default=16, metavar="N", help="of them for the histograms (16)")
     add("--record", metavar="FILE", help="the curves of the search, from quantize --record")
     add("--data", metavar="DATA", help="labelled data, for the accuracy; as in evaluate")
+    add("--accuracy", metavar="FILE", help="instead of --data: what evaluate --json has printed")
     add("--metric", metavar="MODULE:FUNCTION", help="instead of top-1 and top-5, as in evaluate")
     add("--limit", type=int, metavar="N", help="the first N labelled samples only")
     add("--no-benchmark", action="store_true", help="leave the times out")
@@ -49,25 +50,33 @@ def add(subparsers) -> None:
     add_pictures(parser)
 
 
+def _check(args) -> None:
+    """What can be said of the options before anything is read."""
+    inputs = (args.FILE, args.table, args.calibration, args.record, args.float, args.accuracy)
+    writable(args.output, [path for path in inputs if path])
+    for name in ("samples", "threads", "rounds"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
+    if args.accuracy and (args.data or args.FILE.endswith(".tar")):
+        raise UserError("--accuracy is of a model and its table, in the place of --data")
+
+
 def _report(args, host) -> int:
     from dataclasses import replace
     from itertools import islice
 
     from ..files import write_text
     from ..measure import report
+    from ..measure.accuracy import check_first, stored
     from ..measure.collect import collect
     from ..samples import sources
     from ..scales import calibrate
     from ..scales.table import ScaleTable
     from ..search.curves import Curves
     from ..search.driver import layer_figures
-    from .measure import built, evaluation, labelled_data, timing
+    from .measure import built, evaluation, inputs_of, labelled_data, timing
 
-    inputs = [path for path in (args.FILE, args.table, args.calibration, args.record, args.float) if path]
-    writable(args.output, inputs)
-    for name in ("samples", "threads", "rounds"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
+    _check(args)
     if shipped.is_package(args, but=["input_shapes"]):
         return shipped.report(args, host)
     report.check_packages()
@@ -75,17 +84,20 @@ def _report(args, host) -> int:
     host.check_cpu(target)
     curves = Curves.load(args.record) if args.record else None
     source = sources.calibration(args.calibration, preprocess_of(args, table)) if args.calibration else None
+    accuracy = stored(args.accuracy) if args.accuracy else None
+    judged = labelled_data(args, table) if args.data else None
     loaded = load_graph(args, host, table)
     graph = table.prepared(loaded)
     plan = table.check(graph)
+    if judged is not None:
+        check_first(judged[0], inputs_of(loaded))
     samples = []
     if source is not None:
         samples = list(islice(calibrate.samples(source(graph.inputs), graph), args.samples))
     if samples and not table.figures:
         table = replace(table, figures=layer_figures(graph, plan, table, samples))
     with host.history(args.tuning_records, target), progress_bar() as bar:
-        judged = labelled_data(args, table) if args.data else None
-        accuracy = benchmark = None
+        benchmark = None
         if judged is None and args.no_benchmark:  # nothing is to be run
             layers = host.layer_choices(graph, table, target)
         else:

@@ -33,7 +33,7 @@ from ..errors import (
 )
 from ..files import writable
 from ..host import HOSTS, Late, installed
-from . import memory
+from . import compiled, memory, onward
 from .common import (
     INTERRUPTED,
     MISSING_PACKAGE,
@@ -48,6 +48,7 @@ from .common import (
 from .ending import tidy
 
 VERBS = (
+    "auto",
     "quantize",
     "measure",
     "report",
@@ -130,7 +131,7 @@ def _asserted(argv: Sequence[str]) -> list[str]:
     return rest if known.host is not None else list(argv)
 
 
-def _ours(argv: Sequence[str], own: bool = False) -> int:
+def _ours(argv: Sequence[str], follows: bool, own: bool = False) -> int:
     """own: whether tvmc's verbs are ours here."""
     parser, _ = _parser(own)
     args = parser.parse_args(argv)
@@ -144,10 +145,13 @@ def _ours(argv: Sequence[str], own: bool = False) -> int:
         return 1
     if args.config != "default" and not own:
         raise UserError(f"--config is an option of {', '.join(TVMC)}; {args.verb} takes none")
-    if args.verb not in ("demo", "deploy"):  # whose output is a folder
+    if args.verb not in ("auto", "demo", "deploy"):  # whose output is a folder
         _check_output(argv)
     with contextlib.ExitStack() as stack:
-        return args.func(args, Late(stack))
+        code = args.func(args, Late(stack))
+    if code == 0 and follows:
+        onward.tell(args)
+    return code
 
 
 def _host_version() -> str:
@@ -168,10 +172,10 @@ def _explained(argv: Sequence[str], error: Exception):
     return tvmc.explain(argv, error)
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run one command line; returns its exit code."""
+def run(argv: Sequence[str], *, follows: bool = True) -> int:
+    """Run one command line; returns its exit code. follows: say what its user would run next."""
     try:
-        return _verb(argv)
+        return _verb(argv, follows)
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
@@ -183,25 +187,32 @@ def run(argv: Sequence[str]) -> int:
         return code
 
 
-def _verb(argv: Sequence[str]) -> int:
+def _verb(argv: Sequence[str], follows: bool) -> int:
     asks_help = bool({"-h", "--help"} & set(argv))
     argv = argv if asks_help else _asserted(argv)
     if not asks_help:
         memory.check(argv)
     if not _handed(argv):
-        return _ours(argv)
+        return _ours(argv, follows)
     if (host := installed()).name != "relay":
         if "micro" in argv and not set(TVMC) & set(argv):
             raise HostError(
                 f"the {host.name} host has no micro; TVM 0.19 has, in an environment of its own: pip "
                 "install 'tvm_easyquant[relay]'"
             )
-        return _ours(argv, own=True)
+        return _ours(argv, follows, own=True)
     from ..relay import tvmc
 
     for text in tvmc.every(argv, "--input-shapes"):
         input_shapes(text)  # which says what is wrong with it in a line
-    return tvmc.run(argv, _parser()[1], Parser.adopt)
+
+    def done(args: argparse.Namespace) -> None:
+        if args.verb == "compile":
+            compiled.tell(args)
+        if follows:
+            onward.tell(args)
+
+    return tvmc.run(argv, _parser()[1], Parser.adopt, done)
 
 
 def _told(argv: Sequence[str], error: Exception) -> int | None:
