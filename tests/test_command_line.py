@@ -76,6 +76,15 @@ def test_a_verb_that_is_none_is_told_without_all_that_are(capsys):
     assert err == "error: there is no verb 'quantise'; did you mean quantize?; see tvmc-easyquant --help\n"
 
 
+def uncompiled(monkeypatch):
+    """Networks that evaluate would compile, as functions that answer with zeros."""
+    from tvm_easyquant.cli import measure
+
+    zeros = lambda feed: [np.zeros((1, 10), np.float32)]  # noqa: E731
+    monkeypatch.setattr(measure, "built", lambda *_: (zeros, zeros))
+    monkeypatch.setattr(measure, "in_numpy", lambda *_: (zeros, zeros))
+
+
 MINE = """
 import numpy as np
 
@@ -112,8 +121,11 @@ def batches():
         ),
     ],
 )  # fmt: skip
-def test_what_a_users_function_raises_is_told_by_its_own_frames(table, capsys, words, error, frames, said):
+def test_what_a_users_function_raises_is_told_by_its_own_frames(
+    table, monkeypatch, capsys, words, error, frames, said
+):
     """Eleven frames of ours stood before the one that mattered."""
+    uncompiled(monkeypatch)
     Path("mine.py").write_text(MINE.format(error=error))
     assert run(*words) == 4
     err = capsys.readouterr().err
@@ -126,6 +138,7 @@ def test_what_a_users_function_raises_is_told_by_its_own_frames(table, capsys, w
 def test_a_bug_of_ours_keeps_its_traceback(table, monkeypatch):
     from tvm_easyquant.measure import accuracy
 
+    uncompiled(monkeypatch)
     Path("mine.py").write_text(MINE.format(error="ValueError()"))
     monkeypatch.setattr(accuracy, "evaluate", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -183,7 +196,9 @@ def test_what_is_cheap_to_see_is_seen_before_anything_is_compiled(table, monkeyp
     import onnx
 
     from tvm_easyquant.host import installed
+    from tvm_easyquant.measure import report
 
+    monkeypatch.setattr(report, "check_packages", lambda: None)
     Path("mine.py").write_text(MINE.format(error="ValueError()"))
     onnx.save(networks.small_onnx(), "small.onnx")
     np.savez("other.npz", images=np.zeros((2, 3, 8, 8), np.float32), labels=np.zeros(2, int))
@@ -280,8 +295,15 @@ def test_every_verb_is_followed_by_one_that_there_is():
 
 @needs_host
 @pytest.mark.linker
-def test_the_next_lines_lead_from_a_table_to_a_deployed_network(table, capsys):
+def test_the_next_lines_lead_from_a_table_to_a_deployed_network(folder, capsys):
     """Each is run as it stands."""
+    import networks
+    import onnx
+
+    onnx.save(networks.small_onnx(), "net.onnx")
+    np.savez("images.npz", x=np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32))
+    assert run(*QUANTIZE) == 0
+    capsys.readouterr()
     words = ["tvmc-easyquant", "compile", "net.onnx", "--table", "net.json", "-o", "net.tar"]
     seen = []
     while words[0] == "tvmc-easyquant":
@@ -291,7 +313,7 @@ def test_the_next_lines_lead_from_a_table_to_a_deployed_network(table, capsys):
         words = following(err)
         if seen == ["compile"]:  # size, and what to do for kernels that were not measured
             size = Path("net.tar").stat().st_size / 1024
-            assert f"\nnet.tar: {size:.1f} KiB; 11 of 11 kernels are chosen by stored costs: " in f"\n{err}"
+            assert f"\nnet.tar: {size:.1f} KiB; 3 of 3 kernels are chosen by stored costs: " in f"\n{err}"
             assert "tvmc-easyquant tune-kernels net.onnx --table net.json -o net.log measures them" in err
             assert run("run", "net.tar") == 0 and following(capsys.readouterr().err)[1] == "deploy"
     assert seen == ["compile", "benchmark", "deploy"]
@@ -315,6 +337,7 @@ def test_ncnn_and_our_own_qdq_say_what_stays_float_and_how_many_bits(folder, cap
 
 
 @needs_host
+@pytest.mark.ci
 @pytest.mark.linker
 def test_a_profile_names_layers_and_leaves_no_folder(table, capsys):
     """They were tvmgen_default_fused_easyquant_conv2d_avx2_5, sorted by time, beside a folder prof."""
@@ -336,6 +359,7 @@ def test_a_profile_names_layers_and_leaves_no_folder(table, capsys):
 def steps(monkeypatch):
     """The command lines that ``auto`` runs, none of which does anything but write its file."""
     from tvm_easyquant.cli import root
+    from tvm_easyquant.measure import report
 
     theirs, seen = root.run, []
 
@@ -353,6 +377,7 @@ def steps(monkeypatch):
         return 0
 
     monkeypatch.setattr(root, "run", stub)
+    monkeypatch.setattr(report, "check_packages", lambda: None)
     return seen
 
 
@@ -461,16 +486,32 @@ def test_auto_goes_on_in_the_middle_of_its_search(folder, monkeypatch, capsys):
     assert run(*words) == 0
     out, err = capsys.readouterr()
     assert f"resumed at {searched[-1]} of " in err and "top1: integers " in out
-    assert {path.name for path in Path("out").iterdir()} == {
-        "auto.json", "net.json", "net.tar", "net.html", "net.accuracy.json",
-    }  # fmt: skip
-    assert '"top1"' in Path("out/net.html").read_text()
+    made = {"auto.json", "net.json", "net.tar", "net.accuracy.json"}
+    page = {"net.html"} if importlib.util.find_spec("plotly") else set()
+    assert {path.name for path in Path("out").iterdir()} == made | page
+    assert not page or '"top1"' in Path("out/net.html").read_text()
     before = Path("out/net.tar").read_bytes()
-    assert run(*words) == 0 and capsys.readouterr().out.count(": kept from ") == 4
+    assert run(*words) == 0 and capsys.readouterr().out.count(": kept from ") == 3 + len(page)
     assert Path("out/net.tar").read_bytes() == before
 
 
 # -- demo
+
+
+@needs_host
+@pytest.mark.linker
+def test_without_the_packages_of_a_report_auto_does_the_rest(folder, steps, monkeypatch, capsys):
+    from tvm_easyquant.cli import root
+    from tvm_easyquant.measure import report
+
+    def lacks():
+        raise ModuleNotFoundError("No module named 'plotly'", name="plotly_of_nobody")
+
+    monkeypatch.setattr(report, "check_packages", lacks)
+    assert root.run(AUTO) == 0 and [line[0] for line in steps] == ["quantize", "compile"]
+    err = capsys.readouterr().err
+    assert "note: no report: the package plotly_of_nobody is missing: pip install" in err
+    assert "webbrowser" not in err
 
 
 def test_the_demo_wants_a_folder(folder, capsys):

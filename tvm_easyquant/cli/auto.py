@@ -28,6 +28,7 @@ from .common import (
     add_pictures,
     add_verb,
     file_of,
+    lacking,
     load_graph,
     preprocess_of,
 )
@@ -118,7 +119,6 @@ def _steps(args, host) -> tuple[list[Step], Path]:
     preprocess = preprocess_of(args)
     sources.calibration(args.images, preprocess, "--images", limit=1)
     judged = None if labels is None else sources.labelled(labels, preprocess)
-    report.check_packages()
     if host.linker() is None:
         raise LinkerMissing("there is no C++ compiler to link with: install g++, or set CXX")
     machine = f"{host.name} {host.version} {args.target or host.this_cpu()}"
@@ -153,7 +153,11 @@ def _steps(args, host) -> tuple[list[Step], Path]:
     steps.append(Step("compile", words, package, made))
     words = [*at, *on, "--calibration", args.images, *how, *target, "-o", str(page)]
     words += [] if labels is None else ["--accuracy", str(scores)]
-    steps.append(Step("report", words, page, [*made, images, steps[1].key]))
+    try:
+        report.check_packages()
+        steps.append(Step("report", words, page, [*made, images, steps[1].key]))
+    except ImportError as error:
+        print(f"note: no report: {lacking(error)}", file=sys.stderr)
     return steps, folder
 
 
@@ -211,11 +215,13 @@ def _tell(scores: Path) -> None:
 def _end(steps: Sequence[Step], folder: Path) -> None:
     files = {step.verb: str(step.output) for step in steps}
     print("\n".join(f"{verb}: {file}" for verb, file in files.items()))
-    for words in (
+    following = [
         [onward.PROGRAM, "run", files["compile"], "--print-time"],
         [onward.PROGRAM, "deploy", files["compile"], "-o", str(folder / "deploy")],
-        ["python", "-m", "webbrowser", files["report"]],
-    ):
+    ]
+    if "report" in files:
+        following.append(["python", "-m", "webbrowser", files["report"]])
+    for words in following:
         print(f"next: {shlex.join(words)}", file=sys.stderr)
 
 

@@ -270,6 +270,11 @@ EXTRAS = {"jinja2": "report", "plotly": "report", "PIL": "images", "xgboost": "t
 
 
 def missing(error: ImportError) -> int:
+    return fail(MISSING_PACKAGE, lacking(error))
+
+
+def lacking(error: ImportError) -> str:
+    """Which package is missing, and what brings it."""
     from importlib.util import find_spec
 
     package = (error.name or "").split(".")[0]
@@ -277,11 +282,8 @@ def missing(error: ImportError) -> int:
         raise error
     if package and package != "tvm" and find_spec(package) is None:
         extra = EXTRAS.get(package, "relay")
-        return fail(
-            MISSING_PACKAGE,
-            f"the package {package} is missing: pip install 'tvm_easyquant[{extra}]' brings it",
-        )
-    return fail(MISSING_PACKAGE, one_line(error))
+        return f"the package {package} is missing: pip install 'tvm_easyquant[{extra}]' brings it"
+    return one_line(error)
 
 
 #: what a command line calls a function of its user's
