@@ -74,6 +74,7 @@ BOMB = base64.b64encode(zlib.compress(bytes(2**28 + 8), 1)).decode()
 #: a hand's mistake in the scale table -> (what it does to the JSON, what the message must say)
 EDITS = {
     "from a newer version": (lambda t: t.update(version=99), "version 99.*reads versions 1 to 2.*install a newer"),
+    "from before the first version": (lambda t: t.update(version=0), "version 0;.*no release wrote it so; quantize again"),
     "a version that is a text": (lambda t: t.update(version="1"), "has version '1'"),
     "a negative scale": (lambda t: site(t).update(scale=-1.0), "activation relu1: a scale is -1.0"),
     "a scale of zero": (lambda t: site(t).update(scale=0), "activation relu1: a scale is 0.0"),
@@ -149,6 +150,7 @@ CASES = {
     "skip": ([*Q, "--skip", "conv9"], r"skip names \['conv9'\].*conv1, conv2, classifier", 4),
     "a number that is none": ([*Q, "--search-images", "many"],
                               "argument --search-images: invalid int value: 'many'; see .*quantize --help", 2),
+    "shapes that end too early": (["compile", "net.onnx", "--input-shapes", "x:[1,3,16"], "--input-shapes 'x:.1,3,16': give NAME:", 4),
     "no model named": (["plan", "--table", "table.json"], "arguments are required: FILE; see .*plan --help", 2),
     "skip all": ([*Q, "--skip", "conv1", "conv2", "classifier"], "nothing to quantize", 4),
     "no calibration": (["quantize", "net.onnx"], "needs --calibration", 4),
@@ -265,7 +267,7 @@ CASES = {
     "compile: several shapes without a table": (["compile", "net.onnx", *AT, *AT, "-o", "n.tar"],
                                                 "several --input-shapes are of the integers of a scale table", 4),
     "compile: two equal shapes": (fleet_of("generic", *AT, "--input-shapes=x:[1, 3, 8, 8]"), "is there twice; give each once", 4),
-    "compile: shapes that are none": (fleet_of("generic", *AT, "--input-shapes", "x=8"), "must be of the form", 4),
+    "compile: shapes that are none": (fleet_of("generic", *AT, "--input-shapes", "x=8"), "--input-shapes 'x=8': give NAME:", 4),
     "compile: a shape that the model refuses": (fleet_of("generic", *AT, "--input-shapes", "x:[1,3,9,9]"),
                                                 r"x was given shape \(1, 3, 9, 9\), the model says \(1, 3, 8, 8\)", 4),
     "compile: the table's shape is not there": (fleet_of("generic", "--input-shapes", "x:[2,3,8,8]", "--input-shapes", "x:[4,3,8,8]"),

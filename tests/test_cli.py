@@ -297,11 +297,11 @@ def test_a_reader_that_has_enough_is_no_error(work):
 
 
 def test_what_stays_float_is_said_once_for_each_reason():
-    from tvm_easyquant.cli.quantize import _float_lines
+    from tvm_easyquant.cli.common import float_lines
 
     floats = {"conv": "kept float by skip", **{f"add{i}": "an input is float" for i in range(8)}}
-    assert _float_lines(floats) == [
+    assert float_lines(floats) == [
         "float: conv: kept float by skip",
         "float: add0, add1, add2, add3, add4, add5 and 2 more: an input is float",
     ]
-    assert _float_lines({}) == []
+    assert float_lines({}) == []

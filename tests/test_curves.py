@@ -44,7 +44,7 @@ def test_the_best_of_each_curve_is_the_scale_of_the_table(tmp_path, method):
 
 
 def test_what_is_no_record_is_refused(tmp_path):
-    for text in ("{", "{}", "[1]", '{"format": "tvm_easyquant search record", "version": 99}'):
+    for text in ("{", "{}", "[1]", '{"format": "tvm_easyquant search record", "version": 0}'):
         (tmp_path / "r.json").write_text(text)
         with pytest.raises(CurvesError, match="is not a search record.*--record"):
             Curves.load(tmp_path / "r.json")

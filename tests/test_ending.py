@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -48,8 +49,12 @@ def usual(then=lambda: None):
     then()
 
 
-def start(folder, *words, then=lambda: None, **options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")}
+def start(folder, *words, then=lambda: None, path="", **options):
+    """path: a folder of modules that come before all others."""
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(ROOT)] if path else [str(ROOT)]),
+        "TMPDIR": str(folder / "tmp"),
+    }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "tvm_easyquant.cli", *map(str, words)], cwd=folder, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: usual(then), **options,  # noqa: PLW1509
@@ -89,6 +94,50 @@ def test_a_signal_leaves_one_line_and_nothing_else(folder, name, code, said):
     assert os.listdir(folder / "tmp") == [] and not (folder / "net.json").exists()
     if sys.platform == "linux":
         assert not there(int((folder / "child").read_text()))
+
+
+def documented():
+    """The exit codes of docs/command_line.rst."""
+    text = (ROOT / "docs" / "command_line.rst").read_text()
+    return [int(code) for code in re.findall(r"^   \* - (\d+)$", text, re.M)]
+
+
+#: exit code -> a command line, and how it is ended, that has it
+ENDINGS = {
+    0: (["--version"], None),
+    1: ([], None),
+    2: (["quantize", "net.onnx", "--calibraton", "slow:images"], None),
+    4: (["quantize", "no.onnx", "--calibration", "slow:images"], None),
+    5: (["plan", "net.onnx", "--table", "no.json"], "no TVM"),
+    129: (["quantize", "net.onnx", "--calibration", "slow:images"], "SIGHUP"),
+    130: (["quantize", "net.onnx", "--calibration", "slow:images"], "SIGINT"),
+    141: (["quantize", "net.onnx", "--dry-run", "--json"], "closed"),
+    143: (["quantize", "net.onnx", "--calibration", "slow:images"], "SIGTERM"),
+}
+
+
+def test_the_documented_exit_codes_are_all_that_there_are():
+    assert documented() == list(ENDINGS)
+
+
+@pytest.mark.parametrize("code", ENDINGS)
+def test_an_exit_code_is_as_documented(folder, code):
+    pytest.importorskip("onnx")
+    words, how = ENDINGS[code]
+    if how == "no TVM":
+        (folder / "tvm.py").write_text("raise ImportError('no TVM here')")
+        process = start(folder, *words, path=folder)
+    else:
+        process = start(folder, *words)
+    if how == "closed":
+        process.stdout.close()
+        process.stdout = None
+    elif str(how).startswith("SIG"):
+        while not (folder / "ready").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(getattr(signal, how))
+    assert finish(process) == code
 
 
 def test_what_is_ignored_stays_ignored(folder):

@@ -600,7 +600,7 @@ def test_a_checkpoint_of_another_search_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="another model"):
         searched(networks.chain(9)[0], images, checkpoint=path)
     header, first = path.read_text().splitlines()
-    for damaged in ("{", "[1]", "3", '{"found": 3}', "{}\n", "", header.replace(": 1,", ": 2,") + "\n",
+    for damaged in ("{", "[1]", "3", '{"found": 3}', "{}\n", "", header.replace(": 1,", ": 0,") + "\n",
                     f"{header}\n[1]\n{first}\n", f"{header}\n{first[:-1]}\n", f"{header}\n\n{first}\n",
                     '{"model": "", "config": {}, "data": "", "found": {"0 weights first": {"scales": [1.0]}}}'):  # fmt: skip
         path.write_text(damaged)

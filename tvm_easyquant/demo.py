@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .errors import WriteError
 
 if TYPE_CHECKING:
     from .host import Host
@@ -39,6 +42,33 @@ def images() -> dict[str, np.ndarray]:
     }
 
 
+#: of the test images, those that `write_files` gives labels
+LABELLED = 500
+
+
+def write_files(folder: str | os.PathLike) -> None:
+    """What the command lines of the README name, in a folder: net.onnx, images.npz (for calibration),
+    labelled.npz and input.npz (one image). Raises WriteError."""
+    from .files import replacing
+
+    folder, data = Path(folder), images()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise WriteError(f"cannot write {folder}: it is a file; name a folder") from None
+    with replacing(folder / "net.onnx") as temporary:
+        temporary.write_bytes(network_path().read_bytes())
+    test, labels = data["test_images"][:LABELLED], data["test_labels"][:LABELLED]
+    files: dict[str, dict[str, Any]] = {
+        "images": {"image": data["calibration_images"]},
+        "labelled": {"images": test, "labels": labels},
+        "input": {"image": test[:1]},
+    }
+    for name, arrays in files.items():
+        with replacing(folder / f"{name}.npz") as temporary:
+            np.savez_compressed(temporary, **arrays)
+
+
 def _classify(network, pictures) -> np.ndarray:
     return np.array([network({"image": x[None]})[0].argmax() for x in pictures])
 
@@ -59,7 +89,7 @@ def main(out: str = "easyquant_demo", host: Host | None = None) -> int:
     host = host or installed()
     suffix = ".so" if host.linker() else ".tar"  # object files, if nothing can link them
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    write_files(folder)
     data = images()
     labels, target = data["test_labels"], host.this_cpu()
     graph = workflow.load(network_path())
@@ -87,7 +117,8 @@ def main(out: str = "easyquant_demo", host: Host | None = None) -> int:
     )
     print(
         f"artefacts in {folder}: int7{suffix} (compiled), int7.json (scale table), int7.{host.name}.json "
-        f"({host.name.capitalize()} module); the same for int8"
+        f"({host.name.capitalize()} module); the same for int8; net.onnx, images.npz, labelled.npz and "
+        "input.npz are for the command lines of the README"
     )
     return 0
 

@@ -291,7 +291,7 @@ def measure(
     work = [(one, _left(one, done, trials)) for one in kernels(layers, alternatives)]
     result, total, count = Tuned(kernels=len(work)), sum(len(left) for _, left in work), 0
     file = _Log(log, about)
-    for one, left in work:
+    for number, (one, left) in enumerate(work, 1):
         if not left:
             result.resumed += 1
             continue
@@ -304,7 +304,7 @@ def measure(
             count += 1
             best, since = (us, 0) if us < best else (best, since + 1)
             if progress is not None:
-                progress(count, total, one.row.name)
+                progress(count, total, f"kernel {number} of {len(work)}, {one.row.name}")
             if early_stopping is not None and since >= early_stopping:
                 break
         count = end

@@ -815,13 +815,24 @@ class Imported(Quantized):
 
     origin: stored tensor -> (name of the integer tensor in the ONNX model, what to add to its numbers to
     get ours). model: the ONNX model itself. inputs, outputs: those that are integers there, with their
-    `onnx_quantized.Encoding`; here they are float.
+    `onnx_quantized.Encoding`; here they are float. reach: layer -> the largest of its integer weights.
     """
 
     origin: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     model: object = None
     inputs: Mapping[str, object] = field(default_factory=dict)
     outputs: Mapping[str, object] = field(default_factory=dict)
+    reach: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """As of `Quantized`; a layer whose weights stay within 63 has 7 bits, whatever type holds them."""
+        return [
+            {**row, "kind": "int7"}
+            if row["kind"] == "int8" and self.reach.get(row["layer"], 127) <= 63
+            else row
+            for row in super().layers
+        ]
 
 
 def import_quantized(
@@ -860,6 +871,7 @@ def import_quantized(
         taken.table, taken.graph, replace(plan_, floats=floats), seconds, host=host,
         reopen=lambda shapes: _taken(*onnx_float.load_quantized(model, shapes)).graph, origin=origin,
         model=normal.source, inputs=normal.inputs, outputs=normal.outputs,
+        reach={name: int(weights.reach.max()) for name, weights in normal.weights.items()},
     )  # fmt: skip
 
 

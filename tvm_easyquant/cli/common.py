@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -23,15 +26,50 @@ if TYPE_CHECKING:
     from ..scales.table import ScaleTable
     from ..workflow import Opened
 
-USER_ERROR, MISSING_PACKAGE, INTERRUPTED = 4, 5, 130  # the first two are tvmc's own exit codes
+#: exit codes; the first three are argparse's and tvmc's own
+USAGE, USER_ERROR, MISSING_PACKAGE, INTERRUPTED = 2, 4, 5, 130
 NOBODY_READS = 141  # as a shell reports SIGPIPE
 
 
+#: options of tvmc's, hundreds of them, which the usage leaves out
+ATTRIBUTES = ("--target-", "--executor-", "--runtime-")
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse's, but a mistake is one line without the whole usage before it."""
+    """argparse's, but a mistake is one line, and an option that is none brings the usage of its verb."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            options = [name for action in self._actions for name in action.option_strings]
+            hint = _near(rest[0].partition("=")[0], options)
+            self._end(f"unrecognized arguments: {' '.join(rest)}{hint}", self._usage())
+        return found, rest
 
     def error(self, message):
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        if verb := re.match(r"argument \{(.*)\}: invalid choice: '([^']*)'", message):  # not all of them
+            message = f"there is no verb {verb[2]!r}{_near(verb[2], verb[1].split(','))}"
+        self._end(message)
+
+    def _end(self, message: str, before: str = "") -> None:
+        self.exit(USAGE, f"{before}error: {message}; see {self.prog} --help\n")
+
+    def _usage(self) -> str:
+        formatter = self._get_formatter()
+        shown = [a for a in self._actions if not any(n.startswith(ATTRIBUTES) for n in a.option_strings)]
+        formatter.add_usage(self.usage, shown, self._mutually_exclusive_groups)
+        return formatter.format_help()
+
+    @classmethod
+    def adopt(cls, parser: argparse.ArgumentParser, verb: str) -> None:
+        """A parser of tvmc's ``verb`` that speaks as ours do."""
+        parser.__class__, parser.prog = cls, f"tvmc-easyquant {verb}"
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    """The end of a sentence: what may be meant."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def add_verb(subparsers, name: str, run: Callable, help: str, examples: str) -> argparse.ArgumentParser:
@@ -186,6 +224,21 @@ def print_json(facts) -> None:
     print(json.dumps(plain(facts), indent=1))
 
 
+SHOWN = 6  # nodes that stay float for one reason, by name; --json has them all
+
+
+def float_lines(floats: Mapping[str, str]) -> list[str]:
+    """What stays float, {node: reason}: a line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in floats.items():
+        by_reason.setdefault(why, []).append(name)
+    lines = []
+    for why, names in by_reason.items():
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        lines.append(f"float: {', '.join(names[:SHOWN])}{more}: {why}")
+    return lines
+
+
 #: one input of --input-shapes: a name, which may hold dots, slashes and colons, and its sizes
 SHAPE = re.compile(r"([^\s,\[\]]+):\s*\[\s*(-?\d+(?:\s*,\s*-?\d+)*)\s*\]")
 
@@ -216,6 +269,11 @@ EXTRAS = {"jinja2": "report", "PIL": "images", "xgboost": "tune"}
 
 
 def missing(error: ImportError) -> int:
+    return fail(MISSING_PACKAGE, lacking(error))
+
+
+def lacking(error: ImportError) -> str:
+    """Which package is missing, and what brings it."""
     from importlib.util import find_spec
 
     package = (error.name or "").split(".")[0]
@@ -223,8 +281,35 @@ def missing(error: ImportError) -> int:
         raise error
     if package and package != "tvm" and find_spec(package) is None:
         extra = EXTRAS.get(package, "relay")
-        return fail(
-            MISSING_PACKAGE,
-            f"the package {package} is missing: pip install 'tvm_easyquant[{extra}]' brings it",
-        )
-    return fail(MISSING_PACKAGE, one_line(error))
+        return f"the package {package} is missing: pip install 'tvm_easyquant[{extra}]' brings it"
+    return one_line(error)
+
+
+#: what a command line calls a function of its user's
+FUNCTION = re.compile(r"(?:--[\w-]+=)?(([\w.]+):\w+)")
+
+
+def users_function(argv: Sequence[str], error: BaseException) -> str | None:
+    """What a function that the command line names raised, in a line, once its frames are printed, and none
+    of ours; None if the error is not from there."""
+    found, frame = None, error.__traceback__
+    named = [(match[1], file_of(match[2])) for word in argv if (match := FUNCTION.fullmatch(word))]
+    while frame is not None and found is None:
+        file = os.path.realpath(frame.tb_frame.f_code.co_filename)
+        found = next((name for name, of in named if of == file), None)
+        frame = frame if found else frame.tb_next
+    if found is None:
+        return None
+    traceback.print_exception(type(error), error, frame)
+    return f"{found} raised {type(error).__name__}: {one_line(error)}"
+
+
+def file_of(module: str) -> str | None:
+    """The file of a module, which may have failed while it was imported."""
+    from importlib.util import find_spec
+
+    with contextlib.suppress(ImportError, ValueError, AttributeError):
+        spec = find_spec(module)
+        if spec is not None and spec.origin:
+            return os.path.realpath(spec.origin)
+    return None

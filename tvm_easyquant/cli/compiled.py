@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import functools
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import LinkerMissing, TuneError, UserError
+from ..errors import HostError, LinkerMissing, TuneError, UserError
+from ..files import writable
+from . import onward
 from .common import add_verb, input_shapes
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ FILLS = ("zeros", "ones", "random")
 
 def add(subparsers) -> None:
     parser = add_verb(subparsers, "compile", _compile, "compile a model", COMPILE)
+    parser.set_defaults(untuned=None)  # (kernels without a record, all), once it is known
     add = parser.add_argument
     add("FILE", help="the model: ONNX")
     add("--model-format", metavar="NAME", help="onnx")
@@ -66,6 +70,7 @@ def add(subparsers) -> None:
     add("--fill-mode", choices=FILLS, default="random", help="without --inputs (random)")
     add("--device", choices=["cpu"], default="cpu", help="(cpu)")
     add("--print-time", action="store_true", help="print the times of --repeat runs")
+    add("--profile", action="store_true", help="print the time of each call, and the layer that it is")
     add("--print-top", type=int, metavar="N", help="print the largest N of the first output")
     add("--repeat", type=int, default=1, metavar="N", help="how many times are taken (1)")
     add("--number", type=int, default=1, metavar="N", help="each the mean of so many runs (1)")
@@ -105,6 +110,7 @@ def _compile(args, host) -> int:
     from ..scales.table import ScaleTable
 
     file, target = _targets(args)
+    args.table = file
     layout = args.input_layout and args.input_layout.upper()
     check_asked(layout, args.input_dtype)
     texts = args.input_shapes or []
@@ -116,6 +122,7 @@ def _compile(args, host) -> int:
     for text, each in zip(texts, shapes, strict=True):
         if shapes.count(each) > 1:
             raise UserError(f"--input-shapes {text} is there twice; give each once")
+    writable(args.output, inputs=[args.FILE, *([file] if file else ())])
     if host.linker(args.cross_compiler) is None:
         raise LinkerMissing("there is no C++ compiler to link with: install g++, or set CXX")
     chosen = host.target(target) if args.isa is None else None
@@ -135,11 +142,24 @@ def _compile(args, host) -> int:
                 input_shapes=shapes if len(shapes) > 1 else None,
             )  # fmt: skip
             for part in _each(built):
-                without, count = host.untuned(part.layers, part.target)
+                args.untuned = without, count = host.untuned(part.layers, part.target)
                 layers = f"{len(part.layers)} integer layers"
                 print(f"easyquant: {layers}, {without} of {count} kernels run untuned", file=sys.stderr)
         built.export(args.output, args.cross_compiler)
+    tell(args)
     return 0
+
+
+def tell(args) -> None:
+    """What ``compile`` wrote, and what to do for kernels that run untuned."""
+    line = f"{args.output}: {Path(args.output).stat().st_size / 1024:.1f} KiB"
+    without, count = args.untuned or (0, 0)
+    if without:
+        log = onward.named(args.table, ".log")
+        command = shlex.join(onward.tuning(args, args.table))
+        line += f"; {without} of {count} kernels are chosen by stored costs: {command} measures them on "
+        line += f"this CPU, compile --tuning-records {log} takes the best"
+    print(line, file=sys.stderr)
 
 
 def _own(table: ScaleTable, read, shapes):
@@ -174,7 +194,7 @@ def _run(args, host) -> int:
     import numpy as np
 
     from ..deploy import Program
-    from ..files import replacing, writable
+    from ..files import replacing
     from ..network.shapes import told
 
     for name in ("repeat", "number", "print_top"):
@@ -191,6 +211,8 @@ def _run(args, host) -> int:
             at = f", {told(shapes)}" if len(program.shapes) > 1 else ""
             print(f"{args.PATH}: variant {program.variant}{at}", file=sys.stderr)
         times = _times(program, feed, args) if args.print_time else []
+    if args.profile:
+        _profile(args, host, feed)
     if args.outputs:
         named: dict = {f"output_{i}": array for i, array in enumerate(outputs)}
         path = Path(args.outputs)  # numpy's own rule for the suffix
@@ -205,6 +227,21 @@ def _run(args, host) -> int:
         order = first.argsort()[::-1][: args.print_top]
         print(np.array([order, first[order]]))
     return 0
+
+
+def _profile(args, host, feed) -> None:
+    from .. import package
+
+    if getattr(host, "profile", None) is None:
+        raise HostError(f"the {host.name} host does not time the calls of a package")
+    choices, given = package.choices(args.PATH, args.isa), {name: a.shape for name, a in feed.items()}
+    fits = [one for one in choices if one.variant is not None and dict(one.variant.shapes) == given]
+    calls = host.profile((fits or choices)[0], feed)
+    width = max(5, *(len(call.layer or "") for call in calls))
+    print(f"{'layer':{width}}  {'us':>9}  function")
+    for call in calls:
+        print(f"{call.layer or '':{width}}  {1e3 * call.ms:9.2f}  {call.function}")
+    print(f"{'sum':{width}}  {1e3 * sum(call.ms for call in calls):9.2f}")
 
 
 def _arrays(path: str):

@@ -15,6 +15,7 @@ from .common import (
     add_pictures,
     add_table,
     add_verb,
+    float_lines,
     load_graph,
     load_table,
     model_options,
@@ -120,9 +121,9 @@ def _export_ncnn(args, host) -> int:
     from ..writers import ncnn
 
     writable(args.output, inputs=(args.FILE, args.table))
-    graph, table, _ = load_table(args, host)
+    graph, table, plan = load_table(args, host)
     ncnn.save(args.output, graph, table)
-    print(f"{args.output}: {len(table.weights)} layers")
+    print("\n".join([*float_lines(plan.floats), f"{args.output}: {len(table.weights)} layers"]))
     return 0
 
 
@@ -133,7 +134,8 @@ def _import_ncnn(args, host) -> int:
     graph = load_graph(args, host)
     table = ncnn.load(args.ncnn, graph)
     table.save(args.output)
-    print(f"{args.output}: {_coverage(graph, table.check(graph))}")
+    plan = table.check(graph)
+    print("\n".join([*float_lines(plan.floats), f"{args.output}: {_coverage(graph, plan)}"]))
     return 0
 
 

@@ -100,7 +100,7 @@ def _tune(args, host) -> int:
     graph, table, target = _quantized(args, host)
     module = host.rewrite(graph, table)
     tuner = {} if args.tuner is None else {"tuner": args.tuner}  # the host's own
-    bar = Bar()
+    bar = Bar(steps=True)
     try:
         result = host.tune(
             module, args.output, target, **tuner, trials=args.trials,

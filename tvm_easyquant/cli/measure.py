@@ -79,15 +79,18 @@ def labelled_data(args, table, pictures=None):
 
 
 def _evaluate(args, host) -> int:
-    from ..measure import networks
+    from ..measure import accuracy, networks
+    from ..network.shapes import inputs_of
     from ..scales.table import ScaleTable
 
     if shipped.is_package(args):
         return shipped.evaluate(args, host)
     table = ScaleTable.load(args.table)
     target = networks.target_of(host, args.target)
-    graph = load_graph(args, host, table)
     judged = labelled_data(args, table)
+    graph = load_graph(args, host, table)
+    table.check(table.prepared(graph))
+    accuracy.check_first(judged[0], inputs_of(graph))
     if target is None:
         print(f"note: {networks.IN_NUMPY}", file=sys.stderr)
     both = networks.in_numpy(graph, table) if target is None else networks.built(host, graph, table, target)

@@ -28,7 +28,7 @@ class Need(NamedTuple):
     used: int
 
 
-COMPILER = ("evaluate", "benchmark", "report", "compile", "plan", "tune-kernels", "demo")
+COMPILER = ("auto", "evaluate", "benchmark", "report", "compile", "plan", "tune-kernels", "demo")
 NEEDS = {
     "quantize": Need(900, 220, 180),
     "run": Need(500, 40, 220),

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..files import writable
 from ..measure.report import worst_layers
+from ..network.shapes import inputs_of
 from ..progress import peak_memory_gib
 from ..scales.numerics import SWITCHES
 from .common import (
@@ -16,6 +17,7 @@ from .common import (
     add_model,
     add_pictures,
     add_verb,
+    float_lines,
     load_graph,
     model_options,
     open_model,
@@ -131,6 +133,7 @@ def _settings(words: list[str]) -> dict[str, Any]:
 
 def _quantize(args, host) -> int:
     from .. import workflow
+    from ..measure import accuracy
     from ..samples import sources
     from ..scales import partition
     from ..scales.numerics import QuantConfig
@@ -162,14 +165,18 @@ def _quantize(args, host) -> int:
     if data is None:
         raise UserError("quantize needs --calibration FILE.npz, FOLDER or module:function")
     _check_outputs(args)
+    judged = {} if args.eval is None else _judged(args, preprocess, auto)
     opened = open_model(args, host)
     graph = opened.graph
+    if judged:
+        accuracy.check_first(judged["evaluation"], inputs_of(graph))
     notes: tuple[str, ...] = ()
     if args.keep_if_faster:
         config, notes = _faster(args, host, graph, config)
     checkpoint = Path(f"{args.output}.search") if args.resume else None
     curves = Curves(config.how.objective or "", graph.fingerprint) if args.record else None
-    judged = {} if args.eval is None else _judged(args, host, graph, preprocess, auto)
+    if judged:
+        judged["fp32"] = host.build_float(host.float_module(graph), args.target)
     check = False if args.no_check or opened.check is None else opened.check
     with progress_bar() as bar:
         result = workflow.quantize(
@@ -228,15 +235,16 @@ def _faster(args, host, graph, config):
     return replace(config, skip=(*config.skip, *found.skip)), found.notes
 
 
-def _judged(args, host, graph, preprocess, auto) -> dict:
-    """What `workflow.quantize` needs to meet ``--max-drop``."""
+def _judged(args, preprocess, auto) -> dict:
+    """What `workflow.quantize` needs to meet ``--max-drop``, but for the float network."""
     from ..samples import labelled, sources
 
+    if not args.max_drop >= 0:
+        raise UserError(f"--max-drop is {args.max_drop}; give points of accuracy, 0 or more")
     return {
         "max_drop": args.max_drop,
         "evaluation": sources.labelled(args.eval, preprocess),
         "metric": labelled.named(args.metric, "outputs", "label") if args.metric else None,
-        "fp32": host.build_float(host.float_module(graph), args.target),
         "target": args.target,
         **({"bits": "auto"} if auto else {}),
     }
@@ -268,7 +276,7 @@ def _summary(result, output) -> str:
         texts = ["" if f is None else f"{f:.{digits}f}" for f, digits in figures]
         lines.append(f"{row['layer']:{width}} {row['kind']:8} {texts[0]:>8} {texts[1]:>8}".rstrip())
     decided = {line.split(": ")[0] for line in result.decisions}  # a line of its own says why
-    lines += _float_lines({n: why for n, why in result.plan.floats.items() if n not in decided})
+    lines += float_lines({n: why for n, why in result.plan.floats.items() if n not in decided})
     lines += result.decisions
     worst = worst_layers(result.table)
     if worst and not result.decisions:
@@ -282,21 +290,6 @@ def _summary(result, output) -> str:
         f"scale table: {output}"
     )
     return "\n".join(lines)
-
-
-SHOWN = 6  # nodes that stay float for one reason, by name; --json has them all
-
-
-def _float_lines(floats) -> list[str]:
-    """What stays float, {node: reason}: a line for each reason."""
-    by_reason: dict[str, list[str]] = {}
-    for name, why in floats.items():
-        by_reason.setdefault(why, []).append(name)
-    lines = []
-    for why, names in by_reason.items():
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        lines.append(f"float: {', '.join(names[:SHOWN])}{more}: {why}")
-    return lines
 
 
 def _dry_run(graph, plan, as_json: bool) -> int:
@@ -324,7 +317,7 @@ def _dry_run(graph, plan, as_json: bool) -> int:
             f"{row['layer']:{width}} {row['op']:8} {shape:14} {row['kind']:8} {row['macs']:>12} MACs "
             f"{row['percent']:5.1f} %"
         )
-    print("".join(f"{line}\n" for line in _float_lines(plan.floats)), end="")
+    print("".join(f"{line}\n" for line in float_lines(plan.floats)), end="")
     integer = sum(row["kind"] == "integer" for row in rows)
     print(f"{integer} of {len(rows)} layers, {coverage} would run in integers")
     return 0

@@ -67,6 +67,7 @@ def add(subparsers) -> None:
         help="the curves of the search, from quantize --record (the first table's)",
     )
     add("--data", metavar="DATA", help="labelled data, for the accuracy; as in evaluate")
+    add("--accuracy", metavar="FILE", help="instead of --data: what evaluate --json has printed")
     add("--metric", metavar="MODULE:FUNCTION", help="instead of top-1 and top-5, as in evaluate")
     add("--limit", type=int, metavar="N", help="the first N labelled samples only")
     add("--no-benchmark", action="store_true", help="leave the times out")
@@ -76,16 +77,23 @@ def add(subparsers) -> None:
     add_pictures(parser)
 
 
-def _report(args, host) -> int:
-    from ..files import write_text
-    from ..measure import compare, report
-
+def _check(args) -> None:
+    """What can be said of the options before anything is read."""
     tables = args.table or []
-    inputs = [args.FILE, *tables, args.calibration, args.record, args.float, *args.compare]
+    inputs = [args.FILE, *tables, args.calibration, args.record, args.float, args.accuracy, *args.compare]
     writable(args.output, [path for path in inputs if path])
     for name in ("samples", "threads", "rounds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
+    if args.accuracy and (args.data or args.FILE.endswith(".tar") or len(tables) > 1):
+        raise UserError("--accuracy is of a model and its one table, in the place of --data")
+
+
+def _report(args, host) -> int:
+    from ..files import write_text
+    from ..measure import compare, report
+
+    _check(args)
     made = args.FILE.lower().endswith(MADE)
     if made:
         _check_made(args)
@@ -109,7 +117,7 @@ def _report(args, host) -> int:
 #: options that say how something is measured
 OF_MODEL = (
     "table", "target", "input_shapes", "outputs", "model_format", "batch", "float", "isa", "calibration",
-    "record", "data", "metric", "limit", "tuning_records",
+    "record", "data", "accuracy", "metric", "limit", "tuning_records",
 )  # fmt: skip
 
 
@@ -126,6 +134,8 @@ def _measured(args, host) -> list[dict]:
     from pathlib import Path
 
     from ..measure import networks
+    from ..measure.accuracy import check_first, stored
+    from ..network.shapes import inputs_of
     from ..samples import sources
     from ..scales.table import ScaleTable
     from ..search.curves import Curves
@@ -134,18 +144,23 @@ def _measured(args, host) -> list[dict]:
     target, tables = host.target(args.target), [ScaleTable.load(path) for path in args.table]
     host.check_cpu(target)
     curves = Curves.load(args.record) if args.record else None
+    known = {"accuracy": stored(args.accuracy)} if args.accuracy else {}
     found: list[dict] = []
     for path, table in zip(args.table, tables, strict=True):
         source = None
         if args.calibration:
             source = sources.calibration(args.calibration, preprocess_of(args, table))
+        judged = labelled_data(args, table) if args.data else None
         loaded = load_graph(args, host, table)
+        table.check(table.prepared(loaded))
+        if judged is not None:
+            check_first(judged[0], inputs_of(loaded))
         with host.history(args.tuning_records, target), progress_bar() as bar:
             found.append(networks.facts(
                 host, loaded, table, target, source=None if source is None else source(loaded.inputs),
-                samples=args.samples, judged=labelled_data(args, table) if args.data else None,
+                samples=args.samples, judged=judged,
                 batch=args.batch or 1, timed=not args.no_benchmark, threads=args.threads,
                 rounds=args.rounds, warn=warn, progress=bar, curves=None if found else curves,
-                name=Path(path).name,
+                name=Path(path).name, **known,
             ))  # fmt: skip
     return found

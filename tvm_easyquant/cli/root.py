@@ -21,14 +21,34 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import HostError, LinkerMissing, UserError, is_users, one_line
+from .. import __version__
+from ..errors import (
+    EasyQuantError,
+    HostError,
+    LinkerMissing,
+    TVMMissing,
+    UserError,
+    is_users,
+    one_line,
+)
 from ..files import writable
 from ..host import HOSTS, Late, installed
-from . import memory
-from .common import INTERRUPTED, MISSING_PACKAGE, NOBODY_READS, USER_ERROR, Parser, fail, missing
+from . import compiled, memory, onward
+from .common import (
+    INTERRUPTED,
+    MISSING_PACKAGE,
+    NOBODY_READS,
+    USER_ERROR,
+    Parser,
+    fail,
+    input_shapes,
+    missing,
+    users_function,
+)
 from .ending import tidy
 
 VERBS = (
+    "auto",
     "quantize",
     "measure",
     "report",
@@ -111,24 +131,36 @@ def _asserted(argv: Sequence[str]) -> list[str]:
     return rest if known.host is not None else list(argv)
 
 
-def _ours(argv: Sequence[str], own: bool = False) -> int:
+def _ours(argv: Sequence[str], follows: bool, own: bool = False) -> int:
     """own: whether tvmc's verbs are ours here."""
     parser, _ = _parser(own)
     args = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stdout)
     logging.getLogger("TVMC").setLevel(40 - min(args.verbose, 3) * 10)  # whose importers we use
     if args.version:
-        print(installed().version)
+        print(f"tvm_easyquant {__version__} ({_host_version()})")
         return 0
     if args.verb is None:
         parser.print_help(sys.stderr)
         return 1
     if args.config != "default" and not own:
         raise UserError(f"--config is an option of {', '.join(TVMC)}; {args.verb} takes none")
-    if args.verb not in ("demo", "deploy"):  # whose output is a folder
+    if args.verb not in ("auto", "demo", "deploy"):  # whose output is a folder
         _check_output(argv)
     with contextlib.ExitStack() as stack:
-        return args.func(args, Late(stack))
+        code = args.func(args, Late(stack))
+    if code == 0 and follows:
+        onward.tell(args)
+    return code
+
+
+def _host_version() -> str:
+    """What compiles here, in words."""
+    try:
+        host = installed()
+    except TVMMissing:
+        return "no TVM here, so nothing compiles: see tvmc-easyquant doctor"
+    return f"host {host.name}: TVM {host.version}"
 
 
 def _explained(argv: Sequence[str], error: Exception):
@@ -140,40 +172,63 @@ def _explained(argv: Sequence[str], error: Exception):
     return tvmc.explain(argv, error)
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run one command line; returns its exit code."""
+def run(argv: Sequence[str], *, follows: bool = True) -> int:
+    """Run one command line; returns its exit code. follows: say what its user would run next."""
     try:
-        asks_help = bool({"-h", "--help"} & set(argv))
-        argv = argv if asks_help else _asserted(argv)
-        if not asks_help:
-            memory.check(argv)
-        if not _handed(argv):
-            return _ours(argv)
-        if (host := installed()).name != "relay":
-            if "micro" in argv and not set(TVMC) & set(argv):
-                raise HostError(
-                    f"the {host.name} host has no micro; TVM 0.19 has, in an environment of its own: pip "
-                    "install 'tvm_easyquant[relay]'"
-                )
-            return _ours(argv, own=True)
-        from ..relay import tvmc
-
-        return tvmc.run(argv, _parser()[1])
+        return _verb(argv, follows)
     except BrokenPipeError:
         raise
-    except ImportError as error:
-        return missing(error)
-    except MemoryError as error:
-        return fail(
-            USER_ERROR, f"there is no more memory ({one_line(error) or 'it does not say for what'})"
-        )
     except KeyboardInterrupt:
         return fail(INTERRUPTED, "interrupted; a search begun with --resume goes on from there")
     except Exception as error:
-        found = error if is_users(error) else _explained(argv, error)
-        if found is None:
+        code = _told(argv, error)
+        if code is None:
             raise
-        return fail(MISSING_PACKAGE if isinstance(found, LinkerMissing) else USER_ERROR, one_line(found))
+        return code
+
+
+def _verb(argv: Sequence[str], follows: bool) -> int:
+    asks_help = bool({"-h", "--help"} & set(argv))
+    argv = argv if asks_help else _asserted(argv)
+    if not asks_help:
+        memory.check(argv)
+    if not _handed(argv):
+        return _ours(argv, follows)
+    if (host := installed()).name != "relay":
+        if "micro" in argv and not set(TVMC) & set(argv):
+            raise HostError(
+                f"the {host.name} host has no micro; TVM 0.19 has, in an environment of its own: pip "
+                "install 'tvm_easyquant[relay]'"
+            )
+        return _ours(argv, follows, own=True)
+    from ..relay import tvmc
+
+    for text in tvmc.every(argv, "--input-shapes"):
+        input_shapes(text)  # which says what is wrong with it in a line
+
+    def done(args: argparse.Namespace) -> None:
+        if args.verb == "compile":
+            compiled.tell(args)
+        if follows:
+            onward.tell(args)
+
+    return tvmc.run(argv, _parser()[1], Parser.adopt, done)
+
+
+def _told(argv: Sequence[str], error: Exception) -> int | None:
+    """The exit code of an error, which is told in a line; None for a bug."""
+    if not isinstance(error, EasyQuantError) and (theirs := users_function(argv, error)):
+        return fail(USER_ERROR, theirs)
+    if isinstance(error, ImportError):
+        return missing(error)
+    if isinstance(error, MemoryError):
+        return fail(
+            USER_ERROR, f"there is no more memory ({one_line(error) or 'it does not say for what'})"
+        )
+    found = error if is_users(error) else _explained(argv, error)
+    if found is None:
+        return None
+    return fail(MISSING_PACKAGE if isinstance(found, LinkerMissing) else USER_ERROR, one_line(found))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ samples anew to see how far the difference would move with others.
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
@@ -21,7 +22,8 @@ from typing import Any, ClassVar, overload
 import numpy as np
 
 from ..errors import ConfigError, EvaluationError
-from ..files import shown
+from ..files import read_json, shown
+from ..network.layout import layout_hint
 from ..network.node import exactly
 from ..samples.labelled import load
 
@@ -211,6 +213,23 @@ def _feed(x, names, dtypes, source, number):
     return {names[0]: array[None] if array.ndim in (1, 3) else array}
 
 
+def check_first(data, inputs: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    """Before a network is compiled to be judged by it: EvaluationError if there is no labelled sample, or
+    the first does not fit the network's inputs, {name: (shape, dtype)}; any number of rows does."""
+    data = load(data)
+    first = next(iter(data), None)
+    if first is None:
+        raise EvaluationError(f"{data.name} is empty")
+    feed = _feed(first[0], list(inputs), {}, data.name, 0)
+    for name, (shape, _) in inputs.items():
+        if name in feed and feed[name].shape[1:] != tuple(shape[1:]):
+            found = feed[name].shape
+            raise EvaluationError(
+                f"{data.name}, sample 0: {name} has shape {found}, the network takes {tuple(shape)}"
+                f"{layout_hint(found, tuple(shape))}"
+            )
+
+
 def _as(array, dtype):
     """The array in the model's dtype, unless that is float32 or holds other numbers; the model says so."""
     other = None if dtype in ("float32", array.dtype) else exactly(array, dtype)
@@ -334,6 +353,17 @@ def compared(facts: Mapping[str, Any]) -> Paired | PairedSet:
         low, high = given["interval"]
         given["interval"] = -math.inf if low is None else low, math.inf if high is None else high
     return kind(**given)
+
+
+def stored(path: str | os.PathLike[str]) -> dict[str, Paired | PairedSet]:
+    """{metric: the comparison} of a file that ``evaluate --json`` has printed. Raises EvaluationError."""
+    facts = read_json(path, EvaluationError, "the accuracy")
+    try:
+        return {name: compared(row) for name, row in facts["metrics"].items()}  # type: ignore[index,call-overload]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise EvaluationError(
+            f"{path} is not what evaluate --json prints of a model and its table"
+        ) from None
 
 
 @overload

@@ -151,6 +151,12 @@ class Relax:
 
         return keep_if_faster(graph, floats, config, target, progress=progress)
 
+    def profile(self, chosen, feed):
+        """The `Call` of each kernel of a package (`package.choose`), timed on these inputs."""
+        from .profile import calls
+
+        return calls(chosen, feed)
+
     def tune(self, module, log, target=None, *, device=None, progress=None, **settings):
         from .tune import tune
 

@@ -6,13 +6,24 @@ one or two microseconds that it takes to look at the clock.
 
 from __future__ import annotations
 
-from ..measure.race import Benchmark, Faster, Progress, faster, noise, race
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from topi_ext.relax import lower as lowering
+
+from .. import package
+from ..measure.race import Benchmark, Call, Faster, Progress, faster, named, noise, race
 from ..network.graph import Graph
+from ..runtime import vm
 from ..scales.numerics import QuantConfig
 from ..search.find import of_noise
 from .build import Built, build
 from .doctor import describe_host
-from .framework import tvm
+from .framework import relax, tvm
 from .rewrite import rewrite
 
 
@@ -24,6 +35,44 @@ def threads(count: int) -> None:
 def benchmark(graph: Graph, floats: Built, integers: Built, **options) -> Benchmark:
     """`race` of what `build` and `build_float` make; options: its."""
     return race(graph, floats, integers, threads_of=threads, machine=describe_host(), **options)
+
+
+def calls(chosen: package.Chosen, feed: Mapping[str, np.ndarray], repeat: int = 10) -> list[Call]:
+    """The calls of a package's network in order, with the layers that they are; their times are medians."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        chosen.lay_out(folder)
+        code, graph, parameters = (folder / package.FILES[use] for use in ("code", "graph", "parameters"))
+        machine = relax.VirtualMachine(tvm.runtime.load_module(str(code)), tvm.cpu())
+        stored = parameters.read_bytes()
+        views = [vm.aligned(array.shape, array.dtype) for array in feed.values()]
+        for view, array in zip(views, feed.values(), strict=True):
+            np.copyto(view, array)
+        for offset, shape, dtype in vm.weights(graph.read_bytes()):
+            views.append(vm.aligned(shape, dtype))
+            np.copyto(views[-1], np.frombuffer(stored, dtype, views[-1].size, offset).reshape(shape))
+        names: list[str] = []
+        times: list[float] = []
+        begun = [0.0]
+
+        def watch(function, name, before, *rest):
+            if str(name).startswith("vm."):  # the machine's own
+                return
+            if before:
+                begun[0] = time.perf_counter()
+            else:
+                times.append(1e3 * (time.perf_counter() - begun[0]))
+                names.append(str(name))
+
+        arguments = [tvm.runtime.from_dlpack(view) for view in views]
+        machine["main"](*arguments)
+        machine.set_instrument(watch)
+        for _ in range(repeat):
+            machine["main"](*arguments)
+    medians = np.median(np.reshape(times, (repeat, -1)), axis=0)
+    rows = zip(names, medians, strict=False)
+    found = [Call(name, None, 0, 0, float(ms), name.startswith(lowering.PREFIX)) for name, ms in rows]
+    return named(found, chosen.variant.layers if chosen.variant is not None else ())
 
 
 def keep_if_faster(

@@ -29,7 +29,7 @@ from ..network.graph import GraphError
 from ..runtime import graph as executors
 from ..runtime import pool
 from . import artefact
-from .framework import NO_CSE, no_tophub, relay, tvm
+from .framework import NO_CSE, no_tophub, quiet, relay, tvm
 
 if TYPE_CHECKING:  # topi_ext.lower imports TVM, whose absence `framework` explains
     from topi_ext.lower import LayerChoice
@@ -112,7 +112,7 @@ def build(
             f"TVM's stock int8 dense kernel aborts the process on target '{target}'; leave lower=True, or "
             "name a -mcpu without AVX-512 VNNI, such as skylake-avx512"
         )
-    with no_tophub(), tvm.transform.PassContext(opt_level=opt_level, config=BUILD_CONFIG):
+    with no_tophub(), quiet(), tvm.transform.PassContext(opt_level=opt_level, config=BUILD_CONFIG):
         if lower:
             lowering = LowerInteger(target)
             module = lowering(module)
@@ -140,7 +140,8 @@ def build_float(module, target=None) -> Built:
     """Compile a float Relay module as TVM's user would by default (opt_level 3), to compare ours with."""
     target = cpu_target(target)
     clash = any(CONSTANT.fullmatch(param.name_hint) for param in module["main"].params)
-    with no_tophub(), tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG if clash else NO_CSE):
+    config = BUILD_CONFIG if clash else NO_CSE
+    with no_tophub(), quiet(), tvm.transform.PassContext(opt_level=3, config=config):
         return Built(relay.build(module, target), target)
 
 

@@ -199,7 +199,7 @@ def tune(
             def seen(count, i=i, name=task.name):
                 result.trials += count
                 if progress is not None:
-                    progress(i, len(work), name)
+                    progress(i, len(work), f"kernel {i} of {len(work)}, {name}")
 
             _check_device(runner)  # AutoTVM would wait for a lost one without a word
             settings = {"n_trial": wanted, "early_stopping": early_stopping, "measure_option": options}

@@ -41,6 +41,7 @@ from ..errors import (
 )
 from ..files import replacing, writable
 from ..linking import cannot_link, check_compiler
+from ..measure.race import Call, named
 from ..network.graph import Graph
 from ..network.layout import layout_hint
 from ..network.shapes import told
@@ -60,6 +61,7 @@ from .tune import autotvm_log, history, read_log, untuned
 
 # isort: split
 from tvm.contrib.cc import get_cc
+from tvm.contrib.debugger import debug_executor
 from tvm.driver.tvmc import (
     TVMCException,
     TVMCImportError,
@@ -184,6 +186,9 @@ class Pipeline:
         self.graph: Graph | None = None
         self.lowered: tuple[package.Variant, str] | None = None  # with the JSON of its table
         self.compiled: list[package.Compiled] = []
+        self.layers: Sequence[str] = ()  # of a package that is run
+        self.args: argparse.Namespace | None = None  # as tvmc has read them
+        self.untuned: tuple[int, int] | None = None  # (kernels without a record, all)
 
     def reading(self, load_model, argv):
         """tvmc's ``load_model``, but ONNX for our target by our own reader: the module is the graph's float
@@ -210,6 +215,11 @@ class Pipeline:
                 raise TVMCException(one_line(error)) from None
 
         return loaded
+
+    def driving(self, drive, args):
+        """tvmc's function of a verb, taking note of the command line."""
+        self.args = args
+        return drive(args) or 0
 
     def watching(self, target_from_cli):
         """tvmc's ``target_from_cli``, taking note of the target; an unknown one is tvmc's own error."""
@@ -268,7 +278,7 @@ class Pipeline:
         names = [layer.name for layer in in_call_order(lowered, lower.layers)]
         taken = inputs(lowered, {} if image is None else {image.name: image.layout})
         self.lowered = variant(target, names, taken), table.to_json()
-        without, count = untuned(lower.layers, target)
+        self.untuned = without, count = untuned(lower.layers, target)
         print(
             f"easyquant: {len(lower.layers)} integer layers, {without} of {count} kernels run untuned",
             file=sys.stderr,
@@ -393,6 +403,7 @@ def patches(pipeline: Pipeline, argv: Sequence[str]) -> Iterator[None]:
         if any(re.fullmatch("-v+|--verbose", word) for word in argv):
             at = f", {told(dict(chosen.variant.shapes))}" if len(choices) > 1 else ""
             print(f"{package_path}: variant {chosen.name}{at}", file=sys.stderr)
+        pipeline.layers = chosen.variant.layers
         contents = tvmc_s(chosen.read)
         with tempfile.TemporaryDirectory() as folder:
             alone = Path(folder) / "mod.tar"
@@ -411,6 +422,18 @@ def patches(pipeline: Pipeline, argv: Sequence[str]) -> Iterator[None]:
             temporary.write_bytes(pipeline.packed(temporary.read_bytes()))
         return package_path
 
+    create = debug_executor.create
+
+    def profiled(graph, library, device, dump_root=None):
+        """tvmc's module of ``--profile``, which leaves no ./prof, and whose rows name layers."""
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        module = create(graph, library, device, dump_root=folder)
+        profile = module.profile
+        module.profile = lambda *arguments, **options: _Report(
+            profile(*arguments, **options), pipeline.layers
+        )
+        return module
+
     def whole_save(self, output_path):
         path = Path(output_path)  # numpy's own rule for the suffix
         with replacing(path if path.suffix == ".npz" else f"{path}.npz") as temporary:
@@ -422,9 +445,28 @@ def patches(pipeline: Pipeline, argv: Sequence[str]) -> Iterator[None]:
             (TVMCModel, "export_package", whole_export),
             (TVMCResult, "save", whole_save),
             (runner, "make_inputs_dict", checked_inputs),
+            (debug_executor, "create", profiled),
         ):
             stack.enter_context(replaced(owner, name, new))
         yield
+
+
+class _Report:
+    """TVM's report of a profiled run: a row for each call in order, with the layer that it is."""
+
+    def __init__(self, report, layers: Sequence[str]):
+        names = [str(call["Name"]) for call in report.calls]
+        calls = [Call(name, None, 0, 0, 0.0, "easyquant_conv2d" in name) for name in names]
+        self._report, self._layers = report, [call.layer or "" for call in named(calls, layers)]
+
+    def __str__(self) -> str:
+        text = str(self._report)
+        if not any(self._layers):
+            return text
+        names, width = ["Layer", *self._layers], max(map(len, self._layers))
+        rows = self._report.table(sort=False, aggregate=False).splitlines()
+        lines = [f"{name:{width}}  {row}" for name, row in zip(names, rows, strict=False)]
+        return "\n".join([*lines, text[text.index("\n----") + 1 :]])
 
 
 def option(argv: Sequence[str], *names: str) -> str | None:
@@ -471,6 +513,7 @@ def check_before(argv: Sequence[str]) -> None:
         read_log(records)
     if verb not in NO_FILE:
         output = option(argv, "-o", "--output", "--outputs")
+        output = output or ("module.tar" if verb == "compile" else None)
         if output is not None:
             others = list(argv)
             if output in others:  # not so for --output=FILE
@@ -488,6 +531,9 @@ def check_before(argv: Sequence[str]) -> None:
 
 
 # -- its verbs
+
+#: called with the parser of a verb of tvmc's and its name
+Adopt = Callable[[argparse.ArgumentParser, str], None]
 
 
 class _InFull(argparse.Action):
@@ -555,15 +601,17 @@ def _targets(argv: Sequence[str]) -> list[str]:
     return [f'easyquant -table="{table}", {one}' for one in targets]
 
 
-def _compile(argv: Sequence[str], others: Iterable[str]) -> int:
-    """``compile`` with our options: tvmc's for each target, and one package of what they make."""
+def _compile(
+    argv: Sequence[str], others: Iterable[str], adopt: Adopt
+) -> tuple[int, argparse.Namespace | None]:
+    """``compile`` with our options: tvmc's for each target, one package of what they make; see `_run`."""
     texts = every(argv, "--input-shapes")
     if len(texts) > 1 and option(argv, "--table") is None:
         raise UserError("several --input-shapes are of the integers of a scale table: give --table FILE")
     targets = _targets(argv)
     plain = without(argv, "--table", "--isa", "--target")
     if len(targets) == 1 and len(texts) < 2:
-        return _run([*plain, "--target", targets[0]], others)
+        return _run([*plain, "--target", targets[0]], others, adopt)
     if option(argv, "--dump-code") is not None:
         raise UserError("--dump-code writes one file: name one instruction set with --isa, and one shape")
     output = option(argv, "-o", "--output") or "module.tar"
@@ -576,19 +624,21 @@ def _compile(argv: Sequence[str], others: Iterable[str]) -> int:
         for text in texts if shapes is not None else (None,):
             more = [] if text is None else ["--input-shapes", text]
             for target in targets:
-                code = _run([*alone, *more, "--target", target], others, compiled, shapes)
+                code, ran = _run([*alone, *more, "--target", target], others, adopt, compiled, shapes)
                 if code:
-                    return code
+                    return code, None
     with replacing(output) as temporary:
         temporary.write_bytes(package.packed(__version__, compiled))
-    return 0
+    if ran is not None:
+        ran.output = output
+    return 0, ran
 
 
 @contextlib.contextmanager
 def _plugged_in(
-    argv: Sequence[str], others: Iterable[str], shapes: Shapes | None = None
+    argv: Sequence[str], others: Iterable[str], adopt: Adopt, shapes: Shapes | None = None
 ) -> Iterator[Pipeline]:
-    """tvmc with our target, options and checks; others: verbs that its usage shows beside its own."""
+    """tvmc with our target, options and checks; others, adopt: as of `run`."""
     layout, dtype = _input(argv) if _verb(argv) == "compile" else (None, None)
     pipeline = Pipeline(option(argv, "--tuning-records"), layout, dtype, shapes)
     entry = {"config_key": None, "pass_default": False, "default_target": None, "pass_pipeline": pipeline}
@@ -598,6 +648,10 @@ def _plugged_in(
         main_parser.prog = "tvmc-easyquant"
         for verb in others:
             subparsers.add_parser(verb)
+        for verb, parser in subparsers.choices.items():
+            adopt(parser, verb)
+            if verb in OPTIONS:
+                parser.set_defaults(func=functools.partial(pipeline.driving, parser.get_default("func")))
         for verb, options in OPTIONS.items():
             group = subparsers.choices[verb].add_argument_group("tvm_easyquant")
             for name, (metavar, help) in options.items():
@@ -619,8 +673,15 @@ def _plugged_in(
         yield pipeline
 
 
-def run(argv: Sequence[str], others: Iterable[str] = ()) -> int:
-    """Run a command line of tvmc's own verbs; returns its exit code. others: names of verbs beside them.
+def run(
+    argv: Sequence[str],
+    others: Iterable[str] = (),
+    adopt: Adopt = lambda parser, verb: None,
+    done: Callable[[argparse.Namespace], None] = lambda args: None,
+) -> int:
+    """Run a command line of tvmc's own verbs; returns its exit code. others: names of verbs beside them;
+    adopt: called with the parser of each verb and its name; done: with the command line of one that is
+    done, as it was read, with ``verb``, ``table`` and ``untuned``, (kernels without a record, all).
 
     Raises UserError, TuneError and WriteError for what is checked here, and what tvmc leaves to Python
     (see `explain`).
@@ -628,19 +689,27 @@ def run(argv: Sequence[str], others: Iterable[str] = ()) -> int:
     check_before(argv)
     ours = any(option(argv, name) is not None for name in ("--table", "--isa"))
     if _verb(argv) == "compile" and (ours or len(every(argv, "--input-shapes")) > 1):
-        return _compile(argv, others)
-    return _run(argv, others)
+        code, ran = _compile(argv, others, adopt)
+    else:
+        code, ran = _run(argv, others, adopt)
+    if code == 0 and ran is not None:
+        asked = ASKED.search(option(argv, "--target") or "")
+        table = next(filter(None, asked.groups()), None) if asked else option(argv, "--table")
+        known = {"verb": _verb(argv), "table": table, "input_shapes": every(argv, "--input-shapes")}
+        done(argparse.Namespace(**vars(ran) | known))
+    return code
 
 
 def _run(
     argv: Sequence[str],
     others: Iterable[str],
+    adopt: Adopt,
     compiled: list[package.Compiled] | None = None,
     shapes: Shapes | None = None,
-) -> int:
-    """A command line of tvmc's; what it compiles for our target goes into ``compiled``, too. shapes: all at
-    which the network is compiled."""
-    with _plugged_in(argv, others, shapes) as pipeline:
+) -> tuple[int, argparse.Namespace | None]:
+    """The exit code of a command line of tvmc's, and as what it was read; what it compiles for our target
+    goes into ``compiled``, too. shapes: all at which the network is compiled."""
+    with _plugged_in(argv, others, adopt, shapes) as pipeline:
         if compiled is not None:
             pipeline.compiled = compiled
         plain = without(argv, *{"run": ("--isa",), "compile": INPUT}.get(_verb(argv), ()))
@@ -649,9 +718,12 @@ def _run(
             with autotvm_log(records) as log:  # tvmc takes AutoTVM's own only
                 if log != records:
                     plain = [*without(plain, "--tuning-records"), "--tuning-records", str(log)]
-                return tvmc_main._main(list(plain))
+                code = tvmc_main._main(list(plain)) or 0
         except TVMCException as error:  # from before tvmc's own handler, such as --config's
             raise UserError(one_line(error)) from None
+    if pipeline.args is not None:
+        pipeline.args.untuned = pipeline.untuned
+    return code, pipeline.args
 
 
 def explain(argv: Sequence[str], error: BaseException) -> EasyQuantError | None:

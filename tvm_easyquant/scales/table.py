@@ -171,6 +171,11 @@ class ScaleTable:
             ("weight", self.weights, layers),
         ):
             missing, unknown = sorted(set(want) - set(have)), sorted(set(have) - set(want))
+            if (missing or unknown) and self.model != graph.fingerprint:
+                raise TableError(
+                    f"the scale table was made for another model ({self.model[:12]}, {graph.name} is "
+                    f"{graph.fingerprint[:12]}): quantize this one, or name the table's own"
+                )
             if missing or unknown:
                 raise TableError(
                     f"the scale table does not fit model {graph.name}: its {kind} scales lack "
@@ -241,9 +246,11 @@ class ScaleTable:
             raise TableError(f"{source} is not a tvm_easyquant scale table")
         version = data.get("version")
         if type(version) is not int or not 1 <= version <= VERSION:
+            newer = type(version) is int and version > VERSION
+            cure = "install a newer tvm_easyquant, or quantize again with this one"
             raise TableError(
                 f"{source} has version {shown(version)}; this release reads versions 1 to {VERSION}: "
-                "install a newer tvm_easyquant, or quantize again with this one"
+                + (cure if newer else "no release wrote it so; quantize again")
             )
         try:
             for key in KEYS:

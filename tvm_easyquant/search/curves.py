@@ -74,10 +74,18 @@ class Curves:
             if not isinstance(error.__cause__, UnicodeDecodeError):
                 raise
             text = ""  # what is no text is no record
+        version = None
         with contextlib.suppress(CurvesError):
             data = parse_json(text, CurvesError, str(path))
             if isinstance(data, dict) and _is_record(data):
                 return cls(**{name: data[name] for name in KEYS[2:]})
+            if isinstance(data, dict) and data.get("format") == FORMAT:
+                version = data.get("version")
+        if type(version) is int and version > VERSION:
+            raise CurvesError(
+                f"{path} has version {version}, this release reads version {VERSION}: install a newer "
+                "tvm_easyquant, or make one with quantize --record FILE"
+            )
         raise CurvesError(
             f"{path} is not a search record of this release; make one with quantize --record FILE"
         )

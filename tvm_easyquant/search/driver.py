@@ -93,6 +93,7 @@ class _Search:
         self.scales: Scales
         self._begin(config, searched)
         self.state = opened(checkpoint, identity_of(graph, config, calibration) if checkpoint else {})
+        self.resumed = False
 
     def run(self) -> ScaleTable:
         best = None
@@ -149,6 +150,14 @@ class _Search:
         if self.progress is not None:
             self.progress(self.done, self.total, text)
 
+    def _taken_up(self, kind, name):
+        """What an interrupted run decided, or None; the first that it did not is told."""
+        found = self.state.get(kind, name)
+        if found is None and self.resumed and self.progress is not None:
+            self.progress(self.done, self.total, f"resumed at {self.done} of {self.total}")
+        self.resumed = found is not None
+        return found
+
     def _score(self, samples) -> float:
         """How well the network's outputs survive on the search images; larger is better."""
         dots = np.zeros((len(samples), 3))
@@ -183,7 +192,7 @@ class _Search:
 
     def _fit(self, node, samples, round_):
         kind = f"weights {round_}"
-        found = self.state.get(kind, node.name)
+        found = self._taken_up(kind, node.name)
         if found is None:
             found = self._fitted(node, samples)
             self.state.append(kind, node.name, found)
@@ -253,7 +262,7 @@ class _Search:
 
     def _decide(self, site, start, samples, round_, layerwise):
         kind = f"activations {round_}"
-        found = self.state.get(kind, site.name)
+        found = self._taken_up(kind, site.name)
         if found is None:
             found = self._search_site(site, start, samples, layerwise and round_ == 0)
             self.state.append(kind, site.name, found)

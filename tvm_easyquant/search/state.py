@@ -52,13 +52,14 @@ class State:
 
     def _read(self, path: Path, hashes: dict[str, str]) -> None:
         text = read_text(path, CheckpointError, "the search checkpoint")
-        whole = text[: text.rfind("\n") + 1]
+        whole, version = text[: text.rfind("\n") + 1], None
         try:
             decoded: list[Any] = [
                 parse_json(x, CheckpointError, "", constants=True) for x in whole.splitlines()
             ]
             header, *lines = decoded
-            if (header["format"], header["version"]) != (FORMAT, VERSION):
+            version = header["version"]
+            if (header["format"], version) != (FORMAT, VERSION):
                 raise ValueError
             theirs = dict(header["identity"])
             records = {}
@@ -68,9 +69,13 @@ class State:
                     raise ValueError
                 records[kind, key] = value
         except (ValueError, TypeError, KeyError):
-            raise CheckpointError(
-                f"{self.path} is not a search checkpoint; delete it or name another file"
-            ) from None
+            what = "is not a search checkpoint; delete it or name another file"
+            if type(version) is int and version > VERSION:
+                what = (
+                    f"has version {version}, this release reads version {VERSION}: install a newer "
+                    "tvm_easyquant, or delete it to start anew"
+                )
+            raise CheckpointError(f"{self.path} {what}") from None
         for name in dict.fromkeys([*hashes, *theirs]):
             if hashes.get(name) != theirs.get(name):
                 raise CheckpointError(
