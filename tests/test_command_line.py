@@ -78,11 +78,11 @@ def test_a_verb_that_is_none_is_told_without_all_that_are(capsys):
 
 def uncompiled(monkeypatch):
     """Networks that evaluate would compile, as functions that answer with zeros."""
-    from tvm_easyquant.cli import measure
+    from tvm_easyquant.measure import networks
 
     zeros = lambda feed: [np.zeros((1, 10), np.float32)]  # noqa: E731
-    monkeypatch.setattr(measure, "built", lambda *_: (zeros, zeros))
-    monkeypatch.setattr(measure, "in_numpy", lambda *_: (zeros, zeros))
+    for name in ("built", "in_numpy"):
+        monkeypatch.setattr(networks, name, lambda *_: networks.Networks(zeros, zeros))
 
 
 MINE = """

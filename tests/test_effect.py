@@ -28,10 +28,10 @@ from tvm_easyquant.search.driver import APART, EFFECT_IMAGES, TOGETHER
 def test_a_range_is_that_of_plain_loops(bits, seed):
     """The first layer's input: both ends together, then apart, by the squared error at the outputs."""
     graph, images = networks.chain(seed, size=6)
-    images = networks.Builder(seed, size=6).images(EFFECT_IMAGES + 2)
+    images = networks.Builder(seed, size=6).images(EFFECT_IMAGES[bits] + 2)
     config = QuantConfig(bits=bits, grid=20, wide=())
     start = start_table(graph, plan(graph), calibrate(graph, plan(graph), images, config), config)
-    first, some = graph.compute_nodes[0], images[:EFFECT_IMAGES]
+    first, some = graph.compute_nodes[0], images[: EFFECT_IMAGES[bits]]
     known = effects(graph, [{"image": x} for x in some], [first.name])[first.name]
 
     def error(s):

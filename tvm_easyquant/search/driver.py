@@ -70,11 +70,9 @@ from .workers import PARTS, Workers, cut
 TOGETHER = np.linspace(0.6, 1.8, 31)
 APART = np.linspace(0.7, 1.45, 7)
 ROUGHLY = 1 / 8
-#: the first search images, on which errors are weighted by their effect at the outputs: as many as take
-#: 1.3 times as long as a search of one-sided ranges on all of them
-EFFECT_IMAGES = 24
-#: the first images that tell which sites get more bits
-NOISE_IMAGES = 8
+#: bits of the network -> the first search images, on which errors are weighted by their effect at the
+#: outputs; the errors of the ranges that are compared are nearer to each other at 8 bits
+EFFECT_IMAGES = {7: 8, 8: 24}
 
 Progress = Callable[[int, int, str], None]
 Record = Callable[[str, str, np.ndarray, np.ndarray, np.ndarray], None]
@@ -120,24 +118,21 @@ class _Search:
     def _begin(self, config, sites) -> None:
         """The start, with the sites that get more bits; and, of the layers whose reading is weighed by it,
         the effect at the outputs on each of the first images."""
+        chooses = config.wide is None and any(config.bits_of(*site.readers) < 8 for site in sites)
         self._start(config)
-        if config.wide is None and any(config.bits_of(*site.readers) < 8 for site in sites):
-            feeds = self._first_feeds(NOISE_IMAGES)
-            noise = wide.noises(self.scales, feeds, self._effects(sites, feeds), self.workers.local)
+        feeds = self._first_feeds
+        judged = [s for s in sites if chooses or self._two_ends(self.scales.decided(s.name))]
+        readers = [reader for site in judged for reader in site.readers if config.weighs_effects]
+        self.effects = effects(self.graph, feeds, readers, each=self.workers.local) if readers else {}
+        if chooses:
+            noise = wide.noises(self.scales, feeds, self.effects, self.workers.local)
             self._start(replace(config, wide=wide.choose(self.scales, noise)))
-        judged = [s for s in sites if self._two_ends(self.scales.decided(s.name))]
-        weighs = config.weighs_effects and judged
-        self.effects = self._effects(judged, self._first_feeds(EFFECT_IMAGES)) if weighs else {}
 
-    def _effects(self, sites, feeds):
-        """The effects of all readers of these sites."""
-        readers = [reader for site in sites for reader in site.readers]
-        return effects(self.graph, feeds, readers, each=self.workers.local)
-
-    def _first_feeds(self, images) -> list[dict[str, np.ndarray]]:
+    @property
+    def _first_feeds(self) -> list[dict[str, np.ndarray]]:
         """The samples of the first images."""
         batch = max(self.graph[name].shape[0] for name in self.graph.inputs)
-        return self.calibration.samples[: max(1, images // batch)]
+        return self.calibration.samples[: max(1, EFFECT_IMAGES[self.config.bits] // batch)]
 
     def _start(self, config) -> None:
         """The scales where the search starts."""
@@ -437,7 +432,7 @@ class _Search:
         it is first read}, of the sites that have some."""
         late = {} if self.how.order != "layerwise" else self._late()
         wanted = {tensor for tensors in late.values() for tensor in tensors}
-        feeds = self._first_feeds(EFFECT_IMAGES)
+        feeds = self._first_feeds
         found: list[dict[str, np.ndarray]] = [{} for _ in feeds]
 
         def collect(number: int) -> None:
