@@ -43,8 +43,8 @@ class Method(NamedTuple):
     channel_factors: one scale per channel for tensors that only depthwise layers read
         (`network.channelwise`).
     effect: where both ends of a range are searched, a layer's squared error counts by how far it moves the
-        network's outputs (`network.gradient`) on the first 8 search images, 24
-        at 8 bits; with the objective "mse" only.
+        network's outputs (`network.gradient`) on the first 16 search images (24
+        at 8 bits); with the objective "mse" only.
     exhaustive: every candidate on all data; otherwise successive halving on growing samples of the output
         positions drops most activation scales early.
     """

@@ -72,7 +72,7 @@ APART = np.linspace(0.7, 1.45, 7)
 ROUGHLY = 1 / 8
 #: bits of the network -> the first search images, on which errors are weighted by their effect at the
 #: outputs; the errors of the ranges that are compared are nearer to each other at 8 bits
-EFFECT_IMAGES = {7: 8, 8: 24}
+EFFECT_IMAGES = {7: 16, 8: 24}
 
 Progress = Callable[[int, int, str], None]
 Record = Callable[[str, str, np.ndarray, np.ndarray, np.ndarray], None]
