@@ -264,11 +264,19 @@ def test_a_target_is_checked():
             make("llvm -mcpu=pentium9")
 
 
-def test_the_tutorial_of_the_passes_runs(tmp_path):
-    command = [sys.executable, ROOT / "tutorials" / "11_the_pass_on_todays_tvm.py"]
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("03_tvmc_end_to_end", "11 of 11 kernels run untuned"),
+        ("06_tune_for_your_cpu", "once more:"),
+        ("11_the_pass_on_todays_tvm", "class"),
+    ],
+)
+def test_the_tutorials_of_both_hosts_run(tmp_path, name, said):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, ROOT / "tutorials" / f"{name}.py"]
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert result.returncode == 0 and "class" in result.stdout, result.stderr
+    assert result.returncode == 0 and said in result.stdout, result.stderr
     assert not list(tmp_path.iterdir())
 
 
