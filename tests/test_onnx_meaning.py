@@ -480,15 +480,56 @@ def variadic(d, op):
     return helper.make_node(op, list(feed), ["y"]), opset, feed
 
 
+def recurrent(d, op):
+    gates, count = {"LSTM": (4, 3), "GRU": (3, 2), "RNN": (1, 1)}[op]
+    ways = d.one(1, 2)
+    steps, batch, features, size = (int(n) for n in d.rng.integers(1, 5, 4))
+    attributes = {
+        "hidden_size": size,
+        "direction": "bidirectional" if ways == 2 else d.one("forward", "reverse"),
+    }
+    if d.one(0, 1):
+        known = ("Sigmoid", "Tanh", "Relu", "Softsign", "HardSigmoid", "LeakyRelu")
+        attributes["activations"] = [d.one(*known) for _ in range(ways * count)]
+        if {"HardSigmoid", "LeakyRelu"} & set(attributes["activations"]):  # ONNX Runtime has others unsaid
+            del attributes["activations"]
+    if d.one(0, 1, 2) == 0:
+        attributes["clip"] = 1.5
+    if op == "GRU":
+        attributes["linear_before_reset"] = d.one(0, 1)
+    feed = {
+        "x": d.array((steps, batch, features)),
+        "w": d.array((ways, gates * size, features), spread=0.5),
+        "r": d.array((ways, gates * size, size), spread=0.5),
+    }
+    names = ["x", "w", "r", "b", "", "h", "c", "p"]
+    optional = {
+        "b": (ways, 2 * gates * size), "h": (ways, batch, size), "c": (ways, batch, size), "p": (ways, 3 * size),
+    }  # fmt: skip
+    for name, shape in optional.items():
+        if d.one(0, 1) and (op == "LSTM" or name in "bh"):
+            feed[name] = d.array(shape)
+    names = [name if name in feed else "" for name in names[: 8 if op == "LSTM" else 6]]
+    return helper.make_node(op, names, ["y", "last", "cell"][: 2 + (op == "LSTM")], **attributes), 14, feed
+
+
+def cumulative(d, op):
+    x = d.array(d.shape())
+    attributes = {"exclusive": d.one(0, 1), "reverse": d.one(0, 1)}
+    feed = {"x": x, "axis": np.array(d.axis(x.ndim))}
+    return helper.make_node(op, ["x", "axis"], ["y"], **attributes), d.one(11, 14), feed
+
+
 DRAWS = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), softmax),
     **dict.fromkeys([op for op in RULES if op.startswith("Reduce")], reduction),
     **dict.fromkeys(("LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "HardSigmoid", "HardSwish", "Sigmoid",
                      "Tanh", "Softplus", "Softsign", "Gelu", "Mish", "Erf", "Sign", "Abs", "Neg"), activation),
     **dict.fromkeys(("ArgMax", "ArgMin"), arg),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), arithmetic),
     **dict.fromkeys(("Max", "Min", "Sum", "Mean"), variadic),
-    "BatchNormalization": batch_norm, "Cast": cast, "Clip": clip, "Einsum": einsum, "Gemm": gemm,
+    "BatchNormalization": batch_norm, "Cast": cast, "Clip": clip, "CumSum": cumulative, "Einsum": einsum, "Gemm": gemm,
     "GroupNormalization": group_norm, "InstanceNormalization": instance_norm, "LayerNormalization": layer_norm,
     "LpNormalization": lp_norm, "LRN": local_response, "MatMul": matmul, "MeanVarianceNormalization": moments,
     "Pow": power, "PRelu": prelu, "TopK": top,

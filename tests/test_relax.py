@@ -169,8 +169,10 @@ def uncounted():
     return b.graph("last")
 
 
-def test_an_onnx_model_with_an_operator_of_no_rule_is_refused_by_its_name():
-    """The other host takes such from TVM's importer."""
+def test_an_onnx_model_with_an_operator_of_no_rule_is_refused_by_its_name(tmp_path, capsys):
+    """The other host takes such from TVM's importer. Story: it was told at build, after the whole search."""
+    from tvm_easyquant import cli
+
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((4, 3, 1, 1)).astype(np.float32)
     nodes = [
@@ -181,6 +183,31 @@ def test_an_onnx_model_with_an_operator_of_no_rule_is_refused_by_its_name():
     q = eq.quantize(model, [rng.standard_normal((1, 3, 4, 4)).astype(np.float32)], method="minmax")
     with pytest.raises(GraphError, match="node det: the relax host has no Det of this kind yet"):
         q.build("llvm")
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert cli.run(["quantize", str(path), "--dry-run"]) == 0
+    told = capsys.readouterr().err
+    assert "node det: the relax host has no Det" in told and "compile will refuse it here" in told
+
+
+@pytest.mark.parametrize("op, gates", [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_a_recurrent_head_is_what_it_is_in_numpy(op, gates):
+    """Story: none was compiled here, and of two directions none was read by either host."""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (4, 3, 3, 3), "v": (2, gates * 5, 4), "r": (2, gates * 5, 5), "b": (2, 2 * gates * 5)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        ("Conv", ["x", "w"], ["c"], "conv", dict(kernel_shape=[3, 3], pads=[1] * 4)),
+        ("Reshape", ["c", "s"], ["f"], "flat", {}),
+        ("Transpose", ["f"], ["t"], "turned", dict(perm=[2, 0, 1])),
+        (op, ["t", "v", "r", "b"], ["y"], "cell", dict(hidden_size=5, direction="bidirectional")),
+    ]
+    constants = {**weights, "s": np.array([1, 4, 16])}
+    model = networks.onnx_model(nodes, {"x": [1, 3, 4, 4]}, {"y": [16, 2, 1, 5]}, constants)
+    images = [rng.standard_normal((1, 3, 4, 4)).astype(np.float32) for _ in range(3)]
+    q = eq.quantize(model, images, method="minmax")
+    want = q.run(images[0])
+    near(q.build("llvm")(images[0])[0], want["y"] if isinstance(want, dict) else want[0])
 
 
 @pytest.mark.parametrize("skip", [(), ("stem",)], ids=["integers", "a float layer"])

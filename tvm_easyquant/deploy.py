@@ -93,7 +93,10 @@ def another_version(chosen: package.Chosen, library: Path) -> str:
 
 def runtime_files(runtime: str, library: Path, installed: bool = True) -> list[Path]:
     """A runtime library and what it needs, beside it or ``installed``. Raises DeployError."""
-    return [library] if runtime == package.GRAPH else [library, vm.ffi_library(library, installed)]
+    if runtime == package.GRAPH:
+        return [library]
+    extra = library.with_name(vm.EXTRA)
+    return [library, vm.ffi_library(library, installed), *([extra] if extra.is_file() else [])]
 
 
 def the_inputs(feed, inputs: Mapping[str, object], wrong: type[Exception]) -> Mapping:

@@ -19,7 +19,7 @@ from . import package
 from .deploy import NAME, runtime_file, runtime_files
 from .errors import DeployError, WriteError
 from .runtime import vm
-from .runtime.vm import FFI
+from .runtime.vm import EXTRA, FFI
 
 #: what the Python loader is made of, from this package's folder and from `topi_ext`'s
 MODULES = {
@@ -125,7 +125,7 @@ def _fill(
 ) -> None:
     shutil.copyfile(path, made / "network.tar")
     (made / "lib").mkdir()
-    for library, name in zip(libraries, (NAME, FFI), strict=False):
+    for library, name in zip(libraries, (NAME, FFI, EXTRA), strict=False):
         shutil.copyfile(library, made / "lib" / name)
     examples = dict(zip(EXAMPLES, EXAMPLES, strict=True), **{"run.cc": IN_CPP[groups[0][0].runtime]})
     for name, source in examples.items():

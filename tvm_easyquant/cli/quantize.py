@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from ..errors import GraphError, TVMMissing
 from ..files import writable
 from ..measure.report import worst_layers
 from ..network.shapes import inputs_of
@@ -161,6 +162,7 @@ def _quantize(args, host) -> int:
         )
     if args.dry_run:
         graph = load_graph(args, host)
+        _warn_of_floats(host, graph)
         return _dry_run(graph, partition.plan_of(graph, config), args.json)
     if data is None:
         raise UserError("quantize needs --calibration FILE.npz, FOLDER or module:function")
@@ -168,6 +170,7 @@ def _quantize(args, host) -> int:
     judged = {} if args.eval is None else _judged(args, preprocess, auto)
     opened = open_model(args, host)
     graph = opened.graph
+    _warn_of_floats(host, graph)
     if judged:
         accuracy.check_first(judged["evaluation"], inputs_of(graph))
     notes: tuple[str, ...] = ()
@@ -193,6 +196,17 @@ def _quantize(args, host) -> int:
     else:
         print("\n".join([_summary(result, args.output), *(f"note: {note}" for note in notes)]))
     return 0
+
+
+def _warn_of_floats(host, graph) -> None:
+    """Before the search: what `compile` would refuse, a float operator that this host cannot compute."""
+    if any(node.op == "float" for node in graph):
+        try:
+            host.float_module(graph)
+        except GraphError as error:
+            warn([f"{error}; compile will refuse it here"])
+        except TVMMissing:
+            pass
 
 
 def _check_outputs(args) -> None:

@@ -33,6 +33,8 @@ from . import dlpack
 from .pool import GET_THREADS, SET_THREADS, SHARE_CPUS, Threads, making
 
 FFI = "libtvm_ffi.so"
+#: what a few float operators call (TopK sorts), beside the runtime library; and one of its functions
+EXTRA, SORT = "libtvm_runtime_extra.so", "tvm.contrib.sort.argsort"
 #: the version of its interface that is spoken here
 INTERFACE = (0, 1)
 ALIGNMENT = 64
@@ -92,6 +94,17 @@ class Runtime(Threads):
                 f"{ffi} is version {'.'.join(map(str, version))}; this release knows "
                 f"{'.'.join(map(str, INTERFACE))}: pip install 'apache-tvm-ffi<0.{found[1]}'"
             )
+        self._load_extra(path.with_name(EXTRA))
+
+    def _load_extra(self, path: Path) -> None:
+        """Load `EXTRA`, if it is there and what it brings is not: it is there once in a process."""
+        if found := self._global(SORT):
+            self.free([found])
+        elif path.is_file():
+            try:
+                ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+            except OSError as error:
+                raise DeployError(f"{path} cannot be loaded: {error}") from None
 
     def check(self, status: int) -> None:
         """DeployError with what TVM says, unless the status is 0."""
@@ -111,12 +124,17 @@ class Runtime(Threads):
 
     def named(self, name: str) -> int:
         """The handle of a global function."""
+        found = self._global(name)
+        if not found:
+            raise DeployError(f"TVM's runtime has no function {name}: it is of another version")
+        return found
+
+    def _global(self, name: str) -> int:
+        """The handle of a global function, 0 if there is none."""
         data, handle = ctypes.create_string_buffer(name.encode()), ctypes.c_void_p()
         text = _Bytes(ctypes.addressof(data), len(name.encode()))
         self.check(self._ffi.TVMFFIFunctionGetGlobal(ctypes.byref(text), ctypes.byref(handle)))
-        if not handle.value:
-            raise DeployError(f"TVM's runtime has no function {name}: it is of another version")
-        return handle.value
+        return handle.value or 0
 
     def method(self, module: int, name: str) -> int:
         """The handle of a module's function."""

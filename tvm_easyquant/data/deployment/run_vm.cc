@@ -38,6 +38,8 @@ class Runtime {
   explicit Runtime(const std::string& folder) {
     library_ = open(folder + "/libtvm_ffi.so");
     open(folder + "/libtvm_runtime.so");
+    const std::string extra = folder + "/libtvm_runtime_extra.so";  // what a few float operators call
+    if (access(extra.c_str(), R_OK) == 0) open(extra);
     call_ = symbol<decltype(call_)>("TVMFFIFunctionCall");
     named_ = symbol<decltype(named_)>("TVMFFIFunctionGetGlobal");
     error_ = symbol<decltype(error_)>("TVMFFIErrorMoveFromRaised");

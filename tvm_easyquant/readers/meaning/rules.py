@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..onnx_op import Call
-from . import elementwise, moves, normalizations, products, reductions, resizing, windows
+from . import elementwise, moves, normalizations, products, recurrent, reductions, resizing, windows
 
 #: operator of ai.onnx -> its rule
 RULES: dict[str, Callable[[Call], Any]] = {
@@ -18,6 +18,7 @@ RULES: dict[str, Callable[[Call], Any]] = {
     **moves.RULES,
     **normalizations.RULES,
     **products.RULES,
+    **recurrent.RULES,
     **reductions.RULES,
     **resizing.RULES,
     **windows.RULES,
