@@ -6,6 +6,7 @@ of its own. ``--rehearse`` goes on after what the quick part finds.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -88,15 +89,15 @@ def built(scratch: Path, dist: Path) -> tuple[Path, Path]:
     subprocess.run(["git", "archive", "-o", archive, "HEAD"], cwd=ROOT, check=True)
     with tarfile.open(archive) as tar:
         tar.extractall(source, filter="data")
+    tracked = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
     for old in dist.glob("tvm_easyquant-*"):
         old.unlink()
-    subprocess.run(
-        [sys.executable, "-m", "build", "--outdir", dist, source], check=True, stdout=subprocess.DEVNULL
-    )
+    build = [sys.executable, "-m", "build", "--outdir", dist, source]
+    done = subprocess.run(build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(done.stdout)
     (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", sdist, wheel], check=True)
-
-    tracked = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     different(inside, {name for name in tracked if name.startswith(PACKAGES)}, wheel)
     with tarfile.open(sdist) as tar:
@@ -122,6 +123,12 @@ def installed(scratch: Path, name: str, what: str) -> Path:
     return programs
 
 
+def ran(*command, cwd: Path) -> None:
+    """A command outside the checkout, which PYTHONPATH must not lead back into."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, cwd=cwd, env=environment, check=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make release-check", description=__doc__)
     parser.add_argument(
@@ -139,10 +146,10 @@ def main() -> int:
         sdist, wheel = built(scratch, dist)
         print("-- the wheel, without TVM")
         programs = installed(scratch, "wheel", str(wheel))
-        subprocess.run([programs / "python", "-c", IN_NUMPY], cwd=scratch, check=True)
+        ran(programs / "python", "-c", IN_NUMPY, cwd=scratch)
         print("-- the sdist, with TVM")
         programs = installed(scratch, "sdist", f"{sdist}[relay]")
-        subprocess.run([programs / "tvmc-easyquant", "demo"], cwd=scratch, check=True)
+        ran(programs / "tvmc-easyquant", "demo", cwd=scratch)
     print(
         *(f"{path.relative_to(ROOT)}: {path.stat().st_size / 2**20:.2f} MiB" for path in (sdist, wheel)),
         sep="\n",
