@@ -1,8 +1,8 @@
 """Is this commit ready to be published? ``make release-check`` says; it uploads nothing and makes no tag.
 
-What is quick comes first: a clean tree, one version everywhere, a tag that is free, `.ci/run` passed on this
-very commit. Then sdist and wheel are built from what git has, checked, and installed, each in an environment
-of its own. ``--rehearse`` goes on after what the quick part finds.
+What is quick comes first: a clean tree, one version everywhere, a tag that is free, `.ci/run` passed on
+this very commit. Then sdist and wheel are built from what git has, checked, and installed, each in an
+environment of its own. ``--rehearse`` goes on after what the quick part finds.
 """
 
 import argparse
