@@ -37,11 +37,12 @@ maximum_signature_line_length = 80  # else an argument a line
 sphinx_gallery_conf = {
     "examples_dirs": str(ROOT / "tutorials"),
     "gallery_dirs": "tutorials",
-    "filename_pattern": r"/0[1-689]_",  # 07 needs an ARM emulator
+    "filename_pattern": r"/(0[1-689]|1[023])_",  # 07 needs an ARM emulator, 11 the other host
     "ignore_pattern": r"/(arm|metrics)/",
     "within_subsection_order": "FileNameSortKey",
     "image_scrapers": (),
     "reset_modules": (),
+    "remove_config_comments": True,
     "download_all_examples": False,
     "show_memory": False,
     "min_reported_time": 10**6,  # times say something about the machine that built the site
@@ -174,6 +175,41 @@ def measured() -> str:
     return "\n".join(out) + "\n"
 
 
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def speed() -> str:
+    """The README's first table as an SVG of bars: times of the others over ours, by network."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- measured -->")[1]
+    head, _, *rows = [line for line in text.split("\n\n")[2].splitlines() if line.startswith("|")]
+    names, rows = cells(head)[2:], [cells(row) for row in rows]
+    colours = ("#1d4f8a", "#2f7fc1", "#8fc1e8", "#7a3b12", "#c96a2b", "#e9a878", "#8b93a6")
+    bar, left, per = 11, 150, 42  # pixels: of a bar, to its left, for each time
+    group = bar * len(names) + 16
+    width, height = left + per * 10, 30 + group * len(rows)
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
+    ]
+    out += [f'<rect width="{width}" height="{height}" fill="#fff"/>']
+    for i, (network, _, *times) in enumerate(rows):
+        y = 26 + group * i
+        out += [
+            f'<text x="{left - 8}" y="{y + group / 2}" font-size="13" text-anchor="end">{network}</text>'
+        ]
+        for j, (name, time) in enumerate(zip(names, times, strict=True)):
+            top, long = y + bar * j, per * float(time)
+            out += [
+                f'<rect x="{left}" y="{top}" width="{long:.1f}" height="{bar - 1}" fill="{colours[j]}"/>'
+            ]
+            told = f"{time} {name}" if i == 0 else time
+            out += [f'<text x="{left + long + 4:.1f}" y="{top + 9}" font-size="9.5">{told}</text>']
+    x = left + per
+    out += [f'<line x1="{x}" y1="16" x2="{x}" y2="{height}" stroke="#1b2230" stroke-dasharray="3 3"/>']
+    out += [f'<text x="{x}" y="12" font-size="9.5" text-anchor="middle">ours</text></svg>']
+    return "\n".join(out)
+
+
 def command_line() -> str:
     """The help text of each verb of ours, as the command line prints it."""
     import argparse
@@ -196,6 +232,7 @@ def generate(app):
     folder = Path(app.srcdir) / "generated"
     folder.mkdir(exist_ok=True)
     (folder / "measured.inc").write_text(measured(), encoding="utf-8")
+    (folder / "speed.svg").write_text(speed(), encoding="utf-8")
     (folder / "command_line.inc").write_text(command_line(), encoding="utf-8")
 
 
