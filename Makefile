@@ -10,7 +10,8 @@ RELAX_READY = $(RELAX)/.ready
 # a worker of pytest-xdist for each core; each takes about 1 GB. WORKERS= for one process
 WORKERS ?= -n logical --maxprocesses=8
 
-.PHONY: demo test test-ci test-slow test-kernels-relax test-pythons test-lowest coverage docs lint format wheel clean
+.PHONY: demo test test-ci test-slow test-kernels-relax test-pythons test-lowest coverage docs lint format wheel \
+	release-check clean
 
 # HOST=relax: by today's apache-tvm
 HOST ?= relay
@@ -71,8 +72,12 @@ wheel: $(READY)
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist
 
+# is this commit ready to be published? Uploads nothing; RELEASE_FLAGS=--rehearse goes on where it is not
+release-check: $(READY)
+	$(BIN)/python .ci/release.py $(RELEASE_FLAGS)
+
 clean:
-	rm -rf $(VENV) $(RELAX) build dist *.egg-info easyquant_demo docs/_build docs/generated docs/tutorials .coverage* htmlcov
+	rm -rf $(VENV) $(RELAX) build dist .ci/passed *.egg-info easyquant_demo docs/_build docs/generated docs/tutorials .coverage* htmlcov
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

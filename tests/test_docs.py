@@ -31,10 +31,26 @@ def site(tmp_path_factory):
 def test_every_public_name_and_every_verb_is_documented(site):
     from tvm_easyquant.cli import root
 
-    api, verbs = ((site / f"{page}.html").read_text() for page in ("api", "command_line"))
+    verbs = (site / "command_line.html").read_text()
+    api = "".join(page.read_text() for page in (site / "api").glob("*.html"))
+    targets = set(re.findall(r'id="tvm_easyquant\.([\w.]+)"', api))
+    here = {name for name, module in tvm_easyquant._PUBLIC.items() if not module.startswith("relax.")}
+    missing = [name for name in here if not {name, f"relay.build.{name}"} & targets]
+    assert not missing
     missing = [name for name in tvm_easyquant.__all__ if not re.search(rf"\b{name}\b", api)]
     assert not missing
     assert "tvmc-easyquant quantize" in verbs and len(root.VERBS) > 1
+
+
+@pytest.mark.ci
+def test_arguments_are_a_list_with_types_and_names_link(site):
+    """They were one paragraph, without types; names in backticks led nowhere."""
+    page = (site / "api" / "quantize.html").read_text()
+    text = page[page.index('id="tvm_easyquant.quantize"') : page.index('id="tvm_easyquant.Quantized"')]
+    assert "<li><p><strong>calibration</strong>:" in text and "<li><p><strong>max_drop" not in text
+    assert re.search(r"max_drop.{0,200}float", text, re.S)
+    assert 'href="networks.html#tvm_easyquant.Graph"' in text
+    assert 'href="errors.html#tvm_easyquant.errors.LoadError"' in text
 
 
 @pytest.mark.ci

@@ -14,6 +14,7 @@ from topi_ext.conv2d import EXACT, Bound, ConvSpec, Refusal, Residual, accumulat
 from topi_ext.kernels import direct
 from topi_ext.kernels.rows import direct_row
 from topi_ext.targets import x86
+from tvm_easyquant.scales.layers import stored_times
 
 RESIDUAL = Residual(0.013, 64, 1, 127, 0.0217, 3, True, 0.0301)
 PAD = (1, 1, 1, 1)
@@ -283,6 +284,23 @@ def test_every_kernel_has_measured_costs_that_grow_with_the_layer():
         little, much = many if row.refuses(small) else (small, large)
         times = [cost.estimate(row.name, row.work(spec)) for spec in (little, much)]
         assert 0 < times[0] < times[1], row.name
+
+
+def test_a_layer_of_mixed_depths_has_a_stored_time():
+    """bits="auto" refused networks with such a layer, of which the one in the package is one: "has no stored time"."""
+    spec = ConvSpec(1, 14, 14, 32, 32, (1, 1), data_max=127)
+    weight = np.full(spec.weight_shape, 63, np.int8)
+    weight[..., :16] = 3
+    mixed = [row for row in ROWS if row.shares is not None]
+    for row in mixed:
+        parts = [
+            planner.microseconds(manifest.kernel(name), spec, weight) for name in row.shares(spec, weight)
+        ]
+        assert min(parts) <= planner.microseconds(row, spec, weight) <= max(parts), row.name
+    choice = planner.choose(spec, weight, np.zeros(32, np.int32), "avx2")
+    assert choice.kernel.name in [row.name for row in mixed]
+    layer = planner.LayerChoice("layer", spec, weight, choice)
+    assert stored_times([layer], "avx2")["layer"] > 0
 
 
 def test_without_winograd_vnni_takes_any_operands():

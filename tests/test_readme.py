@@ -146,6 +146,29 @@ def test_the_network_table_is_the_stored_result():
         assert sorted(cells[1:]) == sorted(f"{r['over_ours_avx2']:.2f}" for r in others)
 
 
+def test_the_first_sentence_says_what_the_tables_say():
+    """The least and the largest of the rows that it speaks of, so that no better figure is picked."""
+    said = " ".join(README.split("**")[1].split())
+    ratios = [
+        [float(cells[column]) for row in rows("networks_avx2.json") if row["runner"] == "tvm_easyquant-int7"
+         for cells in table_rows(row["net"]) if "." in cells[0] and len(cells) == 8 for column in columns]
+        for columns in ((1, 2), (4, 5))
+    ]  # fmt: skip
+    assert len(ratios[0]) == 12
+    head = re.search(r"^\| network \| our INT7, ms \|.*", README, re.M)[0]
+    assert re.findall(r"(ONNX Runtime|OpenVINO) (int8|fp32)", head) == [
+        ("ONNX Runtime", "int8"), ("OpenVINO", "int8"), ("ONNX Runtime", "fp32"), ("OpenVINO", "fp32"),
+    ]  # fmt: skip
+    table = README[README.index("| network | fp32 | our INT8") :].split("\n\n")[0].splitlines()[2:]
+    drops = [float(re.search(r"\(([-+][\d.]+);", row.split("|")[4])[1]) for row in table]
+    assert len(drops) == 6
+    assert said == (
+        f"Its INT7 networks run {min(ratios[0]):.2f} to {max(ratios[0]):.2f} times as fast as the int8 of ONNX "
+        f"Runtime and OpenVINO, {min(ratios[1]):.2f} to {max(ratios[1]):.2f} times as fast as their fp32, and "
+        f"lose at most {-min(drops):.2f} points of accuracy to fp32"
+    )
+
+
 def test_the_table_of_callers_is_the_stored_result():
     text = (ROOT / "benchmarks" / "README.md").read_text()
     stored = json.loads((ROOT / "benchmarks" / "results" / "threads.json").read_text())

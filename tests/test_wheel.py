@@ -1,4 +1,4 @@
-"""The wheel holds every file of the packages, and nothing else."""
+"""The wheel, made from the sdist, holds every file of the packages, and nothing else."""
 
 import shutil
 import subprocess
@@ -36,7 +36,7 @@ DATA = (
 def test_the_wheel_holds_every_file_of_the_packages_and_no_other(tmp_path):
     for name in PACKAGES:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "tests").mkdir()  # beside the packages there is more, which stays out
     (tmp_path / "tests" / "conftest.py").touch()
@@ -46,9 +46,9 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(tmp_path):
         for path in (tmp_path / name).rglob("*")
         if path.is_file()
     }
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", tmp_path]
+    command = [sys.executable, "-m", "build", "--outdir", tmp_path / "dist", tmp_path]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    (wheel,) = (tmp_path / "dist").iterdir()
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == sources
     assert not [name for name in names if not name.endswith((".py", *DATA))]

@@ -131,6 +131,12 @@ def _measured(cold: bool) -> Callable:
     return functools.partial(cost.estimate, cold=cold)
 
 
+def microseconds(row: manifest.Kernel, spec: ConvSpec, weight: np.ndarray) -> float | None:
+    """A kernel's time for a layer by the measured cost model; of a row that mixes others, by their shares.
+    None for a kernel nobody has measured."""
+    return _cost(row, spec, weight, _measured(cold=False))
+
+
 def _estimates(rows, spec, weight, cold, cores) -> tuple[dict[str, float], str]:
     """The cost of each row, and the words for one; nothing where a row has no cost of the same kind."""
     ways = [(_measured(cold), "estimated: {:.0f} us")]

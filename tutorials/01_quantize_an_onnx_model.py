@@ -66,3 +66,5 @@ assert (guess == labels).mean() > 0.85
 from tvm_easyquant.relay.reference import execute
 
 np.testing.assert_array_equal(execute(q.module, {"image": test[:1]})[0], run({"image": test[:1]})[0])
+
+# sphinx_gallery_thumbnail_path = 'pictures/01.svg'

@@ -92,3 +92,5 @@ from tvm_easyquant.relay.reference import execute
 
 np.testing.assert_allclose(logits, execute(integer, {"image": image})[0], rtol=1e-5)
 print("class", logits.argmax())
+
+# sphinx_gallery_thumbnail_path = 'pictures/02.svg'

@@ -77,3 +77,5 @@ shell("tvmc-easyquant run net.tar --inputs input.npz --print-top 3")
 
 shell("tvmc-easyquant quantize net.onnx --calibration images.npz --skip stem.con -o other.json", code=4)
 assert not (folder / "other.json").exists()
+
+# sphinx_gallery_thumbnail_path = 'pictures/03.svg'

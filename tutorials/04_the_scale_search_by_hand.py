@@ -136,3 +136,5 @@ theirs = search_weights(
 )
 np.testing.assert_allclose(theirs, found, rtol=1e-6)
 print("the package's search agrees")
+
+# sphinx_gallery_thumbnail_path = 'pictures/04.svg'

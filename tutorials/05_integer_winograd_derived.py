@@ -120,3 +120,5 @@ points = [Fraction(p) for p in winograd.POINTS[:3]]
 for a in points:
     n = np.prod([a - b for b in points if b != a])
     print(f"point {a!s:>2}: row of G {[str(a**k / n) for k in range(3)]}")
+
+# sphinx_gallery_thumbnail_path = 'pictures/05.svg'

@@ -81,3 +81,5 @@ assert layer.choice.reason.startswith("tuned")
 
 image = {"image": images["test_images"][:1]}
 np.testing.assert_array_equal(tuned(image)[0], q.build(target)(image)[0])
+
+# sphinx_gallery_thumbnail_path = 'pictures/06.svg'

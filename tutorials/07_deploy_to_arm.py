@@ -124,3 +124,5 @@ with autotvm.apply_history_best(str(log)):
 tuned.export_library(str(folder / "net.so"), fcompile=cc.cross_compiler(device.COMPILER))
 subprocess.run(list(map(str, command)), check=True)
 np.testing.assert_array_equal(np.fromfile(folder / "out.bin", np.float32).reshape(here.shape), here)
+
+# sphinx_gallery_thumbnail_path = 'pictures/07.svg'

@@ -120,3 +120,5 @@ with mock.patch.dict(isa.ISAS, ssse3=ssse3), mock.patch.object(manifest, "KERNEL
 # changelog.
 #
 # A kernel of another kind, such as Winograd on the new width, is a row too: see ``winograd_row``.
+
+# sphinx_gallery_thumbnail_path = 'pictures/08.svg'

@@ -238,3 +238,5 @@ assert noise(built) > plain + 2
 met = eq.quantize(path, images, bits=7, evaluation=test, max_drop=0.06, metric=mAP, **without)
 print(*met.decisions, sep="\n")
 assert met.drop.difference >= -0.06
+
+# sphinx_gallery_thumbnail_path = 'pictures/09.svg'

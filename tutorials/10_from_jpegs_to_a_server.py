@@ -95,3 +95,5 @@ server.send_signal(signal.SIGTERM)
 assert server.wait(30) == 0
 server.stdout.close()
 scratch.cleanup()
+
+# sphinx_gallery_thumbnail_path = 'pictures/10.svg'

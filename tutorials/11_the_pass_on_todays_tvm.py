@@ -75,3 +75,5 @@ for layer in lower.layers[:5]:
 
 np.testing.assert_array_equal(run(library), run(stock))
 print("class", run(library).argmax())
+
+# sphinx_gallery_thumbnail_path = 'pictures/11.svg'

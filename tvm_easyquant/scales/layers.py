@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from topi_ext import cost, reference
+from topi_ext import reference
 from topi_ext.conv2d import Convolution, ConvSpec, Residual, fold_zero_point
 from topi_ext.function import of_sum
 
@@ -139,10 +139,12 @@ def choices(graph: Graph, table: ScaleTable, choose: Callable) -> list[LayerChoi
 
 def stored_times(layers: Sequence[LayerChoice], target) -> dict[str, float]:
     """{layer: microseconds of the kernel chosen, by the stored costs}; TuneError where one has none."""
+    from topi_ext.planner import microseconds
+
     times = {}
     for layer in layers:
         row = layer.choice.kernel
-        time = cost.estimate(row.name, row.work(layer.spec))
+        time = microseconds(row, layer.spec, layer.weight)
         if time is None:
             raise TuneError(
                 f"kernel {row.name} of layer {layer.name} has no stored time: bits cannot be chosen by "
