@@ -16,6 +16,7 @@ import pytest
 import tvm_easyquant
 from tvm_easyquant import cli, cluster
 from tvm_easyquant.errors import ClusterError
+from tvm_easyquant.host import installed
 from tvm_easyquant.measure import networks as judged
 from tvm_easyquant.samples import labelled
 from tvm_easyquant.scales.calibrate import calibrate, start_table
@@ -115,6 +116,20 @@ def test_accuracy_and_sensitivity_of_a_cluster_are_those_of_one_machine(running)
         assert sum(there.done.values()) > 0
     feeds = [each for each in sent if isinstance(each, list)]
     assert sum(map(len, feeds)) == len(data)
+
+
+@pytest.mark.ci
+def test_compiled_networks_are_judged_on_the_workers(running):
+    """Their packages are sent, and run there by `deploy.Program`."""
+    pytest.importorskip("tvm")
+    host = installed()
+    graph, _, table, images = work()
+    data = labelled.load([({"image": x}, n % 3) for n, x in enumerate(images * 5)])
+    both = judged.built(host, graph, table, host.target(None))
+    here = judged.judge((data, judged.metrics_of(None)), both, graph, warn=list)
+    with cluster.connected(running.address) as there:
+        assert judged.judge((data, judged.metrics_of(None)), both, graph, warn=list) == here
+        assert sum(there.done.values()) > 0
 
 
 @pytest.mark.ci
@@ -223,3 +238,23 @@ def test_what_tasks_share_is_the_value_itself_without_a_cluster():
     assert Workers(2).run(sum, [(cluster.Once([1, 2]),), ([3],)]) == [3, 3]
     with joblib.parallel_config(backend="loky", n_jobs=2):
         assert Workers().run(sum, [(cluster.Once([1, 2]),), ([3],)]) == [3, 3]
+
+
+def test_a_task_that_ends_while_its_time_is_up_has_ended(monkeypatch):
+    """On a busy machine the wait was over just before the result came, and the search ended in a traceback."""
+    from types import SimpleNamespace
+
+    from distributed import TimeoutError as Late
+
+    answers = iter([Late(), ("tcp://worker:1", 7)])
+
+    def result(timeout):
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    there = SimpleNamespace(done={}, client=None)
+    task = cluster._Task(there, sum, ([3, 4],))
+    task.future = SimpleNamespace(result=result, status="finished")
+    assert task.result() == 7 and there.done == {"tcp://worker:1": 1}

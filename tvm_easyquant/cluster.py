@@ -215,9 +215,11 @@ class _Task:
             try:
                 return self.future.result(timeout=POLL)
             except late:
-                if self.future.status != "pending":  # its own
+                status = self.future.status
+                if status == "error":  # the task's own
                     raise
-                self.cluster.look_after()
+                if status == "pending":  # else it ended just now
+                    self.cluster.look_after()
 
 
 class Spread:
