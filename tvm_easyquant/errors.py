@@ -105,6 +105,10 @@ class HostError(EasyQuantError, NotImplementedError):
     """The installed host does not do this; the message says what does."""
 
 
+class ClusterError(EasyQuantError, RuntimeError):
+    """A cluster cannot be used, or is lost; the message says what is wrong with it and what goes on."""
+
+
 class LinkerMissing(EasyQuantError, RuntimeError):
     """There is no C++ compiler to link with; the message says what to install."""
 

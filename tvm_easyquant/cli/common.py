@@ -204,6 +204,12 @@ def _extent(flag: str, text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def add_cluster(parser) -> None:
+    """The option that names a cluster; the verb then runs while it is connected."""
+    parser.add_argument("--cluster", metavar="ADDRESS", help="work on a Dask cluster, too: its scheduler's "
+        "tcp://HOST:PORT, or tls:// by Dask's own settings")  # fmt: skip
+
+
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Bar]:
     """A `Bar` that is closed at the end, whatever happens."""
@@ -265,7 +271,7 @@ def fail(code: int, message: str) -> int:
 
 
 #: package -> the extra that brings it
-EXTRAS = {"jinja2": "report", "PIL": "images", "xgboost": "tune"}
+EXTRAS = {"jinja2": "report", "PIL": "images", "xgboost": "tune", "distributed": "cluster"}
 
 
 def missing(error: ImportError) -> int:

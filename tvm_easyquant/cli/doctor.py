@@ -21,6 +21,7 @@ OPTIONAL = {
     "PIL": "pictures as data",
     "jinja2": "the HTML report",
     "xgboost": "tune-kernels --tuner xgb",
+    "distributed": "quantize and evaluate on a cluster",
 }
 
 EXAMPLES = """\

@@ -7,6 +7,7 @@ import sys
 from . import shipped
 from .common import (
     UserError,
+    add_cluster,
     add_pictures,
     add_quantized,
     add_verb,
@@ -49,6 +50,7 @@ def add(subparsers) -> None:
     add("--data", required=True, metavar="DATA", help="labelled: .npz, folder of folders, module:function")
     add("--metric", metavar="MODULE:FUNCTION", help="instead of top-1 and top-5: (outputs, label) -> float")
     add("--limit", type=int, metavar="N", help="the first N samples only")
+    add_cluster(parser)
     add_pictures(parser)
 
     help = "time our integers and TVM's float32 of the same model in turn, whole and layer by layer"
@@ -84,6 +86,8 @@ def _evaluate(args, host) -> int:
     from ..scales.table import ScaleTable
 
     if shipped.is_package(args):
+        if args.cluster is not None:
+            raise UserError("--cluster is for a model with its table; a package is evaluated here")
         return shipped.evaluate(args, host)
     table = ScaleTable.load(args.table)
     target = networks.target_of(host, args.target)

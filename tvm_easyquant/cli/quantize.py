@@ -15,6 +15,7 @@ from ..progress import peak_memory_gib
 from ..scales.numerics import SWITCHES
 from .common import (
     UserError,
+    add_cluster,
     add_model,
     add_pictures,
     add_verb,
@@ -108,6 +109,7 @@ def add(subparsers) -> None:
     )
     add("--record", metavar="FILE", help="also write the curves of the search, for report --record")
     add("--json", action="store_true", help="print the result as JSON")
+    add_cluster(parser)
     add_pictures(parser)
 
 

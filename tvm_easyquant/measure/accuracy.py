@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import reprlib
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cached_property
@@ -85,6 +86,7 @@ def evaluate(
     batch: int = 1,
     progress: Progress | None = None,
     what: str = "evaluate",
+    spread: Callable[..., Iterable[Any]] = map,
 ) -> dict[str, Any]:
     """Each metric of each sample: {metric: float64 (N,)}; of a metric of the whole set, its `SetScores`.
 
@@ -92,7 +94,8 @@ def evaluate(
     data: what `load` takes. inputs: the input names, or {name: (shape, dtype)}; only needed where samples
     are arrays and ``run`` is no Executor. metrics: name -> function(outputs, label); default `TOP`. batch:
     samples ``run`` takes at once (the last batch is filled up with the last sample). An input that is not
-    float32 is given in its own dtype where that holds the same numbers.
+    float32 is given in its own dtype where that holds the same numbers. spread(run, inputs) gives the
+    outputs of each, in order, as ``map`` does; a cluster's runs several at once (`cluster.Spread`).
 
     A metric gets the outputs of one sample, a list of arrays in the model's order, each with a first
     dimension of 1, and the sample's label as the data gave it: any object. More is better. If it has a true
@@ -109,11 +112,19 @@ def evaluate(
     dtypes = {n: known[n][1] for n in names} if isinstance(known, Mapping) else {}
     found: dict[str, list[float]] = {name: [] for name in metrics if name not in sets}
     done, waiting = 0, iter(data)
-    while group := list(islice(waiting, batch)):
-        feeds = [_feed(x, names, dtypes, data.name, done + i) for i, (x, _) in enumerate(group)]
-        feeds += feeds[-1:] * (batch - len(group))
-        feed = {n: np.concatenate([f[n] for f in feeds]) if batch > 1 else feeds[0][n] for n in feeds[0]}
-        outputs = run(feed)
+    groups: deque[list] = deque()  # whose outputs are awaited
+
+    def feeds():
+        begun = 0
+        while group := list(islice(waiting, batch)):
+            rows = [_feed(x, names, dtypes, data.name, begun + i) for i, (x, _) in enumerate(group)]
+            rows += rows[-1:] * (batch - len(group))
+            groups.append(group)
+            begun += len(group)
+            yield {n: np.concatenate([f[n] for f in rows]) if batch > 1 else rows[0][n] for n in rows[0]}
+
+    for outputs in spread(run, feeds()):
+        group = groups.popleft()
         outputs = list(outputs.values()) if isinstance(outputs, Mapping) else list(outputs)
         if batch > 1 and any(len(o) != batch for o in outputs):
             raise EvaluationError(

@@ -6,12 +6,18 @@ The verbs ``evaluate``, ``benchmark`` and ``report`` and the methods of `Quantiz
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .. import __version__
+from ..cluster import active
+from ..deploy import Program
 from ..errors import TVMMissing
 from ..host import Host
 from ..network.graph import Graph
@@ -68,11 +74,45 @@ def in_numpy(graph: Graph, table: ScaleTable) -> Networks:
     prepared = table.prepared(graph)
     table.check(prepared)
 
-    def integers(feed):
-        found = run_integer(prepared, table, feed)
-        return [found[name] for name in prepared.outputs]
+    return Networks(functools.partial(_floats, graph), functools.partial(_integers, prepared, table))
 
-    return Networks(lambda feed: list(graph.run(feed).values()), integers)
+
+def _floats(graph: Graph, feed) -> list[np.ndarray]:
+    return list(graph.run(feed).values())
+
+
+def _integers(graph: Graph, table: ScaleTable, feed) -> list[np.ndarray]:
+    found = run_integer(graph, table, feed)
+    return [found[name] for name in graph.outputs]
+
+
+class Shipped:
+    """A network as the workers of a cluster run it: the package of what was built, or the function."""
+
+    def __init__(self, network: Any):
+        self.network, self.package = network, None
+        if hasattr(network, "export"):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "net.tar"
+                network.export(path)
+                self.network, self.package = None, path.read_bytes()
+
+    def __call__(self, samples: list) -> list:
+        """The outputs of each sample."""
+        if self.package is None:
+            return [self.network(feed) for feed in samples]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "net.tar"
+            path.write_bytes(self.package)
+            with Program(path, contexts=1, threads=1) as program:
+                return [program(feed) for feed in samples]
+
+
+def here_or_there() -> tuple[Callable[[Any], Any], Any]:
+    """(what a network is made before, `accuracy.evaluate`'s ``spread``): for the cluster that
+    ``joblib.parallel_config`` says, else for here."""
+    found = active()
+    return (lambda network: network, map) if found is None else (Shipped, found.spread())
 
 
 # -- accuracy
@@ -161,18 +201,22 @@ def judge(
     others: of `other_settings`, tried where float32 is right by chance only. Raises EvaluationError.
     """
     data, metrics = judged
+    made, spread = here_or_there()
+    networks = Networks(*map(made, networks))
 
-    def scored(network, data, what):
+    def scored(network, data, what, spread=spread):
         return accuracy.evaluate(
             network, data, inputs=inputs_of(graph), metrics=metrics, batch=batch, progress=progress,
-            what=what,
+            what=what, spread=spread,
         )  # fmt: skip
 
     labels: list = []
     reference = scored(networks.floats, data.noting(labels), "float32")
     told = accuracy.chance(reference["top1"], labels) if "top1" in metrics else None
     if told is not None:
-        warn([told, *_cause(others, functools.partial(scored, networks.floats, what="other settings"))])
+        _, other = here_or_there()  # other samples than those that were sent
+        tried = functools.partial(scored, networks.floats, what="other settings", spread=other)
+        warn([told, *_cause(others, tried)])
     scores = scored(networks.integers, data, "integers")
     return {
         name: accuracy.compare(scores[name], reference[name], progress=progress)  # type: ignore[misc]

@@ -20,11 +20,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
 from topi_ext.reference import quantize as quantize_tensor
 
+from ..cluster import Once
 from ..errors import DropError
 from ..measure.accuracy import Paired, PairedSet
 from ..network.graph import Graph, run
@@ -34,6 +34,7 @@ from ..scales.numerics import ConfigError, QuantConfig, scale_for
 from ..scales.partition import Plan, plan_of
 from ..scales.table import ScaleTable
 from .state import State, opened
+from .workers import Workers
 
 Progress = Callable[[int, int, str], None]
 Kind = object  # 7, 8 or "float"
@@ -62,22 +63,42 @@ def layer_errors(
     todo = [(node, bits) for node in layers for bits in tables]
     scales = {bits: Scales.of_table(graph, plan_, table) for bits, table in tables.items()}
     total = np.zeros(len(todo))
-    threads = Parallel(jobs if jobs is not None else os.cpu_count() or 1, prefer="threads")
+    workers = Workers(jobs)
     with threadpool_limits(1):
-        for i, feed in enumerate(samples):
-            values: dict[str, np.ndarray] = {}
-            run(graph, feed, partial(_keep, values))
-            total += threads(delayed(_alone)(node, scales[bits], values) for node, bits in todo)
+        if workers.threaded:
+            for i, feed in enumerate(samples):
+                values = _values(graph, feed)
+                total += workers.run(_alone, [(node, scales[bits], values) for node, bits in todo])
+                if progress is not None:
+                    progress(i + 1, len(samples), "sensitivity")
+        else:  # a sample each, which is all that is sent
+            shared = Once((graph, scales, [(node.name, bits) for node, bits in todo]))
+            for found in workers.run(_of_sample, [(shared, feed) for feed in samples]):
+                total += found
             if progress is not None:
-                progress(i + 1, len(samples), "sensitivity")
+                progress(len(samples), len(samples), "sensitivity" + workers.note)
     errors: dict[str, dict[int, float]] = {node.name: {} for node in layers}
     for (node, bits), error in zip(todo, total / max(1, len(samples)), strict=True):
         errors[node.name][bits] = float(error)
     return errors
 
 
+def _values(graph, feed) -> dict[str, np.ndarray]:
+    """Every tensor of the float network."""
+    values: dict[str, np.ndarray] = {}
+    run(graph, feed, partial(_keep, values))
+    return values
+
+
 def _keep(values, node, value):
     values[node.name] = value
+
+
+def _of_sample(shared, feed) -> list[float]:
+    """`_alone` of each of the layers and bits."""
+    graph, scales, todo = shared
+    values = _values(graph, feed)
+    return [_alone(graph[name], scales[bits], values) for name, bits in todo]
 
 
 def _alone(node, scales: Scales, values) -> float:

@@ -50,6 +50,7 @@ from threadpoolctl import threadpool_limits
 
 from topi_ext.reference import dequantize
 
+from ..cluster import Once
 from ..network.gradient import effects
 from ..network.graph import Graph, run
 from ..network.ops import evaluate, input_axes
@@ -60,7 +61,7 @@ from ..scales.partition import Plan
 from ..scales.table import ScaleTable, pack, unpack
 from . import objectives, reconstruct, wide
 from .grid import SAFETY, factors, stages
-from .objectives import SiteTask, choose, cosine
+from .objectives import choose, cosine
 from .state import State, opened
 from .weights import fit_weights, search_weights, singly
 from .workers import PARTS, Workers, cut
@@ -143,7 +144,7 @@ class _Search:
     def _tick(self, text):
         self.done += 1
         if self.progress is not None:
-            self.progress(self.done, self.total, text)
+            self.progress(self.done, self.total, text + self.workers.note)
 
     def _taken_up(self, kind, name):
         """What an interrupted run decided, or None; the first that it did not is told."""
@@ -332,8 +333,9 @@ class _Search:
     def _cosines(self, layers, grid):
         """The mean over layers and images of the cosine, for every candidate."""
         tasks = [
-            (node, v, weight, scales, self.scales.bias(node), o, grid)
+            (shared, v, weight, scales, self.scales.bias(node), o, grid)
             for node, values, outputs, weight, scales in layers
+            for shared in [Once(node)]
             for v, o in zip(values, outputs, strict=True)
         ]
         return np.mean(self.workers.run(objectives.site_cosines, tasks), axis=0)
@@ -351,15 +353,15 @@ class _Search:
         images = cut(len(work[0][1]), PARTS)
         size = min(node.shape[1] * node.shape[2] if len(node.shape) == 4 else 1 for node, *_ in work)
         scores, least = np.zeros(len(grid)), 0.0
+        parts = [
+            (Once((node, products, grid)), Once((values[i], targets[i], h and h[i])), i.start)
+            for node, values, targets, products, h in work
+            for i in images
+        ]
 
         def errors_of(part, sample):
-            tasks = [
-                (SiteTask(node, values[i], targets[i], flat, basis, grid, chosen, part, i.start,
-                          h and h[i], sample),)
-                for node, values, targets, (flat, basis), h in work
-                for i in images
-            ]  # fmt: skip
-            found = self.workers.run(objectives.site_errors, tasks)
+            tasks = [(*each, chosen, part, sample) for each in parts]
+            found = self.workers.run(objectives.errors_of, tasks)
             totals: list = [None] * len(work)
             for n, errors in enumerate(found):
                 totals[n // len(images)] = errors.plus(totals[n // len(images)])

@@ -207,6 +207,16 @@ class SiteTask(NamedTuple):
     sample: bool = False
 
 
+def errors_of(layer, images, number: int, chosen, part, sample: bool) -> Errors:
+    """`site_errors` of a `SiteTask` by what its tasks share: layer (node, (flat, basis), candidates), and
+    images (values, targets, sensitivity)."""
+    node, (flat, basis), candidates = layer
+    values, targets, h = images
+    return site_errors(
+        SiteTask(node, values, targets, flat, basis, candidates, chosen, part, number, h, sample)
+    )
+
+
 def site_errors(task: SiteTask) -> Errors:
     """`Errors` of the candidates that a task tries."""
     total = None

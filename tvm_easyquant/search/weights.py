@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..cluster import Once
 from ..network.node import Node
 from ..network.ops import is_depthwise
 from ..scales.numerics import QuantConfig, Scale, steps
@@ -27,25 +28,22 @@ def singly(batches) -> list:
 
 
 class CosineTask(NamedTuple):
-    """Some output channels of a layer, all their candidates, on some images.
-
-    weight: float32 (depth, K), scales: (F, K), of all channels, of which ``part`` are looked at; inputs:
-    stored with ``scale``, one image each; outputs: the float layer's.
-    """
+    """A layer and all its candidates: weight: float32 (depth, K), scales: (F, K); its input is stored with
+    ``scale``."""
 
     node: Node
     weight: np.ndarray
-    part: slice
-    inputs: list[np.ndarray]
-    outputs: list[np.ndarray]
     scale: Scale
     scales: np.ndarray
     bits: int
 
 
-def channel_scores(task: CosineTask) -> np.ndarray:
-    """The cosine of every candidate and channel, summed over the images: (F, C). See `search_weights`."""
-    node, part, scale = task.node, task.part, task.scale
+def channel_scores(task: CosineTask, part: slice, images) -> np.ndarray:
+    """The cosine of every candidate and of the channels ``part``, summed over the images: (F, C).
+
+    images: (stored inputs, outputs of the float layer), one image each. See `search_weights`.
+    """
+    node, scale = task.node, task.scale
     top = steps(task.bits, signed=True)
     scales = task.scales[:, part]
     candidates = np.stack([np.clip(np.rint(task.weight[:, part] / s), -top, top) for s in scales])
@@ -58,7 +56,7 @@ def channel_scores(task: CosineTask) -> np.ndarray:
     cosines = objectives.depthwise_cosines if is_depthwise(node) else objectives.channel_cosines
     bias, units = node.bias[part].astype(np.float64), np.float64(scale.scale) * scales
     found = np.zeros(scales.shape)
-    for q, o in zip(task.inputs, task.outputs, strict=True):
+    for q, o in zip(*images, strict=True):
         x = reconstruct.columns(q.astype(exact) - exact(scale.zero_point), node, part)
         found += cosines(x, o.reshape(-1, node.channels)[:, part], bias, units, candidates, farthest)
     return found
@@ -89,11 +87,9 @@ def search_weights(
         for first in range(group.start, group.stop, width)
     ]
     images = cut(len(inputs), PARTS)
-    tasks = [
-        (CosineTask(node, weight, part, inputs[i], outputs[i], scale, scales, config.bits_of(node.name)),)
-        for part in pieces
-        for i in images
-    ]
+    layer = Once(CosineTask(node, weight, scale, scales, config.bits_of(node.name)))
+    shares = [Once((inputs[i], outputs[i])) for i in images]
+    tasks = [(layer, part, share) for part in pieces for share in shares]
     found = run(channel_scores, tasks)
     scores = np.concatenate(
         [sum(found[n * len(images) : (n + 1) * len(images)]) / len(inputs) for n in range(len(pieces))],
@@ -121,10 +117,8 @@ def fit_weights(
     parts = reconstruct.groups(node)
     rows = sum(o.size for o in outputs) // node.channels
     keep = not is_depthwise(node) and rows < len(weight)
-    sums = run(
-        reconstruct.moments,
-        [(node, g, inputs[i], outputs[i], scale, keep) for g in parts for i in images],
-    )
+    layer, shares = Once(node), [Once((inputs[i], outputs[i])) for i in images]
+    sums = run(_moments, [(layer, g, share, scale, keep) for g in parts for share in shares])
     total = [
         reconstruct.Moments.total(sums[n * len(images) : (n + 1) * len(images)]) for n in range(len(parts))
     ]
@@ -132,12 +126,16 @@ def fit_weights(
     tasks, places = [], []
     for group, m in zip(parts, total, strict=True):
         quadratic = reconstruct.problem(m, bias[group], scale.scale, how.bias_correction)
+        shared: Once | None = None
         for first in range(group.start, group.stop, CHANNELS):
             part = slice(first, min(first + CHANNELS, group.stop))
             inner = quadratic.channels(slice(part.start - group.start, part.stop - group.start))
-            tasks.append((inner, weight[:, part], candidates[:, part], config.bits_of(node.name), how))
+            if shared is None or inner.gram is not shared.value[0]:  # depthwise each has its own
+                shared = Once((inner.gram, inner.matrix))
+            mine = inner.cross, inner.least, weight[:, part], candidates[:, part]
+            tasks.append((shared, *mine, config.bits_of(node.name), how))
             places.append((part, m, part.start - group.start))
-    fitted = run(reconstruct.fit, tasks)
+    fitted = run(_fit, tasks)
     scales, integers, errors, best, gains = (
         np.concatenate(parts, axis=-1) for parts in zip(*fitted, strict=True)
     )
@@ -153,6 +151,16 @@ def fit_weights(
             for g, m in zip(parts, total, strict=True)
         ]).astype(np.float32)  # fmt: skip
     return scales, correction, integers, bias
+
+
+def _moments(node, part, images, scale, keep):
+    inputs, outputs = images
+    return reconstruct.moments(node, part, inputs, outputs, scale, keep)
+
+
+def _fit(shared, cross, least, *others):
+    gram, matrix = shared
+    return reconstruct.fit(reconstruct.Problem(gram, matrix, cross, least), *others)
 
 
 def _means(m, q):

@@ -10,41 +10,53 @@ from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
 
+from ..cluster import active, plain
+
 PARTS = 8  # tasks that the images of one layer are cut into
 
 
 class Workers:
     """Runs tasks: by joblib where ``joblib.parallel_config`` says, else in threads of this process.
 
-    jobs: how many at once; None is what ``parallel_config`` says, without one the number of CPUs.
+    jobs: how many at once; None is what ``parallel_config`` says, without one the number of CPUs. On a Dask
+    cluster its workers are how many; jobs are then the threads of what runs in this process. ``cluster``:
+    it, or None.
     """
 
     def __init__(self, jobs: int | None = None):
         backend, configured = get_active_backend(prefer="threads")
         self.threaded = getattr(backend, "uses_threads", False)
+        self.cluster = active()
         if jobs is None and self.threaded and configured in (None, 1):
             jobs = os.cpu_count() or 1
         self.jobs = jobs
         self.threads = ThreadPoolExecutor(min(jobs, 64) if jobs and jobs > 0 else os.cpu_count() or 1)
 
     def run(self, function, arguments) -> list:
-        """function(*a) for each of ``arguments``, in their order."""
-        call = delayed(_unpacked if self.threaded else _alone)
-        # one tuple: dask would keep large arguments on one worker only, and lose them with it
-        return Parallel(self.jobs, prefer="threads")(call((function, *a)) for a in arguments)
+        """function(*a) for each of ``arguments``, in their order; a `Once` stands for its value."""
+        if self.cluster is not None:
+            return self.cluster.run(function, arguments)
+        calls = ((function, *plain(a)) for a in arguments)
+        call = delayed(_threaded if self.threaded else _alone)
+        return Parallel(self.jobs, prefer="threads")(call(*each) for each in calls)
+
+    @property
+    def note(self) -> str:
+        """Who works, for a line of progress; nothing where it is this process."""
+        return "" if self.cluster is None else self.cluster.note
 
     def local(self, function, items) -> None:
         """function(item) for each item, in threads of this process: for what changes the items."""
         list(self.threads.map(function, items))
 
 
-def _unpacked(call):
-    return call[0](*call[1:])
+def _threaded(function, *arguments):
+    return function(*arguments)
 
 
-def _alone(call):
+def _alone(function, *arguments):
     with threadpool_limits(1):
-        return call[0](*call[1:])
+        return function(*arguments)
 
 
 def cut(count: int, parts: int) -> list[slice]:

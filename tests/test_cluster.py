@@ -1,0 +1,260 @@
+"""A Dask cluster that a command line or `joblib.parallel_config` names: the same results, and sentences
+where it is not there, another's, or lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import joblib
+import networks
+import numpy as np
+import pytest
+
+import tvm_easyquant
+from tvm_easyquant import cli, cluster
+from tvm_easyquant.errors import ClusterError
+from tvm_easyquant.host import installed
+from tvm_easyquant.measure import networks as judged
+from tvm_easyquant.samples import labelled
+from tvm_easyquant.scales.calibrate import calibrate, start_table
+from tvm_easyquant.scales.numerics import QuantConfig
+from tvm_easyquant.scales.partition import plan
+from tvm_easyquant.search.bits import layer_errors
+
+pytest.importorskip("distributed")
+HERE = Path(__file__).resolve().parent
+NET = HERE.parent / "tvm_easyquant" / "data" / "fashion_cnn.onnx"
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+QUICK = ["--search-images", "4", "--set", "grid=8", "--no-check"]
+
+
+class Running:
+    """A cluster of `cluster_of.py`, its scheduler's address and its workers' process ids."""
+
+    def __init__(self, workers=2):
+        command = [sys.executable, "-W", "ignore", str(HERE / "cluster_of.py"), str(workers)]
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, text=True, env=ENV, **pipes)
+        self.address, *pids = self.process.stdout.readline().split()
+        self.pids = [int(pid) for pid in pids]
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def running():
+    found = Running()
+    yield found
+    found.end()
+
+
+@pytest.fixture
+def images(tmp_path):
+    found = tmp_path / "images.npz"
+    np.savez(found, image=np.random.default_rng(0).random((4, 1, 28, 28), np.float32))
+    return found
+
+
+def quantize(images, output, *more):
+    command = [sys.executable, "-W", "ignore", "-m", "tvm_easyquant.cli", "quantize", str(NET)]
+    return [*command, "--calibration", str(images), "-o", str(output), *QUICK, *more]
+
+
+def run(command):
+    return subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=300)
+
+
+@pytest.mark.ci
+def test_a_table_of_a_cluster_is_the_same_file(running, images, tmp_path):
+    here, there = tmp_path / "here.json", tmp_path / "there.json"
+    assert run(quantize(images, here)).returncode == 0
+    done = run(quantize(images, there, "--cluster", running.address))
+    assert done.returncode == 0, done.stderr
+    assert here.read_bytes() == there.read_bytes()
+    (note,) = [line for line in done.stderr.splitlines() if line.startswith("note: on the cluster")]
+    assert note.count(" tasks") == 2  # each worker had some
+
+
+def work():
+    graph, images = networks.residual(3)
+    plan_, config = plan(graph), QuantConfig(method="minmax")
+    table = start_table(graph, plan_, calibrate(graph, plan_, images[:4], config), config)
+    return graph, plan_, table, images
+
+
+@pytest.mark.ci
+def test_accuracy_and_sensitivity_of_a_cluster_are_those_of_one_machine(running):
+    """Each sample is sent once: the second network sees those that the first one's tasks left there."""
+    graph, plan_, table, images = work()
+    data = labelled.load([({"image": x}, n % 3) for n, x in enumerate(images * 10)])
+    samples = [{"image": x} for x in images[:3]]
+
+    def found():
+        both, metrics = judged.in_numpy(graph, table), judged.metrics_of(None)
+        return (
+            judged.judge((data, metrics), both, graph, warn=list),
+            layer_errors(graph, plan_, {7: table}, samples),
+        )
+
+    here = found()
+    sent = []
+    with cluster.connected(running.address) as there:
+        scatter = there.client.scatter
+
+        def counted(values, **options):
+            sent.extend(values)
+            return scatter(values, **options)
+
+        there.client.scatter = counted
+        assert found() == here
+        assert sum(there.done.values()) > 0
+    feeds = [each for each in sent if isinstance(each, list)]
+    assert sum(map(len, feeds)) == len(data)
+
+
+@pytest.mark.ci
+def test_compiled_networks_are_judged_on_the_workers(running):
+    """Their packages are sent, and run there by `deploy.Program`."""
+    pytest.importorskip("tvm")
+    host = installed()
+    graph, _, table, images = work()
+    data = labelled.load([({"image": x}, n % 3) for n, x in enumerate(images * 5)])
+    both = judged.built(host, graph, table, host.target(None))
+    here = judged.judge((data, judged.metrics_of(None)), both, graph, warn=list)
+    with cluster.connected(running.address) as there:
+        assert judged.judge((data, judged.metrics_of(None)), both, graph, warn=list) == here
+        assert sum(there.done.values()) > 0
+
+
+@pytest.mark.ci
+def test_a_worker_that_is_lost_has_its_share_done_again(images):
+    """What it held is sent again, what it computed is computed again; a task of its own is not lost."""
+    found = Running()
+    try:
+        with cluster.connected(found.address) as there:
+            shared = [cluster.Once(np.arange(4) + n) for n in range(8)]
+            assert there.run(np.sum, [(each,) for each in shared]) == [6 + 4 * n for n in range(8)]
+            os.kill(found.pids[0], signal.SIGKILL)
+            assert there.run(np.max, [(each,) for each in shared]) == [3 + n for n in range(8)]
+            assert there.again > 0
+            assert "as a worker was lost" in str(there)
+    finally:
+        found.end()
+
+
+@pytest.mark.ci
+def test_a_scheduler_that_is_lost_leaves_the_state(images, tmp_path):
+    """One line, exit code 4, and --resume goes on without a cluster, to the same bytes."""
+    straight, table = tmp_path / "straight.json", tmp_path / "table.json"
+    state = tmp_path / "table.json.search"
+    assert run(quantize(images, straight)).returncode == 0
+    found = Running()
+    command = quantize(images, table, "--resume", "--cluster", found.address)
+    try:
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENV
+        )
+        until = time.monotonic() + 120
+        while not (state.exists() and state.read_text().count("\n") > 2) and time.monotonic() < until:
+            time.sleep(0.02)
+        found.process.kill()
+        error = process.communicate(timeout=120)[1]
+    finally:
+        found.end()
+    assert process.returncode == 4, error
+    (line,) = [line for line in error.splitlines() if line.startswith("error:")]
+    assert f"the scheduler at {found.address} is lost" in line and "--resume" in line
+    assert "Traceback" not in error
+    assert state.exists() and not table.exists()
+    assert run(quantize(images, table, "--resume")).returncode == 0
+    assert table.read_bytes() == straight.read_bytes()
+
+
+@pytest.mark.ci
+def test_another_release_is_told_before_the_work(running, monkeypatch):
+    monkeypatch.setattr(tvm_easyquant, "__version__", "9.9")
+    with pytest.raises(ClusterError, match="here it is 9.9; install the same release everywhere"):
+        with cluster.connected(running.address):
+            pass
+
+
+@pytest.mark.ci
+def test_a_worker_of_another_release_that_joins_later_is_told_too(running):
+    with cluster.connected(running.address) as there:
+        task = there.client.submit(cluster._call, "9.9", b"", ())
+        with pytest.raises(ClusterError, match="here it is 9.9"):
+            task.result()
+
+
+@pytest.mark.ci
+def test_a_cluster_without_workers_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(cluster, "WORKERS", 0.5)
+    found = Running(workers=0)
+    try:
+        with pytest.raises(ClusterError, match="has no workers"):
+            with cluster.connected(found.address):
+                pass
+    finally:
+        found.end()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8786", "http://host:80", "tcp://host"])
+def test_an_address_that_is_none_is_a_sentence(address):
+    with pytest.raises(ClusterError, match="give tcp://HOST:PORT or tls://HOST:PORT"):
+        with cluster.connected(address):
+            pass
+
+
+def test_an_address_where_nobody_answers_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(cluster, "ANSWER", 0.5)
+    with pytest.raises(ClusterError, match="no Dask scheduler at tcp://127.0.0.1:1: nobody answers there"):
+        with cluster.connected("tcp://127.0.0.1:1"):
+            pass
+
+
+def test_tls_without_certificates_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(cluster, "ANSWER", 0.5)
+    with pytest.raises(ClusterError, match="no Dask scheduler at tls://127.0.0.1:1: .*TLS"):
+        with cluster.connected("tls://127.0.0.1:1"):
+            pass
+
+
+def test_without_dask_the_extra_is_named(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    command = quantize(images, tmp_path / "t.json", "--cluster", "tcp://127.0.0.1:1")[5:]
+    assert cli.root.run(command) == 5
+    assert "pip install 'tvm_easyquant[cluster]'" in capsys.readouterr().err
+
+
+def test_what_tasks_share_is_the_value_itself_without_a_cluster():
+    from tvm_easyquant.search.workers import Workers
+
+    assert Workers(2).run(sum, [(cluster.Once([1, 2]),), ([3],)]) == [3, 3]
+    with joblib.parallel_config(backend="loky", n_jobs=2):
+        assert Workers().run(sum, [(cluster.Once([1, 2]),), ([3],)]) == [3, 3]
+
+
+def test_a_task_that_ends_while_its_time_is_up_has_ended(monkeypatch):
+    """On a busy machine the wait was over just before the result came, and the search ended in a traceback."""
+    from types import SimpleNamespace
+
+    from distributed import TimeoutError as Late
+
+    answers = iter([Late(), ("tcp://worker:1", 7)])
+
+    def result(timeout):
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    there = SimpleNamespace(done={}, client=None)
+    task = cluster._Task(there, sum, ([3, 4],))
+    task.future = SimpleNamespace(result=result, status="finished")
+    assert task.result() == 7 and there.done == {"tcp://worker:1": 1}

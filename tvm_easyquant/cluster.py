@@ -1,0 +1,306 @@
+"""A Dask cluster as the place where tasks run. No TVM here.
+
+What several tasks share is sent once (`Once`), by a key that the tasks name. What a worker that is lost
+held or computed is sent and computed again, on the others; a scheduler that is lost is a `ClusterError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from joblib.parallel import get_active_backend
+from threadpoolctl import threadpool_limits
+
+from .errors import ClusterError
+
+ADDRESS = re.compile(r"(tcp|tls)://.+:\d+")
+ANSWER = 5  # seconds that a scheduler has to answer, and to come back
+WORKERS = 20  # seconds to wait for a worker where there is none
+POLL = 2.0  # seconds after which a task that has not ended is looked after
+TRIES = 6  # of a task whose worker is lost
+SAMPLES = 16  # that one task of `Spread` runs a network on
+
+
+class Once:
+    """An argument that tasks share: a cluster is sent it once, elsewhere it is the value itself."""
+
+    def __init__(self, value: Any):
+        self.value = value
+        self.future: Any = None
+
+
+def plain(arguments: Iterable) -> tuple:
+    """Arguments as a function here takes them."""
+    return tuple(a.value if isinstance(a, Once) else a for a in arguments)
+
+
+def _call(version: str, work: bytes, places: Sequence[int], *shared):
+    """A task, on a worker: (the worker's address, what the function returned)."""
+    from distributed import get_worker
+
+    from . import __version__
+
+    if version != __version__:
+        raise ClusterError(_other(get_worker().address, __version__, version))
+    function, arguments = pickle.loads(work)  # noqa: S301  # a worker runs what it is sent
+    for place, value in zip(places, shared, strict=True):
+        arguments[place] = value
+    with threadpool_limits(1):  # one order of BLAS's sums, whatever the machine
+        return get_worker().address, function(*arguments)
+
+
+def _other(address: str, theirs: str | None, ours: str) -> str:
+    have = "has no tvm_easyquant" if theirs is None else f"has tvm_easyquant {theirs}"
+    return f"{address} {have}, here it is {ours}; install the same release everywhere"
+
+
+class Cluster:
+    """A connected cluster. client: ``distributed.Client``.
+
+    done: {worker's address: tasks}; again: tasks that ran again, or were sent again, as a worker was lost.
+    """
+
+    def __init__(self, client: Any):
+        self.client, self.address = client, client.scheduler.address
+        self.done: dict[str, int] = {}
+        self.again = 0
+
+    def check(self) -> None:
+        """ClusterError where there are no workers, or some have another release of this package."""
+        from . import __version__
+
+        def told():  # within: a worker without this package must be able to say so
+            try:
+                import tvm_easyquant
+            except ImportError:
+                return None
+            return tvm_easyquant.__version__
+
+        from distributed import TimeoutError as Late
+
+        try:
+            self.client.wait_for_workers(1, timeout=WORKERS)
+        except Late:
+            raise self._without() from None
+        found = {"the scheduler": self.client.run_on_scheduler(told), **self.client.run(told)}
+        for address, version in found.items():
+            if version != __version__:
+                raise ClusterError(_other(address, version, __version__))
+
+    @property
+    def note(self) -> str:
+        """How many workers have done tasks, for a line of progress."""
+        return f", {len(self.done)} worker{'s' if len(self.done) != 1 else ''}" if self.done else ""
+
+    def __str__(self):
+        tasks = ", ".join(f"{address}: {count} tasks" for address, count in sorted(self.done.items()))
+        again = f"; {self.again} ran again as a worker was lost" if self.again else ""
+        return (tasks or "no tasks") + again
+
+    def run(self, function: Callable, calls: Iterable[Sequence]) -> list:
+        """function(*arguments) for each of ``calls``, in their order. Raises what a function raises, and
+        ClusterError where the cluster is lost."""
+        tasks = [_Task(self, function, call) for call in calls]
+        self.send([a for task in tasks for a in task.arguments if isinstance(a, Once)])
+        for task in tasks:
+            task.start()
+        return [task.result() for task in tasks]
+
+    def spread(self) -> Spread:
+        """See `Spread`."""
+        return Spread(self)
+
+    def send(self, shared: Iterable[Once]) -> None:
+        """What the cluster does not hold yet."""
+        from distributed import TimeoutError as Late
+
+        missing = list({id(once): once for once in shared if not _held(once)}.values())
+        for _ in range(TRIES if missing else 0):
+            try:
+                futures = self.client.scatter([once.value for once in missing], hash=False, timeout=ANSWER)
+            except (OSError, Late):  # to a worker that is lost, or there is none
+                self.look_after()
+                continue
+            for once, future in zip(missing, futures, strict=True):
+                once.future = future
+            return
+        if missing:
+            raise self._without()
+
+    def threads(self) -> int:
+        """Of all workers together."""
+        from distributed import TimeoutError as Late
+
+        try:
+            return sum(self.client.nthreads().values())
+        except (OSError, Late):
+            raise self._lost() from None
+
+    def look_after(self) -> None:
+        """While tasks run: ClusterError if nobody is there to end them."""
+        until = time.monotonic() + ANSWER + 1
+        while self.client.status == "connecting" and time.monotonic() < until:
+            time.sleep(0.05)
+        if self.client.status != "running":
+            raise self._lost()
+        until = time.monotonic() + WORKERS
+        while not self.threads():
+            if time.monotonic() > until:
+                raise self._without()
+            time.sleep(0.2)
+
+    def _lost(self) -> ClusterError:
+        return ClusterError(
+            f"the scheduler at {self.address} is lost; a search begun with --resume (checkpoint=) goes on "
+            "from there, on a cluster or without one"
+        )
+
+    def _without(self) -> ClusterError:
+        return ClusterError(f"the cluster at {self.address} has no workers")
+
+
+def _held(once: Once) -> bool:
+    return once.future is not None and once.future.status not in ("cancelled", "lost", "error")
+
+
+class _Task:
+    """One call, until it has ended somewhere."""
+
+    def __init__(self, cluster: Cluster, function: Callable, arguments: Sequence):
+        self.cluster, self.arguments = cluster, list(arguments)
+        self.places = [i for i, a in enumerate(self.arguments) if isinstance(a, Once)]
+        own = [None if isinstance(a, Once) else a for a in self.arguments]
+        self.work = pickle.dumps((function, own), 5)
+        self.future: Any = None
+
+    def start(self) -> None:
+        from . import __version__
+
+        shared = [self.arguments[i].future for i in self.places]
+        self.future = self.cluster.client.submit(
+            _call, __version__, self.work, self.places, *shared, pure=False
+        )
+
+    def result(self):
+        from distributed import CancelledError, KilledWorker
+        from distributed import TimeoutError as Late
+        from distributed.comm import CommClosedError
+
+        for _ in range(TRIES):
+            try:
+                address, found = self._waited(Late)
+            except (CancelledError, KilledWorker, CommClosedError):
+                self.cluster.look_after()
+                self.cluster.again += 1
+                self.cluster.send(self.arguments[i] for i in self.places)
+                self.start()
+                continue
+            self.cluster.done[address] = self.cluster.done.get(address, 0) + 1
+            self.future = None
+            return found
+        raise ClusterError(
+            f"a task was lost with its worker {TRIES} times; do the workers have memory enough?"
+        )
+
+    def _waited(self, late):
+        while True:
+            try:
+                return self.future.result(timeout=POLL)
+            except late:
+                status = self.future.status
+                if status == "error":  # the task's own
+                    raise
+                if status == "pending":  # else it ended just now
+                    self.cluster.look_after()
+
+
+class Spread:
+    """Runs networks on samples of a set, which are sent once however many networks see them.
+
+    A network is a function of a list of samples that returns their outputs; see `evaluate`'s ``each``.
+    """
+
+    def __init__(self, cluster: Cluster):
+        self.cluster = cluster
+        self.sent: list[Once] = []
+
+    def __call__(self, network: Callable[[list], list], samples: Iterable) -> Iterator:
+        """The outputs of each sample, in order, the next ones under way."""
+        shared, waiting = Once(network), iter(samples)
+        ahead = 2 * max(1, self.cluster.threads())
+        under_way: deque[tuple[_Task, Once]] = deque()
+        number = 0
+        while True:
+            while len(under_way) < ahead and (some := list(islice(waiting, SAMPLES))):
+                if number == len(self.sent):
+                    self.sent.append(Once(None))
+                once = self.sent[number]
+                once.value, number = some, number + 1
+                task = _Task(self.cluster, _answers, (shared, once))
+                self.cluster.send((shared, once))
+                task.start()
+                under_way.append((task, once))
+            if not under_way:
+                return
+            task, once = under_way.popleft()
+            found = task.result()
+            once.value = None  # it is out there; the next network's samples come from the data again
+            yield from found
+
+
+def _answers(network: Callable[[list], list], samples: list) -> list:
+    return network(samples)
+
+
+def active() -> Cluster | None:
+    """The cluster that ``joblib.parallel_config`` says, if it says one."""
+    backend, _ = get_active_backend(prefer="threads")
+    client = getattr(backend, "client", None)  # joblib's backend for Dask has one
+    return getattr(backend, "cluster", None) or (Cluster(client) if client is not None else None)
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Cluster]:
+    """The cluster of a scheduler at ``tcp://HOST:PORT`` or, by Dask's own settings, ``tls://HOST:PORT``;
+    joblib's tasks run there, too, while it is entered.
+
+    Raises ClusterError where nobody answers, there are no workers or another release, and ImportError
+    without ``distributed``.
+    """
+    if not ADDRESS.fullmatch(address):
+        raise ClusterError(
+            f"{address!r} is no scheduler's address; give tcp://HOST:PORT or tls://HOST:PORT"
+        )
+    import joblib
+    from distributed import Client
+    from joblib._dask import DaskDistributedBackend
+
+    log = logging.getLogger("distributed")
+    before = log.level
+    log.setLevel(logging.CRITICAL)  # what it would tell of a lost scheduler or worker, we do
+    try:
+        try:
+            client = Client(address, timeout=ANSWER, set_as_default=False)
+        except (OSError, TypeError, ValueError, RuntimeError) as error:
+            why = "nobody answers there" if isinstance(error, OSError) else " ".join(str(error).split())
+            raise ClusterError(f"no Dask scheduler at {address}: {why}") from None
+        try:
+            cluster = Cluster(client)
+            cluster.check()
+            backend = DaskDistributedBackend(client=client)
+            backend.cluster = cluster
+            with joblib.parallel_config(backend=backend):
+                yield cluster
+        finally:
+            with contextlib.suppress(Exception):
+                client.close(timeout=1)
+    finally:
+        log.setLevel(before)
