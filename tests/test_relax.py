@@ -363,6 +363,14 @@ def test_a_target_is_named_as_users_know_it(target):
     assert installed().target(made).attrs["mcpu"] == "core-avx2"
 
 
+def test_the_options_of_a_target_are_what_tvm_wants_them_to_be():
+    """Whole numbers and switches were given as text, which TVM refuses; quotes stayed, and were ignored."""
+    made = installed().target("""llvm -opt-level=3 -fast-math=1 -num-cores=2 -mattr="+avx2,-fma" """)
+    found = {key: made.attrs[key] for key in ("opt-level", "fast-math", "num-cores")}
+    assert found == {"opt-level": 3, "fast-math": True, "num-cores": 2}
+    assert list(made.attrs["mattr"]) == ["+avx2", "-fma"]
+
+
 def test_this_cpu_hides_what_the_machine_hides():
     from topi_ext.relax.lower import target_isa
 
@@ -378,7 +386,12 @@ def test_this_cpu_hides_what_the_machine_hides():
         ("llvm -speed=9", "is not a TVM target: "),
         ("llvm core-avx2", "core-avx2 is not -key=value"),
         ("nonsense", "is not a TVM target: "),
-        ("", "is not a TVM target: "),
+        ("", "the target is empty; name one, such as 'llvm -mcpu=core-avx2'"),
+        ("llvm -num-cores=abc", "-num-cores is a whole number, not 'abc'"),
+        ("llvm -opt-level=high", "-opt-level is a whole number, not 'high'"),
+        ("llvm -fast-math=maybe", "-fast-math is 0 or 1, not 'maybe'"),
+        ("llvm -mattr=+avx2,+foo", "LLVM knows no foo (of -mattr)"),
+        ({"kind": "llvm", "mattr": ["-fo"]}, "LLVM knows no fo (of -mattr)"),
         ("llvm -mtriple=aarm64-linux-gnu", "this LLVM makes no code for aarm64 (of -mtriple), but for "),
         ("llvm -mtriple=aarch64-linux-gnu -mattr=-neon", "has no NEON, which every 64-bit ARM CPU has"),
         ("llvm -mtriple=armv7a-linux-gnueabihf -mattr=+neon", "write -mfloat-abi=hard, too"),

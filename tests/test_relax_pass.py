@@ -264,6 +264,27 @@ def test_a_target_is_checked():
             make("llvm -mcpu=pentium9")
 
 
+def test_kernels_are_not_compiled_for_a_cpu_without_their_instructions():
+    """LLVM ended the process: it does not know how to split the result of an instruction that is not there."""
+    _, _, module = quantized("residual", 8)
+    avx2 = "llvm -mcpu=core-avx2"
+    lowered = eq.LowerInteger(avx2)(module)
+    eq.register_pipeline()
+    for one in (eq.pipeline(avx2), eq.pipeline("llvm"), "easyquant"):
+        with pytest.raises(
+            TargetError, match="'llvm[^']*' lacks the instructions of .* for avx2: give LowerI"
+        ):
+            tvm.compile(lowered, llvm(), relax_pipeline=one)
+    again = eq.LowerInteger("llvm")(lowered)  # it has nothing to lower: the kernels are what they are
+    with pytest.raises(TargetError, match="are for avx2"):
+        eq.pipeline("llvm")(again)
+    assert tvm.compile(lowered, llvm("haswell"), relax_pipeline=eq.pipeline(avx2))
+    with pytest.raises(TargetError, match="'cuda' is not a CPU"):
+        tvm.compile(float_module(), tvm.target.Target("cuda"), relax_pipeline="easyquant")
+    with pytest.raises(TargetError, match="was given no target"):
+        tvm.compile(float_module(), relax_pipeline="easyquant")
+
+
 @pytest.mark.parametrize(
     "name, said",
     [

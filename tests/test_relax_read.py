@@ -372,6 +372,15 @@ def two_functions():
     return builder.get()
 
 
+def lonely():
+    """What the pass once returned without its second function."""
+    made, builder, x = float_module(), relax.BlockBuilder(), variable("x", (1, 4))
+    with builder.function("other", [x]):
+        builder.emit_func_output(builder.emit(OP.nn.relu(x)))
+    made.update(builder.get())
+    return made
+
+
 def choosing():
     builder, x = relax.BlockBuilder(), variable("x", (1, 4))
     with builder.function("main", [x]):
@@ -412,6 +421,7 @@ def rounded():
         (counted, "w0, w1, w2 and 2 more of main have no values; bind them first: .*BindParams.*params="),
         (dynamic, r"x has a dynamic shape; fix n first: relax.transform.BindSymbolicVars\(\{'n': 1\}\)"),
         (two_functions, "is a call of .*other.*; inline it first: relax.transform.InlinePrivateFunctions"),
+        (lonely, "has functions beside main, which would be lost: other; give a module with one function"),
         (choosing, r"control flow \(If\) cannot be quantized"),
         (nameless, "the module has no function main"),
         (other_layout, r"layout NHWC, HWIO; convert the module first: .*ConvertLayout\(\{'relax.nn.conv2d': "),

@@ -32,6 +32,8 @@ LAYER = "easyquant.conv2d"
 KERNEL = {"tirx.is_scheduled": True, "op_pattern": 8, "tirx.noalias": True}
 #: the names of all kernels' functions begin so
 PREFIX = "easyquant_"
+#: the attribute of a lowered module: the row of `isa.ISAS` that its kernels may be of
+ROW = "easyquant_isa"
 _OP: Any = relax.op
 
 
@@ -157,7 +159,8 @@ class LowerInteger:
     """Module pass: every layer, and every stock quantize and dequantize, as a call of our kernel.
 
     target: a ``tvm.target.Target`` of a CPU, or what makes one. After a run, ``layers`` lists a
-    `LayerChoice` for each convolution and dense layer in the order of the calls. Raises LoweringError.
+    `LayerChoice` for each convolution and dense layer in the order of the calls. The module says in its
+    attribute `ROW` what its kernels need. Raises LoweringError.
     """
 
     if TYPE_CHECKING:
@@ -171,7 +174,8 @@ class LowerInteger:
 
     def transform_module(self, mod, ctx):
         module, self.layers = lower(mod, self.target)
-        return module
+        known = ROW in (module.attrs or {})
+        return module if known else module.with_attr(ROW, target_isa(self.target))
 
 
 def lower(module, target) -> tuple[Any, list[LayerChoice]]:

@@ -8,14 +8,14 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from topi_ext import isa
-from topi_ext.emit import target_features
+from topi_ext.emit import target_features, target_isa
 from topi_ext.relax import lower as lowering
 from topi_ext.relax.floats import lower_floats
 
@@ -42,6 +42,12 @@ if TYPE_CHECKING:
 BUILD_CONFIG = {"tirx.disable_assert": True}
 #: keys of a target's text whose values are lists
 LISTS = ("mattr", "keys", "libs")
+#: what a whole number and a switch are in a target's text
+SWITCH = {"1": True, "true": True, "0": False, "false": False}
+NUMBERS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "int": (int, "a whole number"),
+    "bool": (lambda text: SWITCH[text.lower()], "0 or 1"),
+}
 
 
 # -- targets
@@ -63,17 +69,25 @@ def _fields(text: str) -> dict:
     """A target string as TVM 0.19 has them, which this one reads as a dict only."""
     kind, *words = text.split()
     fields: dict[str, Any] = {"kind": kind}
+    kinds = tvm.target.TargetKind.options_from_name("llvm")
     for word in words:
         key, equals, value = word.removeprefix("--").removeprefix("-").partition("=")
         if not word.startswith("-") or not equals:
             raise TargetError(f"target {text!r}: {word} is not -key=value, such as -mcpu=core-avx2")
-        fields[key] = value.split(",") if key in LISTS else int(value) if key == "num-cores" else value
+        value = value.strip("\"'")
+        made, what = NUMBERS.get(str(kinds.get(key)), (str, ""))
+        try:
+            fields[key] = value.split(",") if key in LISTS else made(value)
+        except (ValueError, KeyError):
+            raise TargetError(f"target {text!r}: -{key} is {what}, not {value!r}") from None
     return fields
 
 
 def cpu_target(target=None) -> Any:
     """``target`` (a string, a dict or tvm.target.Target; None for this CPU) checked to be a CPU target."""
     given = host_target() if target is None else target
+    if isinstance(given, str) and not given.strip():
+        raise TargetError("the target is empty; name one, such as 'llvm -mcpu=core-avx2', or leave it out")
     if isinstance(given, str) and given.strip() and not given.lstrip().startswith("{"):
         given = _fields(given)
     try:
@@ -89,7 +103,20 @@ def cpu_target(target=None) -> Any:
     cpu = str(made.attrs.get("mcpu", ""))
     if cpu and cpu not in {str(c) for c in tvm.target.codegen.llvm_get_cpu_archlist(made)}:
         raise TargetError(f"LLVM knows no -mcpu={cpu} for this target and would ignore it; mend the name")
+    for name in (str(feature).lstrip("+-") for feature in made.attrs.get("mattr", ())):
+        if not _is_feature(name, str(made.attrs.get("mtriple", ""))):
+            raise TargetError(
+                f"LLVM knows no {name} (of -mattr) for this target and would ignore it; mend the name"
+            )
     return made
+
+
+@functools.cache
+def _is_feature(name: str, triple: str) -> bool:
+    """Whether LLVM knows a feature of CPUs of this kind."""
+    with vm.quiet():  # it remarks on what it does not know
+        probe = {"kind": "llvm", "mattr": [f"+{name}"]} | ({"mtriple": triple} if triple else {})
+        return name in set(map(str, tvm.target.codegen.llvm_get_cpu_features(tvm.target.Target(probe))))
 
 
 def _check_arch(target) -> None:
@@ -147,12 +174,14 @@ def export_to(path: str | os.PathLike[str], library, **options) -> None:
 def pipeline(target):
     """A Relax pass: what makes machine code's functions of a module; our kernels stay as they are.
 
-    target: ``tvm.target.Target``. `tvm.compile` takes it as ``relax_pipeline``.
+    target: ``tvm.target.Target``. `tvm.compile` takes it as ``relax_pipeline``. Raises TargetError where
+    the target that is compiled for lacks instructions of the kernels.
     """
     passes = relax.transform
 
     @tvm.transform.module_pass(opt_level=0, name="easyquant_pipeline")
     def run(module, context):
+        _check_compiled_for(module, target)
         steps = [passes.LegalizeOps(), passes.AnnotateTIROpPattern(), passes.FuseOps(), passes.FuseTIR()]
         module = lower_floats(module, target)
         with target:
@@ -160,6 +189,19 @@ def pipeline(target):
             return relax.get_pipeline("default_build")(module)
 
     return run
+
+
+def _check_compiled_for(module, target) -> None:
+    """TargetError if LLVM would compile kernels for a CPU without their instructions: it aborts."""
+    current = tvm.target.Target.current(allow_none=True)
+    given = target if current is None else cpu_target(current)
+    runs = isa.usable(target_isa(given))
+    for row in (str((module.attrs or {}).get(lowering.ROW, "generic")), target_isa(target)):
+        if row not in runs:
+            raise TargetError(
+                f"target '{artefact.target_text(given)}' lacks the instructions of the kernels, which are "
+                f"for {row}: give LowerInteger, eq.pipeline and tvm.compile the same target"
+            )
 
 
 def build(module: Any, target: Any = None, *, lower: bool = True, outputs: Sequence[str] = ()) -> Built:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..errors import TargetError
 from ..search.find import Finder
 from .framework import keep_errors, relax, tvm  # before what is behind it: it says what to install
 
@@ -57,17 +58,23 @@ def pipeline(target=None):
     """The pass that `tvm.compile` takes as ``relax_pipeline``, for a CPU; target: as `LowerInteger`'s.
 
     It fuses and schedules what is not ours, which TVM's default for CPUs does not; our kernels stay as
-    they are. Raises TargetError.
+    they are. Raises TargetError, in `tvm.compile`, too, where that compiles for a target that lacks the
+    instructions of the kernels.
     """
+    keep_errors()
     return build.pipeline(build.cpu_target(target))
 
 
 def register_pipeline() -> None:
     """Let `tvm.compile` take ``relax_pipeline="easyquant"``: `pipeline` for the target it compiles for."""
+    keep_errors()
 
     @tvm.transform.module_pass(opt_level=0, name="easyquant_pipeline")
     def named(module, context):
-        return build.pipeline(tvm.target.Target.current(allow_none=False))(module)
+        target = tvm.target.Target.current(allow_none=True)
+        if target is None:
+            raise TargetError("tvm.compile was given no target; give it that of LowerInteger")
+        return build.pipeline(build.cpu_target(target))(module)
 
     if NAME not in relax.pipeline.PIPELINE_MAP:
         relax.register_pipeline(NAME)(lambda: named)

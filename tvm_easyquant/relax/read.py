@@ -93,6 +93,7 @@ class _Walk:
         self._inputs(function)
         for binding in own:
             self._binding(binding.var, binding.value)
+        _check_alone(module, name)
 
     def graph(self) -> Graph:
         if any(result not in self.builder.tensor for result in self.results):
@@ -739,6 +740,21 @@ def _check(module, function, name: str) -> None:
         raise LoadError(f"{name}: main is no Relax function, but {type(function).__name__}")
     if not isinstance(function.body, relax.SeqExpr):
         raise LoadError(f"{name}: main has no bindings; relax.transform.Normalize()(module) makes them")
+
+
+def _check_alone(module, name: str) -> None:
+    """LoadError for functions beside ``main`` that nothing of it calls."""
+    others = [
+        str(var.name_hint)
+        for var, function in module.functions_items()
+        if isinstance(function, relax.Function) and "global_symbol" in (function.attrs or {})
+    ]
+    if len(others) > 1:
+        others = sorted(set(others) - {"main"})
+        raise LoadError(
+            f"{name}: the module has functions beside main, which would be lost: {_some(others)}; give a "
+            "module with one function, main, for each"
+        )
 
 
 def _some(names: Sequence[str]) -> str:
