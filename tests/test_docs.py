@@ -73,7 +73,9 @@ def test_pictures_are_small_and_every_tutorial_has_one():
     pictures = {path.name: path.stat().st_size for path in (ROOT / "docs" / "pictures").iterdir()}
     assert all(size < 150_000 for size in pictures.values())
     for script in (ROOT / "tutorials").glob("*.py"):
-        (name,) = re.findall(r"^# sphinx_gallery_thumbnail_path = 'pictures/(.+)'$", script.read_text(), re.M)
+        (name,) = re.findall(
+            r"^# sphinx_gallery_thumbnail_path = 'pictures/(.+)'$", script.read_text(), re.M
+        )
         assert name in pictures, script
 
 
