@@ -69,6 +69,16 @@ def test_no_page_asks_the_network_for_anything(site):
         assert not loaded, page
 
 
+def test_pictures_are_small_and_every_tutorial_has_one():
+    pictures = {path.name: path.stat().st_size for path in (ROOT / "docs" / "pictures").iterdir()}
+    assert all(size < 150_000 for size in pictures.values())
+    for script in (ROOT / "tutorials").glob("*.py"):
+        (name,) = re.findall(
+            r"^# sphinx_gallery_thumbnail_path = 'pictures/(.+)'$", script.read_text(), re.M
+        )
+        assert name in pictures, script
+
+
 def test_no_page_states_a_measurement():
     """Figures are in the README's block only, where test_readme compares them with the stored results."""
     found = []
