@@ -254,7 +254,7 @@ def test_a_task_that_ends_while_its_time_is_up_has_ended(monkeypatch):
             raise found
         return found
 
-    there = SimpleNamespace(done={}, client=None)
+    there = cluster.Cluster(SimpleNamespace(scheduler=SimpleNamespace(address="tcp://scheduler:1")))
     task = cluster._Task(there, sum, ([3, 4],))
     task.future = SimpleNamespace(result=result, status="finished")
     assert task.result() == 7 and there.done == {"tcp://worker:1": 1}

@@ -112,7 +112,36 @@ class Cluster:
         self.send([a for task in tasks for a in task.arguments if isinstance(a, Once)])
         for task in tasks:
             task.start()
-        return [task.result() for task in tasks]
+        found = self._together(tasks)
+        return [task.result() for task in tasks] if found is None else found
+
+    def _together(self, tasks: Sequence[_Task]) -> list | None:
+        """The results of tasks in one answer; None where one of them is to be looked at by itself."""
+        from distributed import CancelledError, wait
+        from distributed import TimeoutError as Late
+
+        futures = [task.future for task in tasks]
+        while any(future.status == "pending" for future in futures):
+            try:
+                with self.client.as_current():
+                    wait(futures, timeout=POLL)
+            except Late:
+                self.look_after()
+            except CancelledError:
+                return None
+        if any(future.status != "finished" for future in futures):
+            return None
+        try:
+            found = self.client.gather(futures)
+        except (CancelledError, OSError, Late):  # lost, or failed, since
+            return None
+        for address, _ in found:
+            self.did(address)
+        return [each for _, each in found]
+
+    def did(self, address: str) -> None:
+        """A worker has done a task."""
+        self.done[address] = self.done.get(address, 0) + 1
 
     def spread(self) -> Spread:
         """See `Spread`."""
@@ -203,7 +232,7 @@ class _Task:
                 self.cluster.send(self.arguments[i] for i in self.places)
                 self.start()
                 continue
-            self.cluster.done[address] = self.cluster.done.get(address, 0) + 1
+            self.cluster.did(address)
             self.future = None
             return found
         raise ClusterError(
