@@ -287,4 +287,55 @@ def test_what_cannot_be_read_is_said_in_a_line(net, images, monkeypatch):
         def forward(self, x):
             raise RuntimeError("no\nway")
 
-    assert "torch cannot trace Strange (" in said(LoadError, Strange(), [images])
+    assert "torch cannot run Strange on x (1, 3, 16, 16) (way)" in said(LoadError, Strange(), [images])
+    assert "weights only (a state_dict), no network: make the torch.nn.Module" in said(
+        LoadError, net.state_dict(), [images]
+    )
+    assert "is the class ResNet: give a torch.nn.Module that" in said(LoadError, ResNet, [images])
+    assert "cannot run ResNet on image (1, 3, 5) (" in said(LoadError, net, [images[:, :, :5, 0]])
+    assert "missing 1 required positional argument: 'input2')" in said(
+        LoadError, nn.Bilinear(16, 16, 4), [images]
+    )
+    assert "the forward of DataParallel names no input" in said(LoadError, nn.DataParallel(net), [images])
+
+
+class Signs(nn.Module):
+    """How a network may depend on its data behind torch's tracer, and on shapes, which it may."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.how = nn.Conv2d(3, 4, 3), how
+
+    def forward(self, x):
+        y = self.conv(x)
+        if x.shape[2] > 8 and y.size(1) != 3:  # a tensor, to the tracer
+            y = y[:, :, : int(y.shape[2]) // 2]
+        return self.how(x, y)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda x, y: y if x.sum() > 0 else -y,
+        lambda x, y: y * float(x.max()),
+        lambda x, y: y * x.mean().item(),
+    ],
+    ids=["branch", "number", "item"],
+)
+def test_a_network_that_decides_by_its_data_is_refused(how, images):
+    """The trace held the sign of the sample that it was made with: silently wrong for others."""
+    with pytest.raises(LoadError) as error:
+        eq.quantize(Signs(how), [images], method="minmax")
+    assert "Signs decides by its data, which a graph cannot, at test_torch.py:" in str(error.value)
+    assert "lambda x, y" in str(error.value) and "torch.where" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_that_decides_by_its_shapes_is_taken(images):
+    q = eq.quantize(Signs(lambda x, y: y), [images], method="minmax")
+    assert q.graph[q.graph.outputs[0]].shape == (1, 7, 14, 4)
+
+
+def test_what_torch_compiled_is_the_same_network(net, images, by_onnx):
+    q = eq.quantize(torch.compile(net), [images], method="minmax")
+    assert q.table.to_json() == by_onnx.table.to_json()

@@ -15,9 +15,11 @@ import copy
 import importlib.util
 import inspect
 import io
+import linecache
 import os
 import pickle
 import sys
+import traceback
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +37,8 @@ ENDINGS = (".pt", ".pth", ".pt2")
 #: the first with a layer normalization; of what torch.export makes
 OPSET, EXPORTED = 17, 18
 ONNXSCRIPT = "pip install onnxscript"
+NO_NETWORK = "no network: make the torch.nn.Module, load_state_dict, and give that"
+WEIGHTS = f"weights only (a state_dict), {NO_NETWORK}"
 
 
 def is_torch(model: object) -> bool:
@@ -58,6 +62,14 @@ def opened(model: object, model_format: str | None, host_reads: Callable[[], boo
     model_format: of `workflow.load`; host_reads: whether the host has an importer of TorchScript, which
     then reads all but exported programs. Raises LoadError, and never unpickles.
     """
+    if isinstance(model, Mapping):
+        raise LoadError(f"the model holds {WEIGHTS}")
+    if isinstance(model, type) and hasattr(model, "state_dict"):
+        raise LoadError(
+            f"the model is the class {model.__name__}: give a torch.nn.Module that is made of it"
+        )
+    if is_torch(model):
+        return getattr(model, "_orig_mod", model)  # what torch.compile was given
     if not isinstance(model, (str, os.PathLike)) or model_format not in (None, "pytorch"):
         return model
     path = os.fspath(model)
@@ -83,10 +95,8 @@ def opened(model: object, model_format: str | None, host_reads: Callable[[], boo
         ) from None
     except Exception as error:  # torch raises types of its own
         raise LoadError(f"torch cannot read {path} ({last_line(error)})") from error
-    held = "weights only (a state_dict)" if isinstance(weights, Mapping) else f"a {type(weights).__name__}"
-    raise LoadError(
-        f"{path} holds {held}, no network: make the torch.nn.Module, load_state_dict, and give that"
-    )
+    held = WEIGHTS if isinstance(weights, Mapping) else f"a {type(weights).__name__}, {NO_NETWORK}"
+    raise LoadError(f"{path} holds {held}")
 
 
 def _kind(path: str) -> str:
@@ -108,7 +118,13 @@ def inputs_of(model) -> list[str]:
     if _is_script(model):
         return [argument.name for argument in model.forward.schema.arguments[1:]]
     parameters = inspect.signature(model.forward).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not names:
+        raise LoadError(
+            f"the forward of {type(model).__name__} names no input: give a torch.nn.Module whose does, "
+            "such as the one that this calls"
+        )
+    return names
 
 
 def seen(
@@ -178,15 +194,18 @@ def _traced(model, arguments, name: str):
     file, names = io.BytesIO(), inputs_of(model)[: len(arguments)]
     options: dict = dict(input_names=names, opset_version=OPSET, dynamo=False)
     try:
-        with _quiet():
+        with _quiet(), _data_remarks() as remarks:
             torch.onnx.export(model, arguments, file, **options)
     except Exception as error:  # torch raises types of its own
+        _run(model, arguments, name)
         if importlib.util.find_spec("onnxscript") is None:
             raise LoadError(
-                f"torch cannot trace {name} ({last_line(error)}); {ONNXSCRIPT}, with which torch.export is "
+                f"torch cannot trace {name} ({_cause(error)}); {ONNXSCRIPT}, with which torch.export is "
                 "tried, too"
             ) from error
         return _by_export(model, arguments, name)
+    if remarks:
+        _check_branches(model, arguments, name, remarks)
     return onnx.load_from_string(file.getvalue())
 
 
@@ -205,8 +224,60 @@ def _by_export(model, arguments, name: str):
                 **({} if _is_exported(model) else {"input_names": inputs_of(model)[: len(arguments)]}),
             )  # fmt: skip
     except Exception as error:
-        raise LoadError(f"torch cannot export {name} ({last_line(error)}); give an ONNX model") from error
+        raise LoadError(f"torch cannot export {name} ({_cause(error)}); give an ONNX model") from error
     return made.model_proto
+
+
+def _run(model, arguments, name: str) -> None:
+    """LoadError, with torch's own reason, if it does not even run on these inputs."""
+    import torch
+
+    try:
+        with _quiet(), torch.no_grad():
+            model(*arguments)
+    except Exception as error:
+        shapes = ", ".join(f"{key} {tuple(a.shape)}" for key, a in zip(inputs_of(model), arguments))  # noqa: B905
+        raise LoadError(f"torch cannot run {name} on {shapes} ({_cause(error)})") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What torch says of the first error of those that led to this one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("(Refer")]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _data_remarks() -> Iterator[list[warnings.WarningMessage]]:
+    """The tracer's remarks that it takes a number for a constant, at lines that are not torch's."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", category=torch.jit.TracerWarning)
+        torch.jit.TracerWarning.ignore_lib_warnings()
+        yield found
+
+
+def _check_branches(model, arguments, name: str, remarks: Sequence[warnings.WarningMessage]) -> None:
+    """LoadError for a number that depends on the data where the trace holds a constant: it is wrong for
+    other data. Numbers of shapes, which tensors without data have as well, are constants."""
+    import torch
+    from torch._subclasses import FakeTensorMode
+
+    try:
+        with _quiet(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            model(*map(mode.from_tensor, arguments))
+    except Exception as error:
+        at = {(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)}
+        guilty = next((r for r in remarks if (r.filename, r.lineno) in at), remarks[0])
+        line = linecache.getline(guilty.filename, guilty.lineno).strip()
+        raise LoadError(
+            f"{name} decides by its data, which a graph cannot, at {os.path.basename(guilty.filename)}:"
+            f"{guilty.lineno}{f' ({line})' if line else ''}: compute both and choose by torch.where, or "
+            "leave it out"
+        ) from error
 
 
 @contextlib.contextmanager
