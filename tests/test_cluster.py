@@ -16,7 +16,6 @@ import pytest
 import tvm_easyquant
 from tvm_easyquant import cli, cluster
 from tvm_easyquant.errors import ClusterError
-from tvm_easyquant.host import installed
 from tvm_easyquant.measure import networks as judged
 from tvm_easyquant.samples import labelled
 from tvm_easyquant.scales.calibrate import calibrate, start_table
@@ -116,20 +115,6 @@ def test_accuracy_and_sensitivity_of_a_cluster_are_those_of_one_machine(running)
         assert sum(there.done.values()) > 0
     feeds = [each for each in sent if isinstance(each, list)]
     assert sum(map(len, feeds)) == len(data)
-
-
-@pytest.mark.ci
-def test_compiled_networks_are_judged_on_the_workers(running):
-    """Their packages are sent, and run there by `deploy.Program`."""
-    pytest.importorskip("tvm")
-    host = installed()
-    graph, _, table, images = work()
-    data = labelled.load([({"image": x}, n % 3) for n, x in enumerate(images * 5)])
-    both = judged.built(host, graph, table, host.target(None))
-    here = judged.judge((data, judged.metrics_of(None)), both, graph, warn=list)
-    with cluster.connected(running.address) as there:
-        assert judged.judge((data, judged.metrics_of(None)), both, graph, warn=list) == here
-        assert sum(there.done.values()) > 0
 
 
 @pytest.mark.ci

@@ -776,8 +776,7 @@ class _Judge:
         self.batch = next(iter(graph)).shape[0]
         self.inputs = inputs_of(graph)
         self.data = sources.labelled(evaluation.data, preprocess).singly(self.inputs, self.batch)
-        self.made, self.spread = networks.here_or_there()
-        self.fp32 = self.made(fp32 or host.build_float(host.float_module(graph), self.target))
+        self.fp32 = fp32 or host.build_float(host.float_module(graph), self.target)
         names = [getattr(metric, name, None) for name in ("__module__", "__qualname__")]
         self.identity = [self.data.name, len(self.data), *names, str(self.target)]
         self.name = "top1" if metric is None else _evaluate.name_of(metric)
@@ -788,7 +787,7 @@ class _Judge:
     def _scores(self, network, what, data=None):
         found = _evaluate.evaluate(
             network, data or self.data, inputs=self.inputs, metrics={self.name: self.metric},
-            batch=self.batch, progress=self.progress, what=what, spread=self.spread,
+            batch=self.batch, progress=self.progress, what=what,
         )  # fmt: skip
         return found[self.name]
 
@@ -803,7 +802,7 @@ class _Judge:
         if self._last is None or self._last[0] != key:  # as a rule the last choice is the one that is taken
             self._last = None
             built = self.host.build(self.host.rewrite(self.graph, table), self.target)
-            self._last = key, self._scores(self.made(built), "integers")
+            self._last = key, self._scores(built, "integers")
         return _evaluate.compare(self._last[1], self._reference, interval=interval, progress=self.progress)
 
     def times(self, table) -> dict[str, float]:

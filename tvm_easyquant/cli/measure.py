@@ -91,6 +91,10 @@ def _evaluate(args, host) -> int:
         return shipped.evaluate(args, host)
     table = ScaleTable.load(args.table)
     target = networks.target_of(host, args.target)
+    if target is not None and args.cluster is not None:
+        raise UserError(
+            "--cluster evaluates in numpy, without TVM; what is compiled is judged here: leave it out"
+        )
     judged = labelled_data(args, table)
     graph = load_graph(args, host, table)
     table.check(table.prepared(graph))

@@ -6,18 +6,15 @@ The verbs ``evaluate``, ``benchmark`` and ``report`` and the methods of `Quantiz
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import __version__
 from ..cluster import active
-from ..deploy import Program
 from ..errors import TVMMissing
 from ..host import Host
 from ..network.graph import Graph
@@ -87,31 +84,20 @@ def _integers(graph: Graph, table: ScaleTable, feed) -> list[np.ndarray]:
 
 
 class Shipped:
-    """A network as the workers of a cluster run it: the package of what was built, or the function."""
+    """A network, a function of {input: array}, as the workers of a cluster run it: on several samples."""
 
-    def __init__(self, network: Any):
-        self.network, self.package = network, None
-        if hasattr(network, "export"):
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "net.tar"
-                network.export(path)
-                self.network, self.package = None, path.read_bytes()
+    def __init__(self, network: Callable):
+        self.network = network
 
     def __call__(self, samples: list) -> list:
         """The outputs of each sample."""
-        if self.package is None:
-            return [self.network(feed) for feed in samples]
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "net.tar"
-            path.write_bytes(self.package)
-            with Program(path, contexts=1, threads=1) as program:
-                return [program(feed) for feed in samples]
+        return [self.network(feed) for feed in samples]
 
 
-def here_or_there() -> tuple[Callable[[Any], Any], Any]:
+def here_or_there(network: Any) -> tuple[Callable[[Any], Any], Any]:
     """(what a network is made before, `accuracy.evaluate`'s ``spread``): for the cluster that
-    ``joblib.parallel_config`` says, else for here."""
-    found = active()
+    ``joblib.parallel_config`` says, else for here, where what is compiled runs always."""
+    found = None if hasattr(network, "export") else active()
     return (lambda network: network, map) if found is None else (Shipped, found.spread())
 
 
@@ -201,7 +187,7 @@ def judge(
     others: of `other_settings`, tried where float32 is right by chance only. Raises EvaluationError.
     """
     data, metrics = judged
-    made, spread = here_or_there()
+    made, spread = here_or_there(networks.floats)
     networks = Networks(*map(made, networks))
 
     def scored(network, data, what, spread=spread):
@@ -214,7 +200,7 @@ def judge(
     reference = scored(networks.floats, data.noting(labels), "float32")
     told = accuracy.chance(reference["top1"], labels) if "top1" in metrics else None
     if told is not None:
-        _, other = here_or_there()  # other samples than those that were sent
+        other = map if spread is map else type(spread)(spread.cluster)  # other samples than were sent
         tried = functools.partial(scored, networks.floats, what="other settings", spread=other)
         warn([told, *_cause(others, tried)])
     scores = scored(networks.integers, data, "integers")
