@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import json_reader
@@ -44,6 +45,19 @@ def host(request):
 @pytest.fixture(params=[*HOSTS, "numpy"])
 def any_host(request):
     return named(request.param)
+
+
+def test_a_pass_takes_a_table_by_its_path(tmp_path):
+    """It kept the text, which had no attribute of a table's when the pass ran."""
+    from tvm_easyquant.errors import TableError
+    from tvm_easyquant.search.find import Finder
+
+    golden = Path(__file__).with_name("golden") / "tables" / "residual.minmax.int7.json"
+    assert Finder(str(golden)).table.to_json() == Finder(golden).table.to_json()
+    with pytest.raises(TableError, match="the table is a dict; give a ScaleTable, or its path"):
+        Finder({})
+    with pytest.raises(TableError, match="none.json"):
+        Finder(tmp_path / "none.json")
 
 
 def test_what_is_installed_is_taken(host):

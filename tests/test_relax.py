@@ -553,7 +553,7 @@ def test_a_float_model_is_compiled_too(work, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("words, code, message", [
-    ("tune net.onnx -o log", 4, "the relax host does not tune yet"),
+    ("tune net.onnx -o log", 4, "the relax host does not tune yet as tvmc does: tvmc-easyquant tune-kernels"),
     ("micro create", 4, "the relax host has no micro; TVM 0.19 has"),
     ("compile net.onnx --target cuda --table net.json", 4, "'cuda' is not a CPU"),
     ("compile net.onnx --target llvm,-mcpu=pentium9 --table net.json", 4, "is not a TVM target"),

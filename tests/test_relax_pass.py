@@ -171,6 +171,11 @@ def test_the_passes_compose_in_a_sequential_and_in_tvm_compile(target):
     assert not any(name.startswith("easyquant.") for name in names(lowered))
 
 
+def test_a_table_of_a_file_says_that_it_is_not_of_the_module():
+    with pytest.raises(TableError, match="names are the module's here, .*: make the .*from this module"):
+        eq.EasyQuant(TABLES / "residual.minmax.int7.json")(float_module())
+
+
 @pytest.mark.parametrize("name", ["residual", "pools"])
 def test_the_pass_makes_what_build_compiles(name):
     graph, _, module = quantized(name, 7)

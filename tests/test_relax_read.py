@@ -381,6 +381,14 @@ def lonely():
     return made
 
 
+def legalized():
+    return relax.transform.LegalizeOps()(float_module())
+
+
+def nested():
+    return module([image()], lambda e, x: [e(OP.nn.relu(x)), relax.Tuple([x, x])])
+
+
 def choosing():
     builder, x = relax.BlockBuilder(), variable("x", (1, 4))
     with builder.function("main", [x]):
@@ -421,6 +429,9 @@ def rounded():
         (counted, "w0, w1, w2 and 2 more of main have no values; bind them first: .*BindParams.*params="),
         (dynamic, r"x has a dynamic shape; fix n first: relax.transform.BindSymbolicVars\(\{'n': 1\}\)"),
         (two_functions, "is a call of .*other.*; inline it first: relax.transform.InlinePrivateFunctions"),
+        (legalized, r"layers are TIR functions \(conv2d\): quantize before LegalizeOps"),
+        (nested, "an output is no tensor, but a tuple: return one tuple of tensors"),
+        (lambda: 3, r"model is a int; give a Relax module \(tvm.IRModule\)"),
         (lonely, "has functions beside main, which would be lost: other; give a module with one function"),
         (choosing, r"control flow \(If\) cannot be quantized"),
         (nameless, "the module has no function main"),
@@ -445,6 +456,14 @@ def test_params_are_bound_by_name():
     made, params = unbound()
     with pytest.raises(LoadError, match="main has no parameter v; it has image, w"):
         eq.from_relax(made, {"v": params["w"]})
+    with pytest.raises(
+        LoadError, match=r"w of main is float32 \(4, 3, 3, 3\), params has float32 \(4, 3, 3\)"
+    ):
+        eq.from_relax(made, {"w": params["w"][..., 0]})
+    with pytest.raises(LoadError, match="params has float64"):
+        eq.from_relax(made, {"w": params["w"].astype(np.float64)})
+    detached = {"main": [tvm.runtime.tensor(params["w"])]}  # of relax.frontend.detach_params
+    assert eq.from_relax(made, detached).fingerprint == eq.from_relax(made, params).fingerprint
     graph = eq.from_relax(made, params)
     np.testing.assert_array_equal(graph["only"].weight, params["w"].transpose(2, 3, 1, 0))
     check(relax.transform.BindParams("main", params)(made), graph, pictures(1))

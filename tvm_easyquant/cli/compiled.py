@@ -310,5 +310,6 @@ def _times(program: Program, feed, args) -> list[float]:
 def _tune(args, host) -> int:
     """Raises TuneError."""
     raise TuneError(
-        f"the {host.name} host does not tune yet; the stored costs choose the kernels, as without records"
+        f"the {host.name} host does not tune yet as tvmc does: tvmc-easyquant tune-kernels net.onnx "
+        "--table net.json -o net.log measures our kernels; without records the stored costs choose them"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import TargetError
+from ..errors import TableError, TargetError
 from ..search.find import Finder
 from .framework import keep_errors, relax, tvm  # before what is behind it: it says what to install
 
@@ -42,7 +42,16 @@ class EasyQuant(Finder):
         super().__init__(*arguments, **options)
 
     def transform_module(self, mod, ctx):
-        return rewrite(*self.of(from_relax(mod, self.params)))
+        graph = from_relax(mod, self.params)
+        try:
+            return rewrite(*self.of(graph))
+        except TableError as error:
+            if self.table is None or {*self.table.activations, *self.table.weights} <= set(graph.nodes):
+                raise
+            raise TableError(
+                f"{error}; names are the module's here, not those of a file that it came from: make the "
+                "table from this module (calibration=)"
+            ) from None
 
 
 def LowerInteger(target=None):

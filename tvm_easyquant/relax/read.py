@@ -7,6 +7,7 @@ that it is (`ONNX`), else by TVM itself (`float_op`). Nodes are called as the va
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any
@@ -44,9 +45,13 @@ from .framework import relax, tvm
 def from_relax(module, params: Mapping | None = None, name: str = "model") -> Graph:
     """A float Relax module (``tvm.IRModule``, NCHW) as a `Graph`: its function ``main``.
 
-    params: {name: array} of parameters of ``main`` that are not bound yet. Raises LoadError for parameters
-    without values, dynamic shapes, control flow, several functions, or a module that is quantized already.
+    params: {name: array} of parameters of ``main`` that are not bound yet, or what
+    ``relax.frontend.detach_params`` returns: {"main": the arrays of the last parameters}. Raises LoadError
+    for parameters without values, dynamic shapes, control flow, several functions, or a module that is
+    quantized already.
     """
+    if not isinstance(module, tvm.IRModule):
+        raise LoadError(f"{name} is a {type(module).__name__}; give a Relax module (tvm.IRModule)")
     if "main" not in [str(var.name_hint) for var in module.get_global_vars()]:
         raise LoadError(f"{name}: the module has no function main, which is the network; name it so")
     if params:
@@ -56,13 +61,26 @@ def from_relax(module, params: Mapping | None = None, name: str = "model") -> Gr
 
 def _bound(module, params: Mapping, name: str) -> dict:
     """The values of parameters as TVM binds them: by variable's name."""
-    known = {plain(var.name) for var in module["main"].params}
+    variables = list(module["main"].params)
+    if set(params) == {"main"} and not hasattr(params["main"], "shape"):
+        arrays = list(params["main"])
+        last = variables[len(variables) - len(arrays) :]
+        params = {plain(var.name): array for var, array in zip(last, arrays, strict=True)}
+    known = {plain(var.name): var for var in variables}
     if missing := [key for key in params if key not in known]:
         raise LoadError(f"{name}: main has no parameter {missing[0]}; it has {', '.join(sorted(known))}")
-    return {
+    made = {
         key: value if isinstance(value, tvm.runtime.Tensor) else tvm.runtime.tensor(np.asarray(value))
         for key, value in params.items()
     }
+    for key, value in made.items():
+        want = str(known[key].ty.dtype), shape_of(known[key].ty, key)
+        if (given := (str(value.dtype), tuple(map(int, value.shape)))) != want:
+            raise LoadError(
+                f"{name}: the parameter {key} of main is {want[0]} {want[1]}, params has {given[0]} "
+                f"{given[1]}"
+            )
+    return made
 
 
 class _Walk:
@@ -82,6 +100,12 @@ class _Walk:
             self._alias(binding, fields)
         result = self.of(function.body.body)
         self.results = [self.of(r) for r in self.tuples.get(result, [result])]
+        for r in self.results:
+            if r in self.tuples or not is_tensor(r.ty):
+                kind = type(r.ty).__name__.removesuffix("Type").lower()
+                raise LoadError(
+                    f"{name}: an output is no tensor, but a {kind}: return one tuple of tensors"
+                )
         uses: dict[Any, int] = {}
         own = [b for b in bindings if b.var not in self.same and b.var not in self.tuples]
         read = [leaf for binding in own for leaf in self.leaves(binding.value)]
@@ -98,7 +122,15 @@ class _Walk:
     def graph(self) -> Graph:
         if any(result not in self.builder.tensor for result in self.results):
             raise LoadError(f"{self.name}: an output does not depend on any input")
-        return self.builder.graph([self.builder.tensor[result] for result in self.results], self.name)
+        graph = self.builder.graph([self.builder.tensor[result] for result in self.results], self.name)
+        functions = [
+            str(c.args[0].name_hint) for c in self.calls.values() if operator(c) == "relax.call_tir"
+        ]
+        if not graph.compute_nodes and (layer := next(filter(LEGALIZED.match, functions), None)):
+            raise LoadError(
+                f"{self.name}: the module's layers are TIR functions ({layer}): quantize before LegalizeOps"
+            )
+        return graph
 
     def _alias(self, binding, fields):
         """What a binding adds to `same` and `tuples`."""
@@ -659,6 +691,8 @@ class _Pair:
 
 #: name of a TIR function -> what TVM makes such of
 TIR: dict[str, Callable] = {"maximum": tvm.topi.maximum, "minimum": tvm.topi.minimum}
+#: what LegalizeOps makes of layers is called so
+LEGALIZED = re.compile("(fused_)?(conv[12]d|matmul)")
 SELU = {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}
 #: Relax operator -> its rule
 RULES: dict[str, Callable[[_Walk, Any, Any], object]] = {

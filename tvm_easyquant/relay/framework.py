@@ -12,7 +12,8 @@ from ..errors import TVMMissing
 
 INSTALL = (
     "tvm_easyquant needs Apache TVM 0.19 with Relay: install the extra with "
-    "pip install 'tvm_easyquant[relay]', or put your own build of TVM 0.19 on PYTHONPATH"
+    "pip install 'tvm_easyquant[relay]' in an environment of its own, or put your own build of TVM 0.19 on "
+    "PYTHONPATH"
 )
 if sys.platform != "linux":
     INSTALL = (

@@ -74,16 +74,16 @@ class Finder:
     """The table of a pass that quantizes whatever network it is given: what the pass `EasyQuant` of each
     host is made of.
 
-    It takes either a ``table`` found before, or ``calibration`` data and a ``config`` to search one; the
-    table of the network that it saw last is then its attribute ``table``, and what is suspicious is in
-    ``warnings``, in lines. A table serves the network it was found for: another one is searched anew, and a
-    table that was given is refused. params, progress, checkpoint, preprocess: as
+    It takes either a ``table`` found before, or its path, or ``calibration`` data and a ``config`` to
+    search one; the table of the network that it saw last is then its attribute ``table``, and what is
+    suspicious is in ``warnings``, in lines. A table serves the network it was found for: another one is
+    searched anew, and a table that was given is refused. params, progress, checkpoint, preprocess: as
     `tvm_easyquant.quantize` takes them.
     """
 
     def __init__(
         self,
-        table: ScaleTable | None = None,
+        table: ScaleTable | str | os.PathLike[str] | None = None,
         *,
         calibration=None,
         config: QuantConfig | None = None,
@@ -94,6 +94,10 @@ class Finder:
     ):
         if (table is None) == (calibration is None):
             raise ValueError("EasyQuant takes either a scale table or calibration data")
+        if isinstance(table, (str, os.PathLike)):
+            table = ScaleTable.load(table)
+        if table is not None and not isinstance(table, ScaleTable):
+            raise TableError(f"the table is a {type(table).__name__}; give a ScaleTable, or its path")
         self.table, self.calibration, self.params = table, calibration, params
         self.config, self.progress = config or QuantConfig(), progress
         self.checkpoint, self.preprocess = checkpoint, preprocess
