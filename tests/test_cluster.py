@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tvm_easyquant
-from tvm_easyquant import cli, cluster
+from tvm_easyquant import cli, cluster, demo
 from tvm_easyquant.errors import ClusterError
 from tvm_easyquant.measure import networks as judged
 from tvm_easyquant.samples import labelled
@@ -25,7 +25,7 @@ from tvm_easyquant.search.bits import layer_errors
 
 pytest.importorskip("distributed")
 HERE = Path(__file__).resolve().parent
-NET = HERE.parent / "tvm_easyquant" / "data" / "fashion_cnn.onnx"
+NET = demo.network_path()
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
 QUICK = ["--search-images", "4", "--set", "grid=8", "--no-check"]
 

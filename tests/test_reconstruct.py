@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topi_ext import reference
+from tvm_easyquant.cluster import plain
 from tvm_easyquant.network.layout import to_nhwc
 from tvm_easyquant.network.ops import evaluate, linear
 from tvm_easyquant.scales.numerics import METHODS, QuantConfig, scale_for, steps, weight_scales
@@ -142,7 +143,7 @@ def test_pieces_and_corrections_fit_as_one(groups, channels, centred):
     start = weight_scales(reconstruct.weight_2d(node), 7, node.bias, scale.scale)
 
     def run(function, tasks):
-        return [function(*task) for task in tasks]
+        return [function(*plain(task)) for task in tasks]
 
     scales, _, q, bias = fit_weights(node, stored, outputs, start, scale, config, run)
     mine = error(node, stored, outputs, scale, q, scales, bias)
