@@ -229,6 +229,7 @@ def test_a_log_gets_a_line_now_and_then_and_one_for_each_kernel(monkeypatch, cap
     assert capsys.readouterr().err == "kernel 1 of 2, a: 1 of 3\nkernel 2 of 2, a: 3 of 3\n"
 
 
+@pytest.mark.ci
 def test_an_interrupted_search_says_where_it_is_taken_up(folder, monkeypatch, capsys):
     from tvm_easyquant.search import driver
 
@@ -293,6 +294,7 @@ def test_every_verb_is_followed_by_one_that_there_is():
     assert set(onward.NEXT) == (ours | {"compile", "run"}) - {"auto"}
 
 
+@pytest.mark.ci
 @needs_host
 @pytest.mark.linker
 def test_the_next_lines_lead_from_a_table_to_a_deployed_network(folder, capsys):

@@ -232,6 +232,7 @@ def test_evaluate_says_where_float32_is_right_by_chance_only(work, no_compiler):
     assert "by chance" in found._repr_html_()
 
 
+@pytest.mark.ci
 def test_benchmark_and_report_are_the_command_line_s(work, capsys, tmp_path):
     pytest.importorskip("tvm")
     pytest.importorskip("jinja2")

@@ -38,6 +38,7 @@ def commands(readme):
     return [line.split("#")[0].strip() for code in blocks(readme, "sh") for line in code.splitlines()]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("code", list(snippets()))
 def test_python_snippets_run(tmp_path, code):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -60,6 +61,7 @@ if SHELL["8758a08"] == SHELL["README"]:
     del SHELL["8758a08"]
 
 
+@pytest.mark.ci
 @pytest.mark.linker
 @pytest.mark.parametrize(
     "shell",

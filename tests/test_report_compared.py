@@ -159,6 +159,7 @@ def without_dates(facts):
     return {key: value for key, value in facts.items() if key != "created"}
 
 
+@pytest.mark.ci
 def test_two_tables_stand_on_one_page(work):
     text = (work / "both.html").read_text()
     facts = embedded(work / "both.html")
@@ -180,6 +181,7 @@ def test_two_tables_stand_on_one_page(work):
     assert len(text) < 6e6
 
 
+@pytest.mark.ci
 def test_reports_are_compared_later(work, capsys):
     """The page of two tables is the page of their two reports, but for the dates."""
     assert run(work, "report", "a.html", "--compare", "b.html", "-o", "later.html", "--json") == 0
@@ -200,6 +202,7 @@ def test_reports_are_compared_later(work, capsys):
     assert "&ndash;" in (work / "mixed.html").read_text()  # b was not evaluated here
 
 
+@pytest.mark.ci
 def test_other_samples_are_not_compared(work):
     facts = embedded(work / "b.html")
     facts["evaluated"] = {"data": "others", "samples": 9, "digest": "other"}
@@ -209,6 +212,7 @@ def test_other_samples_are_not_compared(work):
     assert "they were evaluated on different samples: 40 of photos, 9 of others" in text
 
 
+@pytest.mark.ci
 def test_a_report_of_itself_has_nothing_that_changed(work):
     assert run(work, "report", "a.html", "--compare", "a.html", "-o", "same.html") == 0
     text = (work / "same.html").read_text()
@@ -222,6 +226,7 @@ def test_a_report_of_itself_has_nothing_that_changed(work):
         assert word in text, word
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -260,6 +265,7 @@ def test_mistakes_are_a_line(work, capsys, words, message):
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], lines
 
 
+@pytest.mark.ci
 def test_a_strangers_report_brings_no_markup_and_no_address(work):
     facts = embedded(work / "b.html")
     first = next(iter(facts["pictures"]))
@@ -272,6 +278,7 @@ def test_a_strangers_report_brings_no_markup_and_no_address(work):
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(?!data:)", text)
 
 
+@pytest.mark.ci
 def test_every_table_of_the_page_has_a_caption_and_scopes(work):
     text = (work / "both.html").read_text()
     assert text.count("<table") == text.count("<caption>") >= 4
@@ -280,6 +287,7 @@ def test_every_table_of_the_page_has_a_caption_and_scopes(work):
     assert text.count("<figure>") == text.count("<figcaption>") >= 5
 
 
+@pytest.mark.ci
 def test_the_page_is_made_by_one_function(work):
     """`report.render` of what a page holds is that page."""
     assert report.render(embedded(work / "both.html")) == (work / "both.html").read_text()
