@@ -1,5 +1,6 @@
 """``tvmc-easyquant`` as a new user meets it: what it says, when, and in whose words. No TVM but where said."""
 
+import contextlib
 import importlib.util
 import json
 import shlex
@@ -229,12 +230,11 @@ def test_a_log_gets_a_line_now_and_then_and_one_for_each_kernel(monkeypatch, cap
     assert capsys.readouterr().err == "kernel 1 of 2, a: 1 of 3\nkernel 2 of 2, a: 3 of 3\n"
 
 
-@pytest.mark.ci
-def test_an_interrupted_search_says_where_it_is_taken_up(folder, monkeypatch, capsys):
+@contextlib.contextmanager
+def interrupted():
+    """Within, a search is interrupted at its fourth site; how much was done at each."""
     from tvm_easyquant.search import driver
 
-    words = ("quantize", "net.onnx", "--calibration", "images.npz", "--resume", "-o", "net.json",
-             "--search-images", "2")  # fmt: skip
     searched, site = [], driver._Search._search_site
 
     def stopping(self, *rest):
@@ -243,9 +243,17 @@ def test_an_interrupted_search_says_where_it_is_taken_up(folder, monkeypatch, ca
             raise KeyboardInterrupt
         return site(self, *rest)
 
-    monkeypatch.setattr(driver._Search, "_search_site", stopping)
-    assert run(*words) == 130
-    monkeypatch.setattr(driver._Search, "_search_site", site)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver._Search, "_search_site", stopping)
+        yield searched
+
+
+@pytest.mark.ci
+def test_an_interrupted_search_says_where_it_is_taken_up(folder, capsys):
+    words = ("quantize", "net.onnx", "--calibration", "images.npz", "--resume", "-o", "net.json",
+             "--search-images", "2")  # fmt: skip
+    with interrupted() as searched:
+        assert run(*words) == 130
     capsys.readouterr()
     assert run(*words) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("resumed at")]
@@ -469,21 +477,10 @@ def test_auto_sees_what_is_wrong_before_its_first_step(folder, steps, capsys):
 @needs_host
 @pytest.mark.ci
 @pytest.mark.linker
-def test_auto_goes_on_in_the_middle_of_its_search(folder, monkeypatch, capsys):
-    from tvm_easyquant.search import driver
-
+def test_auto_goes_on_in_the_middle_of_its_search(folder, capsys):
     words = (*AUTO, "--labels", "labelled.npz", "-o", "out")
-    searched, site = [], driver._Search._search_site
-
-    def stopping(self, *rest):
-        searched.append(self.done)
-        if len(searched) == 4:
-            raise KeyboardInterrupt
-        return site(self, *rest)
-
-    monkeypatch.setattr(driver._Search, "_search_site", stopping)
-    assert run(*words) == 130 and Path("out/net.json.search").exists()
-    monkeypatch.setattr(driver._Search, "_search_site", site)
+    with interrupted() as searched:
+        assert run(*words) == 130 and Path("out/net.json.search").exists()
     capsys.readouterr()
     assert run(*words) == 0
     out, err = capsys.readouterr()

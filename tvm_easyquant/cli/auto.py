@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
-from ..errors import LinkerMissing, WriteError
+from ..errors import WriteError
 from ..files import parse_json, writable, write_text
 from ..network.shapes import inputs_of
 from . import onward
@@ -28,6 +28,7 @@ from .common import (
     add_model,
     add_pictures,
     add_verb,
+    check_linker,
     file_of,
     lacking,
     load_graph,
@@ -119,8 +120,7 @@ def _steps(args, host) -> tuple[list[Step], Path]:
     preprocess = preprocess_of(args)
     sources.calibration(args.images, preprocess, "--images", limit=1)
     judged = None if labels is None else sources.labelled(labels, preprocess)
-    if host.linker() is None:
-        raise LinkerMissing("there is no C++ compiler to link with: install g++, or set CXX")
+    check_linker(host)
     machine = f"{host.name} {host.version} {args.target or host.this_cpu()}"
     graph = load_graph(args, host)
     if judged is not None:
@@ -207,9 +207,9 @@ def _run(step: Step) -> int:
 def _tell(scores: Path) -> None:
     """The lines that evaluate prints of what it has found."""
     from ..measure.accuracy import stored
+    from ..measure.networks import Evaluated
 
-    for name, paired in stored(scores).items():
-        print(f"{name}: integers {paired}; p = {paired.p:.3g}")
+    print("\n".join(Evaluated("", stored(scores)).lines))
 
 
 def _end(steps: Sequence[Step], folder: Path) -> None:

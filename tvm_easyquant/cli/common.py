@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from ..errors import UserError, one_line
+from ..errors import LinkerMissing, UserError, one_line
 from ..files import plain
 from ..progress import Bar
 from . import memory
@@ -202,6 +202,12 @@ def _extent(flag: str, text: str) -> tuple[int, int]:
     if not (1 <= len(parts) <= 2 and all(p.isdecimal() for p in parts)):
         raise UserError(f"{flag} {text!r}: give width and height such as 224x224")
     return int(parts[0]), int(parts[-1])
+
+
+def check_linker(host, compiler: str | None = None) -> None:
+    """LinkerMissing, before the work, where nothing could link what a host compiles."""
+    if host.linker(compiler) is None:
+        raise LinkerMissing("there is no C++ compiler to link with: install g++, or set CXX")
 
 
 def add_cluster(parser) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import HostError, LinkerMissing, TuneError, UserError
+from ..errors import HostError, TuneError, UserError
 from ..files import writable
 from . import onward
-from .common import add_verb, input_shapes
+from .common import add_verb, check_linker, input_shapes
 
 if TYPE_CHECKING:
     from ..deploy import Program
@@ -123,8 +123,7 @@ def _compile(args, host) -> int:
         if shapes.count(each) > 1:
             raise UserError(f"--input-shapes {text} is there twice; give each once")
     writable(args.output, inputs=[args.FILE, *([file] if file else ())])
-    if host.linker(args.cross_compiler) is None:
-        raise LinkerMissing("there is no C++ compiler to link with: install g++, or set CXX")
+    check_linker(host, args.cross_compiler)
     chosen = host.target(target) if args.isa is None else None
     table = None if file is None else ScaleTable.load(file)
     read = functools.partial(

@@ -22,7 +22,6 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from ..cluster import connected
 from ..errors import (
     EasyQuantError,
     HostError,
@@ -149,8 +148,11 @@ def _ours(argv: Sequence[str], follows: bool, own: bool = False) -> int:
     if args.verb not in ("auto", "demo", "deploy"):  # whose output is a folder
         _check_output(argv)
     with contextlib.ExitStack() as stack:
-        address = getattr(args, "cluster", None)
-        cluster = None if address is None else stack.enter_context(connected(address))
+        cluster = None
+        if (address := getattr(args, "cluster", None)) is not None:
+            from ..cluster import connected
+
+            cluster = stack.enter_context(connected(address))
         code = args.func(args, Late(stack))
         if cluster is not None:
             print(f"note: on the cluster {cluster}", file=sys.stderr)
