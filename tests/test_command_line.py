@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -302,6 +303,31 @@ def test_every_verb_is_followed_by_one_that_there_is():
     assert set(onward.NEXT) == (ours | {"compile", "run"}) - {"auto"}
 
 
+def test_what_is_made_for_another_machine_is_not_to_be_run_here(tmp_path, monkeypatch):
+    """The line named benchmark, which ended in "made for another architecture"."""
+    from test_package import AVX2_ONLY, compiled
+
+    from topi_ext import isa
+    from tvm_easyquant import package
+    from tvm_easyquant.cli import onward
+
+    monkeypatch.setattr(isa, "host_flags", lambda: AVX2_ONLY)
+    monkeypatch.setattr(isa.platform, "machine", lambda: "x86_64")
+    path = str(tmp_path / "net.tar")
+    ours, theirs = ["run", path, "--print-time"], ["deploy", path, "-o", str(tmp_path / "net_deploy")]
+    for row, arch, after, served in (
+        ("avx2", "x86_64", ours, True),
+        ("avx512vnni", "x86_64", theirs, False),
+        ("neon", "aarch64", [*theirs, "--runtime", "LIB"], False),
+    ):
+        Path(path).write_bytes(package.packed("1.0", [compiled(row, arch=arch)]))
+        args = SimpleNamespace(FILE="net.pt", table="net.json", output=path)
+        for verb in ("compile", "import-onnx"):
+            assert onward.NEXT[verb](args)[1:] == after
+        args = SimpleNamespace(FILE=path, output="folder")
+        assert bool(onward.NEXT["deploy"](args)) == served
+
+
 @pytest.mark.ci
 @needs_host
 @pytest.mark.linker
@@ -433,6 +459,44 @@ def test_auto_is_the_verbs_one_after_the_other_and_keeps_what_is_done(folder, st
     steps.clear()
     assert root.run([*AUTO, "--bits", "7"]) == 0
     assert [line[0] for line in steps] == ["quantize", "compile", "report"]
+
+
+@needs_host
+@pytest.mark.linker
+def test_auto_searches_on_the_cluster_that_it_names(folder, steps, monkeypatch, capsys):
+    """It is asked for first; where a table was searched is no reason to search it again."""
+    import contextlib
+
+    from tvm_easyquant import cluster
+    from tvm_easyquant.cli import root
+    from tvm_easyquant.errors import ClusterError
+
+    words, asked = [*AUTO, "--labels", "labelled.npz", "--json"], []
+
+    @contextlib.contextmanager
+    def connected(address):
+        asked.append(address)
+        yield
+
+    monkeypatch.setattr(cluster, "connected", connected)
+    assert root.run([*words, "--cluster", "tcp://here:1"]) == 0 and asked == ["tcp://here:1"]
+    assert [line[-2:] == ["--cluster", "tcp://here:1"] for line in steps] == [True, False, False, False]
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["accuracy"]["metrics"]["top1"]["drop"] == 5.0 and found["kept"] == []
+    assert found["files"]["quantize"] == str(Path("net_easyquant", "net.json"))
+    assert "--cluster tcp://here:1\n" in err and "next: " not in err
+    steps.clear()
+
+    def lost(address):
+        raise ClusterError("nobody answers there")
+
+    monkeypatch.setattr(cluster, "connected", lost)
+    for more in ((), ("--cluster", "tcp://here:1")):
+        assert root.run([*words, *more]) == 0 and not steps
+        assert json.loads(capsys.readouterr().out)["kept"] == list(found["files"])
+    assert root.run([*AUTO, "--bits", "8", "--cluster", "tcp://here:1"]) == 4 and not steps
+    assert "nobody answers there" in capsys.readouterr().err
 
 
 @needs_host

@@ -188,6 +188,23 @@ def test_evaluate_takes_labelled_data_of_any_form(work, no_compiler):
         q.evaluate(pairs, limit=0)
 
 
+def test_labelled_data_that_do_not_fit_are_told_before_anything_is_compiled(work, monkeypatch, tmp_path):
+    """After two networks were compiled, as TVM's own error; the verbs said it at once."""
+    _, q = work
+
+    def none(*args, **options):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr("tvm_easyquant.measure.networks.built", none)
+    monkeypatch.setattr("tvm_easyquant.measure.report.check_packages", lambda: None)
+    wrong = [(np.zeros((1, 3, 5, 7), np.float32), 0)]
+    for judged in (q.evaluate, lambda data: q.report(tmp_path / "report.html", data)):
+        with pytest.raises(eq.errors.EvaluationError, match=r"sample 0: \w+ has shape \(1, 3, 5, 7\)"):
+            judged(wrong)
+        with pytest.raises(eq.errors.EvaluationError, match="is empty"):
+            judged([])
+
+
 def test_a_folder_of_pictures_is_what_a_drop_is_judged_by(work, tmp_path, monkeypatch):
     """A name was an .npz or module:function, though the command line took the folder."""
     image = pytest.importorskip("PIL.Image")

@@ -305,6 +305,7 @@ class Quantized:
             found = sources.labelled(data, how).singly(inputs_of(self.graph), batch)
             others = networks.other_settings(data, how) if isinstance(data, (str, os.PathLike)) else ()
             found = found if limit is None else found.first(limit)
+            _evaluate.check_first(found, inputs_of(self.graph))
             if chosen is None:
                 warned.append(networks.IN_NUMPY)
                 both = networks.in_numpy(self.graph, self.table)
@@ -381,6 +382,7 @@ class Quantized:
         if data is not None:
             found = sources.labelled(data, how).singly(inputs_of(self.graph), batch)
             judged = found if limit is None else found.first(limit), networks.metrics_of(metric)
+            _evaluate.check_first(judged[0], inputs_of(self.graph))
         curves = None if record is None else Curves.load(record)
         with self._lent() as host:
             chosen = host.target(target)
@@ -776,6 +778,7 @@ class _Judge:
         self.batch = next(iter(graph)).shape[0]
         self.inputs = inputs_of(graph)
         self.data = sources.labelled(evaluation.data, preprocess).singly(self.inputs, self.batch)
+        _evaluate.check_first(self.data, self.inputs)
         self.fp32 = fp32 or host.build_float(host.float_module(graph), self.target)
         names = [getattr(metric, name, None) for name in ("__module__", "__qualname__")]
         self.identity = [self.data.name, len(self.data), *names, str(self.target)]

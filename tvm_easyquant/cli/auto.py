@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..errors import WriteError
@@ -25,6 +26,7 @@ from . import onward
 from .common import (
     FUNCTION,
     UserError,
+    add_cluster,
     add_model,
     add_pictures,
     add_verb,
@@ -33,6 +35,7 @@ from .common import (
     lacking,
     load_graph,
     preprocess_of,
+    print_json,
 )
 
 EXAMPLES = """\
@@ -62,18 +65,26 @@ def add(subparsers) -> None:
     add("--metric", metavar="MODULE:FUNCTION", help="instead of top-1 and top-5, as in evaluate")
     add("--limit", metavar="N", help="judge by the first N labelled samples only")
     add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2' (this CPU)")
+    add("--json", action="store_true", help="print the result as JSON, all else to stderr")
+    add_cluster(parser)
     add_pictures(parser)
 
 
 @dataclass(frozen=True)
 class Step:
     """verb: of a command line, with its words; output: the file that it makes; of: what decides it, beside
-    the words."""
+    the words; where: words that say where it is made, which decides nothing."""
 
     verb: str
     words: Sequence[str]
     output: Path
     of: Sequence[str]
+    where: Sequence[str] = ()
+
+    @property
+    def line(self) -> list[str]:
+        """The command line without our name."""
+        return [self.verb, *self.words, *self.where]
 
     @property
     def key(self) -> str:
@@ -82,27 +93,49 @@ class Step:
 
 
 def _auto(args, host) -> int:
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        code, found = _done_all(args, host)
+    if args.json and code == 0:
+        print_json(found)
+    return code
+
+
+def _done_all(args, host) -> tuple[int, dict[str, Any]]:
+    """(the exit code, what --json prints) once every step is done, or one has failed."""
     steps, folder = _steps(args, host)
     file = folder / "auto.json"
     done = _done(file)
-    for step in steps:
+    kept = [done.get(step.verb) == [step.key, _digest(str(step.output))] for step in steps]
+    if args.cluster is not None and not kept[0]:
+        from ..cluster import connected
+
+        with connected(args.cluster):
+            pass  # before the first step: is it there, and of this release?
+    for step, was in zip(steps, kept, strict=True):
         key = step.key
-        if done.get(step.verb) == [key, _digest(str(step.output))]:
+        if was:
             print(f"{step.verb}: kept from {step.output}: the same network, data and options")
         else:
-            print(f"{step.verb}: {shlex.join([onward.PROGRAM, step.verb, *step.words])}", flush=True)
+            print(f"{step.verb}: {shlex.join([onward.PROGRAM, *step.line])}", flush=True)
             if step.verb == "quantize" and done.get("begun") != key:
                 Path(f"{step.output}.search").unlink(missing_ok=True)  # of another run
                 done["begun"] = key
                 write_text(file, json.dumps(done))
             if code := _run(step):
-                return code
+                return code, {}
             done[step.verb] = [key, _digest(str(step.output))]
             write_text(file, json.dumps(done))
         if step.verb == "evaluate":
             _tell(step.output)
-    _end(steps, folder)
-    return 0
+    _end(steps, folder, args.json)
+    files = {step.verb: str(step.output) for step in steps}
+    found: dict[str, Any] = {
+        "files": files,
+        "kept": [step.verb for step, was in zip(steps, kept, strict=True) if was],
+    }
+    if scores := files.get("evaluate"):
+        found["accuracy"] = parse_json(Path(scores).read_text(encoding="utf-8"), UserError, scores)
+    return 0, found
 
 
 def _steps(args, host) -> tuple[list[Step], Path]:
@@ -144,7 +177,8 @@ def _steps(args, host) -> tuple[list[Step], Path]:
     if labels is not None and args.max_drop:
         words += ["--eval", labels, *_given(args, "max_drop"), *metric, *target]
         of += [*truth, machine]
-    steps = [Step("quantize", [*words, "--resume", "-o", str(table)], table, of)]
+    where = _given(args, "cluster")  # what is compiled, evaluate's, runs here
+    steps = [Step("quantize", [*words, "--resume", "-o", str(table)], table, of, where)]
     made = [graph.fingerprint, machine, steps[0].key]
     if labels is not None:
         words = [*at, *on, "--data", labels, *how, *metric, *_given(args, "limit"), *target, "--json"]
@@ -198,7 +232,7 @@ def _run(step: Step) -> int:
 
     out = io.StringIO() if step.verb == "evaluate" else sys.stdout
     with contextlib.redirect_stdout(out):
-        code = run([step.verb, *step.words], follows=False)
+        code = run(step.line, follows=False)
     if code == 0 and isinstance(out, io.StringIO):
         write_text(step.output, out.getvalue())
     return code
@@ -212,7 +246,7 @@ def _tell(scores: Path) -> None:
     print("\n".join(Evaluated("", stored(scores)).lines))
 
 
-def _end(steps: Sequence[Step], folder: Path) -> None:
+def _end(steps: Sequence[Step], folder: Path, quiet: bool) -> None:
     files = {step.verb: str(step.output) for step in steps}
     print("\n".join(f"{verb}: {file}" for verb, file in files.items()))
     following = [
@@ -221,7 +255,7 @@ def _end(steps: Sequence[Step], folder: Path) -> None:
     ]
     if "report" in files:
         following.append(["python", "-m", "webbrowser", files["report"]])
-    for words in following:
+    for words in following if not quiet else ():
         print(f"next: {shlex.join(words)}", file=sys.stderr)
 
 

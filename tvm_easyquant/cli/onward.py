@@ -11,9 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ..errors import DeployError
+
 PROGRAM = "tvmc-easyquant"
 #: of what the command line does not know
-DATA = "DATA"
+DATA, LIBRARY = "DATA", "LIB"
 
 
 def tell(args: argparse.Namespace) -> None:
@@ -71,7 +73,30 @@ def tuning(args, table: str) -> list[str]:
     return [PROGRAM, "tune-kernels", *_model(args), "--table", table, "-o", named(table, ".log")]
 
 
+def _elsewhere(path: str) -> list[str] | None:
+    """What follows for a package that this machine cannot run; None if it can."""
+    from topi_ext import isa
+
+    from .. import package
+
+    try:
+        package.choose(path)
+        return None
+    except DeployError:
+        pass
+    try:
+        record = package.read_record(path)
+    except DeployError:
+        return []
+    if record is None:
+        return []
+    own = {variant.needs.arch for variant in record.variants} == {isa.arch_of("")}
+    return _of_package(path) if own else [*_of_package(path), "--runtime", LIBRARY]
+
+
 def _compile(args):
+    if (words := _elsewhere(args.output)) is not None:
+        return words
     if args.table and args.FILE.lower().endswith(".onnx"):
         return [PROGRAM, "benchmark", args.output, "--float", args.FILE]
     return [PROGRAM, "run", args.output, "--print-time"]
@@ -90,7 +115,8 @@ def _verify(args):
 
 def _import(args):
     if args.output:
-        return [PROGRAM, "run", args.output, "--print-time"]
+        words = _elsewhere(args.output)
+        return [PROGRAM, "run", args.output, "--print-time"] if words is None else words
     return [PROGRAM, "import-onnx", *_model(args), "-o", named(args.FILE, ".tar")]
 
 
@@ -98,6 +124,10 @@ def _export_ncnn(args):
     stem = Path(args.FILE).with_suffix("")
     files = [f"{stem}{end}" for end in (".param", ".bin", "-int8.param", "-int8.bin")]
     return ["ncnn2int8", *files, args.output]
+
+
+def _deploy(args):
+    return ["python", str(Path(args.output) / "serve.py")] if _elsewhere(args.FILE) is None else []
 
 
 def _demo(args):
@@ -122,7 +152,7 @@ NEXT: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "import-onnx": _import,
     "export-ncnn": _export_ncnn,
     "import-ncnn": lambda args: compiling(args, args.output),
-    "deploy": lambda args: ["python", str(Path(args.output) / "serve.py")],
+    "deploy": _deploy,
     "doctor": lambda args: [PROGRAM, "demo"],
     "demo": _demo,
 }

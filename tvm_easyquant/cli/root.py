@@ -149,7 +149,8 @@ def _ours(argv: Sequence[str], follows: bool, own: bool = False) -> int:
         _check_output(argv)
     with contextlib.ExitStack() as stack:
         cluster = None
-        if (address := getattr(args, "cluster", None)) is not None:
+        address = getattr(args, "cluster", None)
+        if address is not None and args.verb != "auto":  # whose steps say it
             from ..cluster import connected
 
             cluster = stack.enter_context(connected(address))
