@@ -2,6 +2,7 @@
 where it is not there, another's, or lost."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,10 +34,10 @@ QUICK = ["--search-images", "4", "--set", "grid=8", "--no-check"]
 class Running:
     """A cluster of `cluster_of.py`, its scheduler's address and its workers' process ids."""
 
-    def __init__(self, workers=2):
+    def __init__(self, workers=2, env=ENV):
         command = [sys.executable, "-W", "ignore", str(HERE / "cluster_of.py"), str(workers)]
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self.process = subprocess.Popen(command, text=True, env=ENV, **pipes)
+        self.process = subprocess.Popen(command, text=True, env=env, **pipes)
         self.address, *pids = self.process.stdout.readline().split()
         self.pids = [int(pid) for pid in pids]
 
@@ -65,19 +66,75 @@ def quantize(images, output, *more):
     return [*command, "--calibration", str(images), "-o", str(output), *QUICK, *more]
 
 
-def run(command):
-    return subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=300)
+def run(command, env=ENV):
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """The table of one machine, of the samples of ``images``."""
+    folder = tmp_path_factory.mktemp("here")
+    np.savez(folder / "images.npz", image=np.random.default_rng(0).random((4, 1, 28, 28), np.float32))
+    assert run(quantize(folder / "images.npz", folder / "here.json")).returncode == 0
+    return (folder / "here.json").read_bytes()
 
 
 @pytest.mark.ci
-def test_a_table_of_a_cluster_is_the_same_file(running, images, tmp_path):
-    here, there = tmp_path / "here.json", tmp_path / "there.json"
-    assert run(quantize(images, here)).returncode == 0
-    done = run(quantize(images, there, "--cluster", running.address))
+def test_a_table_of_a_cluster_is_the_same_file(running, here, images, tmp_path):
+    done = run(quantize(images, tmp_path / "there.json", "--cluster", running.address))
     assert done.returncode == 0, done.stderr
-    assert here.read_bytes() == there.read_bytes()
+    assert here == (tmp_path / "there.json").read_bytes()
     (note,) = [line for line in done.stderr.splitlines() if line.startswith("note: on the cluster")]
     assert note.count(" tasks") == 2  # each worker had some
+
+
+def certificates(folder):
+    """Dask's settings for a network whose members have certificates of one authority, made here."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl: no certificates to try TLS with")
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    for name, signed in (
+        ("ca", []),
+        ("cert", ["-CA", "ca.pem", "-CAkey", "ca.key"]),
+        ("other", []),  # whom the authority does not know
+    ):
+        files = ["-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}"]
+        made = subprocess.run(
+            ["openssl", "req", "-x509", *key, *files, *signed], cwd=folder, capture_output=True, text=True
+        )
+        if made.returncode:  # -CA came with OpenSSL 3
+            pytest.skip(f"this openssl makes no certificate: {made.stderr.splitlines()[-1]}")
+    return lambda name: {
+        **ENV,
+        "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true",
+        "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": str(folder / "ca.pem"),
+        **{
+            f"DASK_DISTRIBUTED__COMM__TLS__{who}__{what}": str(folder / f"{name}.{end}")
+            for who in ("CLIENT", "SCHEDULER", "WORKER")
+            for what, end in (("CERT", "pem"), ("KEY", "key"))
+        },
+    }
+
+
+@pytest.mark.ci
+def test_a_table_of_a_cluster_by_tls_is_the_same_file(here, images, tmp_path):
+    """All by Dask's settings in the environment; whoever has no certificate of theirs is not let in."""
+    env = certificates(tmp_path)
+    found = Running(env=env("cert"))
+    try:
+        assert found.address.startswith("tls://")
+        command = quantize(images, tmp_path / "there.json", "--cluster", found.address)
+        strange = run(command, env("other"))
+        assert strange.returncode == 4 and not (tmp_path / "there.json").exists()
+        (line,) = [line for line in strange.stderr.splitlines() if line.startswith("error:")]
+        assert f"no Dask scheduler at {found.address}: " in line and "Traceback" not in strange.stderr
+        plain = run([each.replace("tls://", "tcp://") for each in command])
+        assert plain.returncode == 4 and "no Dask scheduler at tcp://" in plain.stderr
+        done = run(command, env("cert"))
+        assert done.returncode == 0, done.stderr
+        assert here == (tmp_path / "there.json").read_bytes()
+    finally:
+        found.end()
 
 
 def work():
@@ -94,16 +151,17 @@ def test_accuracy_and_sensitivity_of_a_cluster_are_those_of_one_machine(running)
     data = labelled.load([({"image": x}, n % 3) for n, x in enumerate(images * 10)])
     samples = [{"image": x} for x in images[:3]]
 
-    def found():
+    def found(progress=None):
         both, metrics = judged.in_numpy(graph, table), judged.metrics_of(None)
         return (
-            judged.judge((data, metrics), both, graph, warn=list),
+            judged.judge((data, metrics), both, graph, warn=list, progress=progress),
             layer_errors(graph, plan_, {7: table}, samples),
         )
 
     here = found()
-    sent = []
+    sent, told = [], []
     with cluster.connected(running.address) as there:
+        assert list(there.done.values()) == [0, 0]
         scatter = there.client.scatter
 
         def counted(values, **options):
@@ -111,8 +169,9 @@ def test_accuracy_and_sensitivity_of_a_cluster_are_those_of_one_machine(running)
             return scatter(values, **options)
 
         there.client.scatter = counted
-        assert found() == here
+        assert found(lambda done, total, text: told.append(text)) == here
         assert sum(there.done.values()) > 0
+    assert told and all("tasks: 127.0.0.1:" in text for text in told if text[:5] in ("float", "integ"))
     feeds = [each for each in sent if isinstance(each, list)]
     assert sum(map(len, feeds)) == len(data)
 
@@ -134,11 +193,9 @@ def test_a_worker_that_is_lost_has_its_share_done_again(images):
 
 
 @pytest.mark.ci
-def test_a_scheduler_that_is_lost_leaves_the_state(images, tmp_path):
+def test_a_scheduler_that_is_lost_leaves_the_state(here, images, tmp_path):
     """One line, exit code 4, and --resume goes on without a cluster, to the same bytes."""
-    straight, table = tmp_path / "straight.json", tmp_path / "table.json"
-    state = tmp_path / "table.json.search"
-    assert run(quantize(images, straight)).returncode == 0
+    table, state = tmp_path / "table.json", tmp_path / "table.json.search"
     found = Running()
     command = quantize(images, table, "--resume", "--cluster", found.address)
     try:
@@ -158,7 +215,7 @@ def test_a_scheduler_that_is_lost_leaves_the_state(images, tmp_path):
     assert "Traceback" not in error
     assert state.exists() and not table.exists()
     assert run(quantize(images, table, "--resume")).returncode == 0
-    assert table.read_bytes() == straight.read_bytes()
+    assert table.read_bytes() == here
 
 
 @pytest.mark.ci
@@ -223,6 +280,22 @@ def test_what_tasks_share_is_the_value_itself_without_a_cluster():
     assert Workers(2).run(sum, [(cluster.Once([1, 2]),), ([3],)]) == [3, 3]
     with joblib.parallel_config(backend="loky", n_jobs=2):
         assert Workers().run(sum, [(cluster.Once([1, 2]),), ([3],)]) == [3, 3]
+
+
+def test_progress_says_which_worker_has_done_how_much():
+    """It said how many had done something."""
+    from types import SimpleNamespace
+
+    there = cluster.Cluster(SimpleNamespace(scheduler=SimpleNamespace(address="tcp://scheduler:1")))
+    assert there.note == "" and str(there) == "no tasks"
+    there.done = {"tcp://a:1": 0, "tls://b:2": 0}
+    assert str(there) == "no tasks"
+    for address in ("tcp://a:1", "tls://b:2", "tcp://a:1"):
+        there.did(address)
+    assert there.note == ", tasks: a:1 2, b:2 1"
+    assert there.spread().note == there.note
+    there.done |= {f"tcp://c:{i}": 7 - i for i in range(3)}
+    assert there.note == ", 5 workers: 1 to 7 tasks each"
 
 
 def test_a_task_that_ends_while_its_time_is_up_has_ended(monkeypatch):

@@ -27,6 +27,7 @@ WORKERS = 20  # seconds to wait for a worker where there is none
 POLL = 2.0  # seconds after which a task that has not ended is looked after
 TRIES = 6  # of a task whose worker is lost
 SAMPLES = 16  # that one task of `Spread` runs a network on
+NAMED = 4  # workers that a line of progress tells apart
 
 
 class Once:
@@ -57,6 +58,11 @@ def _call(version: str, work: bytes, places: Sequence[int], *shared):
         return get_worker().address, function(*arguments)
 
 
+def _place(address: str) -> str:
+    """HOST:PORT of an address."""
+    return address.partition("://")[2] or address
+
+
 def _other(address: str, theirs: str | None, ours: str) -> str:
     have = "has no tvm_easyquant" if theirs is None else f"has tvm_easyquant {theirs}"
     return f"{address} {have}, here it is {ours}; install the same release everywhere"
@@ -65,7 +71,8 @@ def _other(address: str, theirs: str | None, ours: str) -> str:
 class Cluster:
     """A connected cluster. client: ``distributed.Client``.
 
-    done: {worker's address: tasks}; again: tasks that ran again, or were sent again, as a worker was lost.
+    done: {worker's address: tasks that it has done}; again: tasks that ran again, or were sent again, as a
+    worker was lost.
     """
 
     def __init__(self, client: Any):
@@ -94,14 +101,22 @@ class Cluster:
         for address, version in found.items():
             if version != __version__:
                 raise ClusterError(_other(address, version, __version__))
+            if address != "the scheduler":
+                self.done.setdefault(address, 0)
 
     @property
     def note(self) -> str:
-        """How many workers have done tasks, for a line of progress."""
-        return f", {len(self.done)} worker{'s' if len(self.done) != 1 else ''}" if self.done else ""
+        """Who has done how many tasks, for a line of progress; of many workers the least and the most."""
+        if not self.done:
+            return ""
+        if len(self.done) > NAMED:
+            least, most = min(self.done.values()), max(self.done.values())
+            return f", {len(self.done)} workers: {least} to {most} tasks each"
+        return ", tasks: " + ", ".join(f"{_place(address)} {n}" for address, n in sorted(self.done.items()))
 
     def __str__(self):
-        tasks = ", ".join(f"{address}: {count} tasks" for address, count in sorted(self.done.items()))
+        some = any(self.done.values())  # else no word of each
+        tasks = ", ".join(f"{a}: {count} tasks" for a, count in sorted(self.done.items()) if some)
         again = f"; {self.again} ran again as a worker was lost" if self.again else ""
         return (tasks or "no tasks") + again
 
@@ -260,6 +275,11 @@ class Spread:
     def __init__(self, cluster: Cluster):
         self.cluster = cluster
         self.sent: list[Once] = []
+
+    @property
+    def note(self) -> str:
+        """Who has done how many tasks, for a line of progress."""
+        return self.cluster.note
 
     def __call__(self, network: Callable[[list], list], samples: Iterable) -> Iterator:
         """The outputs of each sample, in order, the next ones under way."""

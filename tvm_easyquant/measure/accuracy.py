@@ -95,7 +95,8 @@ def evaluate(
     are arrays and ``run`` is no Executor. metrics: name -> function(outputs, label); default `TOP`. batch:
     samples ``run`` takes at once (the last batch is filled up with the last sample). An input that is not
     float32 is given in its own dtype where that holds the same numbers. spread(run, inputs) gives the
-    outputs of each, in order, as ``map`` does; a cluster's runs several at once (`cluster.Spread`).
+    outputs of each, in order, as ``map`` does; a cluster's (`cluster.Spread`) runs several at once and says
+    in its ``note``, for ``progress``, who has run how many.
 
     A metric gets the outputs of one sample, a list of arrays in the model's order, each with a first
     dimension of 1, and the sample's label as the data gave it: any object. More is better. If it has a true
@@ -141,7 +142,7 @@ def evaluate(
                 raise EvaluationError(f"{data.name}, sample {done}: {error}") from None
             done += 1
         if progress is not None:
-            progress(done, len(data), what)
+            progress(done, len(data), what + getattr(spread, "note", ""))
     if not done:
         raise EvaluationError(f"{data.name} is empty")
     for name, each in sets.items():
