@@ -1,17 +1,25 @@
 """Search and accuracy on a Dask cluster of two workers against one process, each of one thread.
 
-    python benchmarks/cluster.py --json FILE [--network NAME] [--images N] [--rounds N]
+    python benchmarks/cluster.py --json FILE [--network NAME ...] [--data DIR] [--images N] [--rounds N]
 
-A network with random weights (`random_networks.py`) is searched, and judged in numpy on as many samples,
-once here and once on two worker processes of this machine, in turn, ``--rounds`` times. ``wall`` is what a
-user waits, on a machine that may be busy; ``here`` and ``workers`` are CPU seconds of this process and of
-the workers, which say how the work is divided; ``sent`` is what went out by key, in MB. The results must be
-equal.
+A network with random weights (`random_networks.py`), or one of the folder that --data names, is searched,
+and judged in numpy on four times as many samples, once here and once on two worker processes of this
+machine, in turn, ``--rounds`` times. ``wall`` is what a user waits, on a machine that may be busy; ``here``
+and ``workers`` are CPU seconds of this process and of the workers, which say how the work is divided. The
+results must be equal.
+
+``traffic`` counts, in one process, the bytes that a search sends to tasks and has back from them, in MB:
+``tensors`` are inputs and outputs of layers on the images, ``rest`` is what does not grow with images
+(weights, products, sums). ``sharded`` is by reckoning what a search would send whose workers keep the state
+of their images, so that no layer's tensors go out: the images, the network and the table to each of two
+workers, and ``rest`` less the weights and products that these could make themselves. ``compiled`` says what
+judging the compiled network costs here.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pickle
@@ -23,25 +31,129 @@ from pathlib import Path
 import machine
 import numpy as np
 import random_networks
+from data import Network
+from threadpoolctl import threadpool_limits
 
 import tvm_easyquant as eq
 from tvm_easyquant import cluster
+from tvm_easyquant.errors import TVMMissing
 from tvm_easyquant.files import write_text
+from tvm_easyquant.host import installed
 from tvm_easyquant.measure import networks
 from tvm_easyquant.samples import labelled
 from tvm_easyquant.scales.calibrate import calibrate, start_table
 from tvm_easyquant.scales.numerics import QuantConfig
 from tvm_easyquant.scales.partition import plan
 from tvm_easyquant.search.driver import search
+from tvm_easyquant.search.workers import Workers
 
 WORKERS = 2
 
 
-def size(values) -> int:
-    """Bytes of the arrays in some values."""
+def size(value) -> int:
+    """Bytes of a value as it is sent."""
     found = []
-    pickle.dumps(values, 5, buffer_callback=lambda buffer: found.append(buffer.raw().nbytes))
-    return sum(found)
+    text = pickle.dumps(value, 5, buffer_callback=lambda buffer: found.append(buffer.raw().nbytes))
+    return len(text) + sum(found)
+
+
+def mb(count: float) -> float:
+    return round(count / 1e6, 1)
+
+
+def read(name: str, folder: Path | None, count: int):
+    """(graph, images) of a network."""
+    if folder is not None:
+        network = Network(folder, name)
+        return eq.load_onnx(network.path), network.calibration(count)
+    with tempfile.TemporaryDirectory() as where:
+        graph = eq.load_onnx(random_networks.save(name, Path(where)))
+    return graph, [random_networks.pictures(1, seed)[0] for seed in range(count)]
+
+
+class Case:
+    """One network and its images: what is run."""
+
+    def __init__(self, name: str, folder: Path | None, count: int):
+        self.graph, self.images = read(name, folder, count)
+        self.plan, self.config = plan(self.graph), QuantConfig(search_images=count)
+        self.found = calibrate(self.graph, self.plan, self.images, self.config)
+        self.start = start_table(self.graph, self.plan, self.found, self.config)
+        self.judged = labelled.load([(x, 0) for x in self.images * 4]), networks.metrics_of(None)
+
+    def search(self) -> str:
+        return search(self.graph, self.plan, self.found, self.config, jobs=1).to_json()
+
+    def evaluate(self, both=None) -> dict:
+        both = both or networks.in_numpy(self.graph, self.start)
+        return networks.judge(self.judged, both, self.graph, warn=list)
+
+
+@contextlib.contextmanager
+def counting():
+    """Counts what tasks are sent and return, as a cluster would be sent it: what they share once."""
+    theirs = Workers.run
+    found = dict.fromkeys(("tensors", "layers", "rest", "returned"), 0)
+    found["tasks"] = found["exchanges"] = 0
+
+    def kind_of(once) -> str:
+        value = once.value
+        if isinstance(value, tuple) and isinstance(value[0], list):
+            return "tensors"
+        return "rest" if isinstance(value, tuple) and isinstance(value[0], np.ndarray) else "layers"
+
+    def run(self, function, arguments):
+        calls = list(arguments)
+        for each in (a for call in calls for a in call):
+            if not isinstance(each, cluster.Once):
+                found["rest"] += size(each)
+            elif each.future is None:
+                each.future = "counted"
+                found[kind_of(each)] += size(each.value)
+        results = theirs(self, function, calls)
+        found["returned"] += size(results)
+        found["tasks"] += len(calls)
+        found["exchanges"] += 1
+        return results
+
+    Workers.run = run
+    try:
+        yield found
+    finally:
+        Workers.run = theirs
+
+
+def traffic(case: Case) -> dict:
+    with counting() as found:
+        table = case.search()
+    each = size(case.graph) + len(table)
+    sharded = size(case.images) + WORKERS * each + found["rest"]
+    return {
+        "images": len(case.images), "tensors": mb(found["tensors"]),
+        "rest": mb(found["layers"] + found["rest"]),
+        "sent": mb(found["tensors"] + found["layers"] + found["rest"]), "sharded": mb(sharded),
+        "returned": mb(found["returned"]), "tasks": found["tasks"], "exchanges": found["exchanges"],
+    }  # fmt: skip
+
+
+def compiled(case: Case) -> dict | None:
+    """CPU seconds to compile both networks, and of both on one sample; None without TVM."""
+    try:
+        host = installed()
+    except TVMMissing:
+        return None
+    host.threads(1)
+    clock = [time.process_time()]
+    both = networks.built(host, case.graph, case.start, host.target(None))
+    clock.append(time.process_time())
+    case.evaluate(both)
+    clock.append(time.process_time())
+    case.evaluate(both)
+    clock.append(time.process_time())
+    made, _, judged = np.diff(clock)
+    return {
+        "compile": round(float(made), 1), "sample": round(float(judged) / len(case.judged[0]), 4)
+    }  # fmt: skip
 
 
 def timed(work, there=None) -> tuple[dict, object]:
@@ -51,36 +163,37 @@ def timed(work, there=None) -> tuple[dict, object]:
         others = there.client.run(time.process_time).values() if there else ()
         return np.array([time.perf_counter(), time.process_time(), sum(others)])
 
-    sent, before = 0, seconds()
-    if there is not None:
-        scatter = there.client.scatter
-
-        def counted(values, **options):
-            nonlocal sent
-            sent += size(values)
-            return scatter(values, **options)
-
-        there.client.scatter = counted
-    result = work()
-    if there is not None:
-        there.client.scatter = scatter
+    before = seconds()
+    with threadpool_limits(1):
+        result = work()
     wall, here, workers = (round(float(x), 1) for x in seconds() - before)
-    return {"wall": wall, "here": here, "workers": workers, "sent": round(sent / 1e6, 1)}, result
+    return {"wall": wall, "here": here, "workers": workers}, result
 
 
-def _write(args, graph, found, rows) -> None:
-    ratios = {
-        what: statistics.median(
-            row["one process"]["wall"] / row["two workers"]["wall"] for row in rows if row["what"] == what
-        )
-        for what in dict.fromkeys(row["what"] for row in rows)
-    }
-    result = {
-        "machine": machine.describe(), "network": args.network, "images": args.images,
-        "images_mb": round(size(found.samples) / 1e6, 1), "layers": len(graph.compute_nodes),
-        "gmacs": round(graph.macs / 1e9, 3), "workers": WORKERS, "wall_ratio": ratios, "rows": rows,
-    }  # fmt: skip
-    write_text(args.json, json.dumps(result, indent=1) + "\n")
+def medians(rows) -> dict:
+    """{work: medians of its seconds over the rounds}."""
+    found = {}
+    for what in dict.fromkeys(row["what"] for row in rows):
+        mine = [row for row in rows if row["what"] == what]
+        found[what] = {
+            how: {key: statistics.median(row[how][key] for row in mine) for key in mine[0][how]}
+            for how in ("one process", "two workers")
+        }
+    return found
+
+
+def measured(case: Case, address: str, rounds: int):
+    """The rows of a network, one after the other."""
+    for number in range(rounds):
+        for what, work in (("search", case.search), ("evaluate in numpy", case.evaluate)):
+            row: dict = {"what": what, "round": number}
+            row["one process"], expected = timed(work)
+            with cluster.connected(address) as there:
+                row["two workers"], result = timed(work, there)
+                row["tasks"] = sorted(there.done.values())
+            assert result == expected, "another result on the cluster"
+            row["load_average"] = round(os.getloadavg()[0], 1)
+            yield row
 
 
 def main():
@@ -88,39 +201,41 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--network", default="squeezenet1.1")
+    parser.add_argument("--network", nargs="+", default=["squeezenet1.1"], metavar="NAME")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="the folder of the networks and their images"
+    )
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--beside", default="", help="what else ran, to be stored")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        graph = eq.load_onnx(random_networks.save(args.network, Path(folder)))
-    images = [random_networks.pictures(1, seed)[0] for seed in range(args.images)]
-    plan_, config = plan(graph), QuantConfig(search_images=args.images)
-    found = calibrate(graph, plan_, images, config)
-    start = start_table(graph, plan_, found, config)
-    judged = labelled.load([(x, 0) for x in images]), networks.metrics_of(None)
-
-    def searched():
-        return search(graph, plan_, found, config, jobs=1).to_json()
-
-    def evaluated():
-        return networks.judge(judged, networks.in_numpy(graph, start), graph, warn=list)
-
-    rows = []
+    result: dict = {
+        "machine": machine.describe(),
+        "workers": WORKERS,
+        "beside": args.beside,
+        "networks": {},
+    }
     local = LocalCluster(n_workers=WORKERS, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)
     with local:
-        for round_ in range(args.rounds):
-            for what, work in (("search", searched), ("evaluate in numpy", evaluated)):
-                row = {"what": what, "round": round_}
-                row["one process"], expected = timed(work)
-                with cluster.connected(local.scheduler_address) as there:
-                    row["two workers"], result = timed(work, there)
-                    row["tasks"] = sum(there.done.values())
-                assert result == expected, "another result on the cluster"
-                row["load_average"] = round(os.getloadavg()[0], 1)
+        for name in args.network:
+            print(f"{name}: calibration", flush=True)
+            case = Case(name, args.data, args.images)
+            graph = case.graph
+            facts = result["networks"][name] = {
+                "images": args.images, "images_mb": mb(size(case.images)), "judged": len(case.judged[0]),
+                "layers": len(graph.compute_nodes), "gmacs": round(graph.macs / 1e9, 3), "traffic": [],
+            }  # fmt: skip
+            for count in (args.images, 2 * args.images):
+                facts["traffic"].append(traffic(Case(name, args.data, count)))
+                print(f"{name}: traffic {facts['traffic'][-1]}", flush=True)
+            facts["compiled"] = compiled(case)
+            print(f"{name}: compiled {facts['compiled']}", flush=True)
+            rows: list[dict] = []
+            for row in measured(case, local.scheduler_address, args.rounds):
                 rows.append(row)
-                print(row, flush=True)
-                _write(args, graph, found, rows)
+                facts |= {"medians": medians(rows), "rows": rows}
+                print(f"{name}: {row}", flush=True)
+                write_text(args.json, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -397,6 +397,41 @@ def search_table(stored):
     )  # fmt: skip
 
 
+def cluster_tables(stored) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """{"work", "traffic"}: the header and the lines of what `cluster.py` has found."""
+    work, traffic = [], []
+    for name, found in stored["networks"].items():
+        for what, each in found["medians"].items():
+            one, two = each["one process"], each["two workers"]
+            cpu = [one["here"], two["here"], two["workers"]]
+            on = f"{found['judged'] if what.startswith('evaluate') else found['images']} images"
+            work.append([name, f"{what}, {on}", *(f"{seconds:.1f}" for seconds in cpu)])
+        for each in found["traffic"]:
+            sizes = [each[key] for key in ("sent", "tensors", "sharded", "returned")]
+            traffic.append(
+                [name, str(each["images"]), *(f"{mb:.0f}" for mb in sizes), str(each["exchanges"])]
+            )
+    return {
+        "work": (["network", "work", "one process, CPU s", "on two workers: here, CPU s",
+                  "both workers, CPU s"], work),
+        "traffic": (["network", "images", "sent, MB", "of it layers' tensors", "if workers kept them",
+                     "returned, MB", "exchanges"], traffic),
+    }  # fmt: skip
+
+
+def cluster_readme(stored):
+    """The tables of `cluster_tables` for the page of benchmarks."""
+    return "\n\n".join(table(*each) for each in cluster_tables(stored).values())
+
+
+def cluster_page(stored, what: str) -> str:
+    """One of `cluster_tables` for a page of the documentation."""
+    header, lines = cluster_tables(stored)[what]
+    rows = ["\n".join(f"   {' ' if i else '*'} - {cell}" for i, cell in enumerate(row))
+            for row in (header, *lines)]  # fmt: skip
+    return "\n".join([".. list-table::", "   :header-rows: 1", "", *rows])
+
+
 LAYER_RUNNERS = ("onnxruntime-int8", "onnxruntime-fp32", "tvm-int8", "tvm-fp32")
 
 
@@ -437,10 +472,19 @@ TVM's own int8 convolution is in those tables although, on full-range 8-bit weig
         "search": search_table(stored("search.json")),
         "search_avx2": search_table(stored("search_avx2.json")),
         "outputs": outputs_table(stored("outputs.json")),
+        "cluster": cluster_readme(stored("cluster.json")),
         "relax": relax_table(stored("networks_relax_avx2.json")),
     }
     for mark, content in tables.items():
         between(ROOT / "benchmarks" / "README.md", mark, content)
+    page = ROOT / "docs" / "cluster.rst"
+    for what in ("work", "traffic"):
+        old, found = page.read_text(encoding="utf-8"), cluster_page(stored("cluster.json"), what)
+        block = f".. {what}\n\n{found}\n\n.. /{what}\n"
+        new = re.sub(
+            rf"^\.\. {what}\n.*^\.\. /{what}\n", lambda _, block=block: block, old, flags=re.S | re.M
+        )
+        page.write_text(new, encoding="utf-8")
     readme = ROOT / "README.md"
     old = readme.read_text(encoding="utf-8")
     readme.write_text(re.sub(r"<!-- measured -->.*<!-- /measured -->", lambda _: text, old, flags=re.S))

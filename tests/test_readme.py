@@ -171,6 +171,31 @@ def test_the_first_sentence_says_what_the_tables_say():
     )
 
 
+def test_the_figures_of_a_cluster_are_the_stored_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import readme_tables
+
+    page = (ROOT / "docs" / "cluster.rst").read_text(encoding="utf-8")
+    found = readme_tables.stored("cluster.json")
+    for what in ("work", "traffic"):
+        assert readme_tables.cluster_page(found, what) in page
+    assert readme_tables.cluster_readme(found) in (ROOT / "benchmarks" / "README.md").read_text()
+    assert found["workers"] == 2 and all(len(each["rows"]) == 6 for each in found["networks"].values())
+    assert f"family {found['machine']['cpu family']} model {found['machine']['model']}, AVX2, two cores" in (
+        page.replace("\n", " ")
+    )
+    cpu = {
+        row["case"]: row["calibrate_cpu"] + row["search_cpu"]
+        for row in rows("search_avx2.json")
+        if "search_cpu" in row
+    }
+    names = ("resnet50", "imagenet_mobilenet_v1_0.75", "imagenet_squeezenet1.1")
+    first, *others = (cpu[name] for name in names)
+    said = re.search(r"takes (\d+) CPU\s+seconds.*?0\.75 (\d+), a SqueezeNet1\.1 (\d+),", page, re.S)
+    assert [int(text) for text in said.groups()] == [round(each) for each in (first, *others)]
+    assert f"{round(first)},000 CPU seconds of 86,400: {1000 * first / 86400:.1f} cores" in page
+
+
 def test_the_table_of_callers_is_the_stored_result():
     text = (ROOT / "benchmarks" / "README.md").read_text()
     stored = json.loads((ROOT / "benchmarks" / "results" / "threads.json").read_text())
