@@ -181,8 +181,9 @@ def test_the_figures_of_a_cluster_are_the_stored_results(monkeypatch):
         assert readme_tables.cluster_page(found, what) in page
     assert readme_tables.cluster_readme(found) in (ROOT / "benchmarks" / "README.md").read_text()
     assert found["workers"] == 2 and all(len(each["rows"]) == 6 for each in found["networks"].values())
-    assert f"family {found['machine']['cpu family']} model {found['machine']['model']}, AVX2, two cores" in (
-        page.replace("\n", " ")
+    assert (
+        f"family {found['machine']['cpu family']} model {found['machine']['model']}, AVX2, two cores"
+        in (page.replace("\n", " "))
     )
     cpu = {
         row["case"]: row["calibrate_cpu"] + row["search_cpu"]
