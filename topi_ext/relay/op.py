@@ -12,7 +12,7 @@ easyquant.float_add         the same and a tensor that is added
 easyquant.quantize          float32 -> uint8                      (`reference.quantize`)
 easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.requantize`)
 easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.dequantize`)
-easyquant.add               uint8, uint8 -> uint8                 (`reference.add`)
+easyquant.add (sub, max, min)  uint8, uint8 (or broadcast) -> uint8  (`reference.join`)
 easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
 ==========================  ==================================================================
 
@@ -163,12 +163,9 @@ def _dequantize(attrs, inputs):
     return elementwise.dequantize(*inputs, **_numbers(attrs))
 
 
-def _add(attrs, inputs):
-    return elementwise.add(*inputs, **_numbers(attrs))
-
-
-def _mul(attrs, inputs):
-    return elementwise.mul(*inputs, **_numbers(attrs))
+def _two(function):
+    """Of a function of `elementwise` of two tensors."""
+    return lambda attrs, inputs: function(*inputs, **_numbers(attrs))
 
 
 # -- registration
@@ -187,14 +184,26 @@ def _same_shape(dtype):
     return lambda arg_types, attrs: relay.TensorType(arg_types[0].shape, dtype)
 
 
+def _larger_shape(dtype):
+    """Of two tensors, of which one may be broadcast."""
+    return lambda arg_types, attrs: relay.TensorType(
+        max((t.shape for t in arg_types[:2]), key=lambda shape: np.prod([int(d) for d in shape])), dtype
+    )
+
+
 _INPUTS = ("data", "weight", "bias", "multiplier")
 _FLOAT_INPUTS = ("data", "weight", "bias")
+#: join -> its operator
+JOINS = {op: f"easyquant.{op}" for op in ("add", "sub", "max", "min")}
 _ELEMENTWISE = {
-    "easyquant.quantize": (("data",), "uint8", _quantize),
-    "easyquant.requantize": (("data", "multiplier"), "uint8", _requantize),
-    "easyquant.dequantize": (("data", "scale"), "float32", _dequantize),
-    "easyquant.add": (("a", "b"), "uint8", _add),
-    "easyquant.mul": (("a", "b"), "uint8", _mul),
+    "easyquant.quantize": (("data",), _same_shape("uint8"), _quantize),
+    "easyquant.requantize": (("data", "multiplier"), _same_shape("uint8"), _requantize),
+    "easyquant.dequantize": (("data", "scale"), _same_shape("float32"), _dequantize),
+    "easyquant.add": (("a", "b"), _larger_shape("uint8"), _two(elementwise.add)),
+    "easyquant.sub": (("a", "b"), _larger_shape("uint8"), _two(elementwise.sub)),
+    "easyquant.max": (("a", "b"), _larger_shape("uint8"), _two(elementwise.maximum)),
+    "easyquant.min": (("a", "b"), _larger_shape("uint8"), _two(elementwise.minimum)),
+    "easyquant.mul": (("a", "b"), _same_shape("uint8"), _two(elementwise.mul)),
 }
 
 
@@ -229,10 +238,9 @@ def register() -> None:
     for name, inputs in ((FLOAT, _FLOAT_INPUTS), (FLOAT_ADD, (*_FLOAT_INPUTS, "residual"))):
         if name not in known:
             _register_op(name, inputs, _float_type, _op.OpPattern.OPAQUE, _float_strategy)
-    for name, (operands, dtype, make) in _ELEMENTWISE.items():
+    for name, (operands, kind, make) in _ELEMENTWISE.items():
         if name not in known:
-            strategy = _injective_strategy(make)
-            _register_op(name, operands, _same_shape(dtype), _op.OpPattern.BROADCAST, strategy)
+            _register_op(name, operands, kind, _op.OpPattern.BROADCAST, _injective_strategy(make))
 
 
 @functools.cache
@@ -291,11 +299,11 @@ def dequantize(data, scale, zero_point: int):
     return _elementwise("easyquant.dequantize", [data, scale], zero_point=zero_point)
 
 
-def add(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
-        scale: float, zero_point: int, lo: int = 0, hi: int = 255, function=None):  # fmt: skip
-    """uint8 + uint8 -> uint8; function: of the real sum."""
+def join(op: str, a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
+         scale: float, zero_point: int, lo: int = 0, hi: int = 255, function=None):  # fmt: skip
+    """Two uint8 tensors -> uint8, by an operator of `JOINS`; function: of the real number it makes."""
     return _elementwise(
-        "easyquant.add", [a, b], a_scale=a_scale, a_zero_point=a_zero_point, b_scale=b_scale,
+        JOINS[op], [a, b], a_scale=a_scale, a_zero_point=a_zero_point, b_scale=b_scale,
         b_zero_point=b_zero_point, scale=scale, zero_point=zero_point, lo=lo, hi=hi, function=function,
     )  # fmt: skip
 
