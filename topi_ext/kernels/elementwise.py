@@ -123,6 +123,27 @@ def mul(a, b, a_zero_point: int, b_zero_point: int, multiplier: float, zero_poin
     return te.compute(a.shape, element, name="mul", tag=TAG)
 
 
+def total(x, zero_point: int):
+    """uint8 (N, H, W, C) -> int32 (N, 1, 1, C): the sum of the steps over the map, for `reference`'s average
+    pool, by vectors of channels. TVM sums one number at a time."""
+    n, h, w, channels = (int(d) for d in x.shape)
+    lanes = next(count for count in LANES if channels % count == 0)
+    wide = with_lanes("int32", lanes)
+
+    def body(ins, out):
+        builder = Builder()
+        with builder.for_range(0, n, "n") as i, builder.for_range(0, channels // lanes, "c") as c:
+            acc = builder.allocate("int32", lanes, name="acc")
+            builder.emit(acc.vstore([0], epilogue.const(-h * w * zero_point, wide)))
+            with builder.for_range(0, h, "y") as y, builder.for_range(0, w, "x") as across:
+                steps = ins[0].vload([i, y, across, c * lanes], with_lanes("uint8", lanes)).astype(wide)
+                builder.emit(acc.vstore([0], acc.vload([0], wide) + steps))
+            builder.emit(out.vstore([i, 0, 0, c * lanes], acc.vload([0], wide)))
+        return builder.get()
+
+    return extern((n, 1, 1, channels), [x], body, "int32", "total", "easyquant_total")
+
+
 def join(*tensors):
     """Tensors one behind the other along the last axis, each copied by vectors. A loop that asks at every
     number which tensor it is of took 13 times as long."""

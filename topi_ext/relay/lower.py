@@ -9,8 +9,8 @@ Takes a Relay module of standard qnn ops in NHWC (what `tvm_easyquant.rewrite` m
 * every other quantize, requantize, dequantize and join by an elementwise operator that computes the
   norm of `topi_ext.reference` (no stock qnn op rounds half to even).
 
-Max pool, concat, reshape, slice, take, pad, repeat, table lookups and sums are exact in stock TVM and stay
-as they are. What stays float is handed to `floats`.
+Sums over a map are summed by vectors. Max pool, concat, reshape, slice, take, pad, repeat and table lookups
+are exact in stock TVM and stay as they are. What stays float is handed to `floats`.
 """
 
 from __future__ import annotations
@@ -162,6 +162,8 @@ class _Lowering:
             return self._mul(root, clip, call)
         if name == "qnn.quantize":
             return self._function(root, clip, call) or self._quantize(root, clip, call)
+        if name == "sum":
+            return self._total(root)
         if name.startswith("qnn."):
             raise LoweringError(f"{name}: no exact lowering for this use of it")
         return None
@@ -371,6 +373,19 @@ class _Lowering:
             return relay_op.quantize(x, float(scale), int(zero), **_limits(clip))
 
         return _Chain(_between(root, call), (call.args[0],), emit)
+
+    def _total(self, call):
+        """The sum over a stored map, int32; None for another."""
+        steps, zero, absorbed = call.args[0], 0, ()
+        if name_of(steps) == "subtract" and isinstance(steps.args[1], relay.Constant):
+            zero, absorbed, steps = value_of(steps.args[1]), (steps,), steps.args[0]
+        data = steps.args[0] if name_of(steps) == "cast" else None
+        stored = data is not None and data.checked_type.dtype == "uint8" and len(data.checked_type.shape) == 4
+        over_map = _ints(call.attrs.axis or ()) == (1, 2) and call.attrs.keepdims and not call.attrs.exclude
+        alone = all(map(self._alone, (*absorbed, steps)))
+        if not (stored and over_map and alone and np.size(zero) == 1 and steps.attrs.dtype == "int32"):
+            return None
+        return _Chain((*absorbed, steps), (data,), lambda x: relay_op.total(x, int(zero)))
 
     def _mul(self, root, clip, call):
         a_scale, a_zero, b_scale, b_zero, scale, zero = (value_of(a) for a in call.args[2:])

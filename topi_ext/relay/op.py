@@ -14,6 +14,7 @@ easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.re
 easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.dequantize`)
 easyquant.add (sub, max, min)  uint8, uint8 (or broadcast) -> uint8  (`reference.join`)
 easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
+easyquant.total             uint8 -> int32, summed over the map
 ==========================  ==================================================================
 
 ROW is the instruction set of the kernel, a row of `isa.ISAS`: TVM names the compiled function after the
@@ -25,12 +26,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 import tvm
 from tvm import autotvm, relay, te
 from tvm.relay.op import op as _op
-from tvm.topi.x86.injective import schedule_injective
 
 from .. import function, isa, manifest
 from ..emit import target_isa  # noqa: F401  # part of what this module answers
@@ -39,9 +40,12 @@ from ..kernels import elementwise, float_conv
 from ..problem import ConvSpec
 from ..reference import multiplier
 
+#: numbers of a vector of an elementwise operator
+LANES = (16, 8)
 #: what the names of the convolutions begin with
 CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
 FLOAT, FLOAT_ADD = "easyquant.float", "easyquant.float_add"
+TOTAL = "easyquant.total"
 
 
 # -- AutoTVM templates: one topi compute and schedule for each row of the manifest
@@ -126,13 +130,38 @@ def _float_strategy(attrs, inputs, out_type, target):
     return strategy
 
 
+def _by_rows(outs):
+    """Vectors along the channels if they are whole, so that what is read by channel is no gather; else along
+    as many axes as make whole vectors. TVM's own schedule cuts the last axis by 16 and leaves the rest of it,
+    and with it every vector, to a condition."""
+    schedule = te.create_schedule([out.op for out in outs])
+    te.schedule.AutoInlineInjective(schedule)
+    for out in outs:
+        _vectors(schedule[out], [int(d) for d in out.shape])
+    return schedule
+
+
+def _vectors(stage, shape):
+    *before, last = stage.op.axis
+    size = shape[-1]
+    lanes = next((n for n in LANES if size % n == 0), None)
+    while lanes is None and before:
+        last, size = stage.fuse(before.pop(), last), size * shape[len(before)]
+        lanes = next((n for n in LANES if size % n == 0), None)
+    if lanes is not None:
+        last, vector = stage.split(last, lanes)
+        stage.vectorize(vector)
+    if prod(shape) > elementwise.PARALLEL:
+        stage.parallel(stage.fuse(*before[:2]) if before else last)
+
+
 def _injective_strategy(make):
     """Strategy of an elementwise operator: make(attrs, inputs) -> te.Tensor."""
 
     def strategy(attrs, inputs, out_type, target):
         def run_schedule(attrs, outs, target):
             with target:
-                return schedule_injective(outs)
+                return _by_rows([outs] if isinstance(outs, te.Tensor) else list(outs))
 
         result = _op.OpStrategy()
         result.add_implementation(
@@ -140,6 +169,19 @@ def _injective_strategy(make):
         )
         return result
 
+    return strategy
+
+
+def _total_strategy(attrs, inputs, out_type, target):
+    def run_schedule(attrs, outs, target):
+        with target:
+            return te.create_schedule([t.op for t in outs])
+
+    strategy = _op.OpStrategy()
+    strategy.add_implementation(
+        lambda attrs, inputs, out_type: [elementwise.total(*inputs, **_numbers(attrs))],
+        run_schedule, name="easyquant_total",
+    )  # fmt: skip
     return strategy
 
 
@@ -182,6 +224,11 @@ def _float_type(arg_types, attrs):
 
 def _same_shape(dtype):
     return lambda arg_types, attrs: relay.TensorType(arg_types[0].shape, dtype)
+
+
+def _summed_shape(arg_types, attrs):
+    n, _, _, channels = arg_types[0].shape
+    return relay.TensorType((n, 1, 1, channels), "int32")
 
 
 def _larger_shape(dtype):
@@ -241,6 +288,8 @@ def register() -> None:
     for name, (operands, kind, make) in _ELEMENTWISE.items():
         if name not in known:
             _register_op(name, operands, kind, _op.OpPattern.BROADCAST, _injective_strategy(make))
+    if TOTAL not in known:
+        _register_op(TOTAL, ("data",), _summed_shape, _op.OpPattern.OPAQUE, _total_strategy)
 
 
 @functools.cache
@@ -316,3 +365,8 @@ def mul(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: i
         "easyquant.mul", [a, b], a_zero_point=a_zero_point, b_zero_point=b_zero_point,
         multiplier=factor, zero_point=zero_point, lo=lo, hi=hi,
     )  # fmt: skip
+
+
+def total(data, zero_point: int):
+    """uint8 (N, H, W, C) -> int32 (N, 1, 1, C), the sum of the steps."""
+    return _elementwise(TOTAL, [data], zero_point=zero_point)
