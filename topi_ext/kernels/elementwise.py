@@ -124,8 +124,8 @@ def mul(a, b, a_zero_point: int, b_zero_point: int, multiplier: float, zero_poin
 
 
 def total(x, zero_point: int):
-    """uint8 (N, H, W, C) -> int32 (N, 1, 1, C): the sum of the steps over the map, for `reference`'s average
-    pool, by vectors of channels. TVM sums one number at a time."""
+    """uint8 (N, H, W, C) -> int32 (N, 1, 1, C): the sum of the steps over the map, as an average pool needs
+    it, by vectors of channels. TVM sums one number at a time."""
     n, h, w, channels = (int(d) for d in x.shape)
     lanes = next(count for count in LANES if channels % count == 0)
     wide = with_lanes("int32", lanes)

@@ -376,16 +376,17 @@ class _Lowering:
 
     def _total(self, call):
         """The sum over a stored map, int32; None for another."""
-        steps, zero, absorbed = call.args[0], 0, ()
+        steps, zero, absorbed = call.args[0], np.zeros(()), [call.args[0]]
         if name_of(steps) == "subtract" and isinstance(steps.args[1], relay.Constant):
-            zero, absorbed, steps = value_of(steps.args[1]), (steps,), steps.args[0]
-        data = steps.args[0] if name_of(steps) == "cast" else None
-        stored = data is not None and data.checked_type.dtype == "uint8" and len(data.checked_type.shape) == 4
-        over_map = _ints(call.attrs.axis or ()) == (1, 2) and call.attrs.keepdims and not call.attrs.exclude
-        alone = all(map(self._alone, (*absorbed, steps)))
-        if not (stored and over_map and alone and np.size(zero) == 1 and steps.attrs.dtype == "int32"):
+            zero, steps = value_of(steps.args[1]), steps.args[0]
+            absorbed.append(steps)
+        if name_of(steps) != "cast" or steps.attrs.dtype != "int32" or not all(map(self._alone, absorbed)):
             return None
-        return _Chain((*absorbed, steps), (data,), lambda x: relay_op.total(x, int(zero)))
+        kind = steps.args[0].checked_type
+        over_map = _ints(call.attrs.axis or ()) == (1, 2) and call.attrs.keepdims and not call.attrs.exclude
+        if kind.dtype != "uint8" or len(kind.shape) != 4 or not over_map or zero.size != 1:
+            return None
+        return _Chain(tuple(absorbed), (steps.args[0],), lambda x: relay_op.total(x, int(zero.item())))
 
     def _mul(self, root, clip, call):
         a_scale, a_zero, b_scale, b_zero, scale, zero = (value_of(a) for a in call.args[2:])

@@ -131,9 +131,9 @@ def _float_strategy(attrs, inputs, out_type, target):
 
 
 def _by_rows(outs):
-    """Vectors along the channels if they are whole, so that what is read by channel is no gather; else along
-    as many axes as make whole vectors. TVM's own schedule cuts the last axis by 16 and leaves the rest of it,
-    and with it every vector, to a condition."""
+    """Vectors along the channels if they are whole, so that what is read by channel is no gather; else
+    along as many axes as make whole vectors. TVM's own schedule cuts the last axis by 16, and a rest makes
+    every vector a condition."""
     schedule = te.create_schedule([out.op for out in outs])
     te.schedule.AutoInlineInjective(schedule)
     for out in outs:
