@@ -1,8 +1,11 @@
-"""Whole networks, batch 1, 224x224, random weights: ours against every runtime a user could pick instead.
+"""Whole networks, batch 1, random weights: ours against every runtime a user could pick instead.
 
-    python benchmarks/networks.py --json FILE [--isa avx2 ...] [--nets NAME ...] [--threads 1]
-        [--peers NAME ...] [--peers-python PYTHON] [--relax-python PYTHON] [--records LOG ...]
+    python benchmarks/networks.py --json FILE [--isa avx2 ...] [--nets NAME ...] [--also NAME=ONNX ...]
+        [--threads 1] [--peers NAME ...] [--peers-python PYTHON] [--relax-python PYTHON] [--records LOG ...]
         [--fp32-records LOG]
+
+NAME is one of `random_networks`: the usual six, 224x224, are the default, ``today`` stands for all of
+`OF_TODAY`. --also adds a file, of one input (1, 3, H, W).
 
 Every runner is a process of its own that sleeps while another runs; rounds time them one after the other,
 then in reverse order, at real-time priority where that is allowed (a shared machine). ``--isa`` caps
@@ -11,8 +14,9 @@ nobody. PYTHON is an environment with openvino, nncf, ncnn and pnnx (NNCF needs 
 not get along with); without it those peers are left out and named. The Python of --relax-python is one with
 this package and today's apache-tvm: the same table, built by that host, is one more runner.
 
-Before ours is timed it must equal the numpy reference bit for bit. A peer's int8 must have a cosine of
-more than 0.9 with its own fp32. Ratios are medians of the ratios of a round.
+Before ours is timed it must equal the numpy reference bit for bit: its outputs, or, where float
+operators make those, every stored tensor. A peer's int8 must have a cosine of more than 0.9 with
+fp32. Ratios are medians of the ratios of a round.
 """
 
 from __future__ import annotations
@@ -30,8 +34,11 @@ from pathlib import Path
 os.environ["TVM_NUM_THREADS"] = "1"
 os.environ.setdefault("TOPHUB_LOCATION", "NONE")
 
+import accuracy
 import machine
 import numpy as np
+import onnx
+import onnxruntime
 import random_networks
 from peers import ISAS, Runner, capped, check_isas, target_of
 
@@ -43,7 +50,7 @@ from tvm_easyquant.relay.framework import NO_CSE, no_tophub, relay, tvm
 from tvm_easyquant.relay.reference import execute
 
 HERE = Path(__file__).resolve().parent
-PEERS = ("onnxruntime", "openvino", "ncnn")
+PEERS = ("tvm", "onnxruntime", "openvino", "ncnn")
 #: what another Python, of the other host, does with a network and its table
 ON_RELAX = """
 import sys
@@ -68,8 +75,9 @@ def ort_int8(path, samples, made):
 
         def get_next(self):
             sample = next(self.items, None)
-            return None if sample is None else {"image": sample}
+            return None if sample is None else {name: sample}
 
+    name, _ = the_input(path)
     prepared = made.with_suffix(".prepared.onnx")
     quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
     quantization.quantize_static(
@@ -87,16 +95,18 @@ def history(logs):
     return autotvm.apply_history_best(records) if records else contextlib.nullcontext()
 
 
+def the_input(path):
+    """The name and the shape of a model's one input."""
+    model = onnx.load(path)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    (found,) = [each for each in model.graph.input if each.name not in constants]
+    return found.name, tuple(d.dim_value for d in found.type.tensor_type.shape.dim)
+
+
 def tvm_fp32(path, target, logs):
-    module, params = relay.frontend.from_onnx(_load(path), {"image": (1, 3, 224, 224)}, freeze_params=True)
+    module, params = relay.frontend.from_onnx(onnx.load(path), dict([the_input(path)]), freeze_params=True)
     with no_tophub(), history(logs), tvm.transform.PassContext(opt_level=3, config=NO_CSE):
         return relay.build(module, target, params=params)
-
-
-def _load(path):
-    import onnx
-
-    return onnx.load(path)
 
 
 def on_relax(python, path, table, target, file):
@@ -107,70 +117,123 @@ def on_relax(python, path, table, target, file):
     return file
 
 
-def start(name, args, folder, stack):
-    """{(runner, isa): Runner} and the facts of the network; ours verified."""
-    path = random_networks.save(name, folder)
-    samples = random_networks.pictures(8)
-    inputs = folder / "inputs.npy"
-    np.save(inputs, np.concatenate(samples))
-    graph = eq.load_onnx(path)
-    q = eq.quantize(graph, samples[:4], bits=7, method="minmax")  # the scales do not change the speed
-    expected = execute(q.module, {"image": samples[0]})[0]
-    cpus = sorted(os.sched_getaffinity(0))[-args.threads :]
-    runners, sizes = {}, {}
+class Race:
+    """One network and its runners; ours verified.
 
-    def run(key, isa_name, python, kind, model, env=None):
-        runners[key, isa_name] = Runner(python, kind, model, inputs, args.threads, cpus, env)
-        stack.callback(runners[key, isa_name].stop)
+    runners: {(runner, isa): Runner}; sizes: bytes of the libraries; left_out: told as they are found.
+    """
 
-    def library(key, isa_name, built):
-        file = folder / f"{key}_{isa_name}.so"
+    def __init__(self, name, args, folder, stack):
+        self.name, self.args, self.folder, self.stack = name, args, folder, stack
+        self.path = args.files.get(name) or random_networks.save(name, folder)
+        self.entry, shape = the_input(self.path)
+        self.samples = random_networks.pictures(8, shape=shape[2:])
+        self.inputs = folder / "inputs.npy"
+        np.save(self.inputs, np.concatenate(self.samples))
+        self.graph = eq.load_onnx(self.path)
+        # speed depends on the structure, which is that of the default method, not on the ranges
+        self.q = eq.quantize(
+            self.graph, self.samples[:4], bits=7, method="minmax", fuse_functions=True, asymmetric=True
+        )
+        self.runners, self.sizes = {}, {}
+        for isa_name in args.isa:
+            self._ours(isa_name, target_of(isa_name))
+        if "tvm" in args.peers:
+            for isa_name in args.isa:
+                self._tvm(isa_name, target_of(isa_name))
+        models = self._peer_models()
+        for isa_name in args.isa:
+            for key, model in models.items():
+                self._peer(key, isa_name, model)
+
+    def _run(self, key, isa_name, python, kind, model, env=None):
+        cpus = sorted(os.sched_getaffinity(0))[-self.args.threads :]
+        runner = Runner(python, kind, model, self.inputs, self.args.threads, cpus, env)
+        self.stack.callback(runner.stop)
+        self.runners[key, isa_name] = runner
+        return runner
+
+    def _library(self, key, isa_name, built):
+        file = self.folder / f"{key}_{isa_name}.so"
         built.export_library(str(file))
-        sizes[key, isa_name] = file.stat().st_size
-        run(key, isa_name, sys.executable, "tvm", file)
+        self.sizes[key, isa_name] = file.stat().st_size
+        self._run(key, isa_name, sys.executable, "tvm", file)
 
-    for isa_name in args.isa:
-        target = target_of(isa_name)
-        library("tvm_easyquant-int7", isa_name, build(q.module, target))
+    def _leave_out(self, key, why):
+        print(f"{self.name}: left out: {key}: {why}", flush=True)
+
+    def _ours(self, isa_name, target):
+        args, q = self.args, self.q
+        self._library("tvm_easyquant-int7", isa_name, build(q.module, target))
         if args.relax_python:
-            file = on_relax(args.relax_python, path, q.table, target, folder / f"relax_{isa_name}.so")
-            sizes["tvm_easyquant-int7-relax", isa_name] = file.stat().st_size
-            run("tvm_easyquant-int7-relax", isa_name, args.relax_python, "tvm", file)
+            file = self.folder / f"relax_{isa_name}.so"
+            on_relax(args.relax_python, self.path, q.table, target, file)
+            self.sizes["tvm_easyquant-int7-relax", isa_name] = file.stat().st_size
+            self._run("tvm_easyquant-int7-relax", isa_name, args.relax_python, "tvm", file)
         if args.records:
             with history(args.records):
-                library("tvm_easyquant-int7-tuned", isa_name, build(q.module, target))
-        for key in [k for k, i in runners if i == isa_name and k.startswith("tvm_easyquant")]:
-            if not np.array_equal(runners[key, isa_name].output(folder / "out.npy"), expected):
-                raise SystemExit(f"error: {key} of {name} on {isa_name} differs from the reference")
-        library("tvm-fp32", isa_name, tvm_fp32(path, target, None))
-        if args.fp32_records:
-            library("tvm-fp32-tuned", isa_name, tvm_fp32(path, target, [args.fp32_records]))
-    ort_int8(path, samples, folder / "onnxruntime_int8.onnx")
-    models = {"onnxruntime-fp32": path, "onnxruntime-int8": folder / "onnxruntime_int8.onnx"}
-    if args.peers_python:
-        subprocess.run([args.peers_python, HERE / "peer_models.py", path, inputs, folder], check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        models |= {f"openvino-{kind}": folder / f"openvino_{kind}.xml" for kind in ("fp32", "int8")}
-        models |= {f"ncnn-{kind}": folder / f"ncnn_{kind}" for kind in ("fp32", "int8")}
-    for isa_name in args.isa:
-        for key, model in models.items():
-            peer = key.partition("-")[0]
-            if peer not in args.peers:
-                continue
-            python = sys.executable if peer == "onnxruntime" else args.peers_python
-            try:
-                run(key, isa_name, python, peer, model, capped(python, peer, isa_name, args.scratch))
-            except RuntimeError as error:
-                print(f"{name}: left out: {key} on {isa_name}: {error}", flush=True)
-    outputs = {key: r.output(folder / "out.npy").ravel().astype(float) for key, r in runners.items()}
-    truth = outputs["tvm-fp32", args.isa[0]]
-    alike = {k: float(o @ truth / np.sqrt((o @ o) * (truth @ truth))) for k, o in outputs.items()}
-    return runners, {"macs": graph.macs, "cosine": alike, "bytes": sizes}
+                self._library("tvm_easyquant-int7-tuned", isa_name, build(q.module, target))
+        expected = np.concatenate([y.ravel() for y in execute(q.module, {self.entry: self.samples[0]})])
+        apart = 0.0
+        if q.plan.floats.keys() & set(q.graph.outputs):  # no integer's: every stored tensor is compared
+            apart = 1e-4 * float(np.abs(expected).max())
+            feeds = [{self.entry: self.samples[0]}]
+            found = accuracy.exact(q, eq.Executor(build(q.module, target)), target, feeds)
+            if found["values_differing"]:
+                raise SystemExit(f"error: tensors of {self.name} on {isa_name} differ from the reference")
+        for (key, of), runner in self.runners.items():
+            if of == isa_name and not np.allclose(runner.output(self.folder / "o.npy"), expected, 0, apart):
+                raise SystemExit(f"error: {key} of {self.name} on {isa_name} differs from the reference")
+
+    def _tvm(self, isa_name, target):
+        self._library("tvm-fp32", isa_name, tvm_fp32(self.path, target, None))
+        if self.args.fp32_records:
+            built = tvm_fp32(self.path, target, [self.args.fp32_records])
+            self._library("tvm-fp32-tuned", isa_name, built)
+
+    def _peer_models(self):
+        """{runner: file}, of the peers that convert the network."""
+        args, folder, models = self.args, self.folder, {}
+        if "onnxruntime" in args.peers:
+            ort_int8(self.path, self.samples, folder / "onnxruntime_int8.onnx")
+            models = {"onnxruntime-fp32": self.path, "onnxruntime-int8": folder / "onnxruntime_int8.onnx"}
+        if args.peers_python:  # ncnn may end that process; then only its files are missing
+            command = [args.peers_python, HERE / "peer_models.py", self.path, self.inputs, folder]
+            subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            files = {f"openvino-{k}": folder / f"openvino_{k}.xml" for k in ("fp32", "int8")}
+            files |= {f"ncnn-{k}": folder / f"ncnn_{k}.bin" for k in ("fp32", "int8")}
+            for key, file in files.items():
+                if key.partition("-")[0] in args.peers and file.exists():
+                    models[key] = file.with_suffix("") if file.suffix == ".bin" else file
+                elif key.partition("-")[0] in args.peers:
+                    self._leave_out(key, "its tools do not convert it")
+        return models
+
+    def _peer(self, key, isa_name, model):
+        peer = key.partition("-")[0]
+        python = sys.executable if peer == "onnxruntime" else self.args.peers_python
+        try:
+            env = capped(python, peer, isa_name, self.args.scratch)
+            self._run(key, isa_name, python, peer, model, env).output(self.folder / "o.npy")
+        except RuntimeError as error:  # ncnn ends where it cannot run what its tools made
+            self.runners.pop((key, isa_name), None)
+            self._leave_out(f"{key} on {isa_name}", error)
+
+    def cosines(self):
+        """{(runner, isa): of its outputs with those of fp32}."""
+        session = onnxruntime.InferenceSession(self.path, providers=["CPUExecutionProvider"])
+        truth = np.concatenate([y.ravel() for y in session.run(None, {self.entry: self.samples[0]})])
+        truth, found = truth.astype(float), {}
+        for key, runner in self.runners.items():
+            y = runner.output(self.folder / "o.npy").astype(float)
+            found[key] = float(y @ truth / np.sqrt((y @ y) * (truth @ truth)))
+        return found
 
 
 def measure(name, args, facts):
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        runners, found = start(name, args, Path(scratch), stack)
+        race = Race(name, args, Path(scratch), stack)
+        runners, cosines = race.runners, race.cosines()
         times = {key: [] for key in runners}
         number = {key: max(1, int(60 / float(r.ask(2)))) for key, r in runners.items()}
         for i in range(args.rounds):
@@ -181,14 +244,14 @@ def measure(name, args, facts):
     rows = []
     for key, values in times.items():
         runner, isa_name = key
-        low = found["cosine"][key] < 0.9 and "int" in runner
+        low = cosines[key] < 0.9 and "int" in runner
         row = {
             "net": name, "runner": runner, "version": versions[key], "isa": isa_name,
             "threads": args.threads, "ms_median": round(float(np.median(values)), 3),
-            "ms_min": round(min(values), 3), "macs": found["macs"],
+            "ms_min": round(min(values), 3), "macs": race.graph.macs,
             "verified": "exact" if runner.startswith("tvm_easyquant") else not low,
-            "cosine_to_fp32": round(found["cosine"][key], 4), "peak_rss_mib": round(memory[key], 1),
-            "artefact_mib": round(found["bytes"][key] / 2**20, 2) if key in found["bytes"] else None,
+            "cosine_to_fp32": round(cosines[key], 4), "peak_rss_mib": round(memory[key], 1),
+            "artefact_mib": round(race.sizes[key] / 2**20, 2) if key in race.sizes else None,
             "cpu": facts["cpu"],
         }  # fmt: skip
         for mine in args.isa:
@@ -207,7 +270,7 @@ def tune_fp32(args):
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.nets:
             path = random_networks.save(name, Path(scratch))
-            module, params = relay.frontend.from_onnx(_load(path), {"image": (1, 3, 224, 224)},
+            module, params = relay.frontend.from_onnx(onnx.load(path), dict([the_input(path)]),
                                                       freeze_params=True)  # fmt: skip
             tasks = autotvm.task.extract_from_program(module["main"], params, target)
             for i, task in enumerate(tasks, 1):
@@ -243,6 +306,7 @@ def main():
     parser.add_argument("--json", type=Path)
     parser.add_argument("--isa", nargs="+", default=["avx2"], choices=ISAS)
     parser.add_argument("--nets", nargs="+", default=list(random_networks.NETWORKS))
+    parser.add_argument("--also", nargs="+", default=[], metavar="NAME=ONNX", help="networks of files")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--peers-python", help="Python of an environment with openvino, nncf, ncnn, pnnx")
@@ -255,6 +319,10 @@ def main():
     parser.add_argument("--tune-fp32", type=int, metavar="TRIALS", help="make --fp32-records and end")
     parser.add_argument("--tune-ours", type=int, metavar="TRIALS", help="append to --records and end")
     args = parser.parse_args()
+    if args.nets == ["today"]:
+        args.nets = list(random_networks.OF_TODAY)
+    args.files = {name: Path(file) for name, _, file in (word.partition("=") for word in args.also)}
+    args.nets += [name for name in args.files if name not in args.nets]
     check_isas(args.isa)
     if args.peers_python and not shutil.which(args.peers_python):
         raise SystemExit(f"error: --peers-python: there is no {args.peers_python}")
@@ -271,7 +339,7 @@ def main():
         rows += mine
         for row in mine:
             times = f"{row['ms_median']:9.2f} ms{row['over_ours_' + args.isa[0]]:7.2f}x"
-            where = f"{name:15}{row['runner']:26}{row['isa']:8}"
+            where = f"{name:20}{row['runner']:26}{row['isa']:8}"
             print(f"{where}{times}{row['peak_rss_mib']:9.0f} MiB", flush=True)
         if args.json:
             write_text(args.json, json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")

@@ -4,7 +4,8 @@
 
 KIND: ``tvm`` (MODEL an exported library), ``onnxruntime``, ``openvino``, ``ncnn`` (MODEL.param and .bin).
 Then, over standard input: a number n runs the network n times and prints the mean of the milliseconds;
-``output FILE`` stores the output of the first input; ``memory`` prints the peak resident MiB.
+``output FILE`` stores the outputs of the first input, one after the other; ``memory`` prints the peak
+resident MiB.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ def tvm(model, x, threads):
     from tvm_easyquant import deploy  # TVM's runtime library without the compiler and its Python
 
     program = deploy.Program(model)
-    program.set_inputs({"image": x})
+    (name,) = program.inputs
+    program.set_inputs({name: x})
     wheels = ("xtc-tvm-python-bindings", "apache-tvm")  # 0.19, today's
     found = {each.name.lower(): each.version for each in metadata.distributions() if each.name}
     version = next(found[wheel] for wheel in wheels if wheel in found)
-    return program.run, lambda: program.outputs()[0], ".".join(version.split(".")[:3])
+    return program.run, program.outputs, ".".join(version.split(".")[:3])
 
 
 def onnxruntime(model, x, threads):
@@ -37,7 +39,7 @@ def onnxruntime(model, x, threads):
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: x}
-    return lambda: session.run(None, feed), lambda: session.run(None, feed)[0], onnxruntime.__version__
+    return lambda: session.run(None, feed), lambda: session.run(None, feed), onnxruntime.__version__
 
 
 def openvino(model, x, threads):
@@ -49,7 +51,7 @@ def openvino(model, x, threads):
     request = compiled.create_infer_request()
     request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
     version = openvino.__version__.split("-")[0]
-    return request.infer, lambda: next(iter(request.infer().values())), version
+    return request.infer, lambda: list(request.infer().values()), version
 
 
 def ncnn(model, x, threads):
@@ -64,9 +66,10 @@ def ncnn(model, x, threads):
     def run():
         extractor = net.create_extractor()
         extractor.input("in0", source)
-        return extractor.extract("out0")[1]
+        return [np.array(extractor.extract(name)[1]) for name in names]
 
-    return run, lambda: np.array(run()), ncnn.__version__
+    names = [f"out{i}" for i in range(len(net.output_names()))]
+    return run, run, ncnn.__version__
 
 
 def peak_mib():
@@ -83,7 +86,7 @@ def main():
     for line in sys.stdin:
         word, _, rest = line.strip().partition(" ")
         if word == "output":
-            np.save(rest, output())
+            np.save(rest, np.concatenate([np.asarray(y).ravel() for y in output()]))
             print("done", flush=True)
         elif word == "memory":
             print(peak_mib(), flush=True)

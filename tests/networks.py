@@ -104,6 +104,26 @@ def turned(seed=0, **options):
     return b.graph("logits"), b.images(6)
 
 
+def joined(seed=0, **options):
+    """What is made of two maps, of one and its gates, and what takes places of each axis, between layers:
+    (graph, images)."""
+    b = Builder(seed, **options)
+    x = b.relu("stem.relu", b.conv("stem", "image", 8, stride=2))
+    shape = n, h, w, c = b.nodes[x].shape
+    y = b.conv("other", x, 8)
+    x = b.add("difference", "sub", [x, y], shape, {})
+    gate = b.relu("gate.relu", b.conv("gate", x, 1, kernel=1), hi=1.0)
+    x = b.add("gated", "mul", [x, gate], shape, {})
+    x = b.add("least", "min", [b.pool("mean", x, "avg_pool2d", h, 1), x], shape, {})
+    x = b.relu("shifted.relu", b.add("shifted", "add", [b.conv("row", x, 8), gate], shape, {}))
+    x = b.conv("mid", b.add("most", "max", [x, y], shape, {}), 8, kernel=1)
+    places = (None, (2, 1, 0, *range(h)), tuple(range(0, w, 2)), tuple(range(c))[::-1])
+    x = b.add("taken", "gather", [x], (n, h + 3, -(-w // 2), c), dict(indices=places))
+    x = b.relu("late.relu", b.conv("late", x, 8))
+    b.dense("logits", b.flatten("flat", b.global_pool("gap", x)), 5)
+    return b.graph("logits"), b.images(6)
+
+
 def chain(seed=0, relu=True, channels=4, **options):
     """conv - (relu) - conv: the smallest network with a searched activation scale."""
     b = Builder(seed, **options)

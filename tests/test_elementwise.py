@@ -32,9 +32,22 @@ def test_add_over_every_pair_of_bytes(target, scales):
     constant into a multiplication by its reciprocal; both moved some of these 65,536 sums by a step."""
     a, b = (relay.var(n, shape=BYTES[0].shape, dtype="uint8") for n in "ab")
     numbers = (scales[0], 64, scales[1], 3, scales[2], 5, 1, 250)
-    run = compiled(relay_op.add(a, b, *numbers), a, b, target=target)
+    run = compiled(relay_op.join("add", a, b, *numbers), a, b, target=target)
     out = run({"a": BYTES[0], "b": BYTES[1]})[0]
     np.testing.assert_array_equal(out, reference.add(*BYTES, *numbers))
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "max", "min"])
+def test_joins_over_every_pair_of_bytes(op):
+    """One of the two may be repeated along the axes where it has a size of 1."""
+    down, across = np.arange(256, dtype=np.uint8).reshape(1, 256, 1), np.arange(256, dtype=np.uint8)
+    numbers = (SCALES[0][0], 64, SCALES[0][1], 3, SCALES[0][2], 5, 1, 250)
+    whole = np.broadcast_to(across, (1, 256, 256)).copy()
+    for pair in ((down, whole), (whole, down)):
+        a, b = (relay.var(n, shape=x.shape, dtype="uint8") for n, x in zip("ab", pair, strict=True))
+        run = compiled(relay_op.join(op, a, b, *numbers), a, b, target=TARGETS[-1])
+        made = run(dict(zip("ab", pair, strict=True)))[0]
+        np.testing.assert_array_equal(made, reference.join(op, *pair, *numbers))
 
 
 def test_the_two_mistakes_would_be_seen():

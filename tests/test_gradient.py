@@ -79,6 +79,10 @@ CASES = {
     ),
     "pad": ("pad", dict(widths=((0, 0), (1, 2), (0, 3), (0, 1))), [random(2, 3, 4, 2)]),
     "resize": ("resize", dict(factors=(2, 3)), [random(2, 3, 4, 2)]),
+    "gather": ("gather", dict(indices=(None, (1, 0, 0, 2), None, (3, 3))), [random(2, 3, 4, 5)]),
+    "sub": ("sub", {}, [random(2, 3, 4, 5), random(2, 1, 1, 5)]),
+    "max": ("max", {}, list(np.split(apart((2, 3, 4, 10)), 2, axis=3))),
+    "min": ("min", {}, list(np.split(apart((2, 3, 4, 10)), 2, axis=3))),
     "depth_to_space": ("depth_to_space", dict(block=2, mode="DCR"), [random(2, 3, 4, 8)]),
     "depth_to_space, CRD": ("depth_to_space", dict(block=2, mode="CRD"), [random(2, 3, 4, 8)]),
 }

@@ -18,7 +18,7 @@ from tvm import autotvm, relay
 import tvm_easyquant as eq
 from topi_ext import cost, isa, manifest, reference
 from topi_ext.lower import LowerInteger
-from topi_ext.relay.op import CONV2D
+from topi_ext.relay.op import CONV2D, JOINS
 from tvm_easyquant.network.ops import OPERATORS
 from tvm_easyquant.relay.tune import layer_choices, tasks
 from tvm_easyquant.scales.layers import records
@@ -57,7 +57,7 @@ def compare(graph, table):
             np.testing.assert_array_equal(array, argument.data.numpy())
         assert (layer.residual is None) == (len(calls[name].args) == 1 + len(constants))
     wanted = Counter(json.dumps(numbers(join), sort_keys=True) for join in mine.joins.values())
-    joins = calls_of(lowered, "easyquant.add") + calls_of(lowered, "easyquant.mul")
+    joins = [call for name in (*JOINS.values(), "easyquant.mul") for call in calls_of(lowered, name)]
     assert Counter(str(call.attrs["numbers"]) for call in joins) == wanted
     return mine
 
@@ -194,6 +194,7 @@ EVERY_OPERATOR = {
     for make in (
         networks.residual,
         networks.turned,
+        networks.joined,
         golden_networks.gate,
         golden_networks.functions,
         golden_networks.moves,

@@ -30,7 +30,9 @@ def between(nodes, constants, channels=8, size=8, opset=14):
         *nodes,
         ("Conv", ["b", "w2"], ["y"], "conv2", dict(kernel_shape=[1, 1])),
     ]
-    return networks.onnx_model(nodes, {"x": [1, 3, 8, 8]}, {"y": [1, 4, size, size]}, constants, opset)
+    return networks.onnx_model(
+        nodes, {"x": [1, 3, 8, 8]}, {"y": [1, 4, *np.broadcast_to(size, 2).tolist()]}, constants, opset
+    )
 
 
 def one(op, constants=None, inputs=(), **attributes):
@@ -130,7 +132,46 @@ def per_channel():
     return between(nodes, {"v": normal(1, 8, 1, 1)})
 
 
+def joins():
+    """What is made of two maps, and of one and what is repeated over it; and an add of three."""
+    nodes = [
+        ("Conv", ["x", "w3"], ["c"], "other", dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])),
+        ("Max", ["a", "c", "zero"], ["m"], "max", {}),
+        ("ReduceMean", ["m"], ["p"], "mean", dict(axes=[2, 3], keepdims=1)),
+        ("Sub", ["p", "m"], ["s"], "sub", {}),
+        ("Conv", ["s", "w4"], ["l"], "look", dict(kernel_shape=[1, 1])),
+        ("Sigmoid", ["l"], ["g"], "gate", {}),
+        ("Mul", ["g", "s"], ["t"], "scale", {}),
+        ("Min", ["t", "c"], ["n"], "min", {}),
+        ("LeakyRelu", ["n"], ["u"], "leaky", dict(alpha=0.25)),
+        ("Sum", ["u", "g", "c"], ["b"], "sum", {}),
+    ]
+    return between(nodes, {"w3": normal(8, 3, 3, 3), "w4": normal(1, 8, 1, 1), "zero": np.float32(0)})
+
+
+def moves():
+    """Places of each axis: flips, mirrors, tiles, ratios; and what else moves and is no row of its own."""
+    nearest = dict(mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    numbers = {
+        "around": np.int64([0, 0, 1, 2, 0, 0, 3, 0]), "ratio": np.float32([1, 1, 0.75, 1.2]),
+        "first": np.int64([-1]), "last": np.int64([-100]), "width": np.int64([3]), "back": np.int64([-1]),
+        "channels": np.int64([3, -1, 0, 5, 2, 1, 4, 6]), "times": np.int64([1, 2, 1, 1]),
+    }  # fmt: skip
+    nodes = [
+        ("Pad", ["a", "around"], ["m"], "mirror", dict(mode="reflect")),
+        ("Resize", ["m", "", "ratio"], ["r"], "ratio", nearest),
+        ("Slice", ["r", "first", "last", "width", "back"], ["f"], "flip", {}),
+        ("Gather", ["f", "channels"], ["g"], "gather", dict(axis=1)),
+        ("MaxPool", ["g"], ["p"], "pool", dict(kernel_shape=[2, 1], strides=[1, 1])),
+        ("SpaceToDepth", ["p"], ["d"], "blocks", dict(blocksize=2)),
+        ("Tile", ["d", "times"], ["b"], "tile", {}),
+    ]
+    return between(nodes, numbers, channels=64, size=[4, 6])
+
+
 OTHERS = {
+    "joins": joins,
+    "moves": moves,
     "squeeze and excite": squeeze_excite,
     "product of two maps": two_branches_times,
     "resize, asymmetric": resize("asymmetric"),

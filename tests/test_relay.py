@@ -21,7 +21,7 @@ from tvm_easyquant.network.layout import to_nhwc
 from tvm_easyquant.network.node import model_shape
 from tvm_easyquant.relay import meaning
 from tvm_easyquant.relay.build import Executor, TargetError, build, build_float, cpu_target, host_target
-from tvm_easyquant.relay.framework import no_tophub
+from tvm_easyquant.relay.framework import NO_CSE, no_tophub
 from tvm_easyquant.relay.read import LoadError, from_relay
 from tvm_easyquant.relay.reference import execute
 from tvm_easyquant.relay.rewrite import float_module, rewrite
@@ -42,7 +42,7 @@ def float_output(model, feed):
     """What TVM's own float compilation of an ONNX model says."""
     shapes = {n: x.shape for n, x in feed.items()}
     module, params = relay.frontend.from_onnx(model, shapes, freeze_params=True)
-    with no_tophub(), tvm.transform.PassContext(opt_level=3):
+    with no_tophub(), tvm.transform.PassContext(opt_level=3, config=NO_CSE):
         return Executor(relay.build(module, host_target(), params=params))(feed)[0]
 
 

@@ -140,9 +140,9 @@ def requantized(scaled, expression, other, zero_point, lo, hi):
     return store_byte(round_to_step(scaled, zero_point, lo, hi), zero_point)
 
 
-def add_stored(a, b, out_scale, zero_point, lo, hi, expression=None):
-    """Two float32 tensors -> uint8: ``quantize(expression(a + b))``, with a true division."""
-    total = a + b if expression is None else applied(expression, a + b)
+def stored(real, out_scale, zero_point, lo, hi, expression=None):
+    """float32 -> uint8: ``quantize(expression(real))``, with a true division."""
+    total = real if expression is None else applied(expression, real)
     return store_byte(round_to_step(divide(total, out_scale), zero_point, lo, hi), zero_point)
 
 

@@ -18,7 +18,7 @@ contracted to a fused multiply-add:
 quantize        ``clip(rint(x / scale) + zero_point, lo, hi)``
 dequantize      ``float32(q - zero_point) * scale``
 requantize      ``clip(rint(float32(acc) * multiplier) + zero_point, lo, hi)``
-add             ``quantize(dequantize(a) + dequantize(b))``
+add             ``quantize(dequantize(a) + dequantize(b))``; sub, max and min likewise
 mul             requantize of the int32 product of the steps, with ``multiplier(a, b, out)``
 elementwise     ``table[q]``, the table made of ``quantize(f(dequantize(q)))``
 average pool    requantize of the exact int32 sum, with ``multiplier(in, 1 / count, out)``
@@ -28,8 +28,8 @@ A function between a layer and its rounding (LeakyReLU, hard-swish, SiLU) is par
 ``clip(rint(function(float32(acc) * multiplier)) + zero_point, lo, hi)``; `function` defines it.
 
 This is the meaning ONNX gives to QuantizeLinear, DequantizeLinear and QLinearConv, and what a SIMD
-unit does (``cvtdq2ps``, ``mulps``, round to nearest even). Max pool, concat, reshape, slice, pad, resize
-and depth to space move integers and compute nothing; their inputs and output share one scale.
+unit does (``cvtdq2ps``, ``mulps``, round to nearest even). Max pool, concat, reshape, slice, gather, pad,
+resize and depth to space move integers and compute nothing; their inputs and output share one scale.
 
 ``float32(acc)`` is itself rounded to nearest even where ``|acc| > 2**24``. Every implementation
 rounds that conversion the same way, so integers stay equal on every CPU; against exact real
@@ -87,15 +87,26 @@ def requantize(acc, multiplier, zero_point, lo=0, hi=255, function=None, other=N
     return _store(np.rint(scaled), zero_point, lo, hi)
 
 
-def add(a, b, a_scale, a_zero_point, b_scale, b_zero_point, scale, zero_point, lo=0, hi=255,
-        function=None):  # fmt: skip
-    """uint8 + uint8 -> uint8, each with its own scale: dequantize, add, quantize in float32.
+#: what is made of two stored tensors in float32
+JOINS = {"add": np.add, "sub": np.subtract, "max": np.maximum, "min": np.minimum}
 
-    function: of the sum, before it is quantized, in the form of `function.canonical` without vectors.
+
+def join(op, a, b, a_scale, a_zero_point, b_scale, b_zero_point, scale, zero_point, lo=0, hi=255,
+         function=None):  # fmt: skip
+    """Two uint8 tensors, broadcast, each with its own scale -> uint8: dequantize, an operator of `JOINS`,
+    quantize, all in float32.
+
+    function: of what the operator makes, before it is quantized, in the form of `function.canonical`
+    without vectors.
     """
-    total = dequantize(a, a_scale, a_zero_point) + dequantize(b, b_scale, b_zero_point)
-    total = total if function is None else apply(function, total)
-    return quantize(total, scale, zero_point, lo, hi)
+    made = JOINS[op](dequantize(a, a_scale, a_zero_point), dequantize(b, b_scale, b_zero_point))
+    made = made if function is None else apply(function, made)
+    return quantize(made, scale, zero_point, lo, hi)
+
+
+def add(a, b, *numbers, **more):
+    """uint8 + uint8 -> uint8: `join`."""
+    return join("add", a, b, *numbers, **more)
 
 
 def mul(a, b, a_scale, a_zero_point, b_scale, b_zero_point, scale, zero_point, lo=0, hi=255):

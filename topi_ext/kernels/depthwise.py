@@ -6,7 +6,7 @@ kernel row in pairs: the bytes of two neighbouring pixels are interleaved, and o
 
 ``int16`` accumulators where `proofs.tap_bound` proves that a channel's sums are no further apart than int16
 is wide: each sum starts at a constant that puts the middle of its range at zero, and the bias takes it
-back. Else int32.
+back. Else int32; pairs are summed in int16 over as many kernel rows as `cut_bound` proves, then widened.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from .. import epilogue
 from ..emit import Builder, extern, pick, tir, with_lanes
 from ..problem import Bound, ConvSpec, Refusal
-from ..proofs import INT16_MAX
+from ..proofs import INT16_MAX, tap_bound
 from .direct import Writer, copied, keeper, outer_loop, over_row, padded_map
 
 LANES = 16
@@ -130,6 +130,29 @@ def pair_bound(spec: ConvSpec, weight: np.ndarray) -> Bound | Refusal:
     return Bound("a pair of products", worst, INT16_MAX)
 
 
+def cut(rows: int, count: int) -> list[range]:
+    """The rows of a kernel in ``count`` groups, the first ones a row longer."""
+    ends = np.cumsum([0, *(len(part) for part in np.array_split(np.arange(rows), count))]).tolist()
+    return list(map(range, ends, ends[1:]))
+
+
+def cuts(spec: ConvSpec, weight: np.ndarray) -> int:
+    """How few groups a kernel's rows are cut into, so that the sum of each is no wider than int16; as many
+    as there are rows where that does not do either. weight: (R, S, 1, K)."""
+    rows = spec.kernel[0]
+    for count in range(1, rows):
+        if all(isinstance(tap_bound(spec, weight[group]), Bound) for group in cut(rows, count)):
+            return count
+    return rows
+
+
+def cut_bound(spec: ConvSpec, weight: np.ndarray) -> Bound | Refusal:
+    """The sum of each group of `cuts` in int16, and each in int32 with those before: `proofs.tap_bound`."""
+    found = [tap_bound(spec, weight[group]) for group in cut(spec.kernel[0], cuts(spec, weight))]
+    refused = next((bound for bound in found if isinstance(bound, Refusal)), None)
+    return refused or max((b for b in found if isinstance(b, Bound)), key=lambda bound: bound.value)
+
+
 def halves(width: int, offset: int = 0) -> list[list[int]]:
     """The channels of the two interleaves of ``width`` bytes, in order: punpcklbw's and punpckhbw's."""
     lanes = range(width // 16)
@@ -146,22 +169,23 @@ def blocks_of(spec: ConvSpec, width: int) -> list[tuple[int, int]]:
 def pack_pairs(spec: ConvSpec, weight, bias, multiplier, width: int):
     """(weights, bias, multiplier) for `compute_pairs`.
 
-    weights: int8 (blocks, R * pairs + 1, 2 * width): for each pair the two interleaves, then what the int16
-    sums start with, in bytes. bias and multiplier in the order in which the sums are widened: even lanes,
-    odd lanes of the one interleave, then of the other.
+    weights: int8 (blocks, R * pairs + cuts, 2 * width): for each pair the two interleaves, then what the
+    int16 sums of each group of rows start with, in bytes. bias and multiplier in the order in which sums are
+    widened: even lanes, odd lanes of the one interleave, then of the other.
     """
     r = spec.kernel[0]
     channels = -(-spec.out_channels // LANES) * LANES
     padded = np.zeros((*weight.shape[:2], channels), np.int8)
     padded[:, :, : spec.out_channels] = weight[:, :, 0]
-    start = np.zeros(channels, np.int16)
-    start[: spec.out_channels] = -center(spec, weight)
+    groups = cut(r, cuts(spec, weight))
+    starts = np.zeros((len(groups), channels), np.int16)
+    starts[:, : spec.out_channels] = [-center(spec, weight[group]) for group in groups]
     multiplier = multiplier.reshape(-1, spec.out_channels)
     folded, factor = np.zeros(channels, np.int32), np.zeros((len(multiplier), channels), np.float32)
-    folded[: spec.out_channels] = bias + center(spec, weight)
+    folded[: spec.out_channels] = bias - starts[:, : spec.out_channels].astype(np.int32).sum(axis=0)
     factor[:, : spec.out_channels] = multiplier
     pairs, blocks, order = pairs_of(spec), blocks_of(spec, width), []
-    packed = np.zeros((len(blocks), r * len(pairs) + 1, 2 * width), np.int8)
+    packed = np.zeros((len(blocks), r * len(pairs) + len(groups), 2 * width), np.int8)
     for b, (first, size) in enumerate(blocks):
         for half, own in enumerate(halves(size, first)):
             place = slice(half * size, (half + 1) * size)
@@ -169,7 +193,7 @@ def pack_pairs(spec: ConvSpec, weight, bias, multiplier, width: int):
                 for j, (_, *taps) in enumerate(pairs):
                     both = [np.zeros(len(own), np.int8) if t is None else padded[i, t, own] for t in taps]
                     packed[b, i * len(pairs) + j, place] = np.stack(both, axis=1).reshape(-1)
-            packed[b, -1, place] = start[own].view(np.int8)
+            packed[b, r * len(pairs) :, place] = np.ascontiguousarray(starts[:, own]).view(np.int8)
             order += [*own[::2], *own[1::2]]
     return packed, folded[order], factor[:, order].reshape(-1)
 
@@ -214,6 +238,8 @@ class _Pairs:
         self.spec, self.ops, self.out = spec, ops, out
         self.data, self.weight, self.bias, self.multiplier = ins[:4]
         self.residual = ins[4] if len(ins) > 4 else None
+        starts = int(self.weight.shape[1]) - spec.kernel[0] * len(pairs_of(spec))
+        self.groups = cut(spec.kernel[0], starts)
         self.ib = Builder()
 
     def loops(self, pixels):
@@ -253,6 +279,9 @@ class _Pairs:
         last = (count - 1) * step + (spec.kernel[1] - 1) * apart
         sums = with_lanes("int16", size // 2)
         acc = [[ib.allocate("int16", size // 2, name="acc") for _ in (0, 1)] for _ in range(count)]
+        quarter = with_lanes("int32", size // 4)
+        cut_up = len(self.groups) > 1
+        wide = [ib.allocate("int32", size, name="wide") for _ in range(count if cut_up else 0)]
 
         def weights(index, half):
             return self.weight.vload([block, index, half * size], with_lanes("int8", size))
@@ -261,26 +290,36 @@ class _Pairs:
             index = [n, y * spec.strides[0] + i * spec.dilation[0], x * step + at, first]
             return self.data.vload(index, with_lanes("uint8", size))
 
-        for half, own in enumerate(halves(size)):
-            for p in range(count):
-                start = tir.reinterpret(sums, weights(spec.kernel[0] * each, half))
-                ib.emit(acc[p][half].vstore([0], start))
-            for i in range(spec.kernel[0]):
+        for g, group in enumerate(self.groups):
+            for half, own in enumerate(halves(size)):
                 for p in range(count):
-                    for j, (offset, *_) in self.pairs(p * step, last):
-                        rows = [pixels(i, p * step + (offset + k) * apart) for k in (0, 1)]
-                        both = pick(rows, [lane for c in own for lane in (c, size + c)])
-                        product = self.ops.multiply(both, weights(i * each + j, half))
-                        ib.emit(acc[p][half].vstore([0], acc[p][half].vload([0], sums) + product))
-        for p in range(count):
-            self.store([a.vload([0], sums) for a in acc[p]], [n, y, x + p], first, size)
+                    start = tir.reinterpret(sums, weights(spec.kernel[0] * each + g, half))
+                    ib.emit(acc[p][half].vstore([0], start))
+                for i in group:
+                    for p in range(count):
+                        for j, (offset, *_) in self.pairs(p * step, last):
+                            rows = [pixels(i, p * step + (offset + k) * apart) for k in (0, 1)]
+                            both = pick(rows, [lane for c in own for lane in (c, size + c)])
+                            product = self.ops.multiply(both, weights(i * each + j, half))
+                            ib.emit(acc[p][half].vstore([0], acc[p][half].vload([0], sums) + product))
+            for p in range(count):
+                widened = [v for a in acc[p] for v in self.ops.widen(a.vload([0], sums))]
+                if not cut_up:
+                    self.store(widened, [n, y, x + p], first, size)
+                    continue
+                for i, more in enumerate(widened):
+                    at = [i * size // 4]
+                    ib.emit(wide[p].vstore(at, wide[p].vload(at, quarter) + more if g else more))
+        for p, each_sum in enumerate(wide):
+            found = [each_sum.vload([i * size // 4], quarter) for i in range(4)]
+            self.store(found, [n, y, x + p], first, size)
 
     def store(self, sums, index, first, size):
-        """Widen the int16 sums of a pixel, add the bias, and store what the epilogue makes of them."""
+        """Add the bias to the four int32 vectors of a pixel, and store what the epilogue makes of them."""
         ib, spec, quarter = self.ib, self.spec, size // 4
         orders = [order for own in halves(size) for order in (own[::2], own[1::2])]
         residual, values = None, []
-        for i, total in enumerate([v for x in sums for v in self.ops.widen(x)]):
+        for i, total in enumerate(sums):
             at = first + i * quarter
             acc = total + self.bias.vload([at], with_lanes("int32", quarter))
             if self.residual is not None:

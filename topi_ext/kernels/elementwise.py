@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from math import prod
 
 from .. import epilogue, function
-from ..emit import Builder, extern, te, with_lanes
+from ..emit import Builder, extern, te, tir, with_lanes
 
 TAG = "broadcast"  # topi's: one number of the output reads one of each input
 #: numbers from which on a copy is divided among threads
@@ -65,29 +65,83 @@ def dequantize(x, scale, zero_point: int):
     return te.compute(x.shape, element, name="dequantize", tag=TAG)
 
 
-def add(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
-        scale: float, zero_point: int, lo: int, hi: int, function=None):  # fmt: skip
-    """uint8 + uint8 -> uint8; function: of the real sum."""
+#: join -> its operator on float32
+JOINS = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "max": tir.max, "min": tir.min}
+
+
+def _two(op: str, a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
+         scale: float, zero_point: int, lo: int, hi: int, function=None):  # fmt: skip
+    """Two uint8 tensors -> uint8, by an operator of `JOINS`; dimensions of one of them may be 1. function:
+    of the real number that it makes."""
+    full = a if _size(a) >= _size(b) else b
 
     def element(*i):
-        left = epilogue.real(_steps(a(*i), a_zero_point), a_scale)
-        right = epilogue.real(_steps(b(*i), b_zero_point), b_scale)
-        return epilogue.add_stored(left, right, scale, zero_point, lo, hi, function)
+        left = epilogue.real(_steps(_broadcast(a, i), a_zero_point), a_scale)
+        right = epilogue.real(_steps(_broadcast(b, i), b_zero_point), b_scale)
+        return epilogue.stored(JOINS[op](left, right), scale, zero_point, lo, hi, function)
 
-    return te.compute(a.shape, element, name="add", tag=TAG)
+    return te.compute(full.shape, element, name=op, tag=TAG)
+
+
+def add(a, b, *numbers, **more):
+    """uint8 + uint8 -> uint8: `reference.join`."""
+    return _two("add", a, b, *numbers, **more)
+
+
+def sub(a, b, *numbers, **more):
+    """uint8 - uint8 -> uint8: `reference.join`."""
+    return _two("sub", a, b, *numbers, **more)
+
+
+def maximum(a, b, *numbers, **more):
+    """The larger of two, uint8 -> uint8: `reference.join`."""
+    return _two("max", a, b, *numbers, **more)
+
+
+def minimum(a, b, *numbers, **more):
+    """The smaller of two, uint8 -> uint8: `reference.join`."""
+    return _two("min", a, b, *numbers, **more)
+
+
+def _size(x) -> int:
+    return prod(int(d) for d in x.shape)
+
+
+def _broadcast(x, i):
+    """A tensor's value for output index ``i``, where its dimensions may be 1."""
+    return x(*(0 if int(d) == 1 else one for d, one in zip(x.shape, i, strict=True)))
 
 
 def mul(a, b, a_zero_point: int, b_zero_point: int, multiplier: float, zero_point: int, lo: int, hi: int):
     """uint8 * uint8 -> uint8; dimensions of ``b`` may be 1."""
-    gate = [int(d) == 1 for d in b.shape]
 
     def element(*i):
-        j = [0 if one else x for one, x in zip(gate, i, strict=True)]
-        product = _steps(a(*i), a_zero_point) * _steps(b(*j), b_zero_point)
+        product = _steps(a(*i), a_zero_point) * _steps(_broadcast(b, i), b_zero_point)
         real = product.astype("float32") * epilogue.const(multiplier, "float32")
         return epilogue.store_byte(epilogue.round_to_step(real, zero_point, lo, hi), zero_point)
 
     return te.compute(a.shape, element, name="mul", tag=TAG)
+
+
+def total(x, zero_point: int):
+    """uint8 (N, H, W, C) -> int32 (N, 1, 1, C): the sum of the steps over the map, as an average pool needs
+    it, by vectors of channels. TVM sums one number at a time."""
+    n, h, w, channels = (int(d) for d in x.shape)
+    lanes = next(count for count in LANES if channels % count == 0)
+    wide = with_lanes("int32", lanes)
+
+    def body(ins, out):
+        builder = Builder()
+        with builder.for_range(0, n, "n") as i, builder.for_range(0, channels // lanes, "c") as c:
+            acc = builder.allocate("int32", lanes, name="acc")
+            builder.emit(acc.vstore([0], epilogue.const(-h * w * zero_point, wide)))
+            with builder.for_range(0, h, "y") as y, builder.for_range(0, w, "x") as across:
+                steps = ins[0].vload([i, y, across, c * lanes], with_lanes("uint8", lanes)).astype(wide)
+                builder.emit(acc.vstore([0], acc.vload([0], wide) + steps))
+            builder.emit(out.vstore([i, 0, 0, c * lanes], acc.vload([0], wide)))
+        return builder.get()
+
+    return extern((n, 1, 1, channels), [x], body, "int32", "total", "easyquant_total")
 
 
 def join(*tensors):

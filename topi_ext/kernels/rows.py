@@ -152,7 +152,7 @@ def depthwise_pairs_row(row: Isa) -> Kernel:
 
     def proves(spec, weight):
         pairs = depthwise.pair_bound(spec, weight)
-        return tap_bound(spec, weight) if isinstance(pairs, Bound) else pairs
+        return depthwise.cut_bound(spec, weight) if isinstance(pairs, Bound) else pairs
 
     def constants(spec, weight, bias, multiplier):
         return depthwise.pack_pairs(spec, weight, bias, multiplier, ops.width)

@@ -22,6 +22,8 @@ FLOAT = {
     )},
     "nn.relu": "maximum", "nn.leaky_relu": "leaky_relu", "nn.prelu": "leaky_relu",
 }  # fmt: skip
+#: Relay's operators of two stored tensors -> the joins that they are
+JOINS = {"add": "add", "subtract": "sub", "maximum": "max", "minimum": "min"}
 ATTRIBUTES: dict[str, Callable] = {
     "clip": lambda attrs: (float(attrs.a_min), float(attrs.a_max)),
     "nn.relu": lambda attrs: (0.0,),
@@ -31,7 +33,7 @@ ATTRIBUTES: dict[str, Callable] = {
 
 class Expression:
     """Reads the float operators under a quantize down to what they are a function of, their leaf: a
-    ``qnn.dequantize`` of an int32 tensor, or an ``add`` of two of stored ones."""
+    ``qnn.dequantize`` of an int32 tensor, or one of `JOINS` of two of stored ones."""
 
     def __init__(self, uses):
         self.uses = uses  # call -> how often it is read in the module
@@ -43,12 +45,16 @@ class Expression:
     def read(self, top):
         """(expression, leaf, all its calls) if it is `function.fusable` and nothing else reads a value of
         it; else None."""
-        if self.of(top) is None or self.leaf is None or top.same_as(self.leaf):
+        if self.of(top) is None or self.leaf is None:
+            return None
+        alone = top.same_as(self.leaf)
+        if alone and name_of(top) not in ("subtract", "maximum", "minimum"):
             return None
         expression, _ = self.found[top]
         calls = [call for call in self.found if isinstance(call, relay.Call)]
         self.read_by[top] = self.read_by.get(top, 0) + 1
-        if self.leaf.op.name == "add":
+        joins = self.leaf.op.name in JOINS
+        if joins:
             for side in self.leaf.args:
                 self.count(side)
             calls += [side for i, side in enumerate(self.leaf.args) if side not in self.leaf.args[:i]]
@@ -56,7 +62,7 @@ class Expression:
             return None
         if not function.fusable(expression) or not self.per_channel(expression):
             return None
-        if self.leaf.op.name == "add" and (function.vectors(expression) or not function.of_sum(expression)):
+        if joins and not alone and (function.vectors(expression) or not function.of_sum(expression)):
             return None
         return expression, self.leaf, tuple(calls)
 
@@ -77,7 +83,7 @@ class Expression:
         if isinstance(expr, relay.Constant):
             return self.constant(expr)
         whole = name_of(expr) == "qnn.dequantize" and _exact(expr, "int32")
-        if whole or (name_of(expr) == "add" and all(_exact(side, "uint8") for side in expr.args)):
+        if whole or (name_of(expr) in JOINS and all(_exact(side, "uint8") for side in expr.args)):
             if self.leaf is not None:
                 return None
             self.leaf = expr

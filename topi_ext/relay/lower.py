@@ -4,13 +4,13 @@ Takes a Relay module of standard qnn ops in NHWC (what `tvm_easyquant.rewrite` m
 
 * convolution or dense + bias + requantize + clip, and the residual add behind it, by one call of our
   own operator, with the kernel that `planner.choose` proves legal from the real weights;
-* float operators between the dequantize of an int32 tensor, or of the two sides of an add, and a quantize
+* float operators between the dequantize of an int32 tensor, or of the two sides of a join, and a quantize
   by the function that `function.fuse` makes of them, computed before the rounding (`expression`);
-* every other quantize, requantize, dequantize, add and mul by an elementwise operator that computes the
+* every other quantize, requantize, dequantize and join by an elementwise operator that computes the
   norm of `topi_ext.reference` (no stock qnn op rounds half to even).
 
-Max pool, concat, reshape, slice, pad, repeat, table lookups and sums are exact in stock TVM and stay as
-they are. What stays float is handed to `floats`.
+Sums over a map are summed by vectors. Max pool, concat, reshape, slice, take, pad, repeat and table lookups
+are exact in stock TVM and stay as they are. What stays float is handed to `floats`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..planner import LayerChoice
 from ..problem import Convolution, ConvSpec, Residual
 from ..reference import multiplier
 from . import op as relay_op
-from .expression import Expression, name_of, value_of
+from .expression import JOINS, Expression, name_of, value_of
 from .floats import lower_floats
 
 
@@ -140,8 +140,9 @@ class _Lowering:
         if name in ("nn.max_pool2d", "reshape", "transpose", "strided_slice", "concatenate", "repeat",
                     "nn.depth_to_space"):  # fmt: skip
             return self.bounds[expr.args[0]]
-        if name == "take" and isinstance(expr.args[0], relay.Constant):
-            return int(expr.args[0].data.numpy().max())
+        if name == "take":  # a table, or what moves
+            table = isinstance(expr.args[0], relay.Constant)
+            return int(expr.args[0].data.numpy().max()) if table else self.bounds[expr.args[0]]
         if name == "nn.pad":
             return max(self.bounds[expr.args[0]], int(value_of(expr.args[1])))
         return 255
@@ -156,11 +157,13 @@ class _Lowering:
         if name == "qnn.dequantize":
             return self._layer(root, None, call) or self._dequantize(call)
         if name == "qnn.add":
-            return self._add(call.args[:2], call.args[2:], _limits(clip), _between(root, call))
+            return self._join("add", call.args[:2], call.args[2:], _limits(clip), _between(root, call))
         if name == "qnn.mul":
             return self._mul(root, clip, call)
         if name == "qnn.quantize":
             return self._function(root, clip, call) or self._quantize(root, clip, call)
+        if name == "sum":
+            return self._total(root)
         if name.startswith("qnn."):
             raise LoweringError(f"{name}: no exact lowering for this use of it")
         return None
@@ -209,18 +212,19 @@ class _Lowering:
         absorbed = (*absorbed, *_between(root, call))
         return self._emit_layer(conv, bias, scale, epilogue, absorbed)
 
-    def _add(self, sides, numbers, limits, absorbed, expression=None):
-        """A residual add: with the layer on one side, or by itself. numbers: scale and zero point of the
-        two sides and the output; expression: a function of the real sum."""
+    def _join(self, op, sides, numbers, limits, absorbed, expression=None):
+        """A join: a residual add with the layer on one side, or any by itself. numbers: scale and zero
+        point of the two sides and the output; expression: a function of the real number it makes."""
         numbers = [value_of(a) for a in numbers]
-        chain = self._residual(sides, numbers, limits, absorbed, expression)
+        residual = op == "add" and len({tuple(map(int, x.checked_type.shape)) for x in sides}) == 1
+        chain = self._residual(sides, numbers, limits, absorbed, expression) if residual else None
         if chain is not None:
             return chain
         a_scale, a_zero, b_scale, b_zero, scale, zero = numbers
 
         def emit(a, b):
-            return relay_op.add(
-                a, b, float(a_scale), int(a_zero), float(b_scale), int(b_zero),
+            return relay_op.join(
+                op, a, b, float(a_scale), int(a_zero), float(b_scale), int(b_zero),
                 float(scale), int(zero), **limits, function=expression,
             )  # fmt: skip
 
@@ -264,7 +268,7 @@ class _Lowering:
         return None
 
     def _function(self, root, clip, call):
-        """A quantize of float operators on an int32 tensor, or on the sum of two stored ones; else None."""
+        """A quantize of float operators on an int32 tensor, or on a join of two stored ones; else None."""
         found = Expression(self.uses).read(call.args[0])
         if found is None or any(value_of(a).size > 1 for a in call.args[1:]):
             return None
@@ -272,10 +276,11 @@ class _Lowering:
         absorbed = (*absorbed, *_between(root, call))
         scale, zero = (value_of(a).item() for a in call.args[1:])
         limits = _limits(clip)
-        if name_of(leaf) == "add":
+        if name_of(leaf) in JOINS:
             sides = [side.args[0] for side in leaf.args]
             scales = [number for side in (*leaf.args, call) for number in side.args[1:]]
-            return self._add(sides, scales, limits, absorbed, function.of_sum(expression))
+            fused = None if expression == "x" else function.of_sum(expression)
+            return self._join(JOINS[name_of(leaf)], sides, scales, limits, absorbed, fused)
         data, unit = leaf.args[0], value_of(leaf.args[1])
         unit = unit.reshape(()) if unit.size == 1 else unit
         channels = int(data.checked_type.shape[-1])
@@ -368,6 +373,20 @@ class _Lowering:
             return relay_op.quantize(x, float(scale), int(zero), **_limits(clip))
 
         return _Chain(_between(root, call), (call.args[0],), emit)
+
+    def _total(self, call):
+        """The sum over a stored map, int32; None for another."""
+        steps, zero, absorbed = call.args[0], np.zeros(()), [call.args[0]]
+        if name_of(steps) == "subtract" and isinstance(steps.args[1], relay.Constant):
+            zero, steps = value_of(steps.args[1]), steps.args[0]
+            absorbed.append(steps)
+        if name_of(steps) != "cast" or steps.attrs.dtype != "int32" or not all(map(self._alone, absorbed)):
+            return None
+        kind = steps.args[0].checked_type
+        over_map = _ints(call.attrs.axis or ()) == (1, 2) and call.attrs.keepdims and not call.attrs.exclude
+        if kind.dtype != "uint8" or len(kind.shape) != 4 or not over_map or zero.size != 1:
+            return None
+        return _Chain(tuple(absorbed), (steps.args[0],), lambda x: relay_op.total(x, int(zero.item())))
 
     def _mul(self, root, clip, call):
         a_scale, a_zero, b_scale, b_zero, scale, zero = (value_of(a) for a in call.args[2:])

@@ -12,8 +12,9 @@ easyquant.float_add         the same and a tensor that is added
 easyquant.quantize          float32 -> uint8                      (`reference.quantize`)
 easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.requantize`)
 easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.dequantize`)
-easyquant.add               uint8, uint8 -> uint8                 (`reference.add`)
+easyquant.add (sub, max, min)  uint8, uint8 (or broadcast) -> uint8  (`reference.join`)
 easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
+easyquant.total             uint8 -> int32, summed over the map
 ==========================  ==================================================================
 
 ROW is the instruction set of the kernel, a row of `isa.ISAS`: TVM names the compiled function after the
@@ -25,12 +26,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 import tvm
 from tvm import autotvm, relay, te
 from tvm.relay.op import op as _op
-from tvm.topi.x86.injective import schedule_injective
 
 from .. import function, isa, manifest
 from ..emit import target_isa  # noqa: F401  # part of what this module answers
@@ -39,9 +40,12 @@ from ..kernels import elementwise, float_conv
 from ..problem import ConvSpec
 from ..reference import multiplier
 
+#: numbers of a vector of an elementwise operator
+LANES = (16, 8)
 #: what the names of the convolutions begin with
 CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
 FLOAT, FLOAT_ADD = "easyquant.float", "easyquant.float_add"
+TOTAL = "easyquant.total"
 
 
 # -- AutoTVM templates: one topi compute and schedule for each row of the manifest
@@ -126,13 +130,38 @@ def _float_strategy(attrs, inputs, out_type, target):
     return strategy
 
 
+def _by_rows(outs):
+    """Vectors along the channels if they are whole, so that what is read by channel is no gather; else
+    along as many axes as make whole vectors. TVM's own schedule cuts the last axis by 16, and a rest makes
+    every vector a condition."""
+    schedule = te.create_schedule([out.op for out in outs])
+    te.schedule.AutoInlineInjective(schedule)
+    for out in outs:
+        _vectors(schedule[out], [int(d) for d in out.shape])
+    return schedule
+
+
+def _vectors(stage, shape):
+    *before, last = stage.op.axis
+    size = shape[-1]
+    lanes = next((n for n in LANES if size % n == 0), None)
+    while lanes is None and before:
+        last, size = stage.fuse(before.pop(), last), size * shape[len(before)]
+        lanes = next((n for n in LANES if size % n == 0), None)
+    if lanes is not None:
+        last, vector = stage.split(last, lanes)
+        stage.vectorize(vector)
+    if prod(shape) > elementwise.PARALLEL:
+        stage.parallel(stage.fuse(*before[:2]) if before else last)
+
+
 def _injective_strategy(make):
     """Strategy of an elementwise operator: make(attrs, inputs) -> te.Tensor."""
 
     def strategy(attrs, inputs, out_type, target):
         def run_schedule(attrs, outs, target):
             with target:
-                return schedule_injective(outs)
+                return _by_rows([outs] if isinstance(outs, te.Tensor) else list(outs))
 
         result = _op.OpStrategy()
         result.add_implementation(
@@ -140,6 +169,19 @@ def _injective_strategy(make):
         )
         return result
 
+    return strategy
+
+
+def _total_strategy(attrs, inputs, out_type, target):
+    def run_schedule(attrs, outs, target):
+        with target:
+            return te.create_schedule([t.op for t in outs])
+
+    strategy = _op.OpStrategy()
+    strategy.add_implementation(
+        lambda attrs, inputs, out_type: [elementwise.total(*inputs, **_numbers(attrs))],
+        run_schedule, name="easyquant_total",
+    )  # fmt: skip
     return strategy
 
 
@@ -163,12 +205,9 @@ def _dequantize(attrs, inputs):
     return elementwise.dequantize(*inputs, **_numbers(attrs))
 
 
-def _add(attrs, inputs):
-    return elementwise.add(*inputs, **_numbers(attrs))
-
-
-def _mul(attrs, inputs):
-    return elementwise.mul(*inputs, **_numbers(attrs))
+def _two(function):
+    """Of a function of `elementwise` of two tensors."""
+    return lambda attrs, inputs: function(*inputs, **_numbers(attrs))
 
 
 # -- registration
@@ -187,14 +226,31 @@ def _same_shape(dtype):
     return lambda arg_types, attrs: relay.TensorType(arg_types[0].shape, dtype)
 
 
+def _summed_shape(arg_types, attrs):
+    n, _, _, channels = arg_types[0].shape
+    return relay.TensorType((n, 1, 1, channels), "int32")
+
+
+def _larger_shape(dtype):
+    """Of two tensors, of which one may be broadcast."""
+    return lambda arg_types, attrs: relay.TensorType(
+        max((t.shape for t in arg_types[:2]), key=lambda shape: np.prod([int(d) for d in shape])), dtype
+    )
+
+
 _INPUTS = ("data", "weight", "bias", "multiplier")
 _FLOAT_INPUTS = ("data", "weight", "bias")
+#: join -> its operator
+JOINS = {op: f"easyquant.{op}" for op in ("add", "sub", "max", "min")}
 _ELEMENTWISE = {
-    "easyquant.quantize": (("data",), "uint8", _quantize),
-    "easyquant.requantize": (("data", "multiplier"), "uint8", _requantize),
-    "easyquant.dequantize": (("data", "scale"), "float32", _dequantize),
-    "easyquant.add": (("a", "b"), "uint8", _add),
-    "easyquant.mul": (("a", "b"), "uint8", _mul),
+    "easyquant.quantize": (("data",), _same_shape("uint8"), _quantize),
+    "easyquant.requantize": (("data", "multiplier"), _same_shape("uint8"), _requantize),
+    "easyquant.dequantize": (("data", "scale"), _same_shape("float32"), _dequantize),
+    "easyquant.add": (("a", "b"), _larger_shape("uint8"), _two(elementwise.add)),
+    "easyquant.sub": (("a", "b"), _larger_shape("uint8"), _two(elementwise.sub)),
+    "easyquant.max": (("a", "b"), _larger_shape("uint8"), _two(elementwise.maximum)),
+    "easyquant.min": (("a", "b"), _larger_shape("uint8"), _two(elementwise.minimum)),
+    "easyquant.mul": (("a", "b"), _same_shape("uint8"), _two(elementwise.mul)),
 }
 
 
@@ -229,10 +285,11 @@ def register() -> None:
     for name, inputs in ((FLOAT, _FLOAT_INPUTS), (FLOAT_ADD, (*_FLOAT_INPUTS, "residual"))):
         if name not in known:
             _register_op(name, inputs, _float_type, _op.OpPattern.OPAQUE, _float_strategy)
-    for name, (operands, dtype, make) in _ELEMENTWISE.items():
+    for name, (operands, kind, make) in _ELEMENTWISE.items():
         if name not in known:
-            strategy = _injective_strategy(make)
-            _register_op(name, operands, _same_shape(dtype), _op.OpPattern.BROADCAST, strategy)
+            _register_op(name, operands, kind, _op.OpPattern.BROADCAST, _injective_strategy(make))
+    if TOTAL not in known:
+        _register_op(TOTAL, ("data",), _summed_shape, _op.OpPattern.OPAQUE, _total_strategy)
 
 
 @functools.cache
@@ -291,11 +348,11 @@ def dequantize(data, scale, zero_point: int):
     return _elementwise("easyquant.dequantize", [data, scale], zero_point=zero_point)
 
 
-def add(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
-        scale: float, zero_point: int, lo: int = 0, hi: int = 255, function=None):  # fmt: skip
-    """uint8 + uint8 -> uint8; function: of the real sum."""
+def join(op: str, a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
+         scale: float, zero_point: int, lo: int = 0, hi: int = 255, function=None):  # fmt: skip
+    """Two uint8 tensors -> uint8, by an operator of `JOINS`; function: of the real number it makes."""
     return _elementwise(
-        "easyquant.add", [a, b], a_scale=a_scale, a_zero_point=a_zero_point, b_scale=b_scale,
+        JOINS[op], [a, b], a_scale=a_scale, a_zero_point=a_zero_point, b_scale=b_scale,
         b_zero_point=b_zero_point, scale=scale, zero_point=zero_point, lo=lo, hi=hi, function=function,
     )  # fmt: skip
 
@@ -308,3 +365,8 @@ def mul(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: i
         "easyquant.mul", [a, b], a_zero_point=a_zero_point, b_zero_point=b_zero_point,
         multiplier=factor, zero_point=zero_point, lo=lo, hi=hi,
     )  # fmt: skip
+
+
+def total(data, zero_point: int):
+    """uint8 (N, H, W, C) -> int32 (N, 1, 1, C), the sum of the steps."""
+    return _elementwise(TOTAL, [data], zero_point=zero_point)

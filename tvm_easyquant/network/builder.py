@@ -26,10 +26,14 @@ class Builder:
     that makes it, or nothing.
 
     tensor: value -> the name of the node whose tensor it is; what depends on no input is not there.
+    former: make the graph that earlier tables are of (`Graph.former`): what became an operator later stays
+    float. newer: whether something did.
     """
 
-    def __init__(self, uses: MutableMapping[Value, int], label: Callable[[Value], str]):
-        self.uses, self.label = uses, label
+    def __init__(
+        self, uses: MutableMapping[Value, int], label: Callable[[Value], str], former: bool = False
+    ):
+        self.uses, self.label, self.former, self.newer = uses, label, former, False
         self.nodes: dict[str, Node] = {}
         self.tensor: dict[Value, str] = {}
         self.taken: set[str] = set()
@@ -77,6 +81,11 @@ class Builder:
         self.nodes[name] = node
         self.tensor[value] = name
         return name
+
+    def since(self) -> bool:
+        """Whether what earlier tables know as a float node may be an operator."""
+        self.newer = self.newer or not self.former
+        return not self.former
 
     def alias(self, value: Value, original: Value) -> None:
         """``value`` is the tensor ``original``: those who read it read that."""
@@ -169,7 +178,8 @@ class Builder:
         return (node.inputs[0], node.attrs["expression"]) if node.op == "elementwise" else (node.name, "x")
 
     def multiply(self, value: Value, a: Value, b: Value, shape: Sequence[int]) -> bool:
-        """The product of two maps, or of one and its gate (N, 1, 1, C); False of other shapes."""
+        """The product of two maps, or of one and its gate: (N, 1, 1, C), (N, H, W, 1), any that is repeated
+        along the axes where it has a size of 1. False of other shapes."""
         full, gate = sorted((self.node(a), self.node(b)), key=lambda node: -prod(node.shape))
         if full.shape != tuple(shape):
             return False
@@ -177,6 +187,8 @@ class Builder:
             self.add(value, "mul", [full.name, gate.name], shape, {})
         elif gate.shape == tuple(shape):
             self.add(value, "mul", [self.tensor[a], self.tensor[b]], shape, {})
+        elif _repeats(gate.shape, shape) and self.since():
+            self.add(value, "mul", [full.name, gate.name], shape, {})
         else:
             return False
         return True
@@ -218,14 +230,18 @@ class Builder:
         return True
 
     def join(self, value: Value, name: str, a: Value, b: Value, shape: Sequence[int]) -> bool:
-        """A sum or a product of two tensors."""
+        """A sum, a difference, a product or the larger or smaller of two tensors, of which one may be
+        repeated along the axes where it has a size of 1."""
         if self.function(value, name, [a, b], shape):
             return True
         if name == "multiply":
             return self.multiply(value, a, b, shape)
-        if name != "add" or not self.node(a).shape == self.node(b).shape == tuple(shape):
+        op, shape, sizes = JOINS.get(name), tuple(shape), [self.node(v).shape for v in (a, b)]
+        if op is None or shape not in sizes or not all(_repeats(size, shape) for size in sizes):
             return False
-        self.add(value, "add", [self.tensor[a], self.tensor[b]], shape, {})
+        if not (op == "add" and sizes[0] == sizes[1]) and not self.since():
+            return False
+        self.add(value, op, [self.tensor[a], self.tensor[b]], shape, {})
         return True
 
     def two(self, value: Value, name: str, pair: Sequence, shape: Sequence[int]) -> bool:
@@ -306,16 +322,19 @@ class Builder:
         return True
 
     def crop(self, value: Value, data: Value, slices: Mapping[int, slice], shape: Sequence[int]) -> bool:
-        """One slice for each NCHW axis that has one; shape: NHWC."""
+        """One slice for each NCHW axis that has one, but for the batch; shape: NHWC."""
         size = model_shape(self.node(data))
-        if len(size) != 4:
-            return False
-        begin, end, strides = [0] * 4, list(size), [1] * 4
+        rank = len(size)
+        begin, end, strides = [0] * rank, list(size), [1] * rank
         for axis, wanted in slices.items():
-            first, last, step = wanted.indices(size[axis])
-            if step < 1 or (axis % 4 == 0 and (first, last, step) != (0, size[0], 1)):
-                return False
-            begin[axis], end[axis], strides[axis] = first, last, step
+            begin[axis], end[axis], strides[axis] = wanted.indices(size[axis])
+        if rank < 2 or (begin[0], end[0], strides[0]) != (0, size[0], 1):
+            return False
+        if min(strides) < 1:
+            places = [range(*bounds) for bounds in zip(begin, end, strides, strict=True)]
+            return self.gather(value, data, places, shape)
+        if rank != 4 and not self.since():
+            return False
         attrs = dict(begin=nhwc(begin), end=nhwc(end), strides=nhwc(strides))
         self.one(value, "slice", data, shape, attrs)
         return True
@@ -327,6 +346,63 @@ class Builder:
             return False
         self.one(value, "pad", data, shape, dict(widths=nhwc(pairs)))
         return True
+
+    def gather(
+        self, value: Value, data: Value, indices: Sequence[Sequence[int] | None], shape: Sequence[int]
+    ) -> bool:
+        """The places ``indices`` of each NCHW axis (None: all, as they are), none negative; not of the
+        batch. shape: NHWC."""
+        size = model_shape(self.node(data))
+        places = [
+            None if given is None or list(given) == list(range(n)) else tuple(map(int, given))
+            for given, n in zip(indices, size, strict=True)
+        ]
+        if len(size) < 2 or places[0] is not None or 0 in shape or not self.since():
+            return False
+        taken = {axis: indices for axis, indices in enumerate(places) if indices is not None}
+        if not taken:
+            self.alias(value, data)
+            return True
+        slices = {axis: found for axis in taken if (found := _slice_of(taken[axis])) is not None}
+        if len(slices) == len(taken):
+            return self.crop(value, data, slices, shape)
+        self.one(value, "gather", data, shape, dict(indices=nhwc(places)))
+        return True
+
+    def moved(
+        self, value: Value, data: Value, shape: Sequence[int], made: Callable[[np.ndarray], np.ndarray]
+    ) -> bool:
+        """An operator that moves numbers and computes none, if it takes places of each axis by itself;
+        which, it is asked itself. made: what it makes of an array, NHWC; shape: NHWC."""
+        size, shape = self.node(data).shape, tuple(shape)
+        if len(size) != len(shape) or not size or 0 in (*size, *shape) or self.former:
+            return False
+        indices: list[list[int]] = [[]] * len(size)
+        for axes in _groups(size):  # float32 has a number for each place
+            known = [n if axis in axes else 1 for axis, n in enumerate(size)]
+            places = np.arange(prod(known), dtype=np.float32).reshape(known)
+            found = made(np.ascontiguousarray(np.broadcast_to(places, size)))
+            wanted = places
+            for axis in axes:
+                line = found[tuple(slice(None) if i == axis else 0 for i in range(len(size)))]
+                indices[axis] = np.unravel_index(line.astype(np.int64) % places.size, known)[axis].tolist()
+                wanted = wanted.take(indices[axis], axis)
+            if found.shape != shape or not np.array_equal(found, np.broadcast_to(wanted, shape)):
+                return False
+        return self.gather(value, data, nchw(indices), shape)
+
+    def space_to_depth(self, value: Value, data: Value, block: int, shape: Sequence[int]) -> bool:
+        """Blocks of height and width become channels, whose own are the last; shape: NHWC."""
+        if not self.since():
+            return False
+        n, channels, height, width = model_shape(self.node(data))
+        rows, columns = height // block, width // block
+        apart, behind = (value, "blocks"), (value, "channels")
+        self.uses.update({apart: 1, behind: 1})
+        self.reshape(apart, data, (n, channels, rows, block, columns, block))
+        turned = (n, block, block, channels, rows, columns)
+        self.move(behind, apart, (0, 3, 5, 1, 2, 4), turned)
+        return self.reshape(value, behind, nchw(shape))
 
     def repeat(
         self, value: Value, data: Value, shape: Sequence[int], moved: Callable[[np.ndarray], np.ndarray]
@@ -504,6 +580,37 @@ AFFINE: dict[str, tuple[Callable | None, Callable | None]] = {
     "multiply": (lambda c: (c, 0.0), lambda c: (c, 0.0)),
     "divide": (lambda c: (1.0 / c, 0.0), None),
 }
+
+
+#: how far float32 counts
+COUNTED = 2**24
+#: operator of two tensors -> the join that it is
+JOINS = {"add": "add", "subtract": "sub", "maximum": "max", "minimum": "min"}
+
+
+def _repeats(size: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether a tensor of this size makes one of this shape, repeated along axes; not along the batch's."""
+    if len(size) != len(shape) or not size or size[0] != shape[0]:
+        return False
+    return all(n in (1, whole) for n, whole in zip(size, shape, strict=True))
+
+
+def _slice_of(places: Sequence[int]) -> slice | None:
+    """Places at one distance, from the first to the last, as a slice."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    if step < 1 or list(places) != list(range(places[0], places[-1] + 1, step)):
+        return None
+    return slice(places[0], places[-1] + 1, step)
+
+
+def _groups(size: Sequence[int]) -> list[list[int]]:
+    """The axes, side by side, in groups whose places are few enough for float32."""
+    groups: list[list[int]] = [[]]
+    for axis, n in enumerate(size):
+        if prod(size[i] for i in groups[-1]) * n > COUNTED:
+            groups.append([])
+        groups[-1].append(axis)
+    return groups
 
 
 def _number(constant) -> float | None:

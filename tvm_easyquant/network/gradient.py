@@ -244,6 +244,15 @@ def _sum(node, gradient, shapes, kept):
     return tuple(_summed(gradient, shape) for shape in shapes)
 
 
+def _difference(node, gradient, shapes, kept):
+    return _summed(gradient, shapes[0]), _summed(-gradient, shapes[1])
+
+
+def _extreme(node, gradient, shapes, kept):
+    first, second = _summed(gradient * kept, shapes[0]), _summed(gradient * ~kept, shapes[1])
+    return first, second
+
+
 def _product(node, gradient, shapes, kept):
     a, b = kept
     return _summed(gradient * b, shapes[0]), _summed(gradient * a, shapes[1])
@@ -307,6 +316,15 @@ def _pad(node, gradient, shapes, kept):
     return (gradient[tuple(slice(before, before + size) for (before, _), size in axes)],)
 
 
+def _gather(node, gradient, shapes, kept):
+    for axis, places in enumerate(node.attrs["indices"]):
+        if places is not None:
+            whole = np.zeros((shapes[0][axis], *np.delete(gradient.shape, axis)), np.float32)
+            np.add.at(whole, list(places), np.moveaxis(gradient, axis, 0))
+            gradient = np.moveaxis(whole, 0, axis)
+    return (gradient,)
+
+
 def _resize(node, gradient, shapes, kept):
     (n, h, w, c), (down, across) = shapes[0], node.attrs["factors"]
     return (gradient.reshape(n, h, down, w, across, c).sum(axis=(2, 4)),)
@@ -317,6 +335,9 @@ RULES = {
     "conv2d": Rule(_convolution),
     "dense": Rule(_dense),
     "add": Rule(_sum),
+    "sub": Rule(_difference),
+    "max": Rule(_extreme, lambda node, a, b: a >= b),
+    "min": Rule(_extreme, lambda node, a, b: a <= b),
     "mul": Rule(_product, lambda node, a, b: (a, b)),
     "elementwise": Rule(_times, _slope),
     "concat": Rule(_concat),
@@ -328,5 +349,6 @@ RULES = {
     "slice": Rule(_moved),
     "pad": Rule(_pad),
     "resize": Rule(_resize),
+    "gather": Rule(_gather),
     "depth_to_space": Rule(_moved),
 }

@@ -28,6 +28,7 @@ class Graph:
 
     inputs and outputs are node names; output_names: what the model itself calls its outputs. notes: what
     its reader has to tell about it, in lines. cut: the names at which its reader ended the model, or None.
+    former: makes the graph that earlier releases read, where that is another, for their tables; or None.
     ``fingerprint`` is a hash of structure and weights; at other shapes (`network.shapes`) it stays.
     """
 
@@ -50,6 +51,7 @@ class Graph:
             self.nodes[node.name] = node
         self.outputs = tuple(outputs)
         self.cut: tuple[str, ...] | None = None
+        self.former: Callable[[], Graph] | None = None
         self._known: str | None = None
         self.output_names = self.outputs if output_names is None else tuple(output_names)
         self.inputs = tuple(n.name for n in self.nodes.values() if n.op == "input")
@@ -62,6 +64,9 @@ class Graph:
         inputs = ", ".join(f"{name} {model_shape(self[name])}" for name in self.inputs)
         counts = f"{len(self.compute_nodes)} layers, {len(self.nodes)} nodes"
         return f"<Graph {self.name!r}: {counts}, {inputs} -> {', '.join(self.output_names)}>"
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "former": None}  # it may hold a host's module
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes.values())

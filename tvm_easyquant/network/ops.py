@@ -242,6 +242,12 @@ def resize(node: Use, x: np.ndarray) -> np.ndarray:
     return x.repeat(down, axis=1).repeat(across, axis=2)
 
 
+def gather(node: Use, x: np.ndarray) -> np.ndarray:
+    for axis, places in enumerate(node.attrs["indices"]):
+        x = x if places is None else x.take(places, axis)
+    return x
+
+
 def depth_to_space(x: np.ndarray, block: int, mode: str) -> np.ndarray:
     """(N, H, W, b * b * C) -> (N, H * b, W * b, C), as ONNX DepthToSpace with block size b."""
     n, h, w, c = x.shape
@@ -294,7 +300,11 @@ _ROWS = (
         "dense", (), "accumulate", _layer, ("Gemm", "MatMul"), product=_dense, macs=_layer_macs
     ),
     Operator("add", (), "sum", lambda node, a, b: a + b, ("Add",), _by_inputs),
-    # the second input may be (N, 1, 1, C): the gate of squeeze-and-excite
+    # one input may have sizes of 1 where the other has more
+    Operator("sub", (), "sum", lambda node, a, b: a - b, ("Sub",)),
+    Operator("max", (), "sum", lambda node, a, b: np.maximum(a, b), ("Max",), _by_inputs),
+    Operator("min", (), "sum", lambda node, a, b: np.minimum(a, b), ("Min",), _by_inputs),
+    # the second input may have sizes of 1: (N, 1, 1, C) is the gate of squeeze-and-excite
     Operator("mul", (), "product", lambda node, a, b: a * b, ("Mul",), _by_inputs),
     Operator(  # a function of one number, see `expression`
         "elementwise", ("expression",), "table",
@@ -319,6 +329,9 @@ _ROWS = (
     Operator("pad", ("widths",), "move", pad, ("Pad",), _by_inputs),  # with zeros
     # nearest: every row and column repeated (down, across)
     Operator("resize", ("factors",), "move", resize, ("Resize", "Upsample"), _by_inputs),
+    # indices: of each axis the places that it takes, None: all as they are. Nearest resizes of any ratio,
+    # pads that reflect or repeat, flips, tiles
+    Operator("gather", ("indices",), "move", gather, ("Gather",), _by_inputs),
     # mode: DCR or CRD, as ONNX names the order of channels
     Operator("depth_to_space", ("block", "mode"), "move", shuffle, ("DepthToSpace",), _by_inputs),
     Operator(  # rounded as uint8: in models that were quantized, see `take_over`

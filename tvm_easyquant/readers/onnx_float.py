@@ -71,13 +71,17 @@ def _load(model, name, input_shapes, batch, called) -> Graph:
         model = inline(model, name)
         check(model, name, domains=())
         prepared = prepare(model, fixed_shapes(model, input_shapes or {}, batch, name), name)
-        return _Walk(prepared).graph(called)
+        walk = _Walk(prepared)
+        graph = walk.graph(called)
+        if walk.builder.newer:
+            graph.former = lambda: _Walk(prepared, former=True).graph(called)
+        return graph
 
 
 class _Walk:
     """One walk from the outputs of a prepared model; see `load`."""
 
-    def __init__(self, prepared: Prepared):
+    def __init__(self, prepared: Prepared, former: bool = False):
         self.prepared = prepared
         self.constants, self.types = prepared.constants, prepared.types
         self.maker = {output: site for site in prepared.sites for output in site.outputs if output}
@@ -93,7 +97,7 @@ class _Walk:
         def label(value) -> str:  # a pair is a step on the way to a tensor
             return labels.get(value if isinstance(value, str) else value[0], "")
 
-        self.builder = Builder(uses, label)
+        self.builder = Builder(uses, label, former)
         self.padded: dict[str, tuple] = {}  # a pad of a map -> what it pads, padding, fill
         self.rounded: dict[str, dict] = {}  # QuantizeLinear's output -> attributes of its fake_quant
         for tensor in prepared.inputs:
@@ -180,6 +184,11 @@ class _Walk:
         """A node of the site's first input."""
         shape = shape or self.shape(site)
         return self.builder.one(site.outputs[0], op, site.inputs[0], shape, attrs, **more)
+
+    def moved(self, site: Site) -> bool:
+        """A site that moves the numbers of its first input, by the places of each axis; else False."""
+        made = self.prepared.handle(site, 0)[0].evaluate
+        return self.builder.moved(site.outputs[0], site.inputs[0], self.shape(site), made)
 
     def stays_float(self, site: Site) -> None:
         """A node for each output of a site that no rule takes."""
@@ -553,21 +562,44 @@ def _slice(walk, site):
 def _split(walk, site):
     data, rank = site.inputs[0], len(walk.size(site.inputs[0]))
     axis = site.attributes["axis"] % rank
-    if walk.computed(site, 1) or rank != 4 or axis == 0:
+    if walk.computed(site, 1) or axis == 0:
         return False
     at = 0
     for output in site.outputs:
         size = walk.size(output)
-        if output in walk.builder.uses:
-            walk.builder.crop(output, data, {axis: slice(at, at + size[axis], 1)}, nhwc(size))
+        slices = {axis: slice(at, at + size[axis], 1)}
+        if output in walk.builder.uses and not walk.builder.crop(output, data, slices, nhwc(size)):
+            return False
         at += size[axis]
     return True
 
 
+def _gather(walk, site):
+    data, indices = site.inputs[0], walk.constant(site, 1)
+    if indices is None or indices.ndim > 1 or not walk.known(data):
+        return False
+    size, value = walk.size(data), site.outputs[0]
+    axis = site.attributes["axis"] % len(size)
+    if indices.size and not -size[axis] <= indices.min() <= indices.max() < size[axis]:
+        return False
+    places: list[Any] = [None] * len(size)
+    places[axis] = (indices.reshape(-1) % size[axis]).tolist()
+    kept = nhwc(n if taken is None else len(taken) for n, taken in zip(size, places, strict=True))
+    if indices.ndim:
+        return walk.builder.gather(value, data, places, kept)
+    row = (value, "row")
+    walk.builder.uses[row] = 1
+    if not walk.builder.gather(row, data, places, kept):
+        return False
+    return walk.builder.reshape(value, row, walk.size(value))
+
+
 def _pad(walk, site):
     a, data, value = site.attributes, site.inputs[0], site.outputs[0]
-    if walk.computed(site, 1, 2, 3) or a.get("mode", "constant") != "constant":
+    if walk.computed(site, 1, 2, 3):
         return False
+    if a.get("mode", "constant") != "constant":
+        return walk.moved(site)
     pads = walk.constant(site, 1) if a.get("pads") is None else a["pads"]
     fill = a.get("value") if a.get("pads") is not None else walk.constant(site, 2)
     fill = float(np.asarray(fill).reshape(-1)[0]) if fill is not None and np.size(fill) else 0.0
@@ -583,10 +615,22 @@ def _pad(walk, site):
 
 
 def _resize(walk, site):
-    if walk.computed(site, 1, 2, 3) or len(walk.shape(site)) != 4:
+    if walk.computed(site, 1, 2, 3):
         return False
     resized = walk.prepared.handle(site, 0)[0].evaluate
-    return walk.builder.repeat(site.outputs[0], site.inputs[0], walk.shape(site), resized)
+    value, data, shape = site.outputs[0], site.inputs[0], walk.shape(site)
+    if len(shape) == 4 and walk.builder.repeat(value, data, shape, resized):
+        return True
+    return site.attributes.get("mode", "nearest") == "nearest" and walk.moved(site)
+
+
+def _move(walk, site):
+    return not walk.computed(site, 1, 2) and walk.moved(site)
+
+
+def _space_to_depth(walk, site):
+    block, shape = site.attributes["blocksize"], walk.shape(site)
+    return walk.builder.space_to_depth(site.outputs[0], site.inputs[0], block, shape)
 
 
 def _depth_to_space(walk, site):
@@ -674,6 +718,10 @@ RULES: dict[str, Callable[[_Walk, Site], Any]] = {
     "Resize": _resize,
     "Upsample": _resize,
     "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _space_to_depth,
+    "Gather": _gather,
+    "Tile": _move,
+    "Expand": _move,
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
 }

@@ -56,7 +56,12 @@ def from_relax(module, params: Mapping | None = None, name: str = "model") -> Gr
         raise LoadError(f"{name}: the module has no function main, which is the network; name it so")
     if params:
         module = relax.transform.BindParams("main", _bound(module, params, name))(module)
-    return _Walk(relax.transform.Normalize()(module), name).graph()
+    module = relax.transform.Normalize()(module)
+    walk = _Walk(module, name)
+    graph = walk.graph()
+    if walk.builder.newer:
+        graph.former = lambda: _Walk(module, name, former=True).graph()
+    return graph
 
 
 def _bound(module, params: Mapping, name: str) -> dict:
@@ -86,7 +91,7 @@ def _bound(module, params: Mapping, name: str) -> dict:
 class _Walk:
     """One walk over the bindings of ``main``, in order; see `from_relax`."""
 
-    def __init__(self, module, name: str):
+    def __init__(self, module, name: str, former: bool = False):
         self.module, self.name = module, name
         function = module["main"]
         _check(module, function, name)
@@ -111,7 +116,7 @@ class _Walk:
         read = [leaf for binding in own for leaf in self.leaves(binding.value)]
         for leaf in [*read, *self.results]:
             uses[leaf] = uses.get(leaf, 0) + 1
-        self.builder = Builder(uses, _label)
+        self.builder = Builder(uses, _label, former)
         #: variable of a lower or an upper limit -> (what it limits, lower, upper)
         self.limits: dict[Any, tuple[Any, float, float]] = {}
         self._inputs(function)
@@ -398,7 +403,7 @@ def _dropout(walk, var, call, index):
 def _split(walk, var, call, index):
     rank, data = len(walk.size(call.args[0])), walk.of(call.args[0])
     axis = int(call.attrs.axis) % rank
-    if rank != 4 or axis == 0:
+    if axis == 0:
         return False
     at = sum(shape_of(kind, "split")[axis] for kind in call.ty.fields[:index])
     slices = {axis: slice(at, at + walk.size(var)[axis], 1)}
@@ -642,7 +647,9 @@ def _strided_slice(walk, var, call):
 
 def _pad(walk, var, call):
     a = call.attrs
-    if str(a.pad_mode) != "constant" or float(a.pad_value) != 0:
+    if str(a.pad_mode) != "constant":
+        return _moved(walk, var, call)
+    if float(a.pad_value) != 0:
         return False
     widths = ints(a.pad_width)
     pairs = list(zip(widths[::2], widths[1::2], strict=True))
@@ -654,7 +661,36 @@ def _resize(walk, var, call):
         return False
     data = walk.of(call.args[0])
     resized = RelaxOp.of(walk._resolved(call), walk.module, [data]).evaluate
-    return walk.builder.repeat(var, data, _out(var), resized)
+    if walk.builder.repeat(var, data, _out(var), resized):
+        return True
+    return str(call.attrs.method) == "nearest_neighbor" and _moved(walk, var, call)
+
+
+def _moved(walk, var, call):
+    """What moves numbers of its first argument, by the places of each axis."""
+    data = walk.of(call.args[0])
+    if not walk.known(data):
+        return False
+    own = RelaxOp.of(walk._resolved(call), walk.module, [data])
+    return walk.builder.moved(var, data, _out(var), own.evaluate)
+
+
+def _take(walk, var, call):
+    indices, axis, data = walk.constant(call.args[1]), call.attrs.axis, walk.of(call.args[0])
+    if indices is None or indices.ndim > 1 or axis is None or not walk.known(data):
+        return False
+    size = walk.size(data)
+    axis = int(axis) % len(size)
+    if indices.size and not 0 <= indices.min() <= indices.max() < size[axis]:
+        return False
+    places: list = [None] * len(size)
+    places[axis] = indices.reshape(-1).tolist()
+    if indices.ndim:
+        return walk.builder.gather(var, data, places, _out(var))
+    row = (var, "row")
+    walk.builder.uses[row] = 1
+    kept = nhwc(n if taken is None else 1 for n, taken in zip(size, places, strict=True))
+    return walk.builder.gather(row, data, places, kept) and walk.builder.reshape(var, row, walk.size(var))
 
 
 def _pixel_shuffle(walk, var, call):
@@ -724,6 +760,8 @@ RULES: dict[str, Callable[[_Walk, Any, Any], object]] = {
     "relax.permute_dims": _permute,
     "relax.strided_slice": _strided_slice,
     "relax.nn.pad": _pad,
+    "relax.take": _take,
+    **{f"relax.{name}": _moved for name in ("tile", "repeat", "flip", "broadcast_to")},
     "relax.image.resize2d": _resize,
     "relax.nn.pixel_shuffle": _pixel_shuffle,
     "relax.wrap_param": _alias,

@@ -182,14 +182,15 @@ class _Rewriter(_Floats):
             self._call(self.layers[name].apart())
         return self.stored(tensor)
 
-    def _element(self, function, *tensors: Tensor, numbers=()) -> Tensor:
-        """A function of `elementwise` on tensors, of which the first has the shape of what it makes."""
+    def _element(self, function, *tensors: Tensor, numbers=(), shape=None) -> Tensor:
+        """A function of `elementwise` on tensors, of which the first has the shape of what it makes, if no
+        other is said."""
 
         def made(*inputs):
             return function(*inputs, *numbers)
 
         hint = f"eq_{function.__name__}"
-        return self.t.compute(tensors[0].shape, "uint8", made, *tensors, primfunc_name_hint=hint)
+        return self.t.compute(shape or tensors[0].shape, "uint8", made, *tensors, primfunc_name_hint=hint)
 
     def _to_model(self, x):
         return self.t.transpose(x, NHWC_TO_NCHW) if len(x.shape) == 4 else x
@@ -260,7 +261,7 @@ class _Rewriter(_Floats):
         index = self.t.cast(self.stored(node.inputs[0]), np.int32)
         self.stored_of[node.name] = self.t.gather(table, index, 0)
 
-    def _add(self, node):
+    def _join(self, node):
         if node.name in self.absorbing:
             self._call(self.absorbing[node.name])
             return
@@ -270,7 +271,9 @@ class _Rewriter(_Floats):
         function = None if made.function is None else of_sum(made.function)
         tensors = [self.stored(tensor) for tensor in join.inputs]
         numbers = (*scales, made.lo, made.hi, function)
-        self.stored_of[made.tensor] = self._element(elementwise.add, *tensors, numbers=numbers)
+        self.stored_of[made.tensor] = self._element(
+            JOINS[node.op], *tensors, numbers=numbers, shape=node.shape
+        )
 
     def _mul(self, node):
         a, b = map(self._steps, node.inputs)
@@ -381,6 +384,13 @@ def _crop(t, x, begin, end, strides):
     return t.crop(x, begin, [min(*pair) for pair in zip(end, x.shape, strict=True)], strides)
 
 
+def _take(t, x, indices):
+    for axis, places in enumerate(indices):
+        if places is not None:
+            x = t.take(x, np.asarray(places), axis)
+    return x
+
+
 def _repeat(t, x, factors, first_axis):
     for axis, factor in enumerate(factors, first_axis):
         if factor > 1:
@@ -457,13 +467,21 @@ MOVES: dict[str, Callable] = {
     "slice": _slice,
     "pad": _pad,
     "resize": _resize,
+    "gather": lambda t, node, fill, x: _take(t, x, node.attrs["indices"]),
     "depth_to_space": _shuffle,
+}
+#: join in float32 -> its function
+JOINS: dict[str, Callable] = {
+    "add": elementwise.add,
+    "sub": elementwise.sub,
+    "max": elementwise.maximum,
+    "min": elementwise.minimum,
 }
 #: operator -> its integer rule, for all that runs in integers
 INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "conv2d": _Rewriter._layer,
     "dense": _Rewriter._layer,
-    "add": _Rewriter._add,
+    **dict.fromkeys(JOINS, _Rewriter._join),
     "mul": _Rewriter._mul,
     "elementwise": _Rewriter._lookup,
     "avg_pool2d": _Rewriter._average,
@@ -475,6 +493,9 @@ FLOAT: dict[str, Callable] = {
     "conv2d": _float_conv,
     "dense": _float_dense,
     "add": lambda t, node, a, b: t.binary("add", a, b),
+    "sub": lambda t, node, a, b: t.binary("subtract", a, b),
+    "max": lambda t, node, a, b: t.binary("maximum", a, b),
+    "min": lambda t, node, a, b: t.binary("minimum", a, b),
     "mul": lambda t, node, a, b: t.binary("multiply", a, b),
     "elementwise": _float_function,
     "concat": _float_concat,
@@ -486,5 +507,6 @@ FLOAT: dict[str, Callable] = {
     "slice": _float_slice,
     "pad": lambda t, node, x: t.pad(x, nchw(node.attrs["widths"]), 0.0),
     "resize": lambda t, node, x: _repeat(t, x, node.attrs["factors"], 2),
+    "gather": lambda t, node, x: _take(t, x, nchw(node.attrs["indices"])),
     "depth_to_space": _float_shuffle,
 }

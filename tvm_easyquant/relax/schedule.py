@@ -15,6 +15,8 @@ from .framework import tvm
 #: outputs from which on a function is divided among threads
 PARALLEL = 200_000
 LANES = (16, 8, 4, 2)
+#: lanes from which on a vector along the channels is worth more than one along all axes
+WHOLE = 8
 #: channels of an image, for which the last loop makes no vector
 FEW = 4
 REDUCTION = 2  # TVM's number for the axis of a sum
@@ -73,9 +75,18 @@ def _loops(plan, block):
 
 
 def _flat(plan, loops):
-    """Vectors along all axes as one."""
+    """Vectors along the last axis if they are whole, so that what is read by channel is no gather; else along
+    all axes as one."""
+    size = prod(_size(plan, loop) for loop in loops)
+    last = _lanes(_size(plan, loops[-1]))
+    if last >= WHOLE:
+        *before, loop = loops
+        rest, inner = plan.split(loop, [None, last])
+        plan.vectorize(inner)
+        if size > PARALLEL:
+            plan.parallel(plan.fuse(*before) if before else rest)
+        return
     loop = plan.fuse(*loops)
-    size = _size(plan, loop)
     lanes = _lanes(size)
     if lanes > 1:
         outer, inner = plan.split(loop, [None, lanes])

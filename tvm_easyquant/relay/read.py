@@ -38,13 +38,17 @@ def from_relay(module, params: Mapping | None = None, name: str = "model") -> Gr
     ]
     with tvm.transform.PassContext(opt_level=3):
         module = tvm.transform.Sequential(passes)(module)
-    return _Walk(module["main"], name).graph()
+    walk = _Walk(module["main"], name)
+    graph = walk.graph()
+    if walk.builder.newer:
+        graph.former = lambda: _Walk(module["main"], name, former=True).graph()
+    return graph
 
 
 class _Walk:
     """One walk over the Relay function in post-order; see `from_relay`."""
 
-    def __init__(self, function, name: str):
+    def __init__(self, function, name: str, former: bool = False):
         self.name = name
         order: list = []
         relay.analysis.post_order_visit(function, order.append)
@@ -53,7 +57,7 @@ class _Walk:
         uses: dict[object, int] = {}
         for read in [*(arg for expr in order for arg in _arguments(expr)), *self.results]:
             uses[read] = uses.get(read, 0) + 1
-        self.builder = Builder(uses, _label)
+        self.builder = Builder(uses, _label, former)
         for expr in order:
             if expr in function.params:
                 self._input(expr)
@@ -84,7 +88,7 @@ class _Walk:
         if not any(self.known(a) for a in _arguments(call)):
             return  # a constant; read where it is used
         if call.op.name in FIELDS:
-            return  # read through their field 0
+            return  # read through their fields
         rule = RULES.get(call.op.name) if _in_float32(call) else None
         if rule is None or rule(self, call) is False:
             self.stays_float(call)
@@ -93,7 +97,7 @@ class _Walk:
         call = expr.tuple_value
         if not isinstance(call, relay.Call):
             return
-        rule = FIELDS.get(call.op.name) if expr.index == 0 else None
+        rule = FIELDS.get(call.op.name)
         if rule is None or rule(self, expr, call) is False:
             self.stays_float(expr, expr.index)
 
@@ -150,7 +154,7 @@ class _Walk:
 def _batch_norm(walk, expr, call):
     arrays = [walk.constant(a) for a in call.args[1:]]
     data = call.args[0]
-    if any(a is None for a in arrays) or not walk.known(data):
+    if expr.index != 0 or any(a is None for a in arrays) or not walk.known(data):
         return False
     gamma, beta, mean, variance = (a.astype(np.float64) for a in arrays)
     scale = (gamma if call.attrs.scale else 1.0) / np.sqrt(variance + call.attrs.epsilon)
@@ -166,7 +170,19 @@ def _batch_norm(walk, expr, call):
 
 
 def _dropout(walk, expr, call):
-    walk.builder.alias(expr, call.args[0])
+    return expr.index == 0 and walk.builder.alias(expr, call.args[0])
+
+
+def _split(walk, expr, call):
+    sizes = [_shape(kind, "split") for kind in call.checked_type.fields]
+    rank = len(sizes[0])
+    axis = int(call.attrs.axis) % rank
+    if not walk.known(call.args[0]) or axis == 0 or not walk.builder.since():
+        return False
+    at = sum(size[axis] for size in sizes[: expr.index])
+    size = sizes[expr.index]
+    slices = {axis: slice(at, at + size[axis], 1)}
+    return walk.builder.crop(expr, call.args[0], slices, nhwc(size))
 
 
 def _conv2d(walk, call):
@@ -211,7 +227,37 @@ def _resize(walk, call):
     if str(call.attrs.layout) != "NCHW":
         return False
     resized = RelayOp(call.op.name, call, (data,)).evaluate
-    return walk.builder.repeat(call, data, _out(call), resized)
+    if walk.builder.repeat(call, data, _out(call), resized):
+        return True
+    return str(call.attrs.method) == "nearest_neighbor" and _moved(walk, call)
+
+
+def _moved(walk, call):
+    """What moves numbers of its first argument, by the places of each axis."""
+    data = call.args[0]
+    if not all(walk.constant(a) is not None for a in call.args[1:]):
+        return False
+    return walk.builder.moved(call, data, _out(call), RelayOp(call.op.name, call, (data,)).evaluate)
+
+
+def _take(walk, call):
+    indices, axis = walk.constant(call.args[1]), call.attrs.axis
+    data, mode = call.args[0], str(call.attrs.mode)
+    if indices is None or indices.ndim != 1 or axis is None or not walk.known(data):
+        return False
+    size = _shape(data.checked_type, "take")
+    axis = int(axis) % len(size)
+    if indices.size and (indices.min() < 0 or indices.max() >= size[axis]) and mode != "wrap":
+        return False
+    places = [None] * len(size)
+    places[axis] = (indices % size[axis]).tolist()
+    return walk.builder.gather(call, data, places, _out(call))
+
+
+def _space_to_depth(walk, call):
+    a = call.attrs
+    data = call.args[0]
+    return a.layout == "NCHW" and walk.builder.space_to_depth(call, data, int(a.block_size), _out(call))
 
 
 def _dense(walk, call):
@@ -260,6 +306,8 @@ def _binary(walk, call):
     name, (a, b) = call.op.name, call.args
     if walk.known(a) and walk.known(b):
         return walk.builder.join(call, name, a, b, _out(call))
+    if name not in AFFINE:
+        return _function(walk, call)
     data, other = (a, b) if walk.known(a) else (b, a)
     constant = walk.constant(other)
     if constant is None:
@@ -349,7 +397,15 @@ def _strided_slice(walk, call):
     return walk.builder.crop(call, call.args[0], slices, _out(call))
 
 
+def _transpose(walk, call):
+    rank = len(call.checked_type.shape)
+    axes = [int(i) % rank for i in call.attrs.axes] if call.attrs.axes is not None else range(rank)[::-1]
+    return rank > 0 and walk.builder.since() and walk.builder.move(call, call.args[0], axes, _out(call))
+
+
 def _pad(walk, call):
+    if call.attrs.pad_mode in ("edge", "reflect"):
+        return _moved(walk, call)
     value = walk.constant(call.args[1]) if len(call.args) > 1 else np.float32(0)
     if value is None or float(value) != 0 or call.attrs.pad_mode != "constant":
         return False
@@ -365,6 +421,7 @@ RULES: dict[str, Callable[[_Walk, object], object]] = {
     "nn.conv2d": _conv2d,
     "nn.conv2d_transpose": _conv2d_transpose,
     "nn.depth_to_space": _depth_to_space,
+    "nn.space_to_depth": _space_to_depth,
     "image.resize2d": _resize,
     "nn.upsampling": _resize,
     "nn.dense": _dense,
@@ -372,7 +429,7 @@ RULES: dict[str, Callable[[_Walk, object], object]] = {
     **dict.fromkeys((*UNARY, *BINARY), _function),
     "nn.leaky_relu": _leaky_relu,
     "nn.prelu": _prelu,
-    **dict.fromkeys(AFFINE, _binary),
+    **dict.fromkeys((*AFFINE, "maximum", "minimum"), _binary),
     "nn.relu": _relu,
     "clip": _clip,
     "concatenate": _concatenate,
@@ -387,13 +444,17 @@ RULES: dict[str, Callable[[_Walk, object], object]] = {
     "expand_dims": _reshape,
     "nn.batch_flatten": _reshape,
     "strided_slice": _strided_slice,
+    "transpose": _transpose,
     "nn.pad": _pad,
+    "take": _take,
+    **dict.fromkeys(("nn.mirror_pad", "tile", "repeat", "reverse", "broadcast_to"), _moved),
     "copy": _copy,
 }
-#: Relay operator that makes a tuple -> the rule of its field 0: (walk, field, call)
+#: Relay operator that makes a tuple -> the rule of a field: (walk, field, call)
 FIELDS: dict[str, Callable[[_Walk, object, object], object]] = {
     "nn.batch_norm": _batch_norm,
     "nn.dropout": _dropout,
+    "split": _split,
 }
 
 

@@ -260,7 +260,7 @@ class _Rewriter:
 
     def _sum(self, node, join, tensors):
         a, b = map(_dequantize, tensors, join.scales)
-        self._quantized(join.output, a + b, node)
+        self._quantized(join.output, FLOAT[node.op](node, a, b), node)
 
     def _product(self, node, join, tensors):
         a, b = map(_steps, tensors, join.scales)
@@ -375,6 +375,24 @@ def _real_clip(x, lo, hi):
     """Relay's clip takes no infinity."""
     big = float(np.finfo(np.float32).max)
     return relay.clip(x, max(lo, -big), min(hi, big))
+
+
+def _in_float(join):
+    """A join that qnn has no operator for: what `LowerInteger` reads as one."""
+
+    def made(a, b, a_scale, a_zero, b_scale, b_zero, scale, zero):
+        a = relay.qnn.dequantize(a, a_scale, a_zero, out_dtype="float32")
+        b = relay.qnn.dequantize(b, b_scale, b_zero, out_dtype="float32")
+        return relay.qnn.quantize(join(a, b), scale, zero, out_dtype="uint8")
+
+    return made
+
+
+def _take(x, indices):
+    for axis, places in enumerate(indices):
+        if places is not None:
+            x = relay.take(x, relay.const(np.asarray(places, np.int32)), axis=axis, mode="fast")
+    return x
 
 
 def _repeat(x, factors, first_axis):
@@ -495,14 +513,24 @@ MOVES: dict[str, Callable] = {
     "slice": _slice,
     "pad": _pad,
     "resize": _resize,
+    "gather": lambda node, fill, x: _take(x, node.attrs["indices"]),
     "depth_to_space": _shuffle,
 }
 #: layer -> its product (x, record, common arguments); a window sum is a convolution, too
 PRODUCTS: dict[str, Callable] = {"conv2d": _conv, "avg_pool2d": _conv, "dense": _dense}
-#: join -> the operator of qnn
-JOINS: dict[str, Callable] = {"add": relay.qnn.add, "mul": relay.qnn.mul}
+#: join -> the operator of qnn, or what stands for it
+JOINS: dict[str, Callable] = {
+    "add": relay.qnn.add,
+    "sub": _in_float(relay.subtract),
+    "max": _in_float(relay.maximum),
+    "min": _in_float(relay.minimum),
+    "mul": relay.qnn.mul,
+}
 #: join -> how it is made where a function is fused to it
-WITH_FUNCTION: dict[str, Callable] = {"add": _Rewriter._sum, "mul": _Rewriter._product}
+WITH_FUNCTION: dict[str, Callable] = {
+    **dict.fromkeys(("add", "sub", "max", "min"), _Rewriter._sum),
+    "mul": _Rewriter._product,
+}
 #: operator -> its integer rule, for all that runs in integers
 INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "conv2d": _Rewriter._layer,
@@ -518,6 +546,9 @@ FLOAT: dict[str, Callable] = {
     "conv2d": _float_conv,
     "dense": _float_dense,
     "add": lambda node, a, b: a + b,
+    "sub": lambda node, a, b: a - b,
+    "max": lambda node, a, b: relay.maximum(a, b),
+    "min": lambda node, a, b: relay.minimum(a, b),
     "mul": lambda node, a, b: a * b,
     "elementwise": _float_function,
     "concat": _float_concat,
@@ -529,6 +560,7 @@ FLOAT: dict[str, Callable] = {
     "slice": _float_slice,
     "pad": lambda node, x: relay.nn.pad(x, nchw(node.attrs["widths"])),
     "resize": lambda node, x: _repeat(x, node.attrs["factors"], 2),
+    "gather": lambda node, x: _take(x, nchw(node.attrs["indices"])),
     "depth_to_space": _float_shuffle,
 }
 #: function of an expression -> Relay's, for all of `expression.FUNCTIONS`

@@ -350,7 +350,7 @@ def _layer(exact):
 def _sum(node, scales, *q):
     s = [scales.decided(t) for t in node.inputs]
     left, right = (reference.dequantize(x, z.scale, z.zero_point) for x, z in zip(q, s, strict=True))
-    return left + right
+    return reference.JOINS[node.op](left, right)
 
 
 def _product(node, scales, a, b):
@@ -405,6 +405,9 @@ RULES = {
     "conv2d": Rule(_layer(_convolve), _weight_scale),
     "dense": Rule(_layer(_dense), _weight_scale),
     "add": Rule(_sum),
+    "sub": Rule(_sum),
+    "max": Rule(_sum),
+    "min": Rule(_sum),
     "mul": Rule(_product, _other_scale),
     "elementwise": Rule(_lookup),
     "concat": Rule(_move),
@@ -416,6 +419,7 @@ RULES = {
     "slice": Rule(_move),
     "pad": Rule(_pad),
     "resize": Rule(_move),
+    "gather": Rule(_move),
     "depth_to_space": Rule(_move),
 }
 

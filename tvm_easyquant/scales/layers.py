@@ -4,7 +4,7 @@ its table. No TVM here.
 A layer is what runs as an integer convolution: a convolution, a dense layer (1x1 on a 1x1 map), or the
 window sums of an average pool (a depthwise convolution with ones). The clip or function that follows it is
 fused into its requantize, and so is a residual add, where the layer's tensor has no other reader and no
-function was fused. A join is every other add or mul of two stored tensors.
+function was fused. A join is every other add, and every sub, max, min and mul of two stored tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # it imports the kernels, and they TVM
 
 @dataclass(frozen=True)
 class Join:
-    """An add or mul of two stored tensors.
+    """An operator of two stored tensors.
 
     name, op: its node's. inputs: the two tensors, ``scales`` theirs. output: what it makes.
     """
@@ -164,7 +164,8 @@ class _Deriver:
         absorbing = {}  # add -> the layer that it is fused into
         for node in self.graph:
             adds = node.name in self.plan.integer and node.op == "add"
-            if adds and (layer := self._absorbing(node)):
+            alike = adds and len({self.graph[t].shape for t in node.inputs}) == 1
+            if alike and (layer := self._absorbing(node)):
                 absorbing[node.name] = layer
         layers, joins, absorbed = {}, {}, set(absorbing.values())
         for node in map(self.graph.__getitem__, self._order()):
@@ -173,7 +174,7 @@ class _Deriver:
             if node.name in absorbing:
                 name = absorbing[node.name]
                 layers[name] = self._layer(self.graph[name], self._join(node))
-            elif node.op in ("add", "mul"):
+            elif node.operator.integer in ("sum", "product"):
                 joins[node.name] = self._join(node)
             elif self._convolves(node) and node.name not in absorbed:
                 layers[node.name] = self._layer(node, None)

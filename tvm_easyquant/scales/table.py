@@ -107,7 +107,14 @@ class ScaleTable:
 
     def prepared(self, graph: Graph) -> Graph:
         """The graph that this table is of, for one as it was loaded: equalized, if that is a setting, and
-        divided by its factors. TableError if they do not fit."""
+        divided by its factors; of an earlier table what was read then (`Graph.former`). TableError if they
+        do not fit."""
+        if graph.former is not None and self.model != graph.fingerprint:
+            before = graph.former()
+            before.cut = graph.cut
+            made = self.prepared(before)
+            if made.fingerprint == self.model:
+                return made
         if not (self.config.equalize or self.factors) or self.model == graph.fingerprint:
             return graph
         try:

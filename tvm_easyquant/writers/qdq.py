@@ -242,11 +242,8 @@ class _Exporter:
     def _dense(self, node, x, output):
         return self.add("Gemm", [x[0], *self._weights(node)], output, node.name, transB=1)
 
-    def _add(self, node, x, output):
-        return self.add("Add", x, output, node.name)
-
-    def _mul(self, node, x, output):
-        return self.add("Mul", x, output, node.name)
+    def _join(self, node, x, output):
+        return self.add(node.operator.onnx[0], x, output, node.name)
 
     def _elementwise(self, node, x, output):
         return self._expression(node.attrs["expression"], x[0], output, node.shape)
@@ -266,7 +263,7 @@ class _Exporter:
 
     def _slice(self, node, x, output):
         bounds = {key: nchw(node.attrs[key]) for key in ("begin", "end", "strides")}
-        lists = {"begin": bounds["begin"], "end": bounds["end"], "axes": range(4)}
+        lists = {"begin": bounds["begin"], "end": bounds["end"], "axes": range(len(node.shape))}
         lists["strides"] = bounds["strides"]
         inputs = [self.constant(f"{node.name}_{k}", list(v), np.int64) for k, v in lists.items()]
         return self.add("Slice", [x[0], *inputs], output, node.name)
@@ -282,6 +279,17 @@ class _Exporter:
             "Resize", [x[0], "", scales], output, node.name, mode="nearest",
             coordinate_transformation_mode="asymmetric", nearest_mode="floor",
         )  # fmt: skip
+
+    def _gather(self, node, x, output):
+        places = nchw(node.attrs["indices"])
+        axes = [axis for axis, indices in enumerate(places) if indices is not None]
+        (made,) = x
+        for axis in axes:
+            indices = self.constant(f"{node.name}_indices_{axis}", places[axis], np.int64)
+            last = axis == axes[-1]
+            name = output if last else self.free(f"{node.name}_along_{axis}")
+            made = self.add("Gather", [made, indices], name, node.name if last else None, axis=axis)
+        return made
 
     def _shuffle(self, node, x, output):
         a = node.attrs
@@ -460,8 +468,11 @@ def _has_form(op: str, old: int, new: int) -> bool:
 RULES: dict[str, Callable[[_Exporter, Node, list, str], str]] = {
     "conv2d": _Exporter._conv,
     "dense": _Exporter._dense,
-    "add": _Exporter._add,
-    "mul": _Exporter._mul,
+    "add": _Exporter._join,
+    "sub": _Exporter._join,
+    "max": _Exporter._join,
+    "min": _Exporter._join,
+    "mul": _Exporter._join,
     "elementwise": _Exporter._elementwise,
     "concat": _Exporter._concat,
     "max_pool2d": _Exporter._max_pool,
@@ -472,6 +483,7 @@ RULES: dict[str, Callable[[_Exporter, Node, list, str], str]] = {
     "slice": _Exporter._slice,
     "pad": _Exporter._pad,
     "resize": _Exporter._resize,
+    "gather": _Exporter._gather,
     "depth_to_space": _Exporter._shuffle,
     "float": _Exporter._float,
 }

@@ -408,11 +408,12 @@ def _exact_layer(run: _Run):
     return exact, error
 
 
-def _exact_sum(run: _Run):
-    a, b = (
-        steps * float(s.scale) / run.step for steps, s in zip(run.steps, run.inputs, strict=True)
-    )  # fmt: skip
-    return a + b, _error(2, np.abs(a) + np.abs(b))
+def _exact_join(join):
+    def rule(run: _Run):
+        a, b = (steps * float(s.scale) / run.step for steps, s in zip(run.steps, run.inputs, strict=True))
+        return join(a, b), _error(2, np.abs(a) + np.abs(b))
+
+    return rule
 
 
 def _exact_product(run: _Run):
@@ -444,7 +445,7 @@ def _exact_limit(run: _Run):
 EXACT: dict[str, Callable[[_Run], tuple]] = {
     "conv2d": _exact_layer,
     "dense": _exact_layer,
-    "add": _exact_sum,
+    **{op: _exact_join(join) for op, join in reference.JOINS.items()},
     "mul": _exact_product,
     "elementwise": _exact_function,
     "avg_pool2d": _exact_average,

@@ -1,0 +1,193 @@
+"""What moves numbers and what joins two maps, as ONNX says it: read as operators, equal to ONNX Runtime."""
+
+import pickle
+
+import networks
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+
+import tvm_easyquant as eq
+from tvm_easyquant import load_onnx
+from tvm_easyquant.network import builder
+from tvm_easyquant.scales.calibrate import calibrate, start_table
+from tvm_easyquant.scales.integer import run_integer
+from tvm_easyquant.scales.partition import plan
+
+INT, F = np.int64, np.float32
+RATIOS = {"sizes": INT([1, 3, 9, 4])}, {"scales": F([1, 1, 0.5, 1.5])}, {"scales": F([1, 1, 0.6, 2.3])}
+WAYS = ("align_corners", "half_pixel", "pytorch_half_pixel", "asymmetric")
+ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+
+
+def resizes():
+    """Those of align_corners by size: of a scale the specification takes the size before it is rounded, ONNX
+    Runtime the rounded one."""
+    for numbers in RATIOS:
+        inputs = ["", "scales"] if "scales" in numbers else ["", "", "sizes"]
+        for way in WAYS if "sizes" in numbers else WAYS[1:]:
+            for rounding in ROUNDINGS:
+                if (way, rounding) != ("align_corners", "x"):
+                    attributes = dict(
+                        mode="nearest", coordinate_transformation_mode=way, nearest_mode=rounding
+                    )
+                    yield "Resize", numbers, inputs, attributes
+
+
+def others():
+    around = {"around": INT([0, 0, 2, 1, 0, 0, 1, 3])}
+    yield "Pad", around, ["around"], dict(mode="reflect")
+    yield "Pad", around, ["around"], dict(mode="edge")
+    yield "Pad", around, ["around"], dict(mode="wrap")
+    yield "Pad", {"around": INT([0, 1, -1, 0, 0, 2, 0, 1])}, ["around"], dict(mode="edge")
+    yield "Tile", {"times": INT([1, 2, 1, 3])}, ["times"], {}
+    yield "Gather", {"places": INT([-1, 0, 0, 2])}, ["places"], dict(axis=1)
+    yield "Gather", {"places": INT([4, 1, -2])}, ["places"], dict(axis=-2)
+    bounds = {"begin": INT([-1, 4]), "end": INT([-99, 0]), "axes": INT([1, 3]), "by": INT([-1, -2])}
+    yield "Slice", bounds, list(bounds), {}
+
+
+def one(op, constants, inputs, attributes, shape=(1, 3, 6, 5), opset=19):
+    x = np.random.default_rng(0).standard_normal(shape).astype(F)
+    node = (op, ["x", *inputs], ["y"], "node", attributes)
+    rank = len(shape) - ("place" in constants)
+    made = {"y": [f"d{i}" for i in range(rank)]}
+    model = networks.onnx_model([node], {"x": list(shape)}, made, constants, opset)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    (want,) = ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})
+    return load_onnx(model), x, want
+
+
+def same(graph, x, want, *ops):
+    assert tuple(node.op for node in graph) == ("input", *ops)
+    np.testing.assert_array_equal(graph.run({"x": x})["y"], want)
+
+
+def test_nearest_resizes_take_places_of_each_axis():
+    for case in resizes():
+        graph, x, want = one(*case)
+        same(graph, x, want, "gather")
+
+
+def test_pads_tiles_and_gathers_take_places_of_each_axis():
+    for case in others():
+        graph, x, want = one(*case)
+        same(graph, x, want, "gather")
+
+
+def test_what_is_a_slice_or_nothing_is_no_gather():
+    for op, constants, inputs, attributes, made in [
+        ("Gather", {"places": INT([1, 2])}, ["places"], dict(axis=1), ["slice"]),
+        ("Gather", {"place": INT(-2)}, ["place"], dict(axis=3), ["slice", "reshape"]),
+        ("Resize", {"scales": F([1, 1, 0.5, 1])}, ["", "scales"],
+         dict(mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"), ["slice"]),
+        ("SpaceToDepth", {}, [], dict(blocksize=2), ["reshape", "transpose", "reshape"]),
+    ]:  # fmt: skip
+        same(*one(op, constants, inputs, attributes, (1, 3, 6, 4)), *made)
+    graph, *_ = one("Expand", {"shape": INT([1, 3, 6, 5])}, ["shape"], {})
+    assert [node.op for node in graph] == ["input"]
+    same(*one("Expand", {"shape": INT([1, 3, 6, 5])}, ["shape"], {}, (1, 1, 6, 1)), "gather")
+    same(
+        *one("Slice", {"b": INT([1]), "e": INT([4]), "a": INT([2])}, ["b", "e", "a"], {}, (2, 3, 5)),
+        "slice",
+    )
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("Gather", {"places": INT([[0, 1], [2, 0]])}, ["places"], dict(axis=1)),
+        ("Gather", {"places": INT([0, 0])}, ["places"], dict(axis=0)),
+        ("Tile", {"times": INT([2, 1, 1, 1])}, ["times"], {}),
+        ("Expand", {"shape": INT([2, 3, 6, 5])}, ["shape"], {}),
+        ("Slice", {"b": INT([-1]), "e": INT([-9]), "a": INT([0]), "s": INT([-1])}, ["b", "e", "a", "s"], {}, (2, 3)),
+    ],
+    ids=["two axes of places", "gather of the batch", "tile of the batch", "expand", "slice of the batch"],
+)  # fmt: skip
+def test_what_is_no_such_move_stays_float(case):
+    graph, x, want = one(*case)
+    same(graph, x, want, "float")
+
+
+def test_places_that_the_data_decide_stay_float_by_name():
+    nodes = [
+        ("Conv", ["x", "w"], ["a"], "first", {}),
+        ("GlobalAveragePool", ["a"], ["p"], "mean", {}),
+        ("Reshape", ["p", "flat"], ["f"], "flat", {}),
+        ("TopK", ["f", "two"], ["v", "i"], "best", {}),
+        ("Reshape", ["i", "flat"], ["j"], "line", {}),
+        ("Gather", ["a", "j"], ["g"], "chosen", dict(axis=1)),
+        ("Conv", ["g", "w2"], ["y"], "last", {}),
+    ]
+    constants = {"w": np.ones((4, 3, 1, 1), F), "flat": INT([-1]), "two": INT([2]),
+                 "w2": np.ones((3, 2, 1, 1), F)}  # fmt: skip
+    model = networks.onnx_model(nodes, {"x": [1, 3, 4, 4]}, {"y": [1, 3, 4, 4]}, constants, 13)
+    assert plan(load_onnx(model)).floats["chosen"] == "it reads line, which is int64"
+
+
+def test_maps_that_repeat_each_other_stay_float_by_name():
+    """Each of the two is repeated along another axis: no norm says it."""
+    nodes = [
+        ("ReduceMean", ["x"], ["h"], "down", dict(axes=[2], keepdims=1)),
+        ("ReduceMean", ["x"], ["w"], "across", dict(axes=[3], keepdims=1)),
+        ("Mul", ["h", "w"], ["m"], "outer", {}),
+        ("Max", ["h", "w"], ["n"], "most", {}),
+        ("Add", ["m", "n"], ["y"], "sum", {}),
+    ]
+    model = networks.onnx_model(nodes, {"x": [1, 3, 4, 4]}, {"y": [1, 3, 4, 4]}, {}, 13)
+    assert {node.name: node.op for node in load_onnx(model)} == {
+        "x": "input", "down": "float", "across": "float", "outer": "float", "most": "float", "sum": "add",
+    }  # fmt: skip
+
+
+def newer():
+    nodes = [
+        ("Conv", ["x", "w"], ["a"], "first", dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])),
+        ("Pad", ["a", "around"], ["m"], "mirror", dict(mode="reflect")),
+        ("Conv", ["m", "w2"], ["b"], "second", dict(kernel_shape=[3, 3])),
+        ("Sub", ["a", "b"], ["c"], "sub", {}),
+        ("Conv", ["c", "w2"], ["y"], "last", dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.standard_normal((4, 3, 3, 3)).astype(F),
+                 "w2": rng.standard_normal((4, 4, 3, 3)).astype(F),
+                 "around": INT([0, 0, 1, 1, 0, 0, 1, 1])}  # fmt: skip
+    return networks.onnx_model(nodes, {"x": [1, 3, 6, 6]}, {"y": [1, 4, 6, 6]}, constants, 13)
+
+
+@pytest.mark.parametrize("equalize", [False, True])
+def test_an_earlier_table_keeps_float_what_it_kept_float(equalize):
+    """A table says which network it is of by a fingerprint, which is another where a float node became an
+    operator: its reader makes the earlier network again."""
+    graph = load_onnx(newer())
+    assert {"gather", "sub"} <= {node.op for node in graph} and graph.former is not None
+    before = graph.former()
+    assert before.former is None and before.fingerprint != graph.fingerprint
+    feeds = [{"x": np.random.default_rng(i).standard_normal((1, 3, 6, 6)).astype(F)} for i in range(2)]
+    config = eq.QuantConfig(method="minmax", equalize=equalize)
+    for mine in (before, graph):
+        ready = eq.ScaleTable("", config, {}, {}).prepared(mine) if equalize else mine
+        plan_ = plan(ready)
+        assert (set(plan_.floats) == {"mirror", "sub"}) == (mine is before)
+        table = start_table(ready, plan_, calibrate(ready, plan_, feeds, config), config)
+        assert table.prepared(graph).fingerprint == table.model
+        want = run_integer(mine, table, feeds[0])["y" if "y" in mine.outputs else mine.outputs[0]]
+        np.testing.assert_array_equal(next(iter(run_integer(graph, table, feeds[0]).values())), want)
+    with pytest.raises(eq.errors.TableError, match="made for another model"):
+        eq.ScaleTable("0" * 64, config, table.activations, table.weights).check(graph)
+    assert pickle.loads(pickle.dumps(graph)).former is None
+
+
+def test_large_maps_are_asked_in_groups_of_axes(monkeypatch):
+    """float32 counts to 2**24: beyond it places of a map could not be told apart."""
+    assert builder.COUNTED == 2**24
+    monkeypatch.setattr(builder, "COUNTED", 60)
+    for size in ((1, 4, 5, 12), (1, 4, 16, 3), (1, 64, 2, 2)):
+        b = builder.Builder({"in": 1, "out": 1}, str)
+        b.input("in", "in", size)
+        flip = tuple(range(size[3]))[::-1]
+        assert b.moved("out", "in", size, lambda x, flip=flip: x[..., flip])
+        assert b.node("out").attrs["indices"] == (None, None, None, flip)
