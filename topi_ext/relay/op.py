@@ -14,6 +14,7 @@ easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.re
 easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.dequantize`)
 easyquant.add (sub, max, min)  uint8, uint8 (or broadcast) -> uint8  (`reference.join`)
 easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
+easyquant.shuffle           uint8 -> uint8, its channels shuffled (`elementwise.shuffle`)
 ==========================  ==================================================================
 
 ROW is the instruction set of the kernel, a row of `isa.ISAS`: TVM names the compiled function after the
@@ -42,6 +43,7 @@ from ..reference import multiplier
 #: what the names of the convolutions begin with
 CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
 FLOAT, FLOAT_ADD = "easyquant.float", "easyquant.float_add"
+SHUFFLE = "easyquant.shuffle"
 
 
 # -- AutoTVM templates: one topi compute and schedule for each row of the manifest
@@ -146,6 +148,19 @@ def _injective_strategy(make):
 # -- computes of the elementwise operators; numbers are in the JSON attribute ``numbers``
 
 
+def _shuffle_strategy(attrs, inputs, out_type, target):
+    def run_schedule(attrs, outs, target):
+        with target:
+            return te.create_schedule([t.op for t in outs])
+
+    strategy = _op.OpStrategy()
+    strategy.add_implementation(
+        lambda attrs, inputs, out_type: [elementwise.shuffle(*inputs, **_numbers(attrs))],
+        run_schedule, name="easyquant_shuffle",
+    )  # fmt: skip
+    return strategy
+
+
 def _numbers(attrs):
     numbers = json.loads(str(attrs["numbers"]))
     return {key: function.from_json(value) for key, value in numbers.items()}
@@ -238,6 +253,8 @@ def register() -> None:
     for name, inputs in ((FLOAT, _FLOAT_INPUTS), (FLOAT_ADD, (*_FLOAT_INPUTS, "residual"))):
         if name not in known:
             _register_op(name, inputs, _float_type, _op.OpPattern.OPAQUE, _float_strategy)
+    if SHUFFLE not in known:
+        _register_op(SHUFFLE, ("data",), _same_shape("uint8"), _op.OpPattern.OPAQUE, _shuffle_strategy)
     for name, (operands, kind, make) in _ELEMENTWISE.items():
         if name not in known:
             _register_op(name, operands, kind, _op.OpPattern.BROADCAST, _injective_strategy(make))
@@ -306,6 +323,11 @@ def join(op: str, a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zer
         JOINS[op], [a, b], a_scale=a_scale, a_zero_point=a_zero_point, b_scale=b_scale,
         b_zero_point=b_zero_point, scale=scale, zero_point=zero_point, lo=lo, hi=hi, function=function,
     )  # fmt: skip
+
+
+def shuffle(data, groups: int):
+    """uint8 -> uint8: a channel shuffle, the channels last."""
+    return _elementwise(SHUFFLE, [data], groups=groups)
 
 
 def mul(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
