@@ -117,6 +117,12 @@ def joined(seed=0, **options):
     x = b.add("least", "min", [b.pool("mean", x, "avg_pool2d", h, 1), x], shape, {})
     x = b.relu("shifted.relu", b.add("shifted", "add", [b.conv("row", x, 8), gate], shape, {}))
     x = b.conv("mid", b.add("most", "max", [x, y], shape, {}), 8, kernel=1)
+    for name, op, size, attrs in (
+        ("groups", "reshape", (n, 2, c // 2, h, w), dict(shape=(n, 2, c // 2, h, w), channels_first=True)),
+        ("turned", "transpose", (n, c // 2, 2, h, w), dict(axes=(0, 2, 1, 3, 4))),
+        ("shuffled", "reshape", shape, dict(shape=shape, channels_first=True)),
+    ):
+        x = b.add(name, op, [x], size, attrs)
     places = (None, (2, 1, 0, *range(h)), tuple(range(0, w, 2)), tuple(range(c))[::-1])
     x = b.add("taken", "gather", [x], (n, h + 3, -(-w // 2), c), dict(indices=places))
     x = b.relu("late.relu", b.conv("late", x, 8))

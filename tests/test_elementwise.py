@@ -7,6 +7,7 @@ tvm = pytest.importorskip("tvm")
 from tvm import relay
 
 from topi_ext import reference
+from topi_ext.kernels import elementwise
 from topi_ext.relay import op as relay_op
 from tvm_easyquant.relay.build import Executor, host_target
 from tvm_easyquant.relay.framework import no_tophub
@@ -48,6 +49,20 @@ def test_joins_over_every_pair_of_bytes(op):
         run = compiled(relay_op.join(op, a, b, *numbers), a, b, target=TARGETS[-1])
         made = run(dict(zip("ab", pair, strict=True)))[0]
         np.testing.assert_array_equal(made, reference.join(op, *pair, *numbers))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_channel_shuffle_is_that_of_the_take(target):
+    """Groups as wide as a vector, wider, narrower; of one vector that begins before the last ends."""
+    for groups, size in ((2, 58), (2, 32), (3, 20), (4, 5), (8, 2), (2, 1000)):
+        x = np.random.default_rng(size).integers(0, 256, (2, 3, 1, groups * size)).astype(np.uint8)
+        places = np.arange(groups * size).reshape(groups, size).T.ravel()
+        assert elementwise.shuffled_groups(places.tolist()) == groups
+        var = relay.var("x", shape=x.shape, dtype="uint8")
+        made = compiled(relay_op.shuffle(var, groups), var, target=target)({"x": x})[0]
+        np.testing.assert_array_equal(made, x[..., places])
+    for places in ([0, 1, 2, 3], [0, 2, 1], [3, 2, 1, 0], np.arange(18).reshape(9, 2).T.ravel().tolist()):
+        assert elementwise.shuffled_groups(places) is None
 
 
 def test_the_two_mistakes_would_be_seen():

@@ -15,6 +15,7 @@ from tvm_easyquant.network import builder
 from tvm_easyquant.scales.calibrate import calibrate, start_table
 from tvm_easyquant.scales.integer import run_integer
 from tvm_easyquant.scales.partition import plan
+from tvm_easyquant.writers.qdq import to_qdq
 
 INT, F = np.int64, np.float32
 RATIOS = {"sizes": INT([1, 3, 9, 4])}, {"scales": F([1, 1, 0.5, 1.5])}, {"scales": F([1, 1, 0.6, 2.3])}
@@ -191,3 +192,16 @@ def test_large_maps_are_asked_in_groups_of_axes(monkeypatch):
         flip = tuple(range(size[3]))[::-1]
         assert b.moved("out", "in", size, lambda x, flip=flip: x[..., flip])
         assert b.node("out").attrs["indices"] == (None, None, None, flip)
+
+
+def test_a_quantized_model_with_them_is_taken_over():
+    pytest.importorskip("tvm")
+    graph, images = networks.joined()
+    config, plan_ = eq.QuantConfig(method="minmax", bits=8), plan(graph)
+    table = start_table(graph, plan_, calibrate(graph, plan_, images, config), config)
+    taken = eq.import_quantized(to_qdq(graph, table))
+    assert {"sub", "max", "min", "mul", "gather"} <= {taken.graph[name].op for name in taken.plan.integer}
+    (want,), (mine,) = (
+        run_integer(*each, images[0]).values() for each in ((graph, table), (taken.graph, taken.table))
+    )
+    np.testing.assert_array_equal(mine, want)

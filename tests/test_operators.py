@@ -6,6 +6,7 @@ import pytest
 
 tvm = pytest.importorskip("tvm")
 from test_relay import check_exact, float_output, images
+from tvm import relay
 
 import tvm_easyquant as eq
 from tvm_easyquant import load_onnx
@@ -176,7 +177,6 @@ OTHERS = {
     "product of two maps": two_branches_times,
     "resize, asymmetric": resize("asymmetric"),
     "resize, half pixel": resize("half_pixel"),
-    "resize, three times": resize("asymmetric", 3.0, 24),
     "transposed": transposed(),
     "transposed, kernel 2": transposed(2, 2, 0, 0),
     "transposed, kernel 4, no bias": transposed(4, 2, 1, 0, bias=False),
@@ -293,3 +293,38 @@ def test_expressions():
     ]:
         assert elementwise.nonnegative(expression) == always
         assert elementwise.nonnegative(expression, True) == behind_relu
+
+
+def test_calls_of_relay_that_move_and_join_are_read():
+    """One module of them all, against what TVM computes of it."""
+    x = relay.var("x", shape=(1, 4, 6, 8))
+    g = relay.nn.relu(relay.max(x, axis=[1], keepdims=True))
+    parts = relay.split(x, (1, 3), axis=1)
+    made = {
+        "take": relay.take(x, relay.const(np.int64([3, 0, 2])), axis=1, mode="fast"),
+        "reverse": relay.reverse(x, 3),
+        "tile": relay.tile(x, (1, 1, 2, 1)),
+        "repeat": relay.repeat(x, 3, axis=2),
+        "broadcast": relay.broadcast_to(g, (1, 4, 6, 8)),
+        "mirror": relay.nn.mirror_pad(x, ((0, 0), (0, 0), (1, 2), (0, 3)), "REFLECT"),
+        "edge": relay.nn.pad(x, ((0, 0), (0, 0), (1, 2), (0, 3)), pad_mode="edge"),
+        "ratio": relay.image.resize2d(x, (4, 5), method="nearest_neighbor", rounding_method="floor",
+                                      coordinate_transformation_mode="asymmetric"),
+        "backwards": relay.strided_slice(x, [3], [-9], [-2], axes=[2]),
+        "first": parts[0], "last": parts[2],
+        "turned": relay.transpose(x, (0, 1, 3, 2)),
+        "blocks": relay.nn.space_to_depth(x, 2),
+        "sub": relay.subtract(x, g), "max": relay.maximum(x, g), "min": relay.minimum(g, x), "mul": x * g,
+    }  # fmt: skip
+    function = relay.Function([x], relay.Tuple([relay.nn.relu(call) for call in made.values()]))
+    module = relay.transform.InferType()(tvm.IRModule.from_expr(function))
+    graph = eq.from_relay(module)
+    assert [node.op for node in graph if node.op == "float"] == ["float"]  # the largest of the channels
+    assert {"gather", "slice", "transpose", "sub", "max", "min", "mul"} <= {node.op for node in graph}
+    feed = {"x": normal(1, 4, 6, 8)}
+    for name, mine, want in zip(
+        made, graph.run(feed).values(), build_float(module, "llvm")(feed), strict=True
+    ):
+        np.testing.assert_array_equal(mine, want, err_msg=name)
+    before = graph.former()
+    assert {node.op for node in before} == {"input", "clip", "float"}

@@ -116,11 +116,11 @@ def test_every_stored_tensor_is_the_norm_s(name, target, compared):
     compared("relax, stored tensors", sum(mine.size for mine in found))
 
 
-@pytest.mark.parametrize("seed", [None, *range(4)])
-def test_random_networks(seed, compared):
-    """And one whose maps are transposed."""
-    graph, images = networks.turned() if seed is None else networks.random_graph(seed)
-    q = eq.quantize(graph, images, method="minmax", bits=7 + (seed or 0) % 2)
+@pytest.mark.parametrize("made", [networks.turned, networks.joined, *range(4)])
+def test_random_networks(made, compared):
+    """And two whose maps are transposed, joined and shuffled."""
+    graph, images = networks.random_graph(made) if isinstance(made, int) else made()
+    q = eq.quantize(graph, images, method="minmax", bits=7 + (made % 2 if isinstance(made, int) else 1))
     feed = {"image": images[0]}
     want = run_integer(q.graph, q.table, feed)
     for output, mine in zip(q.graph.outputs, q.build("llvm")(feed), strict=True):

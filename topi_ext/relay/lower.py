@@ -25,6 +25,7 @@ from tvm import relay
 
 from .. import function, planner
 from ..errors import LoweringError
+from ..kernels import elementwise
 from ..packing import fold_zero_point
 from ..planner import LayerChoice
 from ..problem import Convolution, ConvSpec, Residual
@@ -109,6 +110,7 @@ class _Lowering:
             LayerChoice(name, layer.spec, layer.weight, choice)
             for name, layer, (choice, _) in zip(self.names, self.found, self.chosen, strict=True)
         )
+        joined = {expr.args[0] for expr in order if _concatenates(expr)}
         new: dict = {}
         for expr in order:
             if expr in absorbed:
@@ -118,8 +120,13 @@ class _Lowering:
             elif isinstance(expr, relay.Call):
                 args = [new[a] for a in expr.args]
                 new[expr] = relay.Call(expr.op, args, expr.attrs, expr.type_args, expr.span)
+                if _concatenates(expr):
+                    new[expr] = relay.annotation.stop_fusion(new[expr])
             elif isinstance(expr, relay.Tuple):
-                new[expr] = relay.Tuple([new[f] for f in expr.fields], expr.span)
+                fields = [new[f] for f in expr.fields]
+                if expr in joined:  # what is fused to a concatenate is computed number by number
+                    fields = [relay.annotation.stop_fusion(f) for f in fields]
+                new[expr] = relay.Tuple(fields, expr.span)
             elif isinstance(expr, relay.TupleGetItem):
                 new[expr] = relay.TupleGetItem(new[expr.tuple_value], expr.index)
             else:
@@ -164,6 +171,8 @@ class _Lowering:
             return self._function(root, clip, call) or self._quantize(root, clip, call)
         if name == "sum":
             return self._total(root)
+        if name == "take":
+            return self._shuffle(call)
         if name.startswith("qnn."):
             raise LoweringError(f"{name}: no exact lowering for this use of it")
         return None
@@ -388,6 +397,19 @@ class _Lowering:
             return None
         return _Chain(tuple(absorbed), (steps.args[0],), lambda x: relay_op.total(x, int(zero.item())))
 
+    def _shuffle(self, call):
+        """A take of channels in the order of a channel shuffle."""
+        data, indices = call.args
+        kind = data.checked_type
+        last = kind.dtype == "uint8" and int(call.attrs.axis) in (-1, len(kind.shape) - 1)
+        if not last or not isinstance(indices, relay.Constant) or indices.data.numpy().ndim != 1:
+            return None
+        places = indices.data.numpy().tolist()
+        groups = elementwise.shuffled_groups(places) if len(places) == int(kind.shape[-1]) else None
+        if groups is None:
+            return None
+        return _Chain((), (data,), lambda x: relay_op.shuffle(x, groups))
+
     def _mul(self, root, clip, call):
         a_scale, a_zero, b_scale, b_zero, scale, zero = (value_of(a) for a in call.args[2:])
 
@@ -398,6 +420,11 @@ class _Lowering:
             )  # fmt: skip
 
         return _Chain(_between(root, call), tuple(call.args[:2]), emit)
+
+
+def _concatenates(expr):
+    """Whether stored tensors are put one behind the other."""
+    return name_of(expr) == "concatenate" and expr.checked_type.dtype == "uint8"
 
 
 def _inputs(expr):

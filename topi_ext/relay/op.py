@@ -15,6 +15,7 @@ easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.de
 easyquant.add (sub, max, min)  uint8, uint8 (or broadcast) -> uint8  (`reference.join`)
 easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
 easyquant.total             uint8 -> int32, summed over the map
+easyquant.shuffle           uint8 -> uint8, its channels shuffled (`elementwise.shuffle`)
 ==========================  ==================================================================
 
 ROW is the instruction set of the kernel, a row of `isa.ISAS`: TVM names the compiled function after the
@@ -46,6 +47,7 @@ LANES = (16, 8)
 CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
 FLOAT, FLOAT_ADD = "easyquant.float", "easyquant.float_add"
 TOTAL = "easyquant.total"
+SHUFFLE = "easyquant.shuffle"
 
 
 # -- AutoTVM templates: one topi compute and schedule for each row of the manifest
@@ -172,16 +174,20 @@ def _injective_strategy(make):
     return strategy
 
 
-def _total_strategy(attrs, inputs, out_type, target):
-    def run_schedule(attrs, outs, target):
-        with target:
-            return te.create_schedule([t.op for t in outs])
+def _statements_strategy(make, name):
+    """Strategy of a kernel that is statements, with nothing to schedule: make(attrs, inputs) -> te.Tensor."""
 
-    strategy = _op.OpStrategy()
-    strategy.add_implementation(
-        lambda attrs, inputs, out_type: [elementwise.total(*inputs, **_numbers(attrs))],
-        run_schedule, name="easyquant_total",
-    )  # fmt: skip
+    def strategy(attrs, inputs, out_type, target):
+        def run_schedule(attrs, outs, target):
+            with target:
+                return te.create_schedule([t.op for t in outs])
+
+        result = _op.OpStrategy()
+        result.add_implementation(
+            lambda attrs, inputs, out_type: [make(attrs, inputs)], run_schedule, name=name
+        )
+        return result
+
     return strategy
 
 
@@ -208,6 +214,14 @@ def _dequantize(attrs, inputs):
 def _two(function):
     """Of a function of `elementwise` of two tensors."""
     return lambda attrs, inputs: function(*inputs, **_numbers(attrs))
+
+
+def _shuffle(attrs, inputs):
+    return elementwise.shuffle(*inputs, **_numbers(attrs))
+
+
+def _total(attrs, inputs):
+    return elementwise.total(*inputs, **_numbers(attrs))
 
 
 # -- registration
@@ -254,6 +268,12 @@ _ELEMENTWISE = {
 }
 
 
+_STATEMENTS = {
+    SHUFFLE: (("data",), _same_shape("uint8"), _shuffle),
+    TOTAL: (("data",), _summed_shape, _total),
+}
+
+
 def _register_op(name, arguments, type_relation, pattern, strategy):
     _op.register(name, "an operator of tvm_easyquant; see topi_ext.relay.op")
     op = _op.get(name)
@@ -285,11 +305,10 @@ def register() -> None:
     for name, inputs in ((FLOAT, _FLOAT_INPUTS), (FLOAT_ADD, (*_FLOAT_INPUTS, "residual"))):
         if name not in known:
             _register_op(name, inputs, _float_type, _op.OpPattern.OPAQUE, _float_strategy)
-    for name, (operands, kind, make) in _ELEMENTWISE.items():
+    for name, (operands, kind, make) in _STATEMENTS.items():
         if name not in known:
-            _register_op(name, operands, kind, _op.OpPattern.BROADCAST, _injective_strategy(make))
-    if TOTAL not in known:
-        _register_op(TOTAL, ("data",), _summed_shape, _op.OpPattern.OPAQUE, _total_strategy)
+            strategy = _statements_strategy(make, name.replace(".", "_"))
+            _register_op(name, operands, kind, _op.OpPattern.OPAQUE, strategy)
 
 
 @functools.cache
@@ -355,6 +374,11 @@ def join(op: str, a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zer
         JOINS[op], [a, b], a_scale=a_scale, a_zero_point=a_zero_point, b_scale=b_scale,
         b_zero_point=b_zero_point, scale=scale, zero_point=zero_point, lo=lo, hi=hi, function=function,
     )  # fmt: skip
+
+
+def shuffle(data, groups: int):
+    """uint8 -> uint8: a channel shuffle, the channels last."""
+    return _elementwise(SHUFFLE, [data], groups=groups)
 
 
 def mul(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,

@@ -23,6 +23,7 @@ from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis
 from ..network.node import Node, model_shape
+from ..network.shuffle import shuffled
 from ..network.tensors import NUMPY
 from ..scales.image_input import FirstNodes, ImageInput, every_byte, first_nodes
 from ..scales.integer import function_values
@@ -280,6 +281,12 @@ class _Rewriter(_Floats):
         self._finish(node, self.t.binary("multiply", a, b))
 
     def _move(self, node):
+        if (found := shuffled(self.graph, node)) is not None:  # what is between is not read
+            tensor, places = found
+            self.stored_of[node.name] = _stored_take(
+                self.t, self.stored(tensor), (None, None, None, places)
+            )
+            return
         inputs = [self.stored(tensor) for tensor in node.inputs]
         self.stored_of[node.name] = MOVES[node.op](self.t, node, self.scale(node.name).zero_point, *inputs)
 
@@ -439,6 +446,15 @@ def _slice(t, node, fill, x):
     return _crop(t, x, node.attrs["begin"], node.attrs["end"], node.attrs["strides"])
 
 
+def _stored_take(t, x, indices):
+    *others, channels = indices
+    if all(places is None for places in others) and len(channels) == x.shape[-1]:
+        groups = elementwise.shuffled_groups(channels)
+        if groups is not None:
+            return t.compute(x.shape, "uint8", elementwise.shuffle, x, groups)
+    return _take(t, x, indices)
+
+
 def _pad(t, node, fill, x):
     return t.pad(x, node.attrs["widths"], fill)
 
@@ -467,7 +483,7 @@ MOVES: dict[str, Callable] = {
     "slice": _slice,
     "pad": _pad,
     "resize": _resize,
-    "gather": lambda t, node, fill, x: _take(t, x, node.attrs["indices"]),
+    "gather": lambda t, node, fill, x: _stored_take(t, x, node.attrs["indices"]),
     "depth_to_space": _shuffle,
 }
 #: join in float32 -> its function

@@ -89,7 +89,10 @@ class _Walk:
             return  # a constant; read where it is used
         if call.op.name in FIELDS:
             return  # read through their fields
-        rule = RULES.get(call.op.name) if _in_float32(call) else None
+        rule = RULES.get(call.op.name)
+        if rule is not None and not _in_float32(call):  # places and fills of other types are constants
+            tensors = [a for a in _arguments(call) if self.known(a)]
+            rule = rule if _in_float32(call, tensors) and self.builder.since() else None
         if rule is None or rule(self, call) is False:
             self.stays_float(call)
 
@@ -469,9 +472,9 @@ def plain(name) -> str:
     return str.__str__(name)
 
 
-def _in_float32(call) -> bool:
-    """Whether a call reads and makes float32 only."""
-    kinds = [expr.checked_type for expr in (call, *_arguments(call))]
+def _in_float32(call, arguments=None) -> bool:
+    """Whether a call reads and makes float32 only; of these arguments, if not all count."""
+    kinds = [expr.checked_type for expr in (call, *(_arguments(call) if arguments is None else arguments))]
     return all(not isinstance(kind, relay.TensorType) or kind.dtype == "float32" for kind in kinds)
 
 

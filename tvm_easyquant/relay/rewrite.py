@@ -24,6 +24,7 @@ from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph, run
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis, to_nchw, to_nhwc
 from ..network.node import Node, model_shape
+from ..network.shuffle import shuffled
 from ..scales.image_input import FirstNodes, ImageInput, every_byte, first_nodes
 from ..scales.integer import function_values
 from ..scales.layers import Records, records
@@ -186,6 +187,10 @@ class _Rewriter:
     # -- integer nodes
 
     def _move(self, node: Node):
+        if (found := shuffled(self.graph, node)) is not None:  # what is between is not read
+            tensor, places = found
+            self.stored_of[node.name] = _take(self.stored(tensor), (None, None, None, places))
+            return
         x = [self.stored(t) for t in node.inputs]
         self.stored_of[node.name] = MOVES[node.op](node, self.scale(node.name).zero_point, *x)
 

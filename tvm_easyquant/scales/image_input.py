@@ -165,7 +165,7 @@ def _chain(graph: Graph, plan: Plan, node: Node) -> tuple[Node, ...]:
     nodes: list[Node] = []
     while len(graph.users[node.name]) == 1 and node.name not in graph.outputs:
         node = graph[graph.users[node.name][0]]
-        known = node.op in ("elementwise", "clip", "transpose")
+        known = node.op in ("elementwise", "clip", "transpose", "gather")
         known |= node.op == "float" and getattr(node.attrs["handle"], "op", None) in BY_NUMBER
         if not known or len(node.inputs) != 1 or node.name in plan.integer or len(node.shape) != 4:
             return ()
@@ -191,7 +191,7 @@ def _tabled(found: FirstNodes) -> FirstNodes | None:
                 arrays = [every_byte(tried, size, seed) for seed, size in enumerate(TRIED)]
                 if all(_same(tried.unfolded(x), tried.looked_up(x)) for x in arrays):
                     return tried
-            except (GraphError, ValueError):  # the nodes are of that one size, or of other axes
+            except (GraphError, ValueError, IndexError):  # the nodes are of that one size, or of other axes
                 continue
     return None
 

@@ -1,7 +1,7 @@
 """What becomes integer, and which tensors share a scale.
 
 A *site* is a set of stored tensors with one scale: a tensor and everything that max pool, concat,
-reshape, slice and pad make of it without computing. Decided here from the graph alone, so that
+reshape, slice, gather and pad make of it without computing. Decided here from the graph alone, so that
 calibration, search and rewriting agree by construction.
 """
 
