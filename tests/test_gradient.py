@@ -79,6 +79,11 @@ CASES = {
     ),
     "pad": ("pad", dict(widths=((0, 0), (1, 2), (0, 3), (0, 1))), [random(2, 3, 4, 2)]),
     "resize": ("resize", dict(factors=(2, 3)), [random(2, 3, 4, 2)]),
+    "resize_linear": (
+        "resize_linear",
+        dict(mode="half_pixel", sizes=((3, 6), (4, 3)), scales=((2, 1), (3, 4))),
+        [random(2, 3, 4, 2)],
+    ),
     "depth_to_space": ("depth_to_space", dict(block=2, mode="DCR"), [random(2, 3, 4, 8)]),
     "depth_to_space, CRD": ("depth_to_space", dict(block=2, mode="CRD"), [random(2, 3, 4, 8)]),
 }

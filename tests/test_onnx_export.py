@@ -69,7 +69,9 @@ def moves(seed=0):
 
 
 @pytest.mark.parametrize("bits", [7, 8])
-@pytest.mark.parametrize("make", [networks.residual, networks.chain, moves], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "make", [networks.residual, networks.chain, networks.resized, moves], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize("unsigned", [True, False])
 def test_onnx_runtime_computes_our_integers(make, bits, unsigned):
     graph, images = make()

@@ -14,6 +14,8 @@ easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.re
 easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.dequantize`)
 easyquant.add               uint8, uint8 -> uint8                 (`reference.add`)
 easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
+easyquant.resize_linear     uint8, rows, columns, multiplier -> uint8 or float32
+                            (`reference.resize_linear`, and what is made of it)
 ==========================  ==================================================================
 
 ROW is the instruction set of the kernel, a row of `isa.ISAS`: TVM names the compiled function after the
@@ -35,13 +37,14 @@ from tvm.topi.x86.injective import schedule_injective
 from .. import function, isa, manifest
 from ..emit import target_isa  # noqa: F401  # part of what this module answers
 from ..errors import KernelError
-from ..kernels import elementwise, float_conv
+from ..kernels import elementwise, float_conv, resize
 from ..problem import ConvSpec
 from ..reference import multiplier
 
 #: what the names of the convolutions begin with
 CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
 FLOAT, FLOAT_ADD = "easyquant.float", "easyquant.float_add"
+RESIZE = "easyquant.resize_linear"
 
 
 # -- AutoTVM templates: one topi compute and schedule for each row of the manifest
@@ -171,6 +174,19 @@ def _mul(attrs, inputs):
     return elementwise.mul(*inputs, **_numbers(attrs))
 
 
+def _resize_strategy(attrs, inputs, out_type, target):
+    def run_schedule(attrs, outs, target):
+        with target:
+            return te.create_schedule([t.op for t in outs])
+
+    strategy = _op.OpStrategy()
+    strategy.add_implementation(
+        lambda attrs, inputs, out_type: [resize.resize_linear(*inputs, **_numbers(attrs))], run_schedule,
+        name="easyquant_resize",
+    )  # fmt: skip
+    return strategy
+
+
 # -- registration
 
 
@@ -181,6 +197,12 @@ def _conv_type(arg_types, attrs):
 
 def _float_type(arg_types, attrs):
     return relay.TensorType(float_conv.FloatConv.from_json(attrs["layer"]).out_shape, "float32")
+
+
+def _resize_type(arg_types, attrs):
+    (n, _, _, c), (height, _), (width, _) = (kind.shape for kind in arg_types[:3])
+    dtype = "float32" if _numbers(attrs).get("dequantize") else "uint8"
+    return relay.TensorType((n, height, width, c), dtype)
 
 
 def _same_shape(dtype):
@@ -233,6 +255,9 @@ def register() -> None:
         if name not in known:
             strategy = _injective_strategy(make)
             _register_op(name, operands, _same_shape(dtype), _op.OpPattern.BROADCAST, strategy)
+    if RESIZE not in known:
+        inputs = ("data", "rows", "columns", "multiplier")
+        _register_op(RESIZE, inputs, _resize_type, _op.OpPattern.OPAQUE, _resize_strategy)
 
 
 @functools.cache
@@ -308,3 +333,13 @@ def mul(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: i
         "easyquant.mul", [a, b], a_zero_point=a_zero_point, b_zero_point=b_zero_point,
         multiplier=factor, zero_point=zero_point, lo=lo, hi=hi,
     )  # fmt: skip
+
+
+def resize_linear(data, rows, columns, multiplier, channels: int, **numbers):
+    """uint8 NHWC -> uint8, or float32 with ``dequantize``; multiplier: float32 () or (K,), or (2, K) with
+    the second vector that the function reads; rows, columns, numbers: those of
+    `kernels.resize.resize_linear`."""
+    factor = np.asarray(multiplier, np.float32)
+    factor = factor if factor.ndim == 2 else np.broadcast_to(factor, (1, channels))
+    constants = (relay.const(np.ascontiguousarray(array)) for array in (rows, columns, factor))
+    return _elementwise(RESIZE, [data, *constants], **numbers)

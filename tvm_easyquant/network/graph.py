@@ -28,6 +28,7 @@ class Graph:
 
     inputs and outputs are node names; output_names: what the model itself calls its outputs. notes: what
     its reader has to tell about it, in lines. cut: the names at which its reader ended the model, or None.
+    kept: {node: the float node that it was before its operator was known}; see `before`.
     ``fingerprint`` is a hash of structure and weights; at other shapes (`network.shapes`) it stays.
     """
 
@@ -50,6 +51,7 @@ class Graph:
             self.nodes[node.name] = node
         self.outputs = tuple(outputs)
         self.cut: tuple[str, ...] | None = None
+        self.kept: dict[str, Node] = {}
         self._known: str | None = None
         self.output_names = self.outputs if output_names is None else tuple(output_names)
         self.inputs = tuple(n.name for n in self.nodes.values() if n.op == "input")
@@ -111,6 +113,19 @@ class Graph:
             for array in (None if node.weight is None else node.public_weight, node.bias):
                 digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+    @property
+    def before(self) -> Graph | None:
+        """This network as it was read before the operators of `kept` were known, which tables of then are
+        of; None if it is the same."""
+        if not self.kept:
+            return None
+        made = Graph(
+            [self.kept.get(node.name, node) for node in self], self.outputs, self.name, self.output_names,
+            self.notes,
+        )  # fmt: skip
+        made.cut = self.cut
+        return made
 
     def standing_for(self, graph: Graph | str) -> Graph:
         """This graph with the fingerprint of another, which is the same network at other shapes."""

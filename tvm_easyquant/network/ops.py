@@ -15,7 +15,7 @@ import numpy as np
 
 from topi_ext.reference import dequantize, quantize, windows
 
-from . import expression
+from . import expression, resample
 from .layout import nchw, to_nchw, to_nhwc
 
 
@@ -242,6 +242,10 @@ def resize(node: Use, x: np.ndarray) -> np.ndarray:
     return x.repeat(down, axis=1).repeat(across, axis=2)
 
 
+def resize_linear(node: Use, x: np.ndarray) -> np.ndarray:
+    return resample.resized(x, node.attrs)
+
+
 def depth_to_space(x: np.ndarray, block: int, mode: str) -> np.ndarray:
     """(N, H, W, b * b * C) -> (N, H * b, W * b, C), as ONNX DepthToSpace with block size b."""
     n, h, w, c = x.shape
@@ -319,6 +323,11 @@ _ROWS = (
     Operator("pad", ("widths",), "move", pad, ("Pad",), _by_inputs),  # with zeros
     # nearest: every row and column repeated (down, across)
     Operator("resize", ("factors",), "move", resize, ("Resize", "Upsample"), _by_inputs),
+    # sizes: (before, after), scales: (numerator, denominator), of rows and of columns; see `resample`
+    Operator(
+        "resize_linear", ("mode", "sizes", "scales"), "accumulate", resize_linear, ("Resize", "Upsample"),
+        _by_inputs, refusal=lambda node: resample.whole(node.attrs),
+    ),
     # mode: DCR or CRD, as ONNX names the order of channels
     Operator("depth_to_space", ("block", "mode"), "move", shuffle, ("DepthToSpace",), _by_inputs),
     Operator(  # rounded as uint8: in models that were quantized, see `take_over`

@@ -18,11 +18,13 @@ from ..network import pieces
 from ..network.builder import Builder, per_channel
 from ..network.graph import Graph
 from ..network.layout import nhwc, nhwc_axis
+from ..network.tensors import NUMPY
 from . import geometry
+from .meaning import resizing
 from .onnx_file import check, cut, fixed_shapes, inline, read_onnx, stem, told
 from .onnx_macs import multiply_accumulates
 from .onnx_model import Prepared, Site, prepare
-from .onnx_op import FLOATS, OnnxOp, plain
+from .onnx_op import FLOATS, Call, NotConstant, OnnxOp, plain
 from .onnx_quantized import QUANTIZED, Normalized, is_quantized, normalize
 
 
@@ -585,8 +587,17 @@ def _pad(walk, site):
 def _resize(walk, site):
     if walk.computed(site, 1, 2, 3) or len(walk.shape(site)) != 4:
         return False
-    resized = walk.prepared.handle(site, 0)[0].evaluate
-    return walk.builder.repeat(site.outputs[0], site.inputs[0], walk.shape(site), resized)
+    op, _ = walk.prepared.handle(site, 0)
+    size = walk.size(site.inputs[0])
+    try:
+        found = resizing.linear(Call(NUMPY, op, [np.empty(size, np.float32)]))
+    except NotConstant:
+        return False
+    mode, factors = (None, None) if found is None else found
+    return walk.builder.resize(
+        site.outputs[0], site.inputs[0], walk.shape(site), op.evaluate, mode, factors,
+        {"fn": op.evaluate, "handle": op, "macs": multiply_accumulates(op, [size])},
+    )  # fmt: skip
 
 
 def _depth_to_space(walk, site):

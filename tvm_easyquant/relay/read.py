@@ -210,8 +210,14 @@ def _resize(walk, call):
     data = call.args[0]
     if str(call.attrs.layout) != "NCHW":
         return False
-    resized = RelayOp(call.op.name, call, (data,)).evaluate
-    return walk.builder.repeat(call, data, _out(call), resized)
+    handle, a = RelayOp(call.op.name, call, (data,)), call.attrs
+    mode = None
+    if call.op.name == "nn.upsampling":
+        mode = "align_corners" if a.align_corners else "asymmetric"
+    elif str(a.method) == "linear":
+        mode = str(a.coordinate_transformation_mode)
+    otherwise = {"fn": handle.evaluate, "handle": handle, "macs": multiply_accumulates(call)}
+    return walk.builder.resize(call, data, _out(call), handle.evaluate, mode, otherwise=otherwise)
 
 
 def _dense(walk, call):

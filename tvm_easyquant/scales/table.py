@@ -12,6 +12,7 @@ import os
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -107,7 +108,16 @@ class ScaleTable:
 
     def prepared(self, graph: Graph) -> Graph:
         """The graph that this table is of, for one as it was loaded: equalized, if that is a setting, and
-        divided by its factors. TableError if they do not fit."""
+        divided by its factors; an operator that was float when the table was made stays so. TableError if
+        they do not fit."""
+        if (old := graph.before) is not None:
+            with suppress(TableError):
+                made = self._prepared(old)
+                if made.fingerprint == self.model:
+                    return made
+        return self._prepared(graph)
+
+    def _prepared(self, graph: Graph) -> Graph:
         if not (self.config.equalize or self.factors) or self.model == graph.fingerprint:
             return graph
         try:
