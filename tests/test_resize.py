@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 
 import networks
 import numpy as np
@@ -118,23 +119,12 @@ def test_the_parts_are_the_fractions(mode):
 
 def computed(arrays, **numbers):
     """`kernels.resize` on whichever TVM is installed."""
-    tvm = pytest.importorskip("tvm")
-    from tvm import te
+    pytest.importorskip("tvm")
+    import kernel_host
 
-    from topi_ext.emit import HAS_ALLOCATE
     from topi_ext.kernels.resize import resize_linear
 
-    inputs = [te.placeholder(a.shape, str(a.dtype), name=f"in{i}") for i, a in enumerate(arrays)]
-    out = resize_linear(*inputs, **numbers)
-    made = np.zeros([int(d) for d in out.shape], str(out.dtype))
-    target = tvm.target.Target("llvm" if HAS_ALLOCATE else {"kind": "llvm"})
-    if HAS_ALLOCATE:
-        buffers = [tvm.nd.array(a) for a in (*arrays, made)]
-        tvm.build(te.create_schedule(out.op), [*inputs, out], target)(*buffers)
-    else:
-        buffers = [tvm.runtime.tensor(a) for a in (*arrays, made)]
-        tvm.compile(tvm.IRModule({"main": te.create_prim_func([*inputs, out])}), target)["main"](*buffers)
-    return buffers[-1].numpy()
+    return kernel_host.computed(partial(resize_linear, **numbers), arrays)
 
 
 #: parts whose sums stay in int16, at its edge and beyond, and those that reach 2**30; a zero point

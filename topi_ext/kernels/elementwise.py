@@ -65,6 +65,18 @@ def dequantize(x, scale, zero_point: int):
     return te.compute(x.shape, element, name="dequantize", tag=TAG)
 
 
+def real_function(x, which: str):
+    """float32 -> float32: `function.real`, in vectors, where a C library's function takes one number."""
+
+    def element(*i):
+        def of(name, value):
+            return epilogue.applied((name, "x"), epilogue.fence(value))
+
+        return function.real(which, x(*i), epilogue.LANES, of)
+
+    return te.compute(x.shape, element, name=which, tag=TAG)
+
+
 def add(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
         scale: float, zero_point: int, lo: int, hi: int, function=None):  # fmt: skip
     """uint8 + uint8 -> uint8; function: of the real sum."""

@@ -12,6 +12,7 @@ easyquant.float_add         the same and a tensor that is added
 easyquant.quantize          float32 -> uint8                      (`reference.quantize`)
 easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.requantize`)
 easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.dequantize`)
+easyquant.function          float32 -> float32                    (`function.real`)
 easyquant.add               uint8, uint8 -> uint8                 (`reference.add`)
 easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
 easyquant.resize_linear     uint8, rows, columns, multiplier -> uint8 or float32
@@ -166,6 +167,10 @@ def _dequantize(attrs, inputs):
     return elementwise.dequantize(*inputs, **_numbers(attrs))
 
 
+def _function(attrs, inputs):
+    return elementwise.real_function(*inputs, **_numbers(attrs))
+
+
 def _add(attrs, inputs):
     return elementwise.add(*inputs, **_numbers(attrs))
 
@@ -215,6 +220,7 @@ _ELEMENTWISE = {
     "easyquant.quantize": (("data",), "uint8", _quantize),
     "easyquant.requantize": (("data", "multiplier"), "uint8", _requantize),
     "easyquant.dequantize": (("data", "scale"), "float32", _dequantize),
+    "easyquant.function": (("data",), "float32", _function),
     "easyquant.add": (("a", "b"), "uint8", _add),
     "easyquant.mul": (("a", "b"), "uint8", _mul),
 }
@@ -314,6 +320,11 @@ def dequantize(data, scale, zero_point: int):
     """uint8 or int32 -> float32; scale: float32 () or (K,) along the last axis."""
     scale = relay.const(np.asarray(scale, np.float32))
     return _elementwise("easyquant.dequantize", [data, scale], zero_point=zero_point)
+
+
+def function_of(data, name: str):
+    """float32 -> float32: a function of `function.REAL`."""
+    return _elementwise("easyquant.function", [data], which=name)
 
 
 def add(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
