@@ -69,3 +69,20 @@ def _prim_func(row, spec, data, constants, residual, mcpu):
     out = tvm.runtime.tensor(np.zeros(spec.out_shape, spec.out_dtype))
     executable["main"](*(tvm.runtime.tensor(a) for a in arrays), out)
     return out.numpy(), executable.mod.inspect_source("asm")
+
+
+def computed(function, arrays):
+    """What a function of TE tensors makes of arrays, in plain loops."""
+    from tvm import te
+
+    inputs = [te.placeholder(a.shape, str(a.dtype), name=f"in{i}") for i, a in enumerate(arrays)]
+    out = function(*inputs)
+    made = np.zeros([int(d) for d in out.shape], str(out.dtype))
+    if RELAY:
+        buffers = [tvm.nd.array(a) for a in (*arrays, made)]
+        tvm.build(te.create_schedule(out.op), [*inputs, out], "llvm")(*buffers)
+    else:
+        buffers = [tvm.runtime.tensor(a) for a in (*arrays, made)]
+        module = tvm.IRModule({"main": te.create_prim_func([*inputs, out])})
+        tvm.compile(module, tvm.target.Target({"kind": "llvm"}))["main"](*buffers)
+    return buffers[-1].numpy()

@@ -8,6 +8,7 @@ import numpy as np
 
 from tvm_easyquant.network.graph import Graph
 from tvm_easyquant.network.node import Node
+from tvm_easyquant.network.resample import ratio
 
 RELU = dict(lo=0.0, hi=inf)
 
@@ -50,6 +51,13 @@ class Builder:
         attrs |= dict(dilation=(1, 1)) if op == "max_pool2d" else dict(count_include_pad=True)
         shape = (n, (h - size) // stride + 1, (w - size) // stride + 1, c)
         return self.add(name, op, [x], shape, attrs)
+
+    def resize_linear(self, name, x, made, mode="half_pixel"):
+        n, *before, c = self.nodes[x].shape
+        sizes = tuple(zip(before, made, strict=True))
+        scales = tuple(ratio(after / size, size, after) for size, after in sizes)
+        attrs = dict(mode=mode, sizes=sizes, scales=scales)
+        return self.add(name, "resize_linear", [x], (n, *made, c), attrs)
 
     def global_pool(self, name, x):
         n, h, w, c = self.nodes[x].shape
@@ -128,6 +136,21 @@ def joined(seed=0, **options):
     x = b.relu("late.relu", b.conv("late", x, 8))
     b.dense("logits", b.flatten("flat", b.global_pool("gap", x)), 5)
     return b.graph("logits"), b.images(6)
+
+
+def resized(seed=0, **options):
+    """Linear resizes of every kind of coordinates, up and down, of 8 and of 5 channels: behind a layer and a
+    clip, before a clip, a function and a layer, and for readers of floats: (graph, images)."""
+    b = Builder(seed, **options)
+    x = b.relu("stem.relu", b.conv("stem", "image", 8), hi=2.0)
+    x = b.conv("second", b.resize_linear("twice", x, (20, 20)), 5)
+    x = b.relu("low", b.resize_linear("down", x, (13, 15), "align_corners"), hi=0.5)
+    x = b.resize_linear("wide", b.conv("third", x, 5), (13, 25), "asymmetric")
+    swish = ("multiply", "x", ("sigmoid", "x"))
+    x = b.add("swish", "elementwise", [x], b.nodes[x].shape, dict(expression=swish))
+    b.conv("last", x, 3, kernel=1)
+    b.resize_linear("large", "last", (30, 26), "pytorch_half_pixel")
+    return b.graph("large"), b.images(4)
 
 
 def chain(seed=0, relu=True, channels=4, **options):

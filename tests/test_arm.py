@@ -561,7 +561,7 @@ GLUE = {
     "squeeze and excite": operators.squeeze_excite,
     "product of two branches": operators.two_branches_times,
     "gelu": operators.gelu,
-    "resize": operators.resize("asymmetric"),
+    "resize, linear": operators.resize("half_pixel", how="linear"),
     "transposed convolution": operators.transposed(),
 }
 

@@ -61,7 +61,7 @@ FLOATS = {
     "softmax": (behind(("Softmax", ["a"], ["y"], "softmax", dict(axis=1))), 0),
     "reduction": (behind(("ReduceMax", ["a"], ["y"], "max", dict(axes=[1]))), 0),
     "resize": (
-        behind(("Resize", ["a", "", "s"], ["y"], "up", dict(mode="linear")), s=np.float32([1, 1, 2, 2])), 0,
+        behind(("Resize", ["a", "", "s"], ["y"], "up", dict(mode="cubic")), s=np.float32([1, 1, 2, 2])), 0,
     ),
     "einsum": (
         behind(("Einsum", ["a", "a"], ["y"], "sum", dict(equation="nchw,nchw->nhw")), rank=3), 4 * 8 * 8

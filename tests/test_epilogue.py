@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 tvm = pytest.importorskip("tvm")
-from kernel_host import RELAY, compiled, run
+from kernel_host import RELAY, compiled, computed, run
 from test_function import FORMS, HARD_SWISH
 from test_kernels import ROWS, expected, weight_limit
 
 from topi_ext import epilogue, function, isa, manifest, reference
 from topi_ext.conv2d import ConvSpec, Residual, fold_zero_point
+from topi_ext.kernels import elementwise
 
 #: accumulators around which float32 rounds, or a function has its corners and ends
 CORNERS = (0, 2**24, -(2**24), 2**30, -(2**30), 12582912, 1000, -1000)
@@ -256,3 +257,38 @@ def built(row, spec, arrays, target, name="kernel"):
     inputs = [te.placeholder(a.shape, str(a.dtype)) for a in arrays]
     out = row.compute(DefaultKnobs(), spec, *inputs)
     return tvm.build(te.create_schedule(out.op), [*inputs, out], target, name=name)
+
+
+@pytest.mark.parametrize("name", function.REAL)
+def test_functions_of_what_stays_float_are_the_norm_s(name):
+    """Of every kind of float32; near the real function, and NaN where that is none."""
+    corners = [
+        np.nan,
+        np.inf,
+        -np.inf,
+        0.0,
+        -0.0,
+        1e-38,
+        -1e-38,
+        0.25,
+        -0.25,
+        88.0,
+        88.5,
+        88.72,
+        88.73,
+        -87.0,
+        -88.0,
+    ]
+    x = np.concatenate([corners, np.linspace(-90, 90, 2001), np.linspace(-0.3, 0.3, 301)]).astype(
+        np.float32
+    )
+    with np.errstate(all="ignore"):
+        want = function.real(name, x)
+        exact = {"exp": np.exp, "tanh": np.tanh, "sigmoid": lambda v: 1 / (1 + np.exp(-v))}[name](
+            x.astype(np.float64)
+        )
+        exact = exact.astype(np.float32)
+    made = computed(lambda t: elementwise.real_function(t, name), [x])
+    np.testing.assert_array_equal(made.view(np.uint32)[1:], want.view(np.uint32)[1:])
+    assert np.isnan(made[0]) and np.isnan(want[0])
+    np.testing.assert_allclose(made, exact, rtol=1e-6, atol=2e-38)

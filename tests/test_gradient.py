@@ -83,6 +83,11 @@ CASES = {
     "sub": ("sub", {}, [random(2, 3, 4, 5), random(2, 1, 1, 5)]),
     "max": ("max", {}, list(np.split(apart((2, 3, 4, 10)), 2, axis=3))),
     "min": ("min", {}, list(np.split(apart((2, 3, 4, 10)), 2, axis=3))),
+    "resize_linear": (
+        "resize_linear",
+        dict(mode="half_pixel", sizes=((3, 6), (4, 3)), scales=((2, 1), (3, 4))),
+        [random(2, 3, 4, 2)],
+    ),
     "depth_to_space": ("depth_to_space", dict(block=2, mode="DCR"), [random(2, 3, 4, 8)]),
     "depth_to_space, CRD": ("depth_to_space", dict(block=2, mode="CRD"), [random(2, 3, 4, 8)]),
 }

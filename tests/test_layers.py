@@ -195,6 +195,7 @@ EVERY_OPERATOR = {
         networks.residual,
         networks.turned,
         networks.joined,
+        networks.resized,
         golden_networks.gate,
         golden_networks.functions,
         golden_networks.moves,

@@ -70,7 +70,9 @@ def moves(seed=0):
 
 @pytest.mark.parametrize("bits", [7, 8])
 @pytest.mark.parametrize(
-    "make", [networks.residual, networks.chain, moves, networks.joined], ids=lambda f: f.__name__
+    "make",
+    [networks.residual, networks.chain, networks.resized, moves, networks.joined],
+    ids=lambda f: f.__name__,
 )
 @pytest.mark.parametrize("unsigned", [True, False])
 def test_onnx_runtime_computes_our_integers(make, bits, unsigned):

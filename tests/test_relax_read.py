@@ -113,6 +113,7 @@ def integers():
         "nearest": case(lambda e, x: OP.image.resize2d(
             x, (12, 18), method="nearest_neighbor", coordinate_transformation_mode="asymmetric",
             rounding_method="floor"), "resize"),
+        "bilinear": case(lambda e, x: OP.image.resize2d(x, (9, 13)), "resize_linear"),
         "tuple": case(lambda e, x: relax.TupleGetItem(e(relax.Tuple([x, e(OP.exp(x))])), 1), "elementwise"),
     }  # fmt: skip
 
@@ -176,7 +177,8 @@ def floats():
         "broadcast_to": case(lambda e, x: OP.broadcast_to(x, (2, 4, 6, 6)), "Expand"),
         "tile of the batch": case(lambda e, x: OP.tile(x, (2, 1, 1, 1)), "tile", False),
         "cumsum": case(lambda e, x: OP.cumsum(x, axis=1), "cumsum", False),
-        "linear resize": case(lambda e, x: OP.image.resize2d(x, (9, 13)), "image.resize2d", False),
+        "cubic resize": case(lambda e, x: OP.image.resize2d(x, (9, 13), method="cubic"),
+                              "image.resize2d", False),
         "group_norm": case(lambda e, x: OP.nn.group_norm(x, c(4), c(4), 2, 1, [2, 3]), "nn.group_norm", False),
         "topk": case(lambda e, x: relax.TupleGetItem(e(OP.topk(x, 2, axis=1)), 0), "topk", False),
         "beta": case(lambda e, x: OP.nn.softplus(x, beta=2.0), "nn.softplus", False),

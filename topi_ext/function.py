@@ -93,6 +93,33 @@ def apply(expression, x, other=None, arithmetic: Arithmetic = NUMPY):
     return _Evaluation(x, other, arithmetic).of(expression)
 
 
+#: functions of any float32, which what stays float computes in vectors, too: see `real`
+REAL = ("exp", "sigmoid", "tanh")
+
+
+def real(name: str, x, a: Arithmetic = NUMPY, of: Callable = lambda name, x: apply((name, "x"), x)):
+    """A function of `REAL` of any float32: NaN stays NaN; exp is 0 below -87 and infinite beyond float32;
+    tanh is a polynomial where it is nearly ``x``. of(name, x): the function within its bounds."""
+
+    def number(value):
+        return a.number(value, x)
+
+    made = of(name, x)
+    if name == "exp":
+        beyond = a.subtract(number(88.0), x)  # there e times that of a number less
+        made = of(name, a.where_negative(beyond, a.subtract(x, number(1.0)), x))
+        made = a.multiply(made, a.where_negative(beyond, number(np.e), number(1.0)))
+        made = a.where_negative(a.subtract(number(88.72283172607422), x), number(np.inf), made)
+        made = a.where_negative(a.subtract(x, number(-87.0)), number(0.0), made)
+    elif name == "tanh":
+        square, odd = a.multiply(x, x), number(62 / 2835)
+        for coefficient in (-17 / 315, 2 / 15, -1 / 3, 1.0):
+            odd = a.add(a.multiply(odd, square), number(coefficient))
+        made = a.where_negative(a.subtract(square, number(0.0625)), a.multiply(odd, x), made)
+    either = a.where_negative(a.subtract(x, number(1.0)), made, x)  # x is NaN, or at least 1
+    return a.where_negative(a.subtract(number(0.0), x), made, either)
+
+
 class _Recorder:
     """Writes the operations of an expression down, each once, by their places in the order of evaluation:
     an `Arithmetic`."""

@@ -21,6 +21,7 @@ requantize      ``clip(rint(float32(acc) * multiplier) + zero_point, lo, hi)``
 add             ``quantize(dequantize(a) + dequantize(b))``; sub, max and min likewise
 mul             requantize of the int32 product of the steps, with ``multiplier(a, b, out)``
 elementwise     ``table[q]``, the table made of ``quantize(f(dequantize(q)))``
+linear resize   requantize of the exact int32 sum of two rows' and two columns' parts
 average pool    requantize of the exact int32 sum, with ``multiplier(in, 1 / count, out)``
 ==============  ==========================================================================
 
@@ -188,3 +189,17 @@ def dense(data, weight, *, zero_point=0):
 def max_pool2d(data, *, pool_size, strides, padding=(0, 0, 0, 0), dilation=(1, 1)):
     """uint8 (N, H, W, C) -> uint8 (N, OH, OW, C); padding never wins."""
     return windows(data, pool_size, strides, padding, dilation, 0).max(axis=(3, 4))
+
+
+def resize_linear(data, rows, columns, parts, *, zero_point=0):
+    """uint8 (N, H, W, C) -> int32 (N, OH, OW, C): ``parts[0] * parts[1]`` times the linear resize, exactly.
+
+    rows: int (OH, 3): of each new row the two old ones that it is a sum of, ``parts[0] - share`` times the
+    first and ``share`` times the second; columns: the same (OW, 3), by ``parts[1]``.
+    """
+    x = data.astype(np.int64) - zero_point
+    for axis, table, whole in zip((1, 2), (rows, columns), parts, strict=True):
+        first, second, share = np.asarray(table, np.int64).T
+        share = share.reshape([-1 if i == axis else 1 for i in range(4)])
+        x = x.take(first, axis) * (whole - share) + x.take(second, axis) * share
+    return as_int32(x, "resize_linear")

@@ -170,8 +170,8 @@ def pack_pairs(spec: ConvSpec, weight, bias, multiplier, width: int):
     """(weights, bias, multiplier) for `compute_pairs`.
 
     weights: int8 (blocks, R * pairs + cuts, 2 * width): for each pair the two interleaves, then what the
-    int16 sums of each group of rows start with, in bytes. bias and multiplier in the order in which sums are
-    widened: even lanes, odd lanes of the one interleave, then of the other.
+    int16 sums of each group of rows start with, in bytes. bias and multiplier in the order of the widened
+    sums: even lanes, odd lanes of the one interleave, then of the other.
     """
     r = spec.kernel[0]
     channels = -(-spec.out_channels // LANES) * LANES

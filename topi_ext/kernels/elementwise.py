@@ -67,6 +67,18 @@ def dequantize(x, scale, zero_point: int):
     return te.compute(x.shape, element, name="dequantize", tag=TAG)
 
 
+def real_function(x, which: str):
+    """float32 -> float32: `function.real`, in vectors, where a C library's function takes one number."""
+
+    def element(*i):
+        def of(name, value):
+            return epilogue.applied((name, "x"), epilogue.fence(value))
+
+        return function.real(which, x(*i), epilogue.LANES, of)
+
+    return te.compute(x.shape, element, name=which, tag=TAG)
+
+
 #: join -> its operator on float32
 JOINS = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "max": tir.max, "min": tir.min}
 

@@ -19,9 +19,11 @@ from tvm import relax, te
 
 from ..emit import target_isa
 from ..floats import NCHW_TO_NHWC, NHWC_TO_NCHW, FloatLayer
+from ..function import REAL
+from ..kernels import elementwise
 from ..kernels.float_conv import FloatConv, choose
 from ..problem import ConvSpec
-from .lower import KERNEL, constant
+from .lower import KERNEL, call_element, constant
 
 #: operators of single numbers, which have no layout
 ELEMENTWISE = {f"relax.{name}" for name in (
@@ -233,6 +235,18 @@ class _Lowering(relax.PyExprMutator):
         out = spec.out_shape if layer.first else layer.out_shape
         return relax.call_tir(name, arguments, out_ty=relax.TensorType(out, "float32")), layer.first
 
+    def visit_call_(self, call):
+        call = self.visit_expr_post_order(call)
+        made = self._function(call, call.args[0]) if call.args else None
+        return call if made is None else made
+
+    def _function(self, call, data):
+        """The call of a function of numbers that our vectors compute, on ``data``; None of another."""
+        name = _name(call).removeprefix("relax.")
+        if name not in REAL or _dtype(call) != "float32" or not _shape(call):
+            return None
+        return call_element(self.builder_, elementwise.real_function, [data], [name], "float32")
+
     def _turned(self, call):
         """(expression, whether its channels are last where the module's are first) of a call that is done
         in NHWC; None of another."""
@@ -252,7 +266,8 @@ class _Lowering(relax.PyExprMutator):
             ):
                 return None
             args = [self._in_nhwc(x) if _is_map(x) else self.visit_expr(x) for x in call.args]
-            return relax.Call(call.op, args, call.attrs, call.ty_args), True
+            made = self._function(call, args[0])
+            return relax.Call(call.op, args, call.attrs, call.ty_args) if made is None else made, True
         a = call.attrs
         if name == "relax.concat" and all(_shape(x) for x in _tensors(call)):
             parts = [self._in_nhwc(x) for x in call.args[0].fields]
@@ -262,6 +277,11 @@ class _Lowering(relax.PyExprMutator):
                 "pool_size", "strides", "padding", "dilation", "ceil_mode", "count_include_pad",
             )}  # fmt: skip
             return POOLS[name](self._in_nhwc(maps[0]), **options, layout="NHWC", out_layout="NHWC"), True
+        if name == "relax.take" and a.axis is not None and isinstance(call.args[1], tvm.ir.GenericConst):
+            if len(_shape(call.args[1]) or ()) != 1:
+                return None
+            axis = NCHW_TO_NHWC.index(int(a.axis) % 4)
+            return relax.op.take(self._in_nhwc(maps[0]), call.args[1], axis, str(a.mode)), True
         if name in REDUCE and a.keepdims and a.axis is not None:
             over = [NCHW_TO_NHWC.index(int(axis) % 4) for axis in a.axis]
             return REDUCE[name](self._in_nhwc(maps[0]), over, keepdims=True), True

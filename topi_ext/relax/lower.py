@@ -119,7 +119,7 @@ def _epilogue(builder, inner, spec: ConvSpec, accumulator, params: Mapping):
         return _OP.dequantize(accumulator, params["multiplier"], relax.const(0, "int32"), -1, "float32")
 
     def element(function, tensors, *numbers):
-        return inner.emit(_call_element(builder, function, tensors, numbers, "uint8"))
+        return inner.emit(call_element(builder, function, tensors, numbers, "uint8"))
 
     scaled, r = [accumulator, params["multiplier"]], spec.residual
     if r is None:
@@ -239,7 +239,7 @@ class _Lowering(relax.PyExprMutator):
     def element(self, function, data, tensors, numbers, dtype):
         """A function of `elementwise` on an expression of the source, and on constants."""
         tensors = [self.visit_expr(data), *tensors]
-        return _call_element(self.builder_, function, tensors, numbers, dtype)
+        return call_element(self.builder_, function, tensors, numbers, dtype)
 
 
 def _quantize(lowering, call, lo=0, hi=255):
@@ -271,7 +271,7 @@ def _dequantize(lowering, call):
 ELEMENTS = {"relax.quantize": _quantize, "relax.clip": _clip, "relax.dequantize": _dequantize}
 
 
-def _call_element(builder, function, tensors: Sequence, numbers: Sequence, dtype: str):
+def call_element(builder, function, tensors: Sequence, numbers: Sequence, dtype: str):
     """The call of a function of `elementwise`; what it makes has the shape of its first tensor."""
     kinds = [_kind(x) for x in tensors]
     inputs = [  # as Relax counts, or TVM would not fuse it

@@ -15,6 +15,7 @@ import tvm
 from tvm import relay
 
 from ..floats import NCHW_TO_NHWC, NHWC_TO_NCHW, FloatLayer
+from ..function import REAL
 from ..kernels.float_conv import FloatConv, choose
 from ..problem import ConvSpec
 from . import op as relay_op
@@ -22,10 +23,10 @@ from .expression import name_of
 
 #: operators of single numbers, which have no layout
 ELEMENTWISE = {
-    "abs", "add", "cast", "ceil", "clip", "divide", "easyquant.quantize", "equal", "erf", "exp", "floor",
-    "greater", "greater_equal", "less", "less_equal", "log", "logical_and", "logical_not", "logical_or",
-    "maximum", "minimum", "multiply", "negative", "nn.leaky_relu", "nn.relu", "not_equal", "power", "round",
-    "rsqrt", "sigmoid", "sign", "sqrt", "subtract", "tanh", "where",
+    "abs", "add", "annotation.stop_fusion", "cast", "ceil", "clip", "divide", "easyquant.quantize",
+    "equal", "erf", "exp", "floor", "greater", "greater_equal", "less", "less_equal", "log", "logical_and",
+    "logical_not", "logical_or", "maximum", "minimum", "multiply", "negative", "nn.leaky_relu", "nn.relu",
+    "not_equal", "power", "round", "rsqrt", "sigmoid", "sign", "sqrt", "subtract", "tanh", "where",
 }  # fmt: skip
 POOLS: dict[str, Callable] = {"nn.max_pool2d": relay.nn.max_pool2d, "nn.avg_pool2d": relay.nn.avg_pool2d}
 REDUCE: dict[str, Callable] = {"mean": relay.mean, "sum": relay.sum, "max": relay.max}
@@ -39,7 +40,7 @@ def lower_floats(function, isa_name: str):
     if any(isinstance(expr, (relay.Function, relay.Let, relay.If, relay.Match)) for expr in order):
         return function
     layers = _layers(function.body, order, isa_name)
-    return _Lowering(function, order, layers, isa_name).function if layers else function
+    return _Lowering(function, order, layers, isa_name).function
 
 
 def _layers(body, order, isa_name) -> dict:
@@ -155,8 +156,7 @@ class _Lowering:
     def _again(self, expr):
         """An expression as it was, on new operands."""
         if isinstance(expr, relay.Call):
-            args = [self.made[arg] for arg in expr.args]
-            return relay.Call(expr.op, args, expr.attrs, expr.type_args, expr.span)
+            return _called(expr, [self.made[arg] for arg in expr.args])
         if isinstance(expr, relay.Tuple):
             return relay.Tuple([self.made[x] for x in expr.fields], expr.span)
         if isinstance(expr, relay.TupleGetItem):
@@ -205,7 +205,7 @@ class _Lowering:
             ):
                 return None
             args = [self._nhwc(x) if _shape(x) else self._new(x) for x in call.args]
-            return relay.Call(call.op, args, a, call.type_args, call.span), True
+            return _called(call, args), True
         if name == "nn.bias_add" and int(a.axis) % 4 == 1:
             return relay.nn.bias_add(self._nhwc(maps[0]), self._new(call.args[1]), axis=3), True
         if name == "concatenate" and len(maps) == len(operands):
@@ -217,10 +217,22 @@ class _Lowering:
             return POOLS[name](self._nhwc(maps[0]), **options, layout="NHWC"), True
         if name == "nn.global_avg_pool2d" and str(a.layout) == "NCHW":
             return relay.nn.global_avg_pool2d(self._nhwc(maps[0]), layout="NHWC"), True
+        if name == "take" and maps[0].same_as(call.args[0]) and isinstance(call.args[1], relay.Constant):
+            if a.axis is None or len(_shape(call.args[1]) or ()) != 1:
+                return None
+            axis = NCHW_TO_NHWC.index(int(a.axis) % 4)
+            return relay.take(self._nhwc(maps[0]), call.args[1], axis, mode=str(a.mode)), True
         if name in REDUCE and a.keepdims and not a.exclude and a.axis is not None:
             over = [NCHW_TO_NHWC.index(int(axis) % 4) for axis in a.axis]
             return REDUCE[name](self._nhwc(maps[0]), over, keepdims=True), True
         return None
+
+
+def _called(call, args):
+    """The call on other arguments; a function that our vectors compute as that."""
+    if name_of(call) in REAL and _dtype(call) == "float32":
+        return relay_op.function_of(args[0], name_of(call))
+    return relay.Call(call.op, args, call.attrs, call.type_args, call.span)
 
 
 # -- asking Relay

@@ -31,6 +31,7 @@ from ..planner import LayerChoice
 from ..problem import Convolution, ConvSpec, Residual
 from ..reference import multiplier
 from . import op as relay_op
+from . import resize as resizes
 from .expression import JOINS, Expression, name_of, value_of
 from .floats import lower_floats
 
@@ -304,6 +305,9 @@ class _Lowering:
             epilogue = {"epilogue": "requantize", "out_zero_point": zero, **numbers}
             return self._emit_layer(conv, bias, factor, epilogue, (*absorbed, *layers))
 
+        if (resize := resizes.read(data)) is not None:
+            return _resized(resize, factor, {"zero_point": zero, **numbers}, absorbed)
+
         def emit(x):
             return relay_op.requantize(x, factor, 0, zero, **numbers)
 
@@ -365,6 +369,9 @@ class _Lowering:
     def _requantize(self, root, clip, call):
         factor, numbers = self._requantize_numbers(call)
         in_zero = int(value_of(call.args[2]))
+        if (resize := resizes.read(call.args[0])) is not None:
+            numbers = {"zero_point": numbers["out_zero_point"], **_limits(clip)}
+            return _resized(resize, factor, numbers, _between(root, call))
 
         def emit(x):
             return relay_op.requantize(x, factor, in_zero, numbers["out_zero_point"], **_limits(clip))
@@ -373,6 +380,8 @@ class _Lowering:
 
     def _dequantize(self, call):
         scale, zero = (value_of(a) for a in call.args[1:])
+        if (resize := resizes.read(call.args[0])) is not None:
+            return _resized(resize, scale, {"dequantize": True}, ())
         return _Chain((), (call.args[0],), lambda x: relay_op.dequantize(x, scale, int(zero)))
 
     def _quantize(self, root, clip, call):
@@ -425,6 +434,17 @@ class _Lowering:
 def _concatenates(expr):
     """Whether stored tensors are put one behind the other."""
     return name_of(expr) == "concatenate" and expr.checked_type.dtype == "uint8"
+
+
+def _resized(resize: resizes.Resize, factor, numbers, absorbed):
+    """A linear resize with what is made of its sums; those are read by nobody then, and vanish."""
+    channels = int(resize.data.checked_type.shape[3])
+    numbers = {"parts": resize.parts, "in_zero_point": resize.zero_point, **numbers}
+
+    def emit(x):
+        return relay_op.resize_linear(x, resize.rows, resize.columns, factor, channels, **numbers)
+
+    return _Chain(absorbed, (resize.data,), emit)
 
 
 def _inputs(expr):

@@ -12,10 +12,13 @@ easyquant.float_add         the same and a tensor that is added
 easyquant.quantize          float32 -> uint8                      (`reference.quantize`)
 easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.requantize`)
 easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.dequantize`)
+easyquant.function          float32 -> float32                    (`function.real`)
 easyquant.add (sub, max, min)  uint8, uint8 (or broadcast) -> uint8  (`reference.join`)
 easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
 easyquant.total             uint8 -> int32, summed over the map
 easyquant.shuffle           uint8 -> uint8, its channels shuffled (`elementwise.shuffle`)
+easyquant.resize_linear     uint8, rows, columns, multiplier -> uint8 or float32
+                            (`reference.resize_linear`, and what is made of it)
 ==========================  ==================================================================
 
 ROW is the instruction set of the kernel, a row of `isa.ISAS`: TVM names the compiled function after the
@@ -37,7 +40,7 @@ from tvm.relay.op import op as _op
 from .. import function, isa, manifest
 from ..emit import target_isa  # noqa: F401  # part of what this module answers
 from ..errors import KernelError
-from ..kernels import elementwise, float_conv
+from ..kernels import elementwise, float_conv, resize
 from ..problem import ConvSpec
 from ..reference import multiplier
 
@@ -48,6 +51,7 @@ CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
 FLOAT, FLOAT_ADD = "easyquant.float", "easyquant.float_add"
 TOTAL = "easyquant.total"
 SHUFFLE = "easyquant.shuffle"
+RESIZE = "easyquant.resize_linear"
 
 
 # -- AutoTVM templates: one topi compute and schedule for each row of the manifest
@@ -175,7 +179,7 @@ def _injective_strategy(make):
 
 
 def _statements_strategy(make, name):
-    """Strategy of a kernel that is statements, with nothing to schedule: make(attrs, inputs) -> te.Tensor."""
+    """Strategy of a kernel that is statements, nothing to schedule: make(attrs, inputs) -> te.Tensor."""
 
     def strategy(attrs, inputs, out_type, target):
         def run_schedule(attrs, outs, target):
@@ -211,6 +215,10 @@ def _dequantize(attrs, inputs):
     return elementwise.dequantize(*inputs, **_numbers(attrs))
 
 
+def _function(attrs, inputs):
+    return elementwise.real_function(*inputs, **_numbers(attrs))
+
+
 def _two(function):
     """Of a function of `elementwise` of two tensors."""
     return lambda attrs, inputs: function(*inputs, **_numbers(attrs))
@@ -224,6 +232,10 @@ def _total(attrs, inputs):
     return elementwise.total(*inputs, **_numbers(attrs))
 
 
+def _resize(attrs, inputs):
+    return resize.resize_linear(*inputs, **_numbers(attrs))
+
+
 # -- registration
 
 
@@ -234,6 +246,12 @@ def _conv_type(arg_types, attrs):
 
 def _float_type(arg_types, attrs):
     return relay.TensorType(float_conv.FloatConv.from_json(attrs["layer"]).out_shape, "float32")
+
+
+def _resize_type(arg_types, attrs):
+    (n, _, _, c), (height, _), (width, _) = (kind.shape for kind in arg_types[:3])
+    dtype = "float32" if _numbers(attrs).get("dequantize") else "uint8"
+    return relay.TensorType((n, height, width, c), dtype)
 
 
 def _same_shape(dtype):
@@ -260,17 +278,17 @@ _ELEMENTWISE = {
     "easyquant.quantize": (("data",), _same_shape("uint8"), _quantize),
     "easyquant.requantize": (("data", "multiplier"), _same_shape("uint8"), _requantize),
     "easyquant.dequantize": (("data", "scale"), _same_shape("float32"), _dequantize),
+    "easyquant.function": (("data",), _same_shape("float32"), _function),
     "easyquant.add": (("a", "b"), _larger_shape("uint8"), _two(elementwise.add)),
     "easyquant.sub": (("a", "b"), _larger_shape("uint8"), _two(elementwise.sub)),
     "easyquant.max": (("a", "b"), _larger_shape("uint8"), _two(elementwise.maximum)),
     "easyquant.min": (("a", "b"), _larger_shape("uint8"), _two(elementwise.minimum)),
     "easyquant.mul": (("a", "b"), _same_shape("uint8"), _two(elementwise.mul)),
 }
-
-
 _STATEMENTS = {
     SHUFFLE: (("data",), _same_shape("uint8"), _shuffle),
     TOTAL: (("data",), _summed_shape, _total),
+    RESIZE: (("data", "rows", "columns", "multiplier"), _resize_type, _resize),
 }
 
 
@@ -305,6 +323,9 @@ def register() -> None:
     for name, inputs in ((FLOAT, _FLOAT_INPUTS), (FLOAT_ADD, (*_FLOAT_INPUTS, "residual"))):
         if name not in known:
             _register_op(name, inputs, _float_type, _op.OpPattern.OPAQUE, _float_strategy)
+    for name, (operands, kind, make) in _ELEMENTWISE.items():
+        if name not in known:
+            _register_op(name, operands, kind, _op.OpPattern.BROADCAST, _injective_strategy(make))
     for name, (operands, kind, make) in _STATEMENTS.items():
         if name not in known:
             strategy = _statements_strategy(make, name.replace(".", "_"))
@@ -367,6 +388,11 @@ def dequantize(data, scale, zero_point: int):
     return _elementwise("easyquant.dequantize", [data, scale], zero_point=zero_point)
 
 
+def function_of(data, name: str):
+    """float32 -> float32: a function of `function.REAL`."""
+    return _elementwise("easyquant.function", [data], which=name)
+
+
 def join(op: str, a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
          scale: float, zero_point: int, lo: int = 0, hi: int = 255, function=None):  # fmt: skip
     """Two uint8 tensors -> uint8, by an operator of `JOINS`; function: of the real number it makes."""
@@ -394,3 +420,13 @@ def mul(a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: i
 def total(data, zero_point: int):
     """uint8 (N, H, W, C) -> int32 (N, 1, 1, C), the sum of the steps."""
     return _elementwise(TOTAL, [data], zero_point=zero_point)
+
+
+def resize_linear(data, rows, columns, multiplier, channels: int, **numbers):
+    """uint8 NHWC -> uint8, or float32 with ``dequantize``; multiplier: float32 () or (K,), or (2, K) with
+    the second vector that the function reads; rows, columns, numbers: those of
+    `kernels.resize.resize_linear`."""
+    factor = np.asarray(multiplier, np.float32)
+    factor = factor if factor.ndim == 2 else np.broadcast_to(factor, (1, channels))
+    constants = (relay.const(np.ascontiguousarray(array)) for array in (rows, columns, factor))
+    return _elementwise(RESIZE, [data, *constants], **numbers)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from . import resample
 from .graph import Graph
 from .layout import nchw, nhwc, nhwc_axes
 from .node import Node, model_shape
@@ -70,9 +71,11 @@ class Builder:
         weight: np.ndarray | None = None,
         bias: np.ndarray | None = None,
         dtype: str = "float32",
+        called: str | None = None,
     ) -> str:
-        """A node that makes ``value``; returns its name. A layer without a bias gets zeros."""
-        name = self.unique(self.label(value) or f"{op}_{len(self.nodes)}")
+        """A node that makes ``value``; returns its name. A layer without a bias gets zeros; called: what
+        one without a label is named after, by default its operator."""
+        name = self.unique(self.label(value) or f"{called or op}_{len(self.nodes)}")
         if weight is None:
             node = Node(name, op, tuple(inputs), tuple(shape), attrs, source=(name,), dtype=dtype)
         else:
@@ -422,6 +425,40 @@ class Builder:
         if not np.array_equal(found, wanted):
             return False
         self.one(value, "resize", data, shape, dict(factors=factors))
+        return True
+
+    def resize(
+        self,
+        value: Value,
+        data: Value,
+        shape: Sequence[int],
+        moved: Callable[[np.ndarray], np.ndarray],
+        mode: str | None = None,
+        factors: Sequence[float] | None = None,
+    ) -> bool:
+        """A resize that repeats (see `repeat`), or a linear one; ``moved`` must do what ours is said to.
+
+        mode: the coordinates of a linear one (`resample.MODES`), None of another. factors: of rows and
+        columns, by which the coordinates go; by default those of the sizes.
+        """
+        before = self.node(data).shape
+        if len(before) != 4:
+            return False
+        if self.repeat(value, data, shape, moved):
+            return True
+        if mode not in resample.MODES or (shape[0], shape[3]) != (before[0], before[3]):
+            return False
+        sizes = tuple(zip(before[1:3], shape[1:3], strict=True))
+        factors = [made / size for size, made in sizes] if factors is None else factors
+        scales = tuple(resample.ratio(f, *pair) for f, pair in zip(factors, sizes, strict=True))
+        attrs = dict(mode=mode, sizes=sizes, scales=scales)
+        x = np.random.default_rng(0).random((1, *before[1:3], 1), np.float32)
+        found = moved(np.ascontiguousarray(np.broadcast_to(x, before)))
+        if not np.allclose(found, resample.resized(x, attrs), rtol=0, atol=1e-3):
+            return False
+        if not self.since():
+            return False
+        self.one(value, "resize_linear", data, shape, attrs, called="float")
         return True
 
     # -- layers on what is no map

@@ -18,7 +18,7 @@ import numpy as np
 
 from topi_ext.reference import windows
 
-from . import expression
+from . import expression, resample
 from .graph import Graph, run
 from .node import Node
 from .ops import evaluate, is_depthwise
@@ -330,6 +330,14 @@ def _resize(node, gradient, shapes, kept):
     return (gradient.reshape(n, h, down, w, across, c).sum(axis=(2, 4)),)
 
 
+def _resize_linear(node, gradient, shapes, kept):
+    down, across = resample.taps_of(node.attrs)
+    _, height, width, _ = shapes[0]
+    return (
+        np.einsum("nyxc,hy,wx->nhwc", gradient, down.matrix(height), across.matrix(width), optimize=True),
+    )
+
+
 #: operator -> its backward rule, for all that can run in integers
 RULES = {
     "conv2d": Rule(_convolution),
@@ -350,5 +358,6 @@ RULES = {
     "pad": Rule(_pad),
     "resize": Rule(_resize),
     "gather": Rule(_gather),
+    "resize_linear": Rule(_resize_linear),
     "depth_to_space": Rule(_moved),
 }

@@ -15,7 +15,7 @@ import numpy as np
 
 from topi_ext.reference import dequantize, quantize, windows
 
-from . import expression
+from . import expression, resample
 from .layout import nchw, to_nchw, to_nhwc
 
 
@@ -248,6 +248,10 @@ def gather(node: Use, x: np.ndarray) -> np.ndarray:
     return x
 
 
+def resize_linear(node: Use, x: np.ndarray) -> np.ndarray:
+    return resample.resized(x, node.attrs)
+
+
 def depth_to_space(x: np.ndarray, block: int, mode: str) -> np.ndarray:
     """(N, H, W, b * b * C) -> (N, H * b, W * b, C), as ONNX DepthToSpace with block size b."""
     n, h, w, c = x.shape
@@ -332,6 +336,11 @@ _ROWS = (
     # indices: of each axis the places that it takes, None: all as they are. Nearest resizes of any ratio,
     # pads that reflect or repeat, flips, tiles
     Operator("gather", ("indices",), "move", gather, ("Gather",), _by_inputs),
+    # sizes: (before, after), scales: (numerator, denominator), of rows and of columns; see `resample`
+    Operator(
+        "resize_linear", ("mode", "sizes", "scales"), "accumulate", resize_linear, ("Resize", "Upsample"),
+        _by_inputs, refusal=lambda node: resample.whole(node.attrs),
+    ),
     # mode: DCR or CRD, as ONNX names the order of channels
     Operator("depth_to_space", ("block", "mode"), "move", shuffle, ("DepthToSpace",), _by_inputs),
     Operator(  # rounded as uint8: in models that were quantized, see `take_over`

@@ -14,7 +14,10 @@ from .graph import Graph, GraphError
 from .node import Node, model_shape
 
 #: operator -> its attributes that are sizes of maps
-SIZES = {"reshape": ("shape",), "slice": ("begin", "end"), "gather": ("indices",)}
+SIZES = {
+    "reshape": ("shape",), "slice": ("begin", "end"), "gather": ("indices",),
+    "resize_linear": ("sizes", "scales"),
+}  # fmt: skip
 POOLS = ("avg_pool2d", "max_pool2d")
 
 

@@ -18,11 +18,13 @@ from ..network import pieces
 from ..network.builder import Builder, per_channel
 from ..network.graph import Graph
 from ..network.layout import nhwc, nhwc_axis
+from ..network.tensors import NUMPY
 from . import geometry
+from .meaning import resizing
 from .onnx_file import check, cut, fixed_shapes, inline, read_onnx, stem, told
 from .onnx_macs import multiply_accumulates
 from .onnx_model import Prepared, Site, prepare
-from .onnx_op import FLOATS, OnnxOp, plain
+from .onnx_op import FLOATS, Call, NotConstant, OnnxOp, plain
 from .onnx_quantized import QUANTIZED, Normalized, is_quantized, normalize
 
 
@@ -617,9 +619,13 @@ def _pad(walk, site):
 def _resize(walk, site):
     if walk.computed(site, 1, 2, 3):
         return False
-    resized = walk.prepared.handle(site, 0)[0].evaluate
+    op, _ = walk.prepared.handle(site, 0)
     value, data, shape = site.outputs[0], site.inputs[0], walk.shape(site)
-    if len(shape) == 4 and walk.builder.repeat(value, data, shape, resized):
+    try:
+        found = resizing.linear(Call(NUMPY, op, [np.empty(walk.size(data), np.float32)]))
+    except NotConstant:
+        return False
+    if walk.builder.resize(value, data, shape, op.evaluate, *(found or (None, None))):
         return True
     return site.attributes.get("mode", "nearest") == "nearest" and walk.moved(site)
 

@@ -343,6 +343,7 @@ RULES: dict[str, Callable[[_TakeOver, Node], None]] = {
     "pad": _TakeOver._move,
     "resize": _TakeOver._move,
     "gather": _TakeOver._move,
+    "resize_linear": _TakeOver._arithmetic,
     "depth_to_space": _TakeOver._move,
     "fake_quant": _TakeOver._fake_quant,
     "float": _TakeOver._float_node,

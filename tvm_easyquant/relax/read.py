@@ -301,6 +301,15 @@ class _Walk:
 
     def stays_float(self, var, call, index: int | None = None) -> None:
         """A node for a call that no rule takes, or for a field of one."""
+        attrs, tensors = self.as_float(var, call, index)
+        dtype = str(var.ty.dtype)
+        if dtype not in ("float32", *DTYPES):
+            raise LoadError(f"{self.name}: {plain(var.name)} is {dtype}; give the module in float32")
+        inputs = [self.tensor(tensor) for tensor in tensors]
+        self.builder.add(var, "float", inputs, _out(var), attrs, dtype=dtype)
+
+    def as_float(self, var, call, index: int | None = None) -> tuple[dict, list]:
+        """(the attributes of a call's float node, the tensors that it reads)."""
         found = self._onnx(var, call, index)
         if found is not None:
             op, tensors = found
@@ -315,11 +324,7 @@ class _Walk:
             tensors = [leaf for leaf in dict.fromkeys(self.leaves(call)) if self.known(leaf)]
             own = RelaxOp.of(self._resolved(call), self.module, tensors, index)
             attrs = {"fn": own.evaluate, "handle": own, "macs": 0 if own.op in NO_PRODUCTS else None}
-        dtype = str(var.ty.dtype)
-        if dtype not in ("float32", *DTYPES):
-            raise LoadError(f"{self.name}: {plain(var.name)} is {dtype}; give the module in float32")
-        inputs = [self.tensor(tensor) for tensor in tensors]
-        self.builder.add(var, "float", inputs, _out(var), attrs, dtype=dtype)
+        return attrs, tensors
 
     def _onnx(self, var, call, index: int | None) -> tuple[OnnxOp, list] | None:
         """(the ONNX operator that a call is, the tensors that it reads); None of a call that is none."""
@@ -661,7 +666,9 @@ def _resize(walk, var, call):
         return False
     data = walk.of(call.args[0])
     resized = RelaxOp.of(walk._resolved(call), walk.module, [data]).evaluate
-    if walk.builder.repeat(var, data, _out(var), resized):
+    linear = str(call.attrs.method) == "linear"
+    mode = str(call.attrs.coordinate_transformation_mode) if linear else None
+    if walk.builder.resize(var, data, _out(var), resized, mode):
         return True
     return str(call.attrs.method) == "nearest_neighbor" and _moved(walk, var, call)
 

@@ -9,16 +9,19 @@ before a stock quantize, with a clip where the range is less than a byte.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf, prod
 
 import numpy as np
 
 from topi_ext.function import is_vector, of_sum
 from topi_ext.kernels import elementwise
+from topi_ext.kernels.resize import resize_linear, resize_real
 from topi_ext.reference import quantize
 from topi_ext.relax.lower import call_layer
 
 from ..errors import GraphError
+from ..network import resample
 from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis
@@ -248,6 +251,33 @@ class _Rewriter(_Floats):
         total = self.t.reduce("sum", self._steps(tensor), (1, 2))
         return self._finish(node, total)
 
+    def _resize_linear(self, node):
+        (tensor,) = node.inputs
+        x, zero = self.stored(tensor), self.scale(tensor).zero_point
+        rows, columns, parts = resample.tables(node.attrs)
+        unit, channels = np.asarray(self.scales.unit(node), np.float32), node.shape[-1:]
+        numbers: dict = dict(parts=parts, in_zero_point=zero)
+        factors = [unit]
+        if node.name in self.plan.accumulators:
+            made, dtype = None, "float32"
+            numbers["dequantize"] = True
+        else:
+            made, dtype = self.scales.stored(node), "uint8"
+            fused, zero = made.fused(unit), made.scale.zero_point
+            factors = [fused.multiplier, *([] if fused.other is None else [fused.other])]
+            limits = dict(zero_point=zero, lo=fused.lo + zero, hi=fused.hi + zero)
+            numbers |= limits | dict(function=fused.function)
+        vectors = np.stack([np.broadcast_to(np.asarray(f, np.float32), channels) for f in factors])
+        result = self.t.compute(
+            node.shape, dtype, partial(resize_linear, **numbers), x,
+            *map(self.t.constant, (rows, columns, vectors)),
+            primfunc_name_hint="eq_resize_linear",
+        )  # fmt: skip
+        if made is None:
+            self.float_of[node.name] = self._to_model(result)
+        else:
+            self.stored_of[made.tensor] = result
+
     def _steps(self, tensor):
         """int32: a stored tensor less its zero point."""
         x = self.t.cast(self.stored(tensor), np.int32)
@@ -405,6 +435,17 @@ def _repeat(t, x, factors, first_axis):
     return x
 
 
+def _float_resize_linear(t, node, x):
+    """With its channels last, as the layers around it are (`topi_ext.relax.floats`)."""
+    taps = resample.taps_of(node.attrs)
+    tables = [
+        t.constant(array) for array in (*(each.table for each in taps), *(each.weights for each in taps))
+    ]
+    x = t.transpose(x, NCHW_TO_NHWC)
+    made = t.compute(node.shape, "float32", resize_real, x, *tables, primfunc_name_hint="eq_resize_real")
+    return t.transpose(made, NHWC_TO_NCHW)
+
+
 def _float_shuffle(t, node, x):
     n, c, h, w = x.shape
     b, mode = node.attrs["block"], node.attrs["mode"]
@@ -501,6 +542,7 @@ INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "mul": _Rewriter._mul,
     "elementwise": _Rewriter._lookup,
     "avg_pool2d": _Rewriter._average,
+    "resize_linear": _Rewriter._resize_linear,
     "clip": _Rewriter._clip,
     **dict.fromkeys(MOVES, _Rewriter._move),
 }
@@ -524,5 +566,6 @@ FLOAT: dict[str, Callable] = {
     "pad": lambda t, node, x: t.pad(x, nchw(node.attrs["widths"]), 0.0),
     "resize": lambda t, node, x: _repeat(t, x, node.attrs["factors"], 2),
     "gather": lambda t, node, x: _take(t, x, nchw(node.attrs["indices"])),
+    "resize_linear": _float_resize_linear,
     "depth_to_space": _float_shuffle,
 }

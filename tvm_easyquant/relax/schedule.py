@@ -75,8 +75,8 @@ def _loops(plan, block):
 
 
 def _flat(plan, loops):
-    """Vectors along the last axis if they are whole, so that what is read by channel is no gather; else along
-    all axes as one."""
+    """Vectors along the last axis if they are whole, so that what is read by channel is no gather; else
+    along all axes as one."""
     size = prod(_size(plan, loop) for loop in loops)
     last = _lanes(_size(plan, loops[-1]))
     if last >= WHOLE:

@@ -229,10 +229,14 @@ def _resize(walk, call):
     data = call.args[0]
     if str(call.attrs.layout) != "NCHW":
         return False
-    resized = RelayOp(call.op.name, call, (data,)).evaluate
-    if walk.builder.repeat(call, data, _out(call), resized):
+    resized, a, mode = RelayOp(call.op.name, call, (data,)).evaluate, call.attrs, None
+    if call.op.name == "nn.upsampling":
+        mode = "align_corners" if a.align_corners else "asymmetric"
+    elif str(a.method) == "linear":
+        mode = str(a.coordinate_transformation_mode)
+    if walk.builder.resize(call, data, _out(call), resized, mode):
         return True
-    return str(call.attrs.method) == "nearest_neighbor" and _moved(walk, call)
+    return str(a.method) == "nearest_neighbor" and _moved(walk, call)
 
 
 def _moved(walk, call):

@@ -18,8 +18,10 @@ import numpy as np
 
 from topi_ext.function import is_vector
 from topi_ext.reference import quantize
+from topi_ext.relay import resize
 
 from ..errors import GraphError
+from ..network import resample
 from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph, run
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis, to_nchw, to_nhwc
@@ -243,6 +245,12 @@ class _Rewriter:
         total = relay.sum(_steps(self.stored(node.inputs[0]), s), axis=[1, 2], keepdims=True)
         return self._finish(node, total, _number(self.scales.unit(node)))
 
+    def _resize_linear(self, node):
+        (tensor,) = node.inputs
+        x, zero = self.stored(tensor), self.scale(tensor).zero_point
+        acc = resize.write(resize.Resize(x, *resample.tables(node.attrs), zero))
+        self._finish(node, acc, _number(self.scales.unit(node)))
+
     def _lookup(self, node):
         """A function of one number: a 256-entry table, made here by the norm."""
         s = self.scale(node.name)
@@ -463,6 +471,18 @@ def _float_slice(node, x):
     return relay.strided_slice(x, *(nchw(node.attrs[key]) for key in ("begin", "end", "strides")))
 
 
+def _float_resize_linear(node, x):
+    for axis, taps in zip((2, 3), resample.taps_of(node.attrs), strict=True):
+        along = [-1 if i == axis else 1 for i in range(4)]
+        places = (taps.table[:, i] for i in (0, 1))
+        first, second = (
+            relay.take(x, relay.const(place), axis, mode="fast") * _number(weights.reshape(along))
+            for place, weights in zip(places, taps.weights.T, strict=True)
+        )
+        x = first + second
+    return x
+
+
 def _float_shuffle(node, x):
     return relay.nn.depth_to_space(x, node.attrs["block"], mode=node.attrs["mode"])
 
@@ -543,6 +563,7 @@ INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     **dict.fromkeys(JOINS, _Rewriter._join),
     "elementwise": _Rewriter._lookup,
     "avg_pool2d": _Rewriter._average,
+    "resize_linear": _Rewriter._resize_linear,
     "clip": _Rewriter._clip,
     **dict.fromkeys(MOVES, _Rewriter._move),
 }
@@ -566,6 +587,7 @@ FLOAT: dict[str, Callable] = {
     "pad": lambda node, x: relay.nn.pad(x, nchw(node.attrs["widths"])),
     "resize": lambda node, x: _repeat(x, node.attrs["factors"], 2),
     "gather": lambda node, x: _take(x, nchw(node.attrs["indices"])),
+    "resize_linear": _float_resize_linear,
     "depth_to_space": _float_shuffle,
 }
 #: function of an expression -> Relay's, for all of `expression.FUNCTIONS`

@@ -17,7 +17,7 @@ from topi_ext.function import REACH, Fused, fuse, of_sum
 from topi_ext.function import apply as apply_function
 
 from ..errors import RangeError
-from ..network import expression, ops
+from ..network import expression, ops, resample
 from ..network.graph import Graph
 from ..network.layout import to_nchw, to_nhwc
 from ..network.node import Node
@@ -367,6 +367,11 @@ def _average(node, scales, q):
     return reference.windows(_steps(node, scales, q), *window).sum(axis=(3, 4), dtype=np.int32)
 
 
+def _resize_linear(node, scales, q):
+    zero = scales.decided(node.inputs[0]).zero_point
+    return reference.resize_linear(q, *resample.tables(node.attrs), zero_point=zero)
+
+
 def _max_pool(node, scales, q):
     return reference.max_pool2d(q, **node.attrs)
 
@@ -386,6 +391,10 @@ def _weight_scale(node, scales):
 
 def _share(node, scales):
     return np.float32(1) / np.float32(prod(node.attrs["pool_size"]))
+
+
+def _part(node, scales):
+    return np.float32(1) / np.float32(resample.parts(node.attrs))
 
 
 def _other_scale(node, scales):
@@ -420,6 +429,7 @@ RULES = {
     "pad": Rule(_pad),
     "resize": Rule(_move),
     "gather": Rule(_move),
+    "resize_linear": Rule(_resize_linear, _part),
     "depth_to_space": Rule(_move),
 }
 

@@ -291,6 +291,19 @@ class _Exporter:
             made = self.add("Gather", [made, indices], name, node.name if last else None, axis=axis)
         return made
 
+    def _resize_linear(self, node, x, output):
+        a, empty = node.attrs, ""
+        if all(made * q == size * p for (size, made), (p, q) in zip(a["sizes"], a["scales"], strict=True)):
+            sizes = self.constant(f"{node.name}_sizes", model_shape(node), np.int64)
+            inputs = [x[0], empty, empty, sizes]
+        else:  # the last place is not whole
+            scales = [1, 1, *(p / q for p, q in a["scales"])]
+            inputs = [x[0], empty, self.constant(f"{node.name}_scales", scales, np.float32)]
+        mode = a["mode"]
+        return self.add(
+            "Resize", inputs, output, node.name, mode="linear", coordinate_transformation_mode=mode
+        )
+
     def _shuffle(self, node, x, output):
         a = node.attrs
         return self.add("DepthToSpace", x, output, node.name, blocksize=a["block"], mode=a["mode"])
@@ -484,6 +497,7 @@ RULES: dict[str, Callable[[_Exporter, Node, list, str], str]] = {
     "pad": _Exporter._pad,
     "resize": _Exporter._resize,
     "gather": _Exporter._gather,
+    "resize_linear": _Exporter._resize_linear,
     "depth_to_space": _Exporter._shuffle,
     "float": _Exporter._float,
 }

@@ -25,6 +25,7 @@ import numpy as np
 from topi_ext import reference
 
 from ..errors import VerifyError
+from ..network import resample
 from ..network.expression import compute64
 from ..network.graph import Graph
 from ..network.layout import to_nchw, to_nhwc
@@ -435,6 +436,14 @@ def _exact_average(run: _Run):
     return total, _error(prod(a["pool_size"]), size)
 
 
+def _exact_resize(run: _Run):
+    """A float runtime computes the coordinates in float32, too."""
+    attrs, (steps,) = run.node.attrs, run.steps
+    exact = resample.resized(steps, attrs) * run.unit * resample.parts(attrs)
+    near = np.abs(steps).max(axis=(1, 2), keepdims=True) * run.unit * resample.parts(attrs)
+    return exact, _error(6 * sum(map(sum, attrs["sizes"])), near)
+
+
 def _exact_limit(run: _Run):
     exact = run.steps[0] * run.unit
     return exact, _error(1, np.abs(exact))
@@ -449,6 +458,7 @@ EXACT: dict[str, Callable[[_Run], tuple]] = {
     "mul": _exact_product,
     "elementwise": _exact_function,
     "avg_pool2d": _exact_average,
+    "resize_linear": _exact_resize,
     "clip": _exact_limit,
 }
 

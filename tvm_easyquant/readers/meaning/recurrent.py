@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,13 @@ def joined(parts: Sequence[Value], axis: int) -> Value:
     return parts[0] if len(parts) == 1 else Value(t, t.concat([p.tensor for p in parts], axis))
 
 
+def _half(which: int, bias):
+    """Of a vector, an array or a `Value`."""
+    size = bias.shape[0] // 2
+    first, last = which * size, (which + 1) * size
+    return bias[first:last] if isinstance(bias, np.ndarray) else part(bias, 0, first, last)
+
+
 class _Cell:
     """One direction of a recurrent operator: its weights, and what a step makes of the state.
 
@@ -49,17 +57,23 @@ class _Cell:
     """
 
     def __init__(self, call: Call, direction: int, gates: int):
-        def own(numbers: Value) -> Value:
-            found = part(numbers, 0, direction, direction + 1)
-            return found.reshape(found.shape[1:])
-
         self.size = call["hidden_size"]
-        wide = gates * self.size
-        self.weights, self.recurrent = (own(each).transpose((1, 0)) for each in values(call)[1:3])
-        bias, peepholes = value(call, 3), value(call, 7)
-        bias = self.weights.constant(np.zeros(2 * wide)) if bias is None else own(bias)
-        self.bias = part(bias, 0, 0, wide), part(bias, 0, wide, 2 * wide)
-        self.peepholes = None if peepholes is None else own(peepholes)
+        wide, x = gates * self.size, values(call)[0]
+
+        def own(place: int, change: Callable = lambda numbers: numbers) -> Any:
+            """The direction's part of an input, changed; of a known one it is a constant in a module,
+            too."""
+            if (known := call.op.constants.get(place)) is not None:
+                return x.constant(np.ascontiguousarray(change(known[direction])))
+            if (numbers := value(call, place)) is None:
+                return None
+            found = part(numbers, 0, direction, direction + 1)
+            return change(found.reshape(found.shape[1:]))
+
+        self.weights, self.recurrent = (own(place, lambda w: w.transpose((1, 0))) for place in (1, 2))
+        halves = [own(3, partial(_half, which)) for which in (0, 1)]
+        self.bias = [x.constant(np.zeros(wide)) if half is None else half for half in halves]
+        self.peepholes = own(7)
 
     def gate(self, x: Value, number: int) -> Value:
         """Of numbers of all gates those of one; the last axis is cut."""

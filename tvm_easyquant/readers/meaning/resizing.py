@@ -151,19 +151,40 @@ def _summed(t, x, axis: _Axis, places: np.ndarray, weights: np.ndarray):
 
 
 def _resize(call: Call):
+    return _resized(call, *_plan(call))
+
+
+def linear(call: Call) -> tuple[str, list[float]] | None:
+    """(coordinate_transformation_mode, factors of the rows and columns of a map) of a linear Resize or
+    Upsample that does to a map no more than that; None of another."""
+    axes, options = (_upsampling if call.op.op == "Upsample" else _plan)(call)
+    found = {axis.axis: axis for axis in axes}
+    if options["mode"] != "linear" or any(axis.size != axis.made for i, axis in found.items() if i < 2):
+        return None
+    spatial = [found.get(i) or _Axis(i, 1, 1, 1.0, 1.0) for i in (2, 3)]
+    mode = options["coordinate_transformation_mode"]
+    if mode == "align_corners" and any(axis.width != axis.made for axis in spatial):
+        return None
+    if mode == "half_pixel_symmetric" and all(axis.width == axis.made for axis in spatial):
+        mode = "half_pixel"
+    return mode, [axis.scale for axis in spatial]
+
+
+def _plan(call: Call) -> tuple[list[_Axis], dict[str, Any]]:
+    """(the axes of a Resize, its attributes)."""
     shape = call.x[0].shape
     rank = len(shape)
     options = {"coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_floor"}
     options = options | {"mode": "nearest"} | dict(call.op.attributes)
     if call.opset < 11:
         options |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "simple"}
-        return _resized(call, _by_scales(shape, range(rank), call.known(1), None), options)
+        return _by_scales(shape, range(rank), call.known(1), None), options
     axes = [axis % rank for axis in call.get("axes") or range(rank)]
     scales, sizes = call.known(2), call.known(3)
     crops = options["coordinate_transformation_mode"] == "tf_crop_and_resize"
     roi = call.known(1) if crops else None
     if scales is not None and scales.size:
-        return _resized(call, _by_scales(shape, axes, scales, roi), options)
+        return _by_scales(shape, axes, scales, roi), options
     if sizes is None or not sizes.size:
         raise NotConstant("Resize has neither scales nor sizes")
     ratios = [int(n) / shape[axis] for n, axis in zip(sizes, axes, strict=True)]
@@ -178,7 +199,7 @@ def _resize(call: Call):
         _Axis(axis, shape[axis], int(sizes[i]), widths[i], ratios[i], _of(roi, i))
         for i, axis in enumerate(axes)
     ]
-    return _resized(call, made, options)
+    return made, options
 
 
 def _by_scales(shape, axes, scales, roi) -> list[_Axis]:
@@ -194,6 +215,10 @@ def _of(roi, i: int) -> tuple[float, float]:
 
 
 def _upsample(call: Call):
+    return _resized(call, *_upsampling(call))
+
+
+def _upsampling(call: Call) -> tuple[list[_Axis], dict[str, Any]]:
     shape = call.x[0].shape
     scales = call["scales"] if call.opset < 9 else call.known(1)
     options = {
@@ -201,7 +226,7 @@ def _upsample(call: Call):
         "coordinate_transformation_mode": "asymmetric",
         "nearest_mode": "simple",
     }
-    return _resized(call, _by_scales(shape, range(len(shape)), scales, None), options)
+    return _by_scales(shape, range(len(shape)), scales, None), options
 
 
 RULES: dict[str, Callable[[Call], Any]] = {"Resize": _resize, "Upsample": _upsample}
