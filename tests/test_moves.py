@@ -144,7 +144,7 @@ def test_maps_that_repeat_each_other_stay_float_by_name():
     }  # fmt: skip
 
 
-def newer():
+def newer(size=6):
     nodes = [
         ("Conv", ["x", "w"], ["a"], "first", dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])),
         ("Pad", ["a", "around"], ["m"], "mirror", dict(mode="reflect")),
@@ -156,7 +156,7 @@ def newer():
     constants = {"w": rng.standard_normal((4, 3, 3, 3)).astype(F),
                  "w2": rng.standard_normal((4, 4, 3, 3)).astype(F),
                  "around": INT([0, 0, 1, 1, 0, 0, 1, 1])}  # fmt: skip
-    return networks.onnx_model(nodes, {"x": [1, 3, 6, 6]}, {"y": [1, 4, 6, 6]}, constants, 13)
+    return networks.onnx_model(nodes, {"x": [1, 3, size, size]}, {"y": [1, 4, size, size]}, constants, 13)
 
 
 @pytest.mark.parametrize("equalize", [False, True])
@@ -177,6 +177,12 @@ def test_an_earlier_table_keeps_float_what_it_kept_float(equalize):
         assert table.prepared(graph).fingerprint == table.model
         want = run_integer(mine, table, feeds[0])["y" if "y" in mine.outputs else mine.outputs[0]]
         np.testing.assert_array_equal(next(iter(run_integer(graph, table, feeds[0]).values())), want)
+    wide = load_onnx(newer(10))  # at another size
+    if not equalize:
+        assert table.at_shapes(graph, wide).nodes.keys() == wide.nodes.keys()
+    old = eq.QuantConfig(method="minmax")
+    old = start_table(before, plan(before), calibrate(before, plan(before), feeds, old), old)
+    assert {"mirror", "sub"} == set(old.check(old.at_shapes(before, wide)).floats)
     with pytest.raises(eq.errors.TableError, match="made for another model"):
         eq.ScaleTable("0" * 64, config, table.activations, table.weights).check(graph)
     assert pickle.loads(pickle.dumps(graph)).former is None

@@ -109,12 +109,16 @@ class ScaleTable:
         """The graph that this table is of, for one as it was loaded: equalized, if that is a setting, and
         divided by its factors; of an earlier table what was read then (`Graph.former`). TableError if they
         do not fit."""
-        if graph.former is not None and self.model != graph.fingerprint:
-            before = graph.former()
-            before.cut = graph.cut
-            made = self.prepared(before)
-            if made.fingerprint == self.model:
-                return made
+        made = self._divided(graph)
+        if graph.former is None or made.fingerprint == self.model:
+            return made
+        before = graph.former()
+        before.cut = graph.cut
+        earlier = self._divided(before)
+        return earlier if earlier.fingerprint == self.model else made
+
+    def _divided(self, graph: Graph) -> Graph:
+        """The graph, equalized and divided by the factors, if the table has such."""
         if not (self.config.equalize or self.factors) or self.model == graph.fingerprint:
             return graph
         try:
@@ -134,6 +138,8 @@ class ScaleTable:
         try:
             made = reshaped(graph, self.prepared(other))
         except GraphError as error:
+            if other.former is not None:  # of an earlier table
+                return self.at_shapes(graph, other.former())
             raise TableError(f"the scale table does not fit: {error}") from None
         there = self.check(made)
         if (there.integer, there.fused) != (plan_.integer, plan_.fused):
