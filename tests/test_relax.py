@@ -16,6 +16,7 @@ import golden_networks
 import networks
 import numpy as np
 import pytest
+import test_onnx_lowering as lowered
 
 import tvm_easyquant as eq
 from topi_ext import isa
@@ -114,6 +115,18 @@ def test_every_stored_tensor_is_the_norm_s(name, target, compared):
     for tensor, mine in zip(taps, found, strict=True):
         np.testing.assert_array_equal(mine, sample.stored[tensor], err_msg=tensor)
     compared("relax, stored tensors", sum(mine.size for mine in found))
+
+
+@pytest.mark.parametrize("name", ["between layers of one dimension", "channels last"])
+def test_layers_on_what_is_no_map(name, compared):
+    model, shape = lowered.NETWORKS[name]()
+    feeds = [{"x": lowered.draw(*shape)} for _ in range(3)]
+    q = eq.quantize(model, feeds, method="minmax", fuse_functions=True)
+    assert q.plan.fused and all(q.graph[n].op in ("reshape", "transpose") for n in q.plan.floats)
+    for feed, mine in ((feed, q.build("llvm")(feed)[0]) for feed in feeds):
+        (want,) = run_integer(q.graph, q.table, feed).values()
+        np.testing.assert_array_equal(mine, want)
+        compared("relax, outputs", mine.size)
 
 
 @pytest.mark.parametrize("seed", [None, *range(4)])
