@@ -194,6 +194,7 @@ EVERY_OPERATOR = {
     for make in (
         networks.residual,
         networks.turned,
+        networks.attended,
         golden_networks.gate,
         golden_networks.functions,
         golden_networks.moves,

@@ -117,7 +117,9 @@ def test_every_stored_tensor_is_the_norm_s(name, target, compared):
     compared("relax, stored tensors", sum(mine.size for mine in found))
 
 
-@pytest.mark.parametrize("name", ["between layers of one dimension", "channels last"])
+@pytest.mark.parametrize(
+    "name", ["between layers of one dimension", "channels last", "products of two tensors"]
+)
 def test_layers_on_what_is_no_map(name, compared):
     model, shape = lowered.NETWORKS[name]()
     feeds = [{"x": lowered.draw(*shape)} for _ in range(3)]

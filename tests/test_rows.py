@@ -21,7 +21,7 @@ from tvm_easyquant.writers import qdq, verify
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {name for name, row in OPERATORS.items() if row.integer not in ("input", "float")}
 MOVES = {name for name, row in OPERATORS.items() if row.moves}
-ACCUMULATE = {name for name, row in OPERATORS.items() if row.accumulates}
+ACCUMULATE = {name for name, row in OPERATORS.items() if row.integer == "accumulate"}
 JOIN = {name for name, row in OPERATORS.items() if row.integer in ("sum", "product")}
 
 

@@ -9,6 +9,7 @@ easyquant.conv2d.ROW        data, packed weight, bias, multiplier -> `problem.Co
 easyquant.conv2d_add.ROW    the same and a residual tensor
 easyquant.float             data, packed weight, bias -> `kernels.float_conv.FloatConv`'s output
 easyquant.float_add         the same and a tensor that is added
+easyquant.product.ROW       data, data -> int32                   (`kernels.product.Product`)
 easyquant.quantize          float32 -> uint8                      (`reference.quantize`)
 easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.requantize`)
 easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.dequantize`)
@@ -36,12 +37,13 @@ from .. import function, isa, manifest
 from ..emit import target_isa  # noqa: F401  # part of what this module answers
 from ..errors import KernelError
 from ..kernels import elementwise, float_conv
+from ..kernels import product as kernels
 from ..problem import ConvSpec
 from ..reference import multiplier
 
 #: what the names of the convolutions begin with
 CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
-FLOAT, FLOAT_ADD = "easyquant.float", "easyquant.float_add"
+FLOAT, FLOAT_ADD, PRODUCT = "easyquant.float", "easyquant.float_add", "easyquant.product"
 
 
 # -- AutoTVM templates: one topi compute and schedule for each row of the manifest
@@ -126,6 +128,22 @@ def _float_strategy(attrs, inputs, out_type, target):
     return strategy
 
 
+def _product_strategy(attrs, inputs, out_type, target):
+    product, row = kernels.Product.from_json(attrs["product"]), str(attrs["isa"])
+
+    def run_schedule(attrs, outs, target):
+        with target:
+            return te.create_schedule([t.op for t in outs])
+
+    strategy = _op.OpStrategy()
+    strategy.add_implementation(
+        lambda attrs, inputs, out_type: [kernels.compute(product, row, *inputs)],
+        run_schedule,
+        name="easyquant_product",
+    )
+    return strategy
+
+
 def _injective_strategy(make):
     """Strategy of an elementwise operator: make(attrs, inputs) -> te.Tensor."""
 
@@ -183,6 +201,10 @@ def _float_type(arg_types, attrs):
     return relay.TensorType(float_conv.FloatConv.from_json(attrs["layer"]).out_shape, "float32")
 
 
+def _product_type(arg_types, attrs):
+    return relay.TensorType(kernels.Product.from_json(attrs["product"]).out_shape, "int32")
+
+
 def _same_shape(dtype):
     return lambda arg_types, attrs: relay.TensorType(arg_types[0].shape, dtype)
 
@@ -237,11 +259,13 @@ def register() -> None:
 
 @functools.cache
 def _register_convolutions(row: str) -> None:
-    """The two operators of an instruction set; of one that is not in the table, when it is first used."""
+    """The operators of an instruction set; of one that is not in the table, when it is first used."""
     known = set(tvm.ir.Op.list_op_names())
     for name, inputs in ((CONV2D, _INPUTS), (CONV2D_ADD, (*_INPUTS, "residual"))):
         if f"{name}.{row}" not in known:
             _register_op(f"{name}.{row}", inputs, _conv_type, _op.OpPattern.OPAQUE, _conv_strategy)
+    if f"{PRODUCT}.{row}" not in known:
+        _register_op(f"{PRODUCT}.{row}", ("a", "b"), _product_type, _op.OpPattern.OPAQUE, _product_strategy)
 
 
 # -- constructors
@@ -268,6 +292,13 @@ def float_layer(data, conv: float_conv.FloatConv, isa_name: str, constants, resi
     """A call of the float kernel of a layer on NHWC ``data``; constants as the kernel packs them."""
     args = [data, *constants] + ([] if residual is None else [residual])
     return _call(FLOAT if residual is None else FLOAT_ADD, args, layer=conv.to_json(), isa=isa_name)
+
+
+def product(a, b, of: kernels.Product, isa_name: str):
+    """The product of two stored tensors on an instruction set."""
+    row = kernels.row_of(isa_name)
+    _register_convolutions(row)
+    return _call(f"{PRODUCT}.{row}", [a, b], product=of.to_json(), isa=row)
 
 
 def quantize(data, scale: float, zero_point: int, lo: int = 0, hi: int = 255):

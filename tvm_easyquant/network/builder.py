@@ -255,6 +255,14 @@ class Builder:
         self.add(value, "add", [self.tensor[a], self.tensor[b]], shape, {})
         return True
 
+    def matmul(self, value: Value, a: Value, b: Value, shape: Sequence[int]) -> bool:
+        """The product of two tensors (N, ..., M, C) and (N, ..., C, K) of the model; shape: NHWC."""
+        left, right, made = model_shape(self.node(a)), model_shape(self.node(b)), nchw(shape)
+        if len(made) < 3 or (*left[:-1], right[-1]) != made or (*left[:-2], left[-1]) != right[:-1]:
+            return False
+        self.add(value, "matmul", [self.tensor[a], self.tensor[b]], shape, dict(depth=left[-1]))
+        return True
+
     def two(self, value: Value, name: str, pair: Sequence, shape: Sequence[int]) -> bool:
         """An operator of two tensors, or of a tensor and a constant (an array, or a number)."""
         a, b = pair

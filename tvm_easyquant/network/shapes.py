@@ -14,7 +14,7 @@ from .graph import Graph, GraphError
 from .node import Node, model_shape
 
 #: operator -> its attributes that are sizes of maps
-SIZES = {"reshape": ("shape",), "slice": ("begin", "end")}
+SIZES = {"reshape": ("shape",), "slice": ("begin", "end"), "matmul": ("depth",)}
 POOLS = ("avg_pool2d", "max_pool2d")
 
 

@@ -364,6 +364,8 @@ def _gemm(walk, site):
 
 def _matmul(walk, site):
     weight, data = walk.constant(site, 1), site.inputs[0]
+    if all(map(walk.known, site.inputs)):
+        return walk.builder.matmul(site.outputs[0], *site.inputs, walk.shape(site))
     if weight is None or weight.ndim != 2 or len(walk.size(data)) < 2:
         return False
     kernel = np.ascontiguousarray(weight.T).T[None, None]
@@ -559,7 +561,8 @@ def _slice(walk, site):
 def _split(walk, site):
     data, rank = site.inputs[0], len(walk.size(site.inputs[0]))
     axis = site.attributes["axis"] % rank
-    if walk.computed(site, 1) or rank != 4 or axis == 0:
+    on_map = walk.builder.tensor[data] in walk.builder.lowered
+    if walk.computed(site, 1) or axis == 0 or (rank != 4 and not on_map):
         return False
     at = 0
     for output in site.outputs:

@@ -329,6 +329,7 @@ RULES: dict[str, Callable[[_TakeOver, Node], None]] = {
     "dense": _TakeOver._layer,
     "add": _TakeOver._arithmetic,
     "mul": _TakeOver._arithmetic,
+    "matmul": _TakeOver._arithmetic,
     "elementwise": _TakeOver._arithmetic,
     "concat": _TakeOver._move,
     "max_pool2d": _TakeOver._move,

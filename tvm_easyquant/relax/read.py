@@ -476,6 +476,8 @@ def _conv2d_transpose(walk, var, call):
 
 def _matmul(walk, var, call):
     weight, data = walk.constant(call.args[1]), walk.of(call.args[0])
+    if walk.known(data) and walk.known(call.args[1]):
+        return walk.builder.matmul(var, data, walk.of(call.args[1]), _out(var))
     if weight is None or weight.ndim != 2 or not walk.known(data) or len(walk.size(data)) < 2:
         return False
     kernel = np.ascontiguousarray(weight.astype(np.float32).T).T[None, None]

@@ -248,6 +248,9 @@ class _Exporter:
     def _mul(self, node, x, output):
         return self.add("Mul", x, output, node.name)
 
+    def _matmul(self, node, x, output):
+        return self.add("MatMul", x, output, node.name)
+
     def _elementwise(self, node, x, output):
         return self._expression(node.attrs["expression"], x[0], output, node.shape)
 
@@ -462,6 +465,7 @@ RULES: dict[str, Callable[[_Exporter, Node, list, str], str]] = {
     "dense": _Exporter._dense,
     "add": _Exporter._add,
     "mul": _Exporter._mul,
+    "matmul": _Exporter._matmul,
     "elementwise": _Exporter._elementwise,
     "concat": _Exporter._concat,
     "max_pool2d": _Exporter._max_pool,

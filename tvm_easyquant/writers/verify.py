@@ -420,6 +420,12 @@ def _exact_product(run: _Run):
     return exact, _error(2, np.abs(exact))
 
 
+def _exact_contraction(run: _Run):
+    a, b = map(to_nchw, run.steps)
+    exact, size = (to_nhwc(x @ y) * run.unit for x, y in ((a, b), (np.abs(a), np.abs(b))))
+    return exact, _error(run.node.attrs["depth"], size)
+
+
 def _exact_function(run: _Run):
     values = function_values(run.node, run.inputs[0])[run.stored[0]].astype(np.float64)
     return values / run.step, FLOAT_FUNCTION * (1 + np.abs(values)) / run.step
@@ -446,6 +452,7 @@ EXACT: dict[str, Callable[[_Run], tuple]] = {
     "dense": _exact_layer,
     "add": _exact_sum,
     "mul": _exact_product,
+    "matmul": _exact_contraction,
     "elementwise": _exact_function,
     "avg_pool2d": _exact_average,
     "clip": _exact_limit,
