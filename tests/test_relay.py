@@ -197,6 +197,19 @@ def test_layers_of_one_dimension_are_maps():
     check_exact(q, feeds[:1], "llvm")
 
 
+def test_a_product_of_two_tensors_is_read_whichever_is_transposed():
+    rng = np.random.default_rng(0)
+    x, w = relay.var("x", shape=(1, 6, 9)), relay.const(rng.standard_normal((5, 6, 3)).astype(np.float32))
+    y = relay.nn.conv1d(x, w, kernel_size=3, channels=5)
+    scores = relay.nn.batch_matmul(y, y)  # (1, 5, 7) by its transpose, as Relay's own is
+    mixed = relay.nn.batch_matmul(scores, y, transpose_a=True, transpose_b=False)
+    graph = from_relay(tvm.IRModule.from_expr(relay.nn.relu(mixed)))
+    feed = {"x": rng.standard_normal((1, 6, 9)).astype(np.float32)}
+    (want,) = execute(tvm.IRModule.from_expr(relay.nn.relu(mixed)), feed)
+    np.testing.assert_allclose(*graph.run(feed).values(), want, rtol=0, atol=1e-6 * want.max())
+    assert [node.op for node in graph if node.macs] == ["conv2d", "matmul", "matmul"]
+
+
 @pytest.mark.parametrize("by_tvm", [False, True], ids=["numpy", "TVM"])
 def test_a_float_node_gives_each_thread_its_own_answer(by_tvm, monkeypatch):
     """Story: the threads of the search shared one executor, read each other's outputs, and tables differed

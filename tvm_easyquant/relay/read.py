@@ -269,6 +269,20 @@ def _dense(walk, call):
     return walk.add(call, "dense", call.args[0], {}, weight=weight.T[None, None])
 
 
+def _batch_matmul(walk, call):
+    """Of two tensors; one with a constant, or of one matrix for all, stays float."""
+    pair: list = list(call.args)
+    if not all(map(walk.known, pair)):
+        return False
+    for i, turned in enumerate((call.attrs.transpose_a, call.attrs.transpose_b)):
+        if turned:
+            source, pair[i] = pair[i], (call, i)
+            n, rows, columns = _shape(source.checked_type, "batch_matmul")
+            walk.builder.uses[pair[i]] = 1
+            walk.builder.move(pair[i], source, (0, 2, 1), (n, columns, rows))
+    return walk.builder.matmul(call, pair[0], pair[1], _out(call))
+
+
 def _bias_add(walk, call):
     bias = walk.constant(call.args[1])
     if bias is None or int(call.attrs.axis) not in (1, 1 - len(call.checked_type.shape)):
@@ -418,6 +432,7 @@ RULES: dict[str, Callable[[_Walk, object], object]] = {
     "image.resize2d": _resize,
     "nn.upsampling": _resize,
     "nn.dense": _dense,
+    "nn.batch_matmul": _batch_matmul,
     "nn.bias_add": _bias_add,
     **dict.fromkeys((*UNARY, *BINARY), _function),
     "nn.leaky_relu": _leaky_relu,
