@@ -147,6 +147,15 @@ def upsampled(shape, channels, **attributes):
     return net(nodes, [1, 4, 5, 6], **weights, **norm(channels))
 
 
+def upsampled_row():
+    """Depthwise, of one dimension: a copy of the map for each phase."""
+    up = node("ConvTranspose", "x w", "u", "up", strides=[3], pads=[1, 1], group=4)
+    norm_ = node("BatchNormalization", "u s o o v", "n", "bn")
+    return net(
+        [up, norm_, node("Conv", "n w2", "y", "c")], [1, 4, 7], w=draw(4, 1, 4), w2=draw(2, 4, 3), **norm(4)
+    )
+
+
 TWICE = dict(strides=[2, 2])
 #: what is lowered -> (a model, its input's shape)
 NETWORKS = {
@@ -162,6 +171,7 @@ NETWORKS = {
     "a channel shuffle": channel_shuffle,
     "transposed in groups": lambda: upsampled((4, 3, 3, 3), 6, group=2, **TWICE),
     "transposed, depthwise": lambda: upsampled((4, 1, 4, 4), 4, group=4, **TWICE),
+    "transposed, depthwise, of a row": upsampled_row,
     "transposed and dilated": lambda: upsampled((4, 3, 3, 3), 3, dilations=[2, 2], pads=[1] * 4, **TWICE),
     "transposed beyond the last tap": lambda: upsampled(
         (4, 3, 2, 2), 3, output_padding=[1, 1], pads=[1, 1, 0, 0], **TWICE

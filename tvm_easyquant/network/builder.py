@@ -17,6 +17,7 @@ import numpy as np
 from .graph import Graph
 from .layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nhwc, nhwc_axes, nhwc_axis
 from .node import Node, model_shape
+from .ops import is_depthwise
 
 Value = Hashable
 
@@ -124,7 +125,7 @@ class Builder:
         if (
             name != self.tensor[data]
         ):  # every phase has all the channels; of groups, every channel its phases
-            spread = np.tile if node.groups == 1 else np.repeat
+            spread = np.tile if node.groups == 1 or is_depthwise(node) else np.repeat
             scale, shift = (spread(v, node.channels // np.size(v)) for v in (scale, shift))
         scale = np.broadcast_to(scale, (node.channels,)).astype(np.float64)
         shift = np.broadcast_to(shift, (node.channels,)).astype(np.float64)
@@ -569,7 +570,8 @@ class Builder:
         n, height, width, depth = self.node(data).shape
         per, r, s = weight.shape[1:]
         (down, across), flat = strides, out[1] == height == r == 1
-        if down != across and (groups > 1 or not flat):
+        depthwise = groups == depth and per == 1
+        if down != across and not (flat and (groups == 1 or depthwise)):
             return False
         taps = [
             max(-(-k // stride), -(-(p + o) // stride) - size + 1)
@@ -584,15 +586,21 @@ class Builder:
         spread = spread.reshape(groups, depth // groups, per, taps[0], down, taps[1], across)
         spread = spread[:, :, :, ::-1, :, ::-1]
         # the phases of a channel lie side by side where groups must, else the channels of a phase
-        order = (3, 5, 1, 4, 6, 0, 2) if groups == 1 else (3, 5, 1, 0, 2, 4, 6)
+        by_phase = groups == 1 or depthwise
+        order = (3, 5, 1, 4, 6, 0, 2) if by_phase else (3, 5, 1, 0, 2, 4, 6)
         kernel = spread.transpose(order).reshape(*taps, depth // groups, down * across * channels)
+        source, many = self.tensor[data], down * across
+        if depthwise and many > 1 < groups:  # a copy of the map for each phase: kernels of depthwise layers
+            copies = (n, height, width, many * depth)
+            source = self.add((None, value), "concat", [source] * many, copies, dict(axis=3))
+            groups *= many
         padding = (taps[0] - 1, taps[1] - 1) * 2
         attrs = dict(strides=(1, 1), padding=padding, dilation=(1, 1), groups=groups)
         phases = (n, full[0] // down, full[1] // across, kernel.shape[3])
         kernel = np.ascontiguousarray(kernel)
-        name = self.add(value, "conv2d", [self.tensor[data]], phases, attrs, kernel)
+        name = self.add(value, "conv2d", [source], phases, attrs, kernel)
         if down == across:
-            shuffle = dict(block=down, mode="DCR" if groups == 1 else "CRD")
+            shuffle = dict(block=down, mode="DCR" if by_phase else "CRD")
             last = self.add(value, "depth_to_space", [name], (n, *full, channels), shuffle)
         else:  # the phases of a row lie one behind the other in memory, as the row does
             axes, whole = dict(axes=(0, 2, 3, 1)), (n, full[1], channels, 1)
