@@ -131,11 +131,12 @@ def test_layers_on_what_is_no_map(name, compared):
         compared("relax, outputs", mine.size)
 
 
-@pytest.mark.parametrize("seed", [None, *range(4)])
+@pytest.mark.parametrize("seed", [None, "products", *range(4)])
 def test_random_networks(seed, compared):
-    """And one whose maps are transposed."""
-    graph, images = networks.turned() if seed is None else networks.random_graph(seed)
-    q = eq.quantize(graph, images, method="minmax", bits=7 + (seed or 0) % 2)
+    """And two whose maps are transposed, and multiplied with each other."""
+    made = {None: networks.turned, "products": networks.attended}
+    graph, images = made[seed]() if seed in made else networks.random_graph(seed)
+    q = eq.quantize(graph, images, method="minmax", bits=7 + (seed in (1, 3)))
     feed = {"image": images[0]}
     want = run_integer(q.graph, q.table, feed)
     for output, mine in zip(q.graph.outputs, q.build("llvm")(feed), strict=True):
