@@ -153,6 +153,20 @@ def resized(seed=0, **options):
     return b.graph("large"), b.images(4)
 
 
+def attended(seed=0, **options):
+    """Products of two stored tensors, and one that only a float reader has: (graph, images)."""
+    b = Builder(seed, **options)
+    x = b.relu("stem.relu", b.conv("stem", "image", 6, stride=2))
+    n, height, width, channels = b.nodes[x].shape  # (n, channels, height, width) of the model: heads
+    turned = (n, width, height, channels)
+    other = b.add("turn", "transpose", [x], turned, dict(axes=(0, 2, 1, 3)))
+    made = (n, height, height, channels)
+    scores = b.relu("scores.relu", b.add("scores", "matmul", [x, other], made, dict(depth=width)))
+    mixed = b.add("mixed", "matmul", [scores, x], (n, height, width, channels), dict(depth=height))
+    last = b.add("last", "matmul", [b.conv("next", mixed, 6), other], made, dict(depth=width))
+    return b.graph(last), b.images(6)
+
+
 def chain(seed=0, relu=True, channels=4, **options):
     """conv - (relu) - conv: the smallest network with a searched activation scale."""
     b = Builder(seed, **options)

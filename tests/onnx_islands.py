@@ -119,13 +119,13 @@ def _places(m, x):
 def _split(m, x):
     """Three uneven pieces, of which one is not read."""
     flat = m.op("Reshape", x, np.array([1, CHANNELS, -1], np.int64))
-    flat = m.op("BatchNormalization", flat, *np.float32(m.rng.uniform(0.5, 1, (4, CHANNELS))))
     sizes = [10, 6, 20]
     if m.opset < 13:
         parts = m.op("Split", flat, outputs=3, axis=2, split=sizes)
     else:
         parts = m.op("Split", flat, np.array(sizes, np.int64), outputs=3, axis=2)
     joined = m.op("Concat", parts[2], parts[0], axis=2)
+    joined = m.op("BatchNormalization", joined, *np.float32(m.rng.uniform(0.5, 1, (4, CHANNELS))))
     return m.op("Reshape", joined, np.array([1, CHANNELS, 5, 6], np.int64))
 
 

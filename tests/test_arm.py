@@ -28,9 +28,10 @@ from tvm.contrib.graph_executor import GraphModule
 from tvm.rpc.tracker import Tracker
 
 import tvm_easyquant as eq
-from topi_ext import cost, isa, manifest, planner, proofs
+from topi_ext import cost, isa, manifest, planner, proofs, reference
 from topi_ext.conv2d import Bound, ConvSpec, Refusal, fold_zero_point, pack
 from topi_ext.emit import DefaultKnobs
+from topi_ext.kernels.product import Product, compute
 from topi_ext.relay import op as relay_op
 from topi_ext.targets import arm
 from tvm_easyquant import cli, demo, load_onnx, tuning
@@ -270,6 +271,22 @@ def test_data_up_to_255_is_read_as_signed_bytes(board, row, spec):
     weight = lower if isinstance(row.proves(spec, lower), Bound) else weight
     want = kernels.expected(spec, data, weight, bias, factor, None)
     np.testing.assert_array_equal(run(board, row, spec, data, weight, bias, factor), want)
+
+
+@pytest.mark.isa("neon")
+@pytest.mark.parametrize("shape", [(2, 9, 33, 17), (1, 8, 6, 16)], ids=str)
+def test_a_product_of_two_tensors_is_exact(board, shape):
+    product = Product(*shape, 255, 3)
+    n, rows, depth, columns = shape
+    rng = np.random.default_rng(depth)
+    sides = [np.zeros((n, rows, depth), np.uint8), np.full((n, columns, depth), 255, np.uint8)]
+    inputs = [te.placeholder(side.shape, "uint8") for side in sides]
+    out = compute(product, "neon", *inputs)
+    target = isa.ISAS["neon"].target
+    run = board.load(tvm.build(te.create_schedule(out.op), [*inputs, out], target, name="instruction"))
+    for a, b in (sides, [rng.integers(0, 256, side.shape).astype(np.uint8) for side in sides]):
+        want = reference.product(a, b.swapaxes(1, 2), zero_a=255, zero_b=3)
+        np.testing.assert_array_equal(run([a, b], product.out_shape, "int32"), want)
 
 
 @pytest.mark.parametrize("isa_name, seed", [

@@ -53,6 +53,8 @@ CASES = {
     "dense": ("dense", {}, [random(2, 5)], random(1, 1, 5, 3)),
     "add": ("add", {}, [random(1, 3, 4, 2), random(1, 3, 4, 2)]),
     "mul": ("mul", {}, [random(1, 3, 4, 2), random(1, 3, 4, 2)]),
+    "matmul": ("matmul", dict(depth=5), [random(2, 4, 5, 3), random(2, 5, 6, 3)]),
+    "matmul of rows": ("matmul", dict(depth=5), [random(2, 4, 5), random(2, 5, 3)]),
     "mul, a gate": ("mul", {}, [random(2, 3, 4, 2), random(2, 1, 1, 2)]),
     "elementwise": function(("multiply", "x", ("sigmoid", "x"))),
     "elementwise, a vector": function(("leaky_relu", ("multiply", "x", (0.5, 2.0, -1.0)), 0.1)),

@@ -196,6 +196,7 @@ EVERY_OPERATOR = {
         networks.turned,
         networks.joined,
         networks.resized,
+        networks.attended,
         golden_networks.gate,
         golden_networks.functions,
         golden_networks.moves,

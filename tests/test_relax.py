@@ -16,6 +16,7 @@ import golden_networks
 import networks
 import numpy as np
 import pytest
+import test_onnx_lowering as lowered
 
 import tvm_easyquant as eq
 from topi_ext import isa
@@ -116,9 +117,23 @@ def test_every_stored_tensor_is_the_norm_s(name, target, compared):
     compared("relax, stored tensors", sum(mine.size for mine in found))
 
 
-@pytest.mark.parametrize("made", [networks.turned, networks.joined, *range(4)])
+@pytest.mark.parametrize(
+    "name", ["between layers of one dimension", "channels last", "products of two tensors"]
+)
+def test_layers_on_what_is_no_map(name, compared):
+    model, shape = lowered.NETWORKS[name]()
+    feeds = [{"x": lowered.draw(*shape)} for _ in range(3)]
+    q = eq.quantize(model, feeds, method="minmax", fuse_functions=True)
+    assert q.plan.fused and all(q.graph[n].op in ("reshape", "transpose") for n in q.plan.floats)
+    for feed, mine in ((feed, q.build("llvm")(feed)[0]) for feed in feeds):
+        (want,) = run_integer(q.graph, q.table, feed).values()
+        np.testing.assert_array_equal(mine, want)
+        compared("relax, outputs", mine.size)
+
+
+@pytest.mark.parametrize("made", [networks.turned, networks.joined, networks.attended, *range(4)])
 def test_random_networks(made, compared):
-    """And two whose maps are transposed, joined and shuffled."""
+    """And three whose maps are transposed, joined and shuffled, and multiplied with each other."""
     graph, images = networks.random_graph(made) if isinstance(made, int) else made()
     q = eq.quantize(graph, images, method="minmax", bits=7 + (made % 2 if isinstance(made, int) else 1))
     feed = {"image": images[0]}

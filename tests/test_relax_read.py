@@ -49,6 +49,7 @@ def integers():
         "dense": case(lambda e, x: OP.add(e(OP.matmul(x, c(7, 5))), c(5)), "dense", inputs=[image(2, 7)]),
         "rows": case(lambda e, x: OP.matmul(x, c(7, 5)), "reshape", "transpose", "conv2d", inputs=[image(2, 3, 7)]),
         "linear": case(lambda e, x: OP.matmul(x, e(OP.permute_dims(c(5, 7)))), "dense", inputs=[image(2, 7)]),
+        "matmul": case(lambda e, x, y: OP.matmul(x, y), "matmul", inputs=[image(), variable("y", (1, 4, 6, 5))]),
         "bias and scale": case(
             lambda e, x: OP.multiply(e(OP.add(e(OP.nn.conv2d(x, c(6, 4, 1, 1))), c(1, 6, 1, 1))), half),
             "conv2d"),
@@ -165,7 +166,8 @@ def floats():
         "averages of ceil": case(lambda e, x: OP.nn.avg_pool2d(x, (3, 3), (2, 2), ceil_mode=True),
                                  "nn.avg_pool2d", False),
         "adaptive": case(lambda e, x: OP.nn.adaptive_avg_pool2d(x, (2, 3)), "nn.adaptive_avg_pool2d", False),
-        "matmul": case(lambda e, x, y: OP.matmul(x, y), "MatMul", inputs=[image(), y]),
+        "matmul of one for all": case(lambda e, x, y: OP.matmul(x, y), "MatMul",
+                                      inputs=[image(), variable("y", (1, 1, 6, 6))]),
         "reshape of the batch": case(lambda e, x: OP.reshape(x, (4, 36)), "Reshape"),
         "permute of the batch": case(lambda e, x: OP.permute_dims(x), "Transpose"),
         "concat with a constant": case(lambda e, x: OP.concat([x, c(1, 2, 6, 6)], axis=1), "Concat"),

@@ -168,6 +168,48 @@ def check_exact(q, feeds, target=None):
                 np.testing.assert_array_equal(mine[tensor], want, err_msg=tensor)
 
 
+def test_layers_of_one_dimension_are_maps():
+    """Story: they stayed float, and what lay between them did, too."""
+    rng = np.random.default_rng(0)
+
+    def c(*shape):
+        return relay.const(
+            rng.uniform(0.1, 1, shape).astype(np.float32) - np.float32(0.5 * (len(shape) > 1))
+        )
+
+    x = relay.var("x", shape=(1, 4, 33))
+    y = relay.nn.batch_norm(x, c(4), c(4), c(4), c(4))[0]
+    y = relay.nn.conv1d(y, c(8, 4, 3), strides=2, padding=(1, 2), kernel_size=3, channels=8)
+    y = relay.nn.batch_norm(relay.nn.bias_add(y, c(8)), c(8), c(8), c(8), c(8))[0]
+    y = relay.nn.max_pool1d(relay.nn.relu(y), pool_size=2, strides=2, padding=(1, 1))
+    z = relay.nn.conv1d(y, c(8, 1, 3), groups=8, padding=2, dilation=2, kernel_size=3, channels=8)
+    y = relay.concatenate([relay.add(relay.nn.leaky_relu(z, 0.1), y), z], axis=1)
+    y = relay.nn.avg_pool1d(y, pool_size=3, strides=1, padding=1, count_include_pad=True)
+    module = tvm.IRModule.from_expr(relay.nn.dense(relay.mean(y, axis=[2]), c(5, 16)))
+    graph, feeds = (
+        from_relay(module),
+        [{"x": rng.normal(size=(1, 4, 33)).astype(np.float32)} for _ in "abcd"],
+    )
+    (want,) = execute(module, feeds[0])
+    np.testing.assert_allclose(graph.run(feeds[0])[graph.output_names[0]], want, rtol=0, atol=1e-5)
+    q = eq.quantize(graph, feeds, method="minmax")
+    assert not q.plan.floats and [n.op for n in graph if n.op == "reshape"] == ["reshape"] * 2
+    check_exact(q, feeds[:1], "llvm")
+
+
+def test_a_product_of_two_tensors_is_read_whichever_is_transposed():
+    rng = np.random.default_rng(0)
+    x, w = relay.var("x", shape=(1, 6, 9)), relay.const(rng.standard_normal((5, 6, 3)).astype(np.float32))
+    y = relay.nn.conv1d(x, w, kernel_size=3, channels=5)
+    scores = relay.nn.batch_matmul(y, y)  # (1, 5, 7) by its transpose, as Relay's own is
+    mixed = relay.nn.batch_matmul(scores, y, transpose_a=True, transpose_b=False)
+    graph = from_relay(tvm.IRModule.from_expr(relay.nn.relu(mixed)))
+    feed = {"x": rng.standard_normal((1, 6, 9)).astype(np.float32)}
+    (want,) = execute(tvm.IRModule.from_expr(relay.nn.relu(mixed)), feed)
+    np.testing.assert_allclose(*graph.run(feed).values(), want, rtol=0, atol=1e-6 * want.max())
+    assert [node.op for node in graph if node.macs] == ["conv2d", "matmul", "matmul"]
+
+
 @pytest.mark.parametrize("by_tvm", [False, True], ids=["numpy", "TVM"])
 def test_a_float_node_gives_each_thread_its_own_answer(by_tvm, monkeypatch):
     """Story: the threads of the search shared one executor, read each other's outputs, and tables differed

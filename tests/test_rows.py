@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = {name for name, row in OPERATORS.items() if row.integer not in ("input", "float")}
 MOVES = {name for name, row in OPERATORS.items() if row.moves}
 #: what the host runs as a layer; a resize has its own kernel
-PRODUCTS = {name for name, row in OPERATORS.items() if row.accumulates} - {"resize_linear"}
+PRODUCTS = {name for name, row in OPERATORS.items() if row.integer == "accumulate"} - {"resize_linear"}
 JOIN = {name for name, row in OPERATORS.items() if row.integer in ("sum", "product")}
 
 

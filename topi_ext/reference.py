@@ -20,6 +20,7 @@ dequantize      ``float32(q - zero_point) * scale``
 requantize      ``clip(rint(float32(acc) * multiplier) + zero_point, lo, hi)``
 add             ``quantize(dequantize(a) + dequantize(b))``; sub, max and min likewise
 mul             requantize of the int32 product of the steps, with ``multiplier(a, b, out)``
+product         the exact int32 sum of the products of the steps of two tensors
 elementwise     ``table[q]``, the table made of ``quantize(f(dequantize(q)))``
 linear resize   requantize of the exact int32 sum of two rows' and two columns' parts
 average pool    requantize of the exact int32 sum, with ``multiplier(in, 1 / count, out)``
@@ -44,6 +45,8 @@ import numpy as np
 from .function import apply
 
 INT32_MAX = 2**31 - 1
+#: how many products of two stored numbers, each less its zero point, a sum may have: it stays below 2**30
+MOST_PRODUCTS = 2**30 // 255**2
 
 
 def multiplier(input_scale, weight_scale, output_scale):
@@ -184,6 +187,12 @@ def dense(data, weight, *, zero_point=0):
     """uint8 (N, C), int8 (K, C) -> int32 (N, K): ``sum((data - zero_point) * weight)``."""
     x = data.astype(np.float64) - zero_point
     return as_int32(x @ weight.T.astype(np.float64), "dense")
+
+
+def product(a, b, *, zero_a=0, zero_b=0):
+    """uint8 (..., M, C) by uint8 (..., C, K) -> int32 (..., M, K): sums of the products of their steps."""
+    left, right = a.astype(np.float64) - zero_a, b.astype(np.float64) - zero_b
+    return as_int32(left @ right, "product")
 
 
 def max_pool2d(data, *, pool_size, strides, padding=(0, 0, 0, 0), dilation=(1, 1)):

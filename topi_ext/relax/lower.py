@@ -23,11 +23,14 @@ from ..emit import DefaultKnobs, knob_space, target_isa, tir
 from ..errors import LoweringError
 from ..function import uses_other
 from ..kernels import elementwise
+from ..kernels.product import Product, compute, row_of
 from ..planner import LayerChoice
 from ..problem import Convolution, ConvSpec
 
 #: what the function of a layer is composed as
 LAYER = "easyquant.conv2d"
+#: what the function of a product of two stored tensors is composed as
+PRODUCT = "easyquant.product"
 #: what keeps TVM's fusion and schedules off a kernel; pattern 8: opaque
 KERNEL = {"tirx.is_scheduled": True, "op_pattern": 8, "tirx.noalias": True}
 #: the names of all kernels' functions begin so
@@ -73,6 +76,28 @@ def call_layer(builder, name: str, layer: Convolution, data, residual=None):
     function = builder.add_func(_function(builder, name, layer.spec), "layer")
     constants = [constant(array) for array in (layer.weight, layer.bias, layer.multiplier)]
     return relax.Call(function, [data, *constants, *([] if residual is None else [residual])])
+
+
+def call_product(builder, name: str, product: Product, a, b):
+    """The call of a product on Relax tensors of its shapes; its function is added to the module."""
+    params = {
+        "a": relax.Var("a", _tensor((product.batch, product.rows, product.depth), "uint8")),
+        "b": relax.Var("b", _tensor((product.batch, product.columns, product.depth), "uint8")),
+    }
+    inner = relax.BlockBuilder()
+    attributes = {
+        "Composite": PRODUCT, "easyquant.name": name, "easyquant.spec": product.to_json(),
+    }  # fmt: skip
+    with inner.function("product", list(params.values()), attrs=attributes, private=True):
+        with inner.dataflow():
+            steps = [
+                inner.emit(_OP.subtract(inner.emit(_OP.astype(x, "int32")), relax.const(zero, "int32")))
+                for x, zero in zip(params.values(), (product.zero_a, product.zero_b), strict=True)
+            ]
+            turned = inner.emit(_OP.permute_dims(steps[1], [0, 2, 1]))
+            made = inner.emit_output(_OP.matmul(steps[0], turned, "int32"))
+        inner.emit_func_output(made)
+    return relax.Call(builder.add_func(inner.get()["product"], "product"), [a, b])
 
 
 def _function(builder, name: str, spec: ConvSpec):
@@ -183,11 +208,14 @@ def lower(module, target) -> tuple[Any, list[LayerChoice]]:
 
     target: ``tvm.target.Target``. Raises LoweringError.
     """
-    functions = {
-        var: function
-        for var, function in module.functions_items()
-        if isinstance(function, relax.Function) and (function.attrs or {}).get("Composite") == LAYER
-    }
+    functions, products = (
+        {
+            var: function
+            for var, function in module.functions_items()
+            if isinstance(function, relax.Function) and (function.attrs or {}).get("Composite") == kind
+        }
+        for kind in (LAYER, PRODUCT)
+    )
     calls = [
         binding.value
         for block in module["main"].body.blocks
@@ -201,17 +229,18 @@ def lower(module, target) -> tuple[Any, list[LayerChoice]]:
         for (name, layer), (choice, _) in zip(found, chosen, strict=True)
     ]
     kernels = [(layer, packed) for layer, (_, packed) in zip(layers, chosen, strict=True)]
-    lowering = _Lowering(module, set(functions), kernels)
+    lowering = _Lowering(module, set(functions), kernels, products, target_isa(target))
     return relax.transform.DeadCodeElimination(["main"])(lowering.module()), layers
 
 
 @relax.expr_functor.mutator
 class _Lowering(relax.PyExprMutator):
     """functions: the variables of the layers' functions; kernels: (`LayerChoice`, packed constants) of
-    their calls, in order."""
+    their calls, in order. products: those of products, with their functions; isa: for these."""
 
-    def __init__(self, module, functions: set, kernels: Sequence):
+    def __init__(self, module, functions: set, kernels: Sequence, products: Mapping, isa: str):
         super().__init__(module)
+        self.products, self.isa = products, isa
         self.functions, self.kernels = functions, iter(kernels)
         self.source, self.main = module, module.get_global_var("main")
         #: variable -> what it stands for
@@ -224,6 +253,8 @@ class _Lowering(relax.PyExprMutator):
     def visit_call_(self, call):
         if call.op in self.functions:
             return self._layer(self.visit_expr_post_order(call), *next(self.kernels))
+        if call.op in self.products:
+            return self._product(self.visit_expr_post_order(call), self.products[call.op])
         name = call.op.name if isinstance(call.op, tvm.ir.Op) else ""
         made = ELEMENTS[name](self, call) if name in ELEMENTS else None
         return self.visit_expr_post_order(call) if made is None else made
@@ -235,6 +266,13 @@ class _Lowering(relax.PyExprMutator):
         function = kernel_function(kernel, layer.spec, [_kind(a) for a in arguments], layer.choice.knobs)
         name = self.builder_.add_func(function, PREFIX + kernel.name)
         return relax.call_tir(name, arguments, out_ty=_tensor(layer.spec.out_shape, layer.spec.out_dtype))
+
+    def _product(self, call, function):
+        product = Product.from_json(str(function.attrs["easyquant.spec"]))
+        inputs = [te.placeholder(*_kind(a), name=f"in{i}") for i, a in enumerate(call.args)]
+        made = te.create_prim_func([*inputs, compute(product, self.isa, *inputs)]).with_attrs(KERNEL)
+        name = self.builder_.add_func(made.without_attr("global_symbol"), f"eq_product_{row_of(self.isa)}")
+        return relax.call_tir(name, list(call.args), out_ty=_tensor(product.out_shape, "int32"))
 
     def element(self, function, data, tensors, numbers, dtype):
         """A function of `elementwise` on an expression of the source, and on constants."""

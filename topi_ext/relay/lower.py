@@ -26,6 +26,7 @@ from tvm import relay
 from .. import function, planner
 from ..errors import LoweringError
 from ..kernels import elementwise
+from ..kernels.product import Product
 from ..packing import fold_zero_point
 from ..planner import LayerChoice
 from ..problem import Convolution, ConvSpec, Residual
@@ -86,6 +87,7 @@ class _Chain:
 
 class _Lowering:
     def __init__(self, function, target, layers):  # noqa: PLR0912  # the kinds of Relay's expressions
+        self.isa = relay_op.target_isa(target)
         self.names: list[str] = []  # of each layer
         self.found: list[Convolution] = []
         order: list = []
@@ -168,6 +170,8 @@ class _Lowering:
             return self._join("add", call.args[:2], call.args[2:], _limits(clip), _between(root, call))
         if name == "qnn.mul":
             return self._mul(root, clip, call)
+        if name == "qnn.batch_matmul":
+            return self._product(call)
         if name == "qnn.quantize":
             return self._function(root, clip, call) or self._quantize(root, clip, call)
         if name == "sum":
@@ -363,6 +367,19 @@ class _Lowering:
 
         tensors = (data,) if residual is None else (data, residual)
         return _Chain(absorbed, tensors, emit)
+
+    def _product(self, call):
+        """Of two stored tensors, by a kernel of its own; what is made of it is elementwise."""
+        (n, rows, depth), (_, columns, _) = (map(int, a.checked_type.shape) for a in call.args[:2])
+        if any(a.checked_type.dtype != "uint8" for a in call.args[:2]):
+            raise LoweringError("qnn.batch_matmul: operands that are not uint8")
+        product = Product(n, rows, depth, columns, *(int(value_of(a)) for a in call.args[2:4]))
+
+        def emit(a, b):
+            y = relay_op.product(a, b, product, self.isa)
+            return relay.Call(y.op, y.args, y.attrs, y.type_args, call.span)  # its name
+
+        return _Chain((), tuple(call.args[:2]), emit)
 
     # -- elementwise
 

@@ -9,6 +9,7 @@ easyquant.conv2d.ROW        data, packed weight, bias, multiplier -> `problem.Co
 easyquant.conv2d_add.ROW    the same and a residual tensor
 easyquant.float             data, packed weight, bias -> `kernels.float_conv.FloatConv`'s output
 easyquant.float_add         the same and a tensor that is added
+easyquant.product.ROW       data, data -> int32                   (`kernels.product.Product`)
 easyquant.quantize          float32 -> uint8                      (`reference.quantize`)
 easyquant.requantize        uint8 or int32, multiplier -> uint8   (`reference.requantize`)
 easyquant.dequantize        uint8 or int32, scale -> float32      (`reference.dequantize`)
@@ -41,6 +42,7 @@ from .. import function, isa, manifest
 from ..emit import target_isa  # noqa: F401  # part of what this module answers
 from ..errors import KernelError
 from ..kernels import elementwise, float_conv, resize
+from ..kernels import product as kernels
 from ..problem import ConvSpec
 from ..reference import multiplier
 
@@ -48,7 +50,7 @@ from ..reference import multiplier
 LANES = (16, 8)
 #: what the names of the convolutions begin with
 CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
-FLOAT, FLOAT_ADD = "easyquant.float", "easyquant.float_add"
+FLOAT, FLOAT_ADD, PRODUCT = "easyquant.float", "easyquant.float_add", "easyquant.product"
 TOTAL = "easyquant.total"
 SHUFFLE = "easyquant.shuffle"
 RESIZE = "easyquant.resize_linear"
@@ -195,6 +197,12 @@ def _statements_strategy(make, name):
     return strategy
 
 
+def _product_strategy(attrs, inputs, out_type, target):
+    product, row = kernels.Product.from_json(attrs["product"]), str(attrs["isa"])
+    made = _statements_strategy(lambda _, given: kernels.compute(product, row, *given), "easyquant_product")
+    return made(attrs, inputs, out_type, target)
+
+
 # -- computes of the elementwise operators; numbers are in the JSON attribute ``numbers``
 
 
@@ -252,6 +260,10 @@ def _resize_type(arg_types, attrs):
     (n, _, _, c), (height, _), (width, _) = (kind.shape for kind in arg_types[:3])
     dtype = "float32" if _numbers(attrs).get("dequantize") else "uint8"
     return relay.TensorType((n, height, width, c), dtype)
+
+
+def _product_type(arg_types, attrs):
+    return relay.TensorType(kernels.Product.from_json(attrs["product"]).out_shape, "int32")
 
 
 def _same_shape(dtype):
@@ -334,11 +346,13 @@ def register() -> None:
 
 @functools.cache
 def _register_convolutions(row: str) -> None:
-    """The two operators of an instruction set; of one that is not in the table, when it is first used."""
+    """The operators of an instruction set; of one that is not in the table, when it is first used."""
     known = set(tvm.ir.Op.list_op_names())
     for name, inputs in ((CONV2D, _INPUTS), (CONV2D_ADD, (*_INPUTS, "residual"))):
         if f"{name}.{row}" not in known:
             _register_op(f"{name}.{row}", inputs, _conv_type, _op.OpPattern.OPAQUE, _conv_strategy)
+    if f"{PRODUCT}.{row}" not in known:
+        _register_op(f"{PRODUCT}.{row}", ("a", "b"), _product_type, _op.OpPattern.OPAQUE, _product_strategy)
 
 
 # -- constructors
@@ -365,6 +379,13 @@ def float_layer(data, conv: float_conv.FloatConv, isa_name: str, constants, resi
     """A call of the float kernel of a layer on NHWC ``data``; constants as the kernel packs them."""
     args = [data, *constants] + ([] if residual is None else [residual])
     return _call(FLOAT if residual is None else FLOAT_ADD, args, layer=conv.to_json(), isa=isa_name)
+
+
+def product(a, b, of: kernels.Product, isa_name: str):
+    """The product of two stored tensors on an instruction set."""
+    row = kernels.row_of(isa_name)
+    _register_convolutions(row)
+    return _call(f"{PRODUCT}.{row}", [a, b], product=of.to_json(), isa=row)
 
 
 def quantize(data, scale: float, zero_point: int, lo: int = 0, hi: int = 255):

@@ -10,16 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import resample
 from .graph import Graph
-from .layout import nchw, nhwc, nhwc_axes
+from .layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nhwc, nhwc_axes, nhwc_axis
 from .node import Node, model_shape
+from .ops import is_depthwise
 
 Value = Hashable
+
+
+class OnMap(NamedTuple):
+    """What makes a value that is no map, on a map: its node has the value's name."""
+
+    value: Value
 
 
 class Builder:
@@ -34,13 +41,15 @@ class Builder:
     def __init__(
         self, uses: MutableMapping[Value, int], label: Callable[[Value], str], former: bool = False
     ):
-        self.uses, self.label, self.former, self.newer = uses, label, former, False
+        self.uses, self.former, self.newer = uses, former, False
+        self.label: Callable[[Value], str] = lambda v: label(v.value if isinstance(v, OnMap) else v)
         self.nodes: dict[str, Node] = {}
         self.tensor: dict[Value, str] = {}
         self.taken: set[str] = set()
         #: last node of a transposed convolution, or of a layer on a tensor that is no map -> its conv2d
         self.transposed: dict[str, str] = {}
-        self.lowered: dict[str, bool] = {}  # a tensor of `of_map` -> whether its channels are its last axis
+        #: a tensor that is a map in another shape (see `of_map`) -> whether its channels are its last axis
+        self.lowered: dict[str, bool] = {}
 
     def node(self, value: Value) -> Node:
         """The node whose tensor the value is."""
@@ -128,7 +137,7 @@ class Builder:
         if (
             name != self.tensor[data]
         ):  # every phase has all the channels; of groups, every channel its phases
-            spread = np.tile if node.groups == 1 else np.repeat
+            spread = np.tile if node.groups == 1 or is_depthwise(node) else np.repeat
             scale, shift = (spread(v, node.channels // np.size(v)) for v in (scale, shift))
         scale = np.broadcast_to(scale, (node.channels,)).astype(np.float64)
         shift = np.broadcast_to(shift, (node.channels,)).astype(np.float64)
@@ -162,6 +171,15 @@ class Builder:
         operands: values, or constants: a float, or None for one that is not a single number. parameters:
         floats, or a tuple of them, one a channel.
         """
+        tensors = [o for o in operands if o is not None and not isinstance(o, float)]
+
+        def on_maps(made, maps, high):
+            known = dict(zip(tensors, maps, strict=True))
+            return self.function(made, name, [known.get(o, o) for o in operands], high, *parameters)
+
+        lowered = all(self.tensor[t] in self.lowered for t in tensors)
+        if lowered and self._lift(value, tensors, shape, on_maps):
+            return True
         inputs = [self._operand(operand) for operand in operands]
         bases = {base for base, _ in inputs if base is not None}
         if len(bases) != 1 or any(e is None for _, e in inputs):
@@ -224,6 +242,12 @@ class Builder:
                 return False  # x / 0 is infinite; weights times infinity are not a number
             if self.fold_affine(value, data, scale, shift, last):
                 return True
+        channels = vector.reshape(-1, 1, 1) if vector.ndim else vector
+        if self._lift(
+            value, [data], shape,
+            lambda made, maps, high: self.affine(made, name, maps[0], channels, left, high),
+        ):  # fmt: skip
+            return True
         if vector.ndim == 0:
             number = float(vector)
             return self.function(value, name, [number, data] if left else [data, number], shape)
@@ -237,6 +261,10 @@ class Builder:
         repeated along the axes where it has a size of 1."""
         if self.function(value, name, [a, b], shape):
             return True
+        if self._lift(
+            value, [a, b], shape, lambda made, maps, high: self.join(made, name, maps[0], maps[1], high)
+        ):
+            return True
         if name == "multiply":
             return self.multiply(value, a, b, shape)
         op, shape, sizes = JOINS.get(name), tuple(shape), [self.node(v).shape for v in (a, b)]
@@ -245,6 +273,15 @@ class Builder:
         if not (op == "add" and sizes[0] == sizes[1]) and not self.since():
             return False
         self.add(value, op, [self.tensor[a], self.tensor[b]], shape, {})
+        return True
+
+    def matmul(self, value: Value, a: Value, b: Value, shape: Sequence[int]) -> bool:
+        """The product of two tensors (N, ..., M, C) and (N, ..., C, K) of the model; shape: NHWC."""
+        left, right, made = model_shape(self.node(a)), model_shape(self.node(b)), nchw(shape)
+        fits = (*left[:-1], right[-1]) == made and (*left[:-2], left[-1]) == right[:-1]
+        if len(made) < 3 or not fits or not self.since():
+            return False
+        self.add(value, "matmul", [self.tensor[a], self.tensor[b]], shape, dict(depth=left[-1]))
         return True
 
     def two(self, value: Value, name: str, pair: Sequence, shape: Sequence[int]) -> bool:
@@ -298,17 +335,31 @@ class Builder:
 
     def mean(self, value: Value, data: Value, axes: Sequence[int], shape: Sequence[int]) -> bool:
         """The mean over height and width; axes: those of NCHW; shape: with them of size 1, or without."""
-        rank = len(self.node(data).shape)
-        if rank != 4 or sorted(axis % rank for axis in axes) != [2, 3]:
+        rank, rows = len(self.node(data).shape), self._channels_last(data)
+        inner = list(range(1, rank - 1) if rows else range(2, rank))
+        if (rank != 4 and rows is None) or sorted(axis % rank for axis in axes) != inner:
             return False
-        self.whole_map(value, "avg_pool2d", data)
+        if rows is not None and len(shape) == rank:
+
+            def pool(made, x, _):
+                return self.whole_map(made, "avg_pool2d", x)
+
+            return self.on_map(value, data, nchw(shape), pool, rows=rows)
+        self.whole_map(value, "avg_pool2d", data if rows is None else self.as_map(data, rows))
         if len(shape) == 2:
             self.one(value, "reshape", value, shape, dict(shape=tuple(shape), channels_first=False))
         return True
 
     def reshape(self, value: Value, data: Value, shape: Sequence[int]) -> bool:
         """Another shape of the same batch, where one side at most is a map; shape: NCHW."""
-        before, after = model_shape(self.node(data)), tuple(shape)
+        after = tuple(shape)
+        if self._channels_last(data) is False:  # the map holds the same numbers in the same order
+            key = self.as_map(data)
+            if model_shape(self.node(key)) == after:
+                self.alias(value, key)
+                return True
+            data = key if len(after) != 4 else data
+        before = model_shape(self.node(data))
         if not before or before[:1] != after[:1] or len(before) == len(after) == 4:
             return False
         maps = [shape for shape in (before, after) if len(shape) == 4]
@@ -321,13 +372,44 @@ class Builder:
         """A transposition of the axes of NCHW that leaves the batch where it is; shape: NHWC."""
         if axes[0] != 0:
             return False
-        self.one(value, "transpose", data, shape, dict(axes=nhwc_axes(axes)))
+        rows = self._channels_last(data)
+        if rows is None and self._map_behind(self.tensor[data], False) and self.since():
+            rows = False
+        if rows and tuple(axes) == NHWC_TO_NCHW:
+            self.alias(value, self.as_map(data, rows))
+            return True
+        if rows is not None and tuple(axes) == (0, 2, 1):  # one order of the same map instead of the other
+            key, made = self.as_map(data, rows), OnMap(value)
+            n, height, width, depth = self.node(key).shape
+            self.uses[made] = 1
+            self.one(made, "transpose", key, (n, width, height, depth), dict(axes=(0, 2, 1, 3)))
+            self.of_map(value, made, shape, not rows)
+            return True
+        name = self.one(value, "transpose", data, shape, dict(axes=nhwc_axes(axes)))
+        if rows is None and tuple(axes) == NCHW_TO_NHWC and self.since():
+            self.lowered[name] = True
+        return True
+
+    def concat(self, value: Value, tensors: Sequence[Value], axis: int, shape: Sequence[int]) -> bool:
+        """Tensors one behind the other along an NCHW axis; shape: NHWC."""
+        there = [a for t in tensors if (a := self._axis_on_map(t, axis)) is not None]
+        if there and self._lift(
+            value, tensors, shape, lambda made, maps, high: self.concat(made, maps, there[0], high)
+        ):
+            return True
+        attrs = dict(axis=nhwc_axis(axis, len(shape)))
+        self.add(value, "concat", [self.tensor[t] for t in tensors], shape, attrs)
         return True
 
     def crop(self, value: Value, data: Value, slices: Mapping[int, slice], shape: Sequence[int]) -> bool:
         """One slice for each NCHW axis that has one, but for the batch; shape: NHWC."""
         size = model_shape(self.node(data))
         rank = len(size)
+        there = {a: w for axis, w in slices.items() if (a := self._axis_on_map(data, axis)) is not None}
+        if there and self._lift(
+            value, [data], shape, lambda made, maps, high: self.crop(made, maps[0], there, high)
+        ):
+            return True
         begin, end, strides = [0] * rank, list(size), [1] * rank
         for axis, wanted in slices.items():
             begin[axis], end[axis], strides[axis] = wanted.indices(size[axis])
@@ -345,6 +427,12 @@ class Builder:
     def pad(self, value: Value, data: Value, widths: Sequence[Sequence[int]], shape: Sequence[int]) -> bool:
         """Zeros around a map; widths: (before, after) of each NCHW axis."""
         pairs = [tuple(pair) for pair in widths]
+        there = {a: p for axis, p in enumerate(pairs) if (a := self._axis_on_map(data, axis)) is not None}
+        spread = [there.get(axis, (0, 0)) for axis in range(4)]
+        if there and self._lift(
+            value, [data], shape, lambda made, maps, high: self.pad(made, maps[0], spread, high)
+        ):
+            return True
         if len(pairs) != 4 or pairs[0] != (0, 0) or min(min(pair) for pair in pairs) < 0:
             return False
         self.one(value, "pad", data, shape, dict(widths=nhwc(pairs)))
@@ -467,14 +555,15 @@ class Builder:
         """``data`` as a map: (N, C, L) of height 1; with ``rows``, (N, ..., C), whose last axis are the
         channels."""
         node, key = self.node(data), (data, "rows" if rows else "map")
+        made = self._map_behind(node.name, rows)
+        if made is not None:  # it is read by who reads ``data``
+            self.tensor[key], self.uses[key] = made, 2 if self.former else self.uses[data]
+            return key
         if key in self.tensor:
             return key
         self.uses[key] = 2  # nothing is folded into what others may read, too
         n, *inner = node.shape
-        made = self._map_behind(node.name, rows)
-        if made is not None:
-            self.tensor[key] = made
-        elif rows and len(inner) == 3:  # NHWC, of a tensor that is (N, A, B, C) in the model
+        if rows and len(inner) == 3:  # NHWC, of a tensor that is (N, A, B, C) in the model
             self.one(key, "transpose", data, (n, inner[2], *inner[:2]), dict(axes=(0, 3, 1, 2)))
         elif rows:
             length, channels = prod(inner[:-1]), inner[-1]
@@ -487,10 +576,14 @@ class Builder:
         return key
 
     def _map_behind(self, name: str, rows: bool) -> str | None:
-        """The map of which `of_map` made a tensor: what comes next reads it at once."""
-        if self.lowered.get(name) != rows:
+        """The map of which `of_map`, or a model that takes its height away, made a tensor: what comes next
+        reads it at once."""
+        node, known = self.nodes[name], self.lowered.get(name)
+        if known is None and node.op == "reshape" and len(node.shape) == 3 and not rows and self.since():
+            source = self.nodes[node.inputs[0]]
+            return source.name if source.shape == _as_high(node.shape, rows) else None
+        if known != rows:
             return None
-        node = self.nodes[name]
         for _ in range(2 if rows and len(node.shape) != 4 else 1):
             node = self.nodes[node.inputs[0]]
         return node.name
@@ -507,7 +600,7 @@ class Builder:
                 self.one(value, "transpose", made, (n, length, channels, 1), dict(axes=(0, 1, 3, 2)))
                 made = value
             self.one(value, "reshape", made, shape, dict(shape=shape, channels_first=True))
-        self.transposed[self.tensor[value]] = layer.name
+        self.transposed[self.tensor[value]] = self.transposed.get(layer.name, layer.name)
         self.lowered[self.tensor[value]] = rows
 
     def on_map(
@@ -521,24 +614,56 @@ class Builder:
     ) -> bool:
         """A layer or pool on what is no map: ``layer(value, data, shape)`` on the map that is made of it,
         NHWC. shape: of ``value``, in the model's layout; bias: of the layer; rows: see `as_map`."""
-        made, data = (value, "on a map"), self.as_map(data, rows)
-        if rows:
-            n, *inner, channels = shape
-            high = (n, *inner, channels) if len(inner) == 2 else (n, int(np.prod(inner)), 1, channels)
-        else:
-            high = (shape[0], 1, shape[2], shape[1])
+        made, data = OnMap(value), self.as_map(data, rows)
         self.uses[made] = 1
-        layer(made, data, high)
+        if layer(made, data, _as_high(shape, rows)) is False:
+            return False
         if bias is not None:
             self.fold_affine(made, made, 1.0, bias)
         self.of_map(value, made, nhwc(shape), rows)
         return True
+
+    def _lift(self, value: Value, tensors: Sequence[Value], shape: Sequence[int], layer: Callable) -> bool:
+        """An operator that is the same on maps, on those that ``tensors`` are in another shape: layers on
+        what is no map, and what lies between them, are one network of maps. False if none is one, or
+        ``layer(value, tensors, shape)`` is; shape: NHWC, of ``value``."""
+        kinds = {self.lowered[self.tensor[t]] for t in tensors if self.tensor[t] in self.lowered}
+        if len(kinds) != 1 or any(len(self.node(t).shape) != len(shape) for t in tensors):
+            return False
+        if not self.since():
+            return False
+        (rows,), made = kinds, OnMap(value)
+        self.uses[made] = 1
+        if not layer(made, [self.as_map(t, rows) for t in tensors], _as_high(nchw(shape), rows)):
+            return False
+        self.of_map(value, made, shape, rows)
+        return True
+
+    def _channels_last(self, data: Value) -> bool | None:
+        """Of what is a map in another shape, whether its channels are its last axis; None of another, and
+        for earlier tables."""
+        rows = self.lowered.get(self.tensor[data])
+        return rows if rows is not None and self.since() else None
+
+    def _axis_on_map(self, data: Value, axis: int) -> int | None:
+        """Where an axis of ``data`` is in the map that it is, both NCHW; None if nowhere."""
+        rows, rank = self.lowered.get(self.tensor[data]), len(self.node(data).shape)
+        if rows is None or rank > 4:
+            return None
+        return ((0, 2, 1) if rank == 3 else NCHW_TO_NHWC)[axis] if rows else (0, 1, 3)[axis]
 
     # -- clips and transposed convolutions
 
     def clip(self, value: Value, data: Value, lo: float, hi: float) -> None:
         """Limits, which are infinite where there is none; part of an elementwise node behind one."""
         node = self.node(data)
+
+        def on_map(made, maps, _):
+            self.clip(made, maps[0], lo, hi)
+            return True
+
+        if self._lift(value, [data], node.shape, on_map):
+            return
         if node.op == "elementwise":
             expression = ("clip", node.attrs["expression"], lo, hi)
             self.add(value, "elementwise", node.inputs, node.shape, dict(expression=expression))
@@ -552,13 +677,13 @@ class Builder:
         value: Value,
         data: Value,
         weight: np.ndarray,
-        stride: int,
+        strides: Sequence[int],
         begin: Sequence[int],
         out: Sequence[int],
         groups: int = 1,
-    ) -> None:
+    ) -> bool:
         """A transposed convolution as one that makes every phase of the output, then depth to space, then
-        a crop.
+        a crop. False where no moves say so: of strides that differ, but along a map of height 1.
 
         weight: float32 IOHW, O of one group; begin: padding (top, left); out: the output's shape, NHWC.
         Output o reads input i with weight k where ``o + pad = stride * i + k``: the phase
@@ -566,32 +691,54 @@ class Builder:
         """
         n, height, width, depth = self.node(data).shape
         per, r, s = weight.shape[1:]
+        (down, across), flat = strides, out[1] == height == r == 1
+        depthwise = groups == depth > 1 == per and down * across > 1 and self.since()
+        if down != across and not (flat and (groups == 1 or depthwise) and self.since()):
+            return False
         taps = [
             max(-(-k // stride), -(-(p + o) // stride) - size + 1)
-            for k, p, o, size in zip((r, s), begin, out[1:3], (height, width), strict=True)
+            for k, p, o, size, stride in zip((r, s), begin, out[1:3], (height, width), strides, strict=True)
         ]
-        full = [(size + t - 1) * stride for size, t in zip((height, width), taps, strict=True)]
+        full = [
+            (size + t - 1) * stride for size, t, stride in zip((height, width), taps, strides, strict=True)
+        ]
         channels = groups * per
-        spread = np.zeros((depth, per, taps[0] * stride, taps[1] * stride), np.float32)
+        spread = np.zeros((depth, per, taps[0] * down, taps[1] * across), np.float32)
         spread[:, :, :r, :s] = weight
-        spread = spread.reshape(groups, depth // groups, per, taps[0], stride, taps[1], stride)
+        spread = spread.reshape(groups, depth // groups, per, taps[0], down, taps[1], across)
         spread = spread[:, :, :, ::-1, :, ::-1]
         # the phases of a channel lie side by side where groups must, else the channels of a phase
-        order = (3, 5, 1, 4, 6, 0, 2) if groups == 1 else (3, 5, 1, 0, 2, 4, 6)
-        kernel = spread.transpose(order).reshape(*taps, depth // groups, stride**2 * channels)
+        by_phase = groups == 1 or depthwise
+        order = (3, 5, 1, 4, 6, 0, 2) if by_phase else (3, 5, 1, 0, 2, 4, 6)
+        kernel = spread.transpose(order).reshape(*taps, depth // groups, down * across * channels)
+        source, many = self.tensor[data], down * across
+        if depthwise:  # a copy of the map for each phase: kernels of depthwise layers
+            copies = (n, height, width, many * depth)
+            source = self.add((None, value), "concat", [source] * many, copies, dict(axis=3))
+            groups *= many
         padding = (taps[0] - 1, taps[1] - 1) * 2
         attrs = dict(strides=(1, 1), padding=padding, dilation=(1, 1), groups=groups)
-        phases = (n, full[0] // stride, full[1] // stride, kernel.shape[3])
+        phases = (n, full[0] // down, full[1] // across, kernel.shape[3])
         kernel = np.ascontiguousarray(kernel)
-        name = self.add(value, "conv2d", [self.tensor[data]], phases, attrs, kernel)
-        shuffle = dict(block=stride, mode="DCR" if groups == 1 else "CRD")
-        last = self.add(value, "depth_to_space", [name], (n, *full, channels), shuffle)
+        name = self.add(value, "conv2d", [source], phases, attrs, kernel)
+        if down == across:
+            shuffle = dict(block=down, mode="DCR" if by_phase else "CRD")
+            last = self.add(value, "depth_to_space", [name], (n, *full, channels), shuffle)
+        else:  # the phases of a row lie one behind the other in memory, as the row does
+            axes, whole = dict(axes=(0, 2, 3, 1)), (n, full[1], channels, 1)
+            last = self.add(value, "transpose", [name], (n, phases[2], phases[3], 1), axes)
+            for shape in ((n, prod(whole[1:])), whole):
+                attrs = dict(shape=shape, channels_first=True)
+                last = self.add(value, "reshape", [last], shape, attrs)
+            last = self.add(value, "transpose", [last], (n, *full, channels), dict(axes=(0, 3, 1, 2)))
         if tuple(full) != tuple(out[1:3]) or any(begin):
             first = (0, *begin, 0)
             end = tuple(b + size for b, size in zip(first, out, strict=True))
             crop = dict(begin=first, end=end, strides=(1, 1, 1, 1))
             last = self.add(value, "slice", [last], out, crop)
+        self.tensor[value] = last
         self.transposed[last] = name
+        return True
 
     def _clip_before_moves(self, value, last, lo, hi):
         """A clip behind a transposed convolution: put at once behind its conv2d, where it is free."""
@@ -648,6 +795,14 @@ def _groups(size: Sequence[int]) -> list[list[int]]:
             groups.append([])
         groups[-1].append(axis)
     return groups
+
+
+def _as_high(shape: Sequence[int], rows: bool) -> tuple[int, ...]:
+    """The shape, NHWC, of the map of a tensor of a ``shape`` of the model; rows: see `Builder.as_map`."""
+    n, *inner = shape
+    if not rows:
+        return (n, 1, inner[1], inner[0])
+    return (n, *inner) if len(inner) == 3 else (n, prod(inner[:-1]), 1, inner[-1])
 
 
 def _number(constant) -> float | None:

@@ -20,6 +20,7 @@ from topi_ext.reference import windows
 
 from . import expression, resample
 from .graph import Graph, run
+from .layout import to_nchw, to_nhwc
 from .node import Node
 from .ops import evaluate, is_depthwise
 
@@ -258,6 +259,11 @@ def _product(node, gradient, shapes, kept):
     return _summed(gradient * b, shapes[0]), _summed(gradient * a, shapes[1])
 
 
+def _contract(node, gradient, shapes, kept):
+    made, a, b = map(to_nchw, (gradient, *kept))
+    return to_nhwc(made @ b.swapaxes(-1, -2)), to_nhwc(a.swapaxes(-1, -2) @ made)
+
+
 def _slope(node, x):
     """float32: the derivative of an elementwise node's function, by central differences."""
     f, x = node.attrs["expression"], x.astype(np.float64)
@@ -347,6 +353,7 @@ RULES = {
     "max": Rule(_extreme, lambda node, a, b: a >= b),
     "min": Rule(_extreme, lambda node, a, b: a <= b),
     "mul": Rule(_product, lambda node, a, b: (a, b)),
+    "matmul": Rule(_contract, lambda node, a, b: (a, b)),
     "elementwise": Rule(_times, _slope),
     "concat": Rule(_concat),
     "max_pool2d": Rule(_max_pool, _largest),

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from topi_ext.reference import dequantize, quantize, windows
+from topi_ext.reference import MOST_PRODUCTS, dequantize, quantize, windows
 
 from . import expression, resample
 from .layout import nchw, to_nchw, to_nhwc
@@ -53,6 +53,7 @@ INTEGER = {
     "accumulate": "to an int32 accumulator, which a float reader gets without 8-bit rounding",
     "sum": "in float32, of its dequantized inputs, which have scales of their own",
     "product": "to the int32 product of its inputs' steps",
+    "contract": "to int32 sums of products of its inputs' steps, which float readers get without rounding",
     "table": "by a table of 256 entries, made in float32",
     "requantize": "its input's steps, in another range",
     "move": "it moves numbers and computes none: input and output share one scale",
@@ -93,12 +94,17 @@ class Operator:
 
     @property
     def accumulates(self) -> bool:
-        return self.integer == "accumulate"
+        return self.integer in ("accumulate", "contract")
+
+    @property
+    def worth(self) -> bool:
+        """It is so much work that float inputs of it are quantized."""
+        return self.layer or self.integer == "contract"
 
     @property
     def requantizes(self) -> bool:
         """It ends in a requantize, in which a clip behind it can happen too."""
-        return self.integer in ("accumulate", "sum", "product")
+        return self.integer in ("accumulate", "sum", "product", "contract")
 
     @property
     def in_float(self) -> bool:
@@ -177,6 +183,16 @@ def _layer_macs(node):
 
 
 # -- what computes
+
+
+def _contract(node, a, b):
+    return to_nhwc(to_nchw(a) @ to_nchw(b))
+
+
+def _too_deep(node):
+    if node.attrs["depth"] > MOST_PRODUCTS:
+        return f"its int32 accumulator holds {MOST_PRODUCTS} products, not {node.attrs['depth']}"
+    return None
 
 
 def _average(node, x):
@@ -310,6 +326,10 @@ _ROWS = (
     Operator("min", (), "sum", lambda node, a, b: np.minimum(a, b), ("Min",), _by_inputs),
     # the second input may have sizes of 1: (N, 1, 1, C) is the gate of squeeze-and-excite
     Operator("mul", (), "product", lambda node, a, b: a * b, ("Mul",), _by_inputs),
+    Operator(  # of two tensors (N, ..., M, depth) and (N, ..., depth, K) of the model
+        "matmul", ("depth",), "contract", _contract, ("MatMul",), _by_inputs,
+        macs=lambda node: prod(node.shape) * node.attrs["depth"], refusal=_too_deep,
+    ),
     Operator(  # a function of one number, see `expression`
         "elementwise", ("expression",), "table",
         lambda node, x: expression.compute(node.attrs["expression"], x), expression.ONNX, _by_expression,

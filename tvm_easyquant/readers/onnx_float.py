@@ -17,7 +17,7 @@ from ..errors import LoadError
 from ..network import pieces
 from ..network.builder import Builder, per_channel
 from ..network.graph import Graph
-from ..network.layout import nhwc, nhwc_axis
+from ..network.layout import nhwc
 from ..network.tensors import NUMPY
 from . import geometry
 from .meaning import resizing
@@ -318,25 +318,32 @@ def _on_map(walk, site, data, layer: Callable, bias=None, rows=False) -> bool:
 
 def _conv_transpose(walk, site):
     weight, a = walk.constant(site, 1), site.attributes
-    if weight is None or weight.ndim != 4 or walk.computed(site, 2):
+    if weight is None or weight.ndim not in (3, 4) or walk.computed(site, 2):
         return False
-    strides = tuple(a.get("strides") or (1, 1))
-    dilations = tuple(a.get("dilations") or (1, 1))
-    size, shape = walk.size(site.inputs[0])[2:], walk.shape(site)
+    if weight.ndim == 3 and not walk.builder.since():
+        return False
+    size = walk.size(site.inputs[0])[2:]
+    strides = tuple(a.get("strides") or (1,) * len(size))
+    dilations = tuple(a.get("dilations") or (1,) * len(size))
     padding, _ = geometry.transposed(a, size, weight.shape[2:], strides, dilations)
-    begin = padding[:2]
-    if strides[0] != strides[1] or min(begin) < 0:
+    begin = padding[: len(size)]
+    if min(begin) < 0:
         return False
-    if dilations != (1, 1):  # zeros between the weights
+    if any(d != 1 for d in dilations):  # zeros between the weights
         whole = np.zeros((*weight.shape[:2], *geometry.reach(weight.shape[2:], dilations)), np.float32)
-        whole[:, :, :: dilations[0], :: dilations[1]] = weight
+        places = [slice(None)] * 2 + [slice(None, None, d) for d in dilations]
+        whole[tuple(places)] = weight
         weight = whole
-    return _with_bias(
-        walk, site,
-        lambda value: walk.builder.conv2d_transpose(
-            value, site.inputs[0], weight, strides[0], begin, shape, a["group"]
-        ),
-    )  # fmt: skip
+
+    def layer(value, data, shape):
+        kernel = weight if weight.ndim == 4 else weight[:, :, None]
+        ends = [(1, *strides)[-2:], (0, *begin)[-2:]]
+        return walk.builder.conv2d_transpose(value, data, kernel, *ends, shape, a["group"])
+
+    data = site.inputs[0]
+    if weight.ndim == 4:
+        return _with_bias(walk, site, lambda value: layer(value, data, walk.shape(site)))
+    return _on_map(walk, site, data, layer, bias=walk.constant(site, 2))
 
 
 def _gemm(walk, site):
@@ -370,6 +377,8 @@ def _gemm(walk, site):
 
 def _matmul(walk, site):
     weight, data = walk.constant(site, 1), site.inputs[0]
+    if all(map(walk.known, site.inputs)):
+        return walk.builder.matmul(site.outputs[0], *site.inputs, walk.shape(site))
     if weight is None or weight.ndim != 2 or len(walk.size(data)) < 2:
         return False
     kernel = np.ascontiguousarray(weight.T).T[None, None]
@@ -411,7 +420,11 @@ def _prelu(walk, site):
         alpha: object = float(slope.reshape(()))
     else:
         along = np.broadcast_shapes(slope.shape, (1,) * len(shape))
-        if len(shape) not in (2, 4) or along != (1, shape[-1], *(1,) * (len(shape) - 2)):
+        data, size = walk.builder.tensor[site.inputs[0]], walk.size(site.outputs[0])
+        on_map = walk.builder.lowered.get(data) is False if len(size) == 3 else len(size) in (2, 4)
+        if len(size) == 3 and not walk.builder.since():
+            return False
+        if not on_map or along != (1, size[1], *(1,) * (len(size) - 2)):
             return False
         alpha = tuple(map(float, slope.ravel()))
     return walk.builder.function(value, "leaky_relu", [site.inputs[0]], walk.shape(site), alpha)
@@ -474,9 +487,8 @@ def _concat(walk, site):
         return False
     if len(site.inputs) == 1:
         return _alias(walk, site)
-    axis = nhwc_axis(site.attributes["axis"], len(walk.shape(site)))
-    inputs = [walk.builder.tensor[tensor] for tensor in site.inputs]
-    return walk.builder.add(site.outputs[0], "concat", inputs, walk.shape(site), dict(axis=axis))
+    axis = site.attributes["axis"] % len(walk.shape(site))
+    return walk.builder.concat(site.outputs[0], site.inputs, axis, walk.shape(site))
 
 
 def _max_pool(walk, site):
@@ -610,7 +622,7 @@ def _pad(walk, site):
     widths = [(0, 0)] * rank
     for i, axis in enumerate(axes):
         widths[axis] = (int(pads[i]), int(pads[i + len(axes)]))
-    if rank == 4 and widths[:2] == [(0, 0)] * 2 and min(min(pair) for pair in widths) >= 0:
+    if rank in (3, 4) and widths[:2] == [(0, 0)] * 2 and min(min(pair) for pair in widths) >= 0:
         fill = -inf if fill <= -float(np.finfo(np.float32).max) else fill
         walk.padded[value] = (data, (*(b for b, _ in widths[2:]), *(e for _, e in widths[2:])), fill)
     return fill == 0 and walk.builder.pad(value, data, widths, walk.shape(site))

@@ -332,6 +332,7 @@ RULES: dict[str, Callable[[_TakeOver, Node], None]] = {
     "max": _TakeOver._arithmetic,
     "min": _TakeOver._arithmetic,
     "mul": _TakeOver._arithmetic,
+    "matmul": _TakeOver._arithmetic,
     "elementwise": _TakeOver._arithmetic,
     "concat": _TakeOver._move,
     "max_pool2d": _TakeOver._move,

@@ -20,7 +20,7 @@ from ..network import pieces
 from ..network.builder import AFFINE, Builder
 from ..network.expression import BINARY, UNARY
 from ..network.graph import Graph
-from ..network.layout import nhwc, nhwc_axis, to_nchw
+from ..network.layout import nhwc, to_nchw
 from ..readers import geometry
 from ..readers.onnx_macs import multiply_accumulates
 from ..readers.onnx_op import OnnxOp, from_node
@@ -477,19 +477,17 @@ def _windows(call) -> dict:
 def _conv2d_transpose(walk, var, call):
     _layout(walk, call, "NCHW", "IOHW")
     weight, a = _weight(walk, call), call.attrs
-    stride, other = ints(a.strides)
     begin, _ = ends(a.padding, 2)
-    if weight is None or not walk.known(call.args[0]) or ints(a.dilation) != (1, 1) or stride != other:
+    if weight is None or not walk.known(call.args[0]) or ints(a.dilation) != (1, 1) or min(begin) < 0:
         return False
-    if min(begin) < 0:
-        return False
-    return walk.builder.conv2d_transpose(
-        var, walk.of(call.args[0]), weight.astype(np.float32), stride, begin, _out(var), int(a.groups)
-    )
+    window = (ints(a.strides), begin, _out(var), int(a.groups))
+    return walk.builder.conv2d_transpose(var, walk.of(call.args[0]), weight.astype(np.float32), *window)
 
 
 def _matmul(walk, var, call):
     weight, data = walk.constant(call.args[1]), walk.of(call.args[0])
+    if walk.known(data) and walk.known(call.args[1]):
+        return walk.builder.matmul(var, data, walk.of(call.args[1]), _out(var))
     if weight is None or weight.ndim != 2 or not walk.known(data) or len(walk.size(data)) < 2:
         return False
     kernel = np.ascontiguousarray(weight.astype(np.float32).T).T[None, None]
@@ -588,8 +586,8 @@ def _concat(walk, var, call):
     fields = walk.fields(call.args[0])
     if call.attrs.axis is None or not all(walk.known(f) for f in fields):
         return False
-    axis = nhwc_axis(int(call.attrs.axis), len(walk.size(var)))
-    return walk.builder.add(var, "concat", [walk.tensor(f) for f in fields], _out(var), dict(axis=axis))
+    axis = int(call.attrs.axis) % len(walk.size(var))
+    return walk.builder.concat(var, fields, axis, _out(var))
 
 
 def _stay_nchw(call) -> bool:

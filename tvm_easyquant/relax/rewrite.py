@@ -16,9 +16,10 @@ import numpy as np
 
 from topi_ext.function import is_vector, of_sum
 from topi_ext.kernels import elementwise
+from topi_ext.kernels.product import Product
 from topi_ext.kernels.resize import resize_linear, resize_real
 from topi_ext.reference import quantize
-from topi_ext.relax.lower import call_layer
+from topi_ext.relax.lower import call_layer, call_product
 
 from ..errors import GraphError
 from ..network import resample
@@ -310,6 +311,21 @@ class _Rewriter(_Floats):
         a, b = map(self._steps, node.inputs)
         self._finish(node, self.t.binary("multiply", a, b))
 
+    def _matmul(self, node):
+        shape, depth = model_shape(node), node.attrs["depth"]
+        rows, columns, count = shape[-2], shape[-1], prod(shape[:-2])
+        a, b = (self._to_model(self.stored(tensor)) for tensor in node.inputs)
+        a = self.t.reshape(a, (count, rows, depth))
+        b = self.t.transpose(self.t.reshape(b, (count, depth, columns)), (0, 2, 1))
+        zeros = (self.scale(tensor).zero_point for tensor in node.inputs)
+        product = Product(count, rows, depth, columns, *zeros)
+        call = call_product(self.builder, node.name, product, a.expr, b.expr)
+        made = self.t.reshape(Tensor.of(self.builder.emit(call), product.out_shape, "int32"), shape)
+        if node.name in self.plan.accumulators:
+            self.float_of[node.name] = self.t.dequantize(made, self.scales.unit(node), 0)
+            return
+        self._finish(node, self.t.transpose(made, NCHW_TO_NHWC) if len(shape) == 4 else made)
+
     def _move(self, node):
         if (found := shuffled(self.graph, node)) is not None:  # what is between is not read
             tensor, places = found
@@ -480,7 +496,9 @@ def _reshape(t, node, fill, x):
 
 
 def _transpose(t, node, fill, x):
-    return t.transpose(x, node.attrs["axes"])
+    axes = node.attrs["axes"]
+    long = [axis for axis in axes if x.shape[axis] > 1]
+    return t.reshape(x, [x.shape[i] for i in axes]) if long == sorted(long) else t.transpose(x, axes)
 
 
 def _slice(t, node, fill, x):
@@ -540,6 +558,7 @@ INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "dense": _Rewriter._layer,
     **dict.fromkeys(JOINS, _Rewriter._join),
     "mul": _Rewriter._mul,
+    "matmul": _Rewriter._matmul,
     "elementwise": _Rewriter._lookup,
     "avg_pool2d": _Rewriter._average,
     "resize_linear": _Rewriter._resize_linear,
@@ -555,6 +574,7 @@ FLOAT: dict[str, Callable] = {
     "max": lambda t, node, a, b: t.binary("maximum", a, b),
     "min": lambda t, node, a, b: t.binary("minimum", a, b),
     "mul": lambda t, node, a, b: t.binary("multiply", a, b),
+    "matmul": lambda t, node, a, b: t.matmul(a, b),
     "elementwise": _float_function,
     "concat": _float_concat,
     "max_pool2d": _float_max_pool,

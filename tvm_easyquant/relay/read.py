@@ -16,7 +16,7 @@ from ..errors import GraphError, LoadError
 from ..network.builder import AFFINE, Builder
 from ..network.expression import BINARY, UNARY
 from ..network.graph import Graph
-from ..network.layout import nhwc, nhwc_axis
+from ..network.layout import nhwc
 from .float_op import RelayOp, multiply_accumulates
 from .framework import relay, tvm
 
@@ -165,9 +165,17 @@ def _batch_norm(walk, expr, call):
     axis = int(call.attrs.axis)
     if axis == 1 and walk.builder.fold_affine(expr, data, scale, shift):
         return True
-    if axis != 1 or len(data.checked_type.shape) != 4:
+    rank = len(data.checked_type.shape)
+    if axis != 1 or rank not in (3, 4) or (rank == 3 and not walk.builder.since()):
         return False
-    walk.builder.channels(call, data, scale, shift)
+
+    def alone(value, data, _=None):
+        walk.builder.channels(value, data, scale, shift)
+
+    if rank == 3:
+        walk.builder.on_map(call, data, _shape(data.checked_type, "batch_norm"), alone)
+    else:
+        alone(call, data)
     walk.builder.tensor[expr] = walk.tensor(call)
     return True
 
@@ -207,14 +215,55 @@ def _conv2d(walk, call):
     return walk.add(call, "conv2d", call.args[0], attrs, weight=weight)
 
 
+def _conv1d(walk, call):
+    weight, a = walk.constant(call.args[1]), call.attrs
+    if weight is None or (str(a.data_layout), str(a.kernel_layout)) != ("NCW", "OIW"):
+        return False
+    if not walk.builder.since():
+        return False
+    attrs = dict(_high(call), dilation=(1, *_ints(a.dilation)), groups=int(a.groups))
+    kernel = np.ascontiguousarray(weight.astype(np.float32)[:, :, None].transpose(2, 3, 1, 0))
+
+    def layer(value, data, shape):
+        walk.builder.one(value, "conv2d", data, shape, attrs, weight=kernel)
+
+    return walk.builder.on_map(call, call.args[0], _shape(call.checked_type, "conv1d"), layer)
+
+
+def _high(call) -> dict[str, tuple[int, ...]]:
+    """The strides and the padding of windows of one axis as those of a map of height 1."""
+    begin, end = (_ints(call.attrs.padding) * 2)[:2]
+    return dict(strides=(1, *_ints(call.attrs.strides)), padding=(0, begin, 0, end))
+
+
+def _pool1d(op: str) -> Callable:
+    """A pool of one axis, whose windows are whole."""
+
+    def rule(walk, call):
+        a, size = call.attrs, _shape(call.checked_type, op)
+        if a.layout != "NCW" or bool(a.ceil_mode) or _ints(a.dilation) != (1,) or not walk.builder.since():
+            return False
+        attrs: dict[str, object] = dict(_high(call), pool_size=(1, *_ints(a.pool_size)))
+        if op == "avg_pool2d":
+            attrs["count_include_pad"] = bool(a.count_include_pad) or not any(_ints(a.padding))
+        else:
+            attrs["dilation"] = (1, 1)
+
+        def pool(value, data, shape):
+            walk.builder.one(value, op, data, shape, attrs)
+
+        return walk.builder.on_map(call, call.args[0], size, pool)
+
+    return rule
+
+
 def _conv2d_transpose(walk, call):
     weight, a = walk.constant(call.args[1]), call.attrs
-    stride, other = _ints(a.strides)
     plain = a.data_layout == "NCHW" and a.kernel_layout == "IOHW" and _ints(a.dilation) == (1, 1)
-    if weight is None or not plain or int(a.groups) != 1 or stride != other:
+    if weight is None or not plain or (int(a.groups) != 1 and not walk.builder.since()):
         return False
-    begin = _four(a.padding)[:2]
-    return walk.builder.conv2d_transpose(call, call.args[0], weight, stride, begin, _out(call))
+    window = (_ints(a.strides), _four(a.padding)[:2], _out(call), int(a.groups))
+    return walk.builder.conv2d_transpose(call, call.args[0], weight.astype(np.float32), *window)
 
 
 def _depth_to_space(walk, call):
@@ -273,6 +322,20 @@ def _dense(walk, call):
         return False
     weight = np.ascontiguousarray(weight.astype(np.float32))
     return walk.add(call, "dense", call.args[0], {}, weight=weight.T[None, None])
+
+
+def _batch_matmul(walk, call):
+    """Of two tensors; one with a constant, or of one matrix for all, stays float."""
+    pair: list = list(call.args)
+    if not all(map(walk.known, pair)):
+        return False
+    for i, turned in enumerate((call.attrs.transpose_a, call.attrs.transpose_b)):
+        if turned:
+            source, pair[i] = pair[i], (call, i)
+            n, rows, columns = _shape(source.checked_type, "batch_matmul")
+            walk.builder.uses[pair[i]] = 1
+            walk.builder.move(pair[i], source, (0, 2, 1), (n, columns, rows))
+    return walk.builder.matmul(call, pair[0], pair[1], _out(call))
 
 
 def _bias_add(walk, call):
@@ -336,8 +399,8 @@ def _concatenate(walk, call):
     fields = list(call.args[0].fields)
     if not all(walk.known(f) for f in fields):
         return False
-    axis = nhwc_axis(int(call.attrs.axis), len(call.checked_type.shape))
-    return walk.builder.add(call, "concat", [walk.tensor(f) for f in fields], _out(call), dict(axis=axis))
+    axis = int(call.attrs.axis) % len(call.checked_type.shape)
+    return walk.builder.concat(call, fields, axis, _out(call))
 
 
 def _max_pool2d(walk, call):
@@ -426,12 +489,16 @@ def _copy(walk, call):
 #: Relay operator -> its rule
 RULES: dict[str, Callable[[_Walk, object], object]] = {
     "nn.conv2d": _conv2d,
+    "nn.conv1d": _conv1d,
+    "nn.max_pool1d": _pool1d("max_pool2d"),
+    "nn.avg_pool1d": _pool1d("avg_pool2d"),
     "nn.conv2d_transpose": _conv2d_transpose,
     "nn.depth_to_space": _depth_to_space,
     "nn.space_to_depth": _space_to_depth,
     "image.resize2d": _resize,
     "nn.upsampling": _resize,
     "nn.dense": _dense,
+    "nn.batch_matmul": _batch_matmul,
     "nn.bias_add": _bias_add,
     **dict.fromkeys((*UNARY, *BINARY), _function),
     "nn.leaky_relu": _leaky_relu,

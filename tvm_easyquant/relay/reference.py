@@ -118,6 +118,10 @@ def _qnn_dense(call, attrs, data, weight, data_zero, weight_zero, data_scale, we
     return reference.dense(data, weight, zero_point=int(data_zero))
 
 
+def _qnn_batch_matmul(call, attrs, a, b, a_zero, b_zero, a_scale, b_scale):
+    return reference.product(a, b.swapaxes(-1, -2), zero_a=int(a_zero), zero_b=int(b_zero))
+
+
 def _qnn_add(call, attrs, a, b, a_scale, a_zero, b_scale, b_zero, scale, zero):
     return reference.add(a, b, a_scale, int(a_zero), b_scale, int(b_zero), scale, int(zero))
 
@@ -164,6 +168,7 @@ RULES: dict[str, Callable] = {
     "qnn.requantize": _qnn_requantize,
     "qnn.conv2d": _qnn_conv2d,
     "qnn.dense": _qnn_dense,
+    "qnn.batch_matmul": _qnn_batch_matmul,
     "qnn.add": _qnn_add,
     "qnn.mul": _qnn_mul,
     "nn.depth_to_space": _nn_depth_to_space,

@@ -196,6 +196,27 @@ class _Rewriter:
         x = [self.stored(t) for t in node.inputs]
         self.stored_of[node.name] = MOVES[node.op](node, self.scale(node.name).zero_point, *x)
 
+    def _matmul(self, node):
+        scales = [self.scale(t) for t in node.inputs]
+        a, b = (self._as_model(t) for t in node.inputs)
+        shape, depth = model_shape(node), node.attrs["depth"]
+        acc = relay.qnn.batch_matmul(
+            relay.reshape(a, (-1, shape[-2], depth)),
+            relay.transpose(relay.reshape(b, (-1, depth, shape[-1])), (0, 2, 1)),
+            *(_zero(s.zero_point) for s in scales), *(_scalar(s.scale) for s in scales), out_dtype="int32",
+        )  # fmt: skip
+        acc = relay.reshape(_named(acc, node.name), shape)
+        if node.name in self.plan.accumulators:
+            unit = _scalar(self.scales.unit(node))
+            self.float_of[node.name] = relay.qnn.dequantize(acc, unit, _zero(0), out_dtype="float32")
+            return
+        acc = relay.transpose(acc, NCHW_TO_NHWC) if len(shape) == 4 else acc
+        self._finish(node, acc, _scalar(self.scales.unit(node)))
+
+    def _as_model(self, tensor):
+        """The tensor as uint8 in the model's layout."""
+        return _to_model(self.stored(tensor), self.graph[tensor])
+
     def _clip(self, node):
         s = self.scale(node.inputs[0])
         self._finish(node, self.stored(node.inputs[0]), _scalar(s.scale), s.zero_point)
@@ -453,6 +474,13 @@ def _float_dense(node, x):
     return relay.nn.bias_add(y, relay.const(node.bias), axis=1)
 
 
+def _float_matmul(node, a, b):
+    shape, depth = model_shape(node), node.attrs["depth"]
+    a, b = relay.reshape(a, (-1, shape[-2], depth)), relay.reshape(b, (-1, depth, shape[-1]))
+    made = relay.nn.batch_matmul(a, relay.transpose(b, (0, 2, 1)), transpose_b=True)
+    return relay.reshape(made, shape)
+
+
 def _float_function(node, x):
     rank = len(node.shape)
     return _expression(node.attrs["expression"], x, rank, nchw_axis(rank - 1, rank) if rank else 0)
@@ -561,6 +589,7 @@ INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "conv2d": _Rewriter._layer,
     "dense": _Rewriter._layer,
     **dict.fromkeys(JOINS, _Rewriter._join),
+    "matmul": _Rewriter._matmul,
     "elementwise": _Rewriter._lookup,
     "avg_pool2d": _Rewriter._average,
     "resize_linear": _Rewriter._resize_linear,
@@ -576,6 +605,7 @@ FLOAT: dict[str, Callable] = {
     "max": lambda node, a, b: relay.maximum(a, b),
     "min": lambda node, a, b: relay.minimum(a, b),
     "mul": lambda node, a, b: a * b,
+    "matmul": _float_matmul,
     "elementwise": _float_function,
     "concat": _float_concat,
     "max_pool2d": lambda node, x: relay.nn.max_pool2d(x, **node.attrs),

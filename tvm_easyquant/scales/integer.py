@@ -357,6 +357,13 @@ def _product(node, scales, a, b):
     return _steps(node, scales, a) * _steps(node, scales, b, 1)
 
 
+def _contract(node, scales, a, b):
+    zeros = dict(
+        zip(("zero_a", "zero_b"), (scales.decided(t).zero_point for t in node.inputs), strict=True)
+    )
+    return to_nhwc(reference.product(to_nchw(a), to_nchw(b), **zeros))
+
+
 def _lookup(node, scales, q):
     return function_values(node, scales.decided(node.inputs[0]))[q]
 
@@ -418,6 +425,7 @@ RULES = {
     "max": Rule(_sum),
     "min": Rule(_sum),
     "mul": Rule(_product, _other_scale),
+    "matmul": Rule(_contract, _other_scale),
     "elementwise": Rule(_lookup),
     "concat": Rule(_move),
     "max_pool2d": Rule(_max_pool),

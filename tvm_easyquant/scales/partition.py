@@ -136,8 +136,8 @@ def _why_float(
     refusal = node.operator.refusal(node)
     if _loose(node, graph, integer, functions):
         return "its numbers differ by channel, and no layer that only it reads is before it"
-    if refusal is None and not node.operator.layer and not all(t in integer for t in node.inputs):
-        return "an input is float"  # a layer is worth quantizing it
+    if refusal is None and not node.operator.worth and not all(t in integer for t in node.inputs):
+        return "an input is float"
     return refusal
 
 
@@ -218,7 +218,11 @@ def plan(
     # Backwards: what nobody reads as integers is not worth rounding to 8 bits.
     for node in reversed(list(graph)):
         only_float = not any(user in chosen for user in graph.users[node.name])
-        if node.name in chosen and only_float and node.operator.integer not in ("sum", "accumulate"):
+        if (
+            node.name in chosen
+            and only_float
+            and node.operator.integer not in ("sum", "accumulate", "contract")
+        ):
             chosen.discard(node.name)
             if node.op != "input":
                 floats[node.name] = "only float nodes or outputs read it"

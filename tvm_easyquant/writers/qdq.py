@@ -486,6 +486,7 @@ RULES: dict[str, Callable[[_Exporter, Node, list, str], str]] = {
     "max": _Exporter._join,
     "min": _Exporter._join,
     "mul": _Exporter._join,
+    "matmul": _Exporter._join,
     "elementwise": _Exporter._elementwise,
     "concat": _Exporter._concat,
     "max_pool2d": _Exporter._max_pool,

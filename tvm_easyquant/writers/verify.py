@@ -422,6 +422,12 @@ def _exact_product(run: _Run):
     return exact, _error(2, np.abs(exact))
 
 
+def _exact_contraction(run: _Run):
+    a, b = map(to_nchw, run.steps)
+    exact, size = (to_nhwc(x @ y) * run.unit for x, y in ((a, b), (np.abs(a), np.abs(b))))
+    return exact, _error(run.node.attrs["depth"], size)
+
+
 def _exact_function(run: _Run):
     values = function_values(run.node, run.inputs[0])[run.stored[0]].astype(np.float64)
     return values / run.step, FLOAT_FUNCTION * (1 + np.abs(values)) / run.step
@@ -456,6 +462,7 @@ EXACT: dict[str, Callable[[_Run], tuple]] = {
     "dense": _exact_layer,
     **{op: _exact_join(join) for op, join in reference.JOINS.items()},
     "mul": _exact_product,
+    "matmul": _exact_contraction,
     "elementwise": _exact_function,
     "avg_pool2d": _exact_average,
     "resize_linear": _exact_resize,
