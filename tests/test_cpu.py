@@ -131,7 +131,7 @@ def test_a_row_is_spelled_as_in_the_table():
     assert [row.name for row in isa.named(["neon", "neon_i8mm"])] == ["neon", "neon_i8mm"]
     for wrong in ("AVX2", "avx512_vnni", "", "avx2,", ["avx2", 3]):
         with pytest.raises(
-            KernelError, match="there is no instruction set .*; use generic, avx2, avx512bw"
+            KernelError, match="there is no instruction set .*; use generic, avx2, avxvnni, avx512bw"
         ):
             isa.named(wrong)
     with pytest.raises(KernelError, match="of one architecture: avx2, neon are of aarch64 and x86_64"):

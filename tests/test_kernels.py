@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 
 tvm = pytest.importorskip("tvm")
-from kernel_host import compiled, run
+from kernel_host import compiled, output, run
 
 from topi_ext import cost, isa, manifest, planner, reference
-from topi_ext.conv2d import EXACT, Bound, ConvSpec, Refusal, Residual, accumulator_bound
+from topi_ext.conv2d import EXACT, Bound, ConvSpec, Refusal, Residual, accumulator_bound, fold_zero_point
 from topi_ext.kernels import direct
 from topi_ext.kernels.rows import direct_row
+from topi_ext.proofs import lane_proof
 from topi_ext.targets import x86
 from tvm_easyquant.scales.layers import stored_times
 
 RESIDUAL = Residual(0.013, 64, 1, 127, 0.0217, 3, True, 0.0301)
 PAD = (1, 1, 1, 1)
+COMPILED_ONLY = {"avxvnni"}  # no CPU at hand had them: nothing is measured
 ROWS = [row for row in manifest.KERNELS if isa.ISAS[row.isa].arch in ("", isa.arch_of(""))]
 
 TAILS = {
@@ -280,7 +282,7 @@ def test_without_measured_costs_the_order_of_the_manifest_decides(monkeypatch):
 def test_every_kernel_has_measured_costs_that_grow_with_the_layer():
     small, large = (ConvSpec(1, n, n, 64, 64, (3, 3), padding=PAD) for n in (8, 32))
     many = [replace(spec, groups=64) for spec in (small, large)]
-    for row in [row for row in ROWS if row.shares is None]:
+    for row in [row for row in ROWS if row.shares is None and row.isa not in COMPILED_ONLY]:
         little, much = many if row.refuses(small) else (small, large)
         times = [cost.estimate(row.name, row.work(spec)) for spec in (little, much)]
         assert 0 < times[0] < times[1], row.name
@@ -387,25 +389,59 @@ def test_the_inner_loop_is_what_the_design_says():
     assert "call" not in loop
 
 
-@pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")
-@pytest.mark.parametrize("name, mcpu, features, registers, pixels", [
-    ("avxvnni", "alderlake", ("avxvnni",), 16, 7),
-    ("avx512vl_vnni", "cascadelake", ("avx512vl", "avx512vnni"), 32, 14),
-])  # fmt: skip
-def test_256_bit_vnni_is_a_row_and_no_new_kernel(name, mcpu, features, registers, pixels):
-    """The same width with 16 and with 32 registers. Compiled only: to run it needs the CPU."""
-    avx2 = isa.ISAS["avx2"]
-    new = isa.Isa(name, features, (), mcpu, "avx2", registers=registers, bits=256, tiles={"direct": pixels},
-                  vectors=avx2.vectors, narrows=True)  # fmt: skip
-    row = direct_row(f"direct_{name}", new, x86.vnni_dot(new))
-    spec = ConvSpec(1, 14, 14, 64, 64, (3, 3), padding=PAD, data_max=255)
+def inner_loop(row, mcpu, instruction, height=14, width=14):
+    """The assembly of the inner loop of a 3x3 layer of any 8-bit operands: compiled, not run."""
+    spec = ConvSpec(1, height, width, 64, 64, (3, 3), padding=PAD, data_max=255)
     data, weight, bias, factor, _ = operands(spec, 127)
     assert row.proves(spec, weight) is EXACT
     text = compiled(row, spec, [data, *row.pack(spec, weight, bias, factor)], mcpu)
-    loop = max(text.split("\n.LBB"), key=lambda block: block.count("vpdpbusd"))
-    loop = loop[: loop.index("\tjne")]
-    assert loop.count("vpdpbusd") in (pixels, 2 * pixels)  # LLVM may unroll it
+    loop = max(text.split("\n.LBB"), key=lambda block: block.count(instruction))
+    return loop[: loop.index("\tjne")]
+
+
+@pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")
+def test_avxvnni_keeps_six_pixels_by_two_vectors_in_sixteen_registers():
+    """Seven accumulators are too few for the latency of vpdpbusd. Compiled only: to run it needs the CPU."""
+    loop = inner_loop(manifest.kernel("direct_avxvnni"), "alderlake", "vpdpbusd", width=18)
+    assert loop.count("{vex}\tvpdpbusd") == loop.count("vpdpbusd") in (12, 24)  # LLVM may unroll it
+    assert loop.count("vpbroadcastd") * 2 == loop.count("vpdpbusd")  # each pixel's inputs are loaded once
     assert "%zmm" not in loop and "(%rsp)" not in loop
+
+
+@pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")
+def test_256_bit_vnni_of_avx512_is_a_row_and_no_new_kernel():
+    """The same width with 32 registers."""
+    new = isa.Isa("avx512vl_vnni", ("avx512vl", "avx512vnni"), (), "cascadelake", "avx2", registers=32, bits=256,
+                  tiles={"direct": 14}, vectors=isa.ISAS["avx2"].vectors, narrows=True)  # fmt: skip
+    loop = inner_loop(direct_row("direct_new", new, x86.vnni_dot(new)), "cascadelake", "vpdpbusd")
+    assert loop.count("vpdpbusd") in (14, 28) and "{vex}" not in loop
+    assert "%zmm" not in loop and "(%rsp)" not in loop
+
+
+@pytest.mark.isa("avx2")
+@pytest.mark.parametrize("channels, width", [(28, 13), (16, 6), (20, 13), (48, 1)])
+def test_tiles_of_two_vectors_equal_the_norm(channels, width):
+    """AVX-VNNI's loops with a multiply that this CPU has: whole and ragged pairs of blocks, an odd block, one
+    pixel."""
+    dot = x86.int16_dot(isa.ISAS["avx2"], 1)._replace(vectors=2, accumulators=12)
+    row = direct_row("direct_pairs", isa.ISAS["avx2"], dot, lane_proof)
+    spec = ConvSpec(1, 5, width, 9, channels, (3, 3), padding=PAD, data_max=127, zero_point=7)
+    data, weight, bias, factor, _ = operands(spec, 63)
+    assert direct.vectors_of(spec, dot) == (1 if channels == 20 else 2)
+    arrays = [data, *row.pack(spec, weight, fold_zero_point(bias, weight, 7), factor)]
+    out = output(row, spec, arrays, "core-avx2")
+    np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factor, None))
+
+
+def test_of_a_row_that_was_never_measured_rules_of_thumb_decide_and_not_others_costs():
+    """Winograd's rows of AVX2 have costs, which say nothing beside a kernel that has none: F(4,3) from 16 tiles
+    and 32 channels on, F(2,3) never."""
+    assert planned(63, 63, "avxvnni").kernel.name == "direct_avxvnni"
+    refused = dict(planned(63, 63, "avxvnni").refused)
+    assert "4 tiles are too few" in refused["winograd_f43_avx2"] and "winograd_f23_avx2" in refused
+    spec = ConvSpec(1, 16, 16, 64, 64, (3, 3), padding=PAD, data_max=63)
+    chosen = planner.choose(spec, np.ones(spec.weight_shape, np.int8), np.zeros(64, np.int32), "avxvnni")
+    assert chosen.kernel.name == "winograd_f43_avx2" and chosen.reason == "first of the manifest"
 
 
 @pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")

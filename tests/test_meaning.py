@@ -8,7 +8,7 @@ from kernel_host import RELAY
 from test_kernels import DEPTHWISE, TAILS, WINOGRAD
 from tvm import te
 
-from topi_ext import isa, manifest
+from topi_ext import isa, manifest, reference
 from topi_ext.emit import Builder, DefaultKnobs, const, extern, lanes_of, pure
 from topi_ext.targets import arm, x86
 from topi_ext.targets.meaning import INSTRUCTIONS, meaning
@@ -80,6 +80,23 @@ def test_an_instruction_computes_its_meaning(row):
     got = tvm.nd.empty((VECTORS, lanes_of(row.result)[1]), lanes_of(row.result)[0])
     library(*map(tvm.nd.array, arrays), got)
     np.testing.assert_array_equal(got.numpy(), meaning(row.name)(*arrays))
+
+
+@pytest.mark.parametrize("name", [
+    "llvm.x86.avx512.vpdpbusd.256", "llvm.x86.avx512.vpdpbusd.512", "llvm.aarch64.neon.usdot",
+])  # fmt: skip
+def test_quads_add_up_to_the_norms_sums(name):
+    """Where no CPU at hand has it: a layer of any 8-bit operands by its meaning is the norm's, for all corners."""
+    lanes = lanes_of(INSTRUCTIONS[name].result)[1]
+    rng = np.random.default_rng(0)
+    data = rng.choice(np.array([0, 1, 127, 128, 255], np.uint8), (64, 1, 1, 40))
+    weight = rng.choice(lattice("int8"), (1, 1, 40, lanes))
+    acc = np.zeros((64, lanes), np.int32)
+    for first in range(0, 40, 4):
+        group = np.tile(data[:, 0, 0, first : first + 4], lanes).view(np.int8)
+        acc = meaning(name)(acc, group, np.tile(weight[0, 0, first : first + 4].T.ravel(), (64, 1)))
+    norm = reference.conv2d(data, weight, zero_point=0, strides=(1, 1), padding=(0, 0, 0, 0))
+    np.testing.assert_array_equal(acc, norm[:, 0, 0])
 
 
 def test_the_corners_reach_what_saturates_and_what_wraps():

@@ -55,7 +55,7 @@ class Isa:
 
     registers: vector registers; bits: of one; None: the multiply has no vectors (AMX). tiles: what a kernel
     keeps in registers without a spill, by multiply: accumulators of a direct kernel (those of float32 as
-    "float"), tiles of Winograd's.
+    "float"), in how many "vectors" of a pixel, if not one; tiles of Winograd's.
     vectors: x86's instructions, widest first. narrows: the direct kernels pack four vectors of outputs to
     bytes at once (`targets.x86.narrow`).
     """
@@ -107,6 +107,10 @@ ISAS = {
             "avx2", ("avx2",), ("avx2",), "core-avx2", "generic",
             registers=16, bits=256, tiles={"direct": 7, "winograd": 4, "float": 12}, vectors=(AVX2, SSSE3),
             narrows=True,
+        ),
+        Isa(
+            "avxvnni", ("avx2", "avxvnni"), ("avx2", "avx_vnni"), "alderlake", "avx2",
+            registers=16, bits=256, tiles={"direct": 12, "vectors": 2}, vectors=(AVX2, SSSE3), narrows=True,
         ),
         Isa(
             "avx512bw", ("avx512bw", "avx512vl"), ("avx512bw", "avx512vl"), "skylake-avx512", "avx2",

@@ -14,7 +14,8 @@ from .kernels.rows import Kernel, depthwise_pairs_row, depthwise_row, direct_row
 from .proofs import chain_proof, lane_proof, sum_proof
 from .targets import arm, x86
 
-GENERIC, AVX2, AVX512BW, AVX512VNNI = (ISAS[n] for n in ("generic", "avx2", "avx512bw", "avx512vnni"))
+GENERIC, AVX2, AVXVNNI = (ISAS[n] for n in ("generic", "avx2", "avxvnni"))
+AVX512BW, AVX512VNNI = (ISAS[n] for n in ("avx512bw", "avx512vnni"))
 ARMV7, NEON, DOTPROD, I8MM = (ISAS[n] for n in ("armv7_neon", "neon", "neon_dotprod", "neon_i8mm"))
 
 KERNELS = (
@@ -33,6 +34,7 @@ KERNELS = (
     direct_row("wide_avx512bw", AVX512BW, x86.int32_dot(AVX512BW)),
     winograd_row(4, AVX2, x86.word_pairs(AVX2), 16),
     winograd_row(2, AVX2, x86.word_pairs(AVX2), 2**30),
+    direct_row("direct_avxvnni", AVXVNNI, x86.vnni_dot(AVXVNNI)),  # compiled only: no costs
     direct_row("direct_avx2_d4", AVX2, x86.int16_dot(AVX2, 4), lane_proof),
     mixed_row(AVX2, 4, 2),
     direct_row("direct_avx2_d2", AVX2, x86.int16_dot(AVX2, 2), lane_proof),

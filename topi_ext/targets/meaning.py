@@ -104,6 +104,8 @@ INSTRUCTIONS = {
         *_of_vectors(SSSE3, "avx2"),
         *_of_vectors(AVX2, "avx2"),
         *_of_vectors(AVX512, "avx512bw"),
+        Instruction("llvm.x86.avx512.vpdpbusd.256", "avxvnni", ("int32x8", "int8x32", "int8x32"),
+                    "int32x8", _quads(unsigned=True)),
         Instruction("llvm.x86.avx512.vpdpbusd.512", "avx512vnni", ("int32x16", "int8x64", "int8x64"),
                     "int32x16", _quads(unsigned=True)),
         Instruction("llvm.aarch64.neon.smull", "neon", ("int8x8", "int8x8"), "int16x8",
