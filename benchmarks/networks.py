@@ -1,15 +1,17 @@
 """Whole networks, batch 1, 224x224, random weights: ours against every runtime a user could pick instead.
 
-    python benchmarks/networks.py --json FILE [--isa avx2 ...] [--nets NAME ...] [--threads 1]
+    python benchmarks/networks.py --json FILE [--isa CLASS ... [--uncapped]] [--nets NAME ...] [--threads 1]
         [--peers NAME ...] [--peers-python PYTHON] [--relax-python PYTHON] [--records LOG ...]
         [--fp32-records LOG]
 
 Every runner is a process of its own that sleeps while another runs; rounds time them one after the other,
 then in reverse order, at real-time priority where that is allowed (a shared machine). ``--isa`` caps
-everybody: ours and TVM's fp32 by -mcpu, the peers by what they are told of the CPU (`cap`); ``native`` caps
-nobody. PYTHON is an environment with openvino, nncf, ncnn and pnnx (NNCF needs packages that TVM 0.19 does
-not get along with); without it those peers are left out and named. The Python of --relax-python is one with
-this package and today's apache-tvm: the same table, built by that host, is one more runner.
+everybody at a class of CPUs, which the stored rows name: ours and TVM's fp32 by -mcpu, the peers by what
+they are told of the CPU (`cap`). With ``--uncapped`` the CPU is what it is, and its class is named; only
+then does bf16 run. PYTHON is an environment with openvino, nncf, ncnn and pnnx (NNCF needs packages that
+TVM 0.19 does not get along with); without it those peers are left out and named. The Python of
+--relax-python is one with this package and today's apache-tvm: the same table, built by that host, is one
+more runner.
 
 Before ours is timed it must equal the numpy reference bit for bit. A peer's int8 must have a cosine of
 more than 0.9 with its own fp32. Ratios are medians of the ratios of a round.
@@ -33,7 +35,7 @@ os.environ.setdefault("TOPHUB_LOCATION", "NONE")
 import machine
 import numpy as np
 import random_networks
-from peers import ISAS, Runner, capped, check_isas, target_of
+from peers import CLASSES, Runner, capped, check_classes, target_of
 
 import tvm_easyquant as eq
 from topi_ext import isa
@@ -76,7 +78,7 @@ def ort_int8(path, samples, made):
         str(prepared), str(made), Reader(), per_channel=True,
         quant_format=quantization.QuantFormat.QDQ,
         activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-        reduce_range=not isa.host_has("avx512vnni"),
+        reduce_range=not (isa.host_has("avx512vnni") or isa.host_has("avxvnni")),
     )  # fmt: skip
 
 
@@ -107,6 +109,20 @@ def on_relax(python, path, table, target, file):
     return file
 
 
+def peers_models(path, samples, inputs, folder, args):
+    """{runner: its model of the network}, made with the peers' own tools."""
+    ort_int8(path, samples, folder / "onnxruntime_int8.onnx")
+    models = {"onnxruntime-fp32": path, "onnxruntime-int8": folder / "onnxruntime_int8.onnx"}
+    if args.peers_python:
+        subprocess.run([args.peers_python, HERE / "peer_models.py", path, inputs, folder], check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        models |= {f"openvino-{kind}": folder / f"openvino_{kind}.xml" for kind in ("fp32", "int8")}
+        models |= {f"ncnn-{kind}": folder / f"ncnn_{kind}" for kind in ("fp32", "int8")}
+        if args.uncapped and isa.host_flags() & {"avx512_bf16", "amx_bf16"}:
+            models["openvino_bf16"] = folder / "openvino_fp32.xml"
+    return models
+
+
 def start(name, args, folder, stack):
     """{(runner, isa): Runner} and the facts of the network; ours verified."""
     path = random_networks.save(name, folder)
@@ -130,7 +146,7 @@ def start(name, args, folder, stack):
         run(key, isa_name, sys.executable, "tvm", file)
 
     for isa_name in args.isa:
-        target = target_of(isa_name)
+        target = target_of(isa_name, args.uncapped)
         library("tvm_easyquant-int7", isa_name, build(q.module, target))
         if args.relax_python:
             file = on_relax(args.relax_python, path, q.table, target, folder / f"relax_{isa_name}.so")
@@ -145,21 +161,17 @@ def start(name, args, folder, stack):
         library("tvm-fp32", isa_name, tvm_fp32(path, target, None))
         if args.fp32_records:
             library("tvm-fp32-tuned", isa_name, tvm_fp32(path, target, [args.fp32_records]))
-    ort_int8(path, samples, folder / "onnxruntime_int8.onnx")
-    models = {"onnxruntime-fp32": path, "onnxruntime-int8": folder / "onnxruntime_int8.onnx"}
-    if args.peers_python:
-        subprocess.run([args.peers_python, HERE / "peer_models.py", path, inputs, folder], check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        models |= {f"openvino-{kind}": folder / f"openvino_{kind}.xml" for kind in ("fp32", "int8")}
-        models |= {f"ncnn-{kind}": folder / f"ncnn_{kind}" for kind in ("fp32", "int8")}
+    models = peers_models(path, samples, inputs, folder, args)
     for isa_name in args.isa:
         for key, model in models.items():
-            peer = key.partition("-")[0]
+            kind = key.partition("-")[0]
+            peer = kind.removesuffix("_bf16")
             if peer not in args.peers:
                 continue
             python = sys.executable if peer == "onnxruntime" else args.peers_python
+            env = {} if args.uncapped else capped(python, peer, isa_name, args.scratch)
             try:
-                run(key, isa_name, python, peer, model, capped(python, peer, isa_name, args.scratch))
+                run(key, isa_name, python, kind, model, env)
             except RuntimeError as error:
                 print(f"{name}: left out: {key} on {isa_name}: {error}", flush=True)
     outputs = {key: r.output(folder / "out.npy").ravel().astype(float) for key, r in runners.items()}
@@ -184,7 +196,8 @@ def measure(name, args, facts):
         low = found["cosine"][key] < 0.9 and "int" in runner
         row = {
             "net": name, "runner": runner, "version": versions[key], "isa": isa_name,
-            "threads": args.threads, "ms_median": round(float(np.median(values)), 3),
+            "capped": not args.uncapped, "threads": args.threads,
+            "ms_median": round(float(np.median(values)), 3),
             "ms_min": round(min(values), 3), "macs": found["macs"],
             "verified": "exact" if runner.startswith("tvm_easyquant") else not low,
             "cosine_to_fp32": round(found["cosine"][key], 4), "peak_rss_mib": round(memory[key], 1),
@@ -241,7 +254,8 @@ def tune_ours(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--isa", nargs="+", default=["avx2"], choices=ISAS)
+    parser.add_argument("--isa", nargs="+", default=["avx2"], choices=CLASSES)
+    parser.add_argument("--uncapped", action="store_true", help="the CPU as it is; --isa names its class")
     parser.add_argument("--nets", nargs="+", default=list(random_networks.NETWORKS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=12)
@@ -255,7 +269,7 @@ def main():
     parser.add_argument("--tune-fp32", type=int, metavar="TRIALS", help="make --fp32-records and end")
     parser.add_argument("--tune-ours", type=int, metavar="TRIALS", help="append to --records and end")
     args = parser.parse_args()
-    check_isas(args.isa)
+    check_classes(args.isa, args.uncapped)
     if args.peers_python and not shutil.which(args.peers_python):
         raise SystemExit(f"error: --peers-python: there is no {args.peers_python}")
     if args.relax_python and not shutil.which(args.relax_python):
@@ -271,7 +285,7 @@ def main():
         rows += mine
         for row in mine:
             times = f"{row['ms_median']:9.2f} ms{row['over_ours_' + args.isa[0]]:7.2f}x"
-            where = f"{name:15}{row['runner']:26}{row['isa']:8}"
+            where = f"{name:15}{row['runner']:26}{row['isa']:11}"
             print(f"{where}{times}{row['peak_rss_mib']:9.0f} MiB", flush=True)
         if args.json:
             write_text(args.json, json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
