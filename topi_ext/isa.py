@@ -57,7 +57,8 @@ class Isa:
     keeps in registers without a spill, by multiply: accumulators of a direct kernel (those of float32 as
     "float"), in how many "vectors" of a pixel, if not one; tiles of Winograd's.
     vectors: x86's instructions, widest first. narrows: the direct kernels pack four vectors of outputs to
-    bytes at once (`targets.x86.narrow`).
+    bytes at once (`targets.x86.narrow`). byte_dots: its multiply adds products of any bytes straight into
+    int32, so that 8 bits cost what 7 do.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Isa:
     tiles: Mapping[str, int] = field(default_factory=dict)
     vectors: tuple[Vectors, ...] = ()
     narrows: bool = False
+    byte_dots: bool = False
 
     @property
     def target(self) -> str:
@@ -111,6 +113,7 @@ ISAS = {
         Isa(
             "avxvnni", ("avx2", "avxvnni"), ("avx2", "avx_vnni"), "alderlake", "avx2",
             registers=16, bits=256, tiles={"direct": 12, "vectors": 2}, vectors=(AVX2, SSSE3), narrows=True,
+            byte_dots=True,
         ),
         Isa(
             "avx512bw", ("avx512bw", "avx512vl"), ("avx512bw", "avx512vl"), "skylake-avx512", "avx2",
@@ -120,7 +123,7 @@ ISAS = {
         Isa(
             "avx512vnni", ("avx512bw", "avx512vl", "avx512vnni"), ("avx512bw", "avx512vl", "avx512_vnni"),
             "cascadelake", "avx512bw",
-            registers=32, bits=512, tiles={"direct": 14}, vectors=(AVX512, AVX2, SSSE3),
+            registers=32, bits=512, tiles={"direct": 14}, vectors=(AVX512, AVX2, SSSE3), byte_dots=True,
         ),
         Isa(
             "armv7_neon", ("neon",), ("neon",), "cortex-a7", "generic", "armv7",
@@ -133,11 +136,11 @@ ISAS = {
         ),
         Isa(
             "neon_dotprod", ("neon", "dotprod"), ("asimd", "asimddp"), "cortex-a55", "neon", "aarch64",
-            registers=32, bits=128, tiles={"quads": 6},
+            registers=32, bits=128, tiles={"quads": 6}, byte_dots=True,
         ),
         Isa(
             "neon_i8mm", ("neon", "dotprod", "i8mm"), ("asimd", "asimddp", "i8mm"), "neoverse-n2",
-            "neon_dotprod", "aarch64", registers=32, bits=128, tiles={"quads": 6},
+            "neon_dotprod", "aarch64", registers=32, bits=128, tiles={"quads": 6}, byte_dots=True,
         ),
     )
 }  # fmt: skip
@@ -174,6 +177,12 @@ def best(has_feature: Callable[[str], bool], arch: str) -> str:
     if len(longest) > 1:
         raise KernelError(f"{' and '.join(longest)} are equally good: one must fall back on the other")
     return longest[0]
+
+
+def classes(name: str) -> list[str]:
+    """The rows of the architecture that the row ``name`` is of, in order."""
+    arch = ISAS[name].arch
+    return [row.name for row in ISAS.values() if row.arch == arch or row.falls_back_to is None]
 
 
 def named(names: str | Iterable[str]) -> list[Isa]:
