@@ -25,22 +25,22 @@ def compiled(row, spec, arrays, mcpu):
     return library.get_source("asm") if RELAY else library.mod.inspect_source("asm")
 
 
-def output(row, spec, arrays, mcpu):
-    """What a kernel that need not be in the manifest computes; arrays: data and constants."""
-    library = _library(row, spec, arrays, mcpu)
+def output(row, spec, arrays, mcpu, **knobs):
+    """What a kernel that need not be in the manifest computes; arrays: data, constants and residual."""
+    library = _library(row, spec, arrays, mcpu, **knobs)
     array = tvm.nd.array if RELAY else tvm.runtime.tensor
     out = array(np.zeros(spec.out_shape, spec.out_dtype))
     library["main"](*map(array, arrays), out)
     return out.numpy()
 
 
-def _library(row, spec, arrays, mcpu):
+def _library(row, spec, arrays, mcpu, **knobs):
     from tvm import te
 
     from topi_ext.emit import DefaultKnobs
 
     inputs = [te.placeholder(a.shape, str(a.dtype), name=f"in{i}") for i, a in enumerate(arrays)]
-    out = row.compute(DefaultKnobs(), spec, *inputs)
+    out = row.compute(DefaultKnobs(**knobs), spec, *inputs)
     target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu})
     if RELAY:
         return tvm.build(te.create_schedule(out.op), [*inputs, out], target, name="main")

@@ -89,11 +89,34 @@ def test_a_capped_cpu_is_of_the_class_that_a_benchmark_names(tmp_path):
             continue
         has = [row for row in isa.ISAS.values() if not row.arch and set(row.flags) <= flags]
         features = {feature for row in has for feature in row.features}
-        assert isa.best(features.__contains__, "x86_64") == {"amx": "avx512vnni"}.get(name, name)
+        assert isa.best(features.__contains__, "x86_64") == name
         assert ({"amx_tile", "amx_int8"} <= flags) == (name == "amx")
         assert not {"amx_fp16", "avx_vnni_int8", "avx_ifma"} & flags
         assert name == "amx" or not {"avx512_bf16", "amx_bf16", "avx512_fp16", "amx_tile"} & flags
         assert name not in ("avx2", "avxvnni") or not {"avx512f", "avx512_vnni", "avx512vbmi"} & flags
+
+
+def test_tiles_are_asked_for_once_and_a_refusal_leaves_the_other_rows():
+    """AMX's registers are not a process's until it asks for them; a container may refuse that."""
+    asked = []
+
+    def ask(answer):
+        asked.append(answer)
+        return answer
+
+    rest = isa.ISAS["avx512vnni"].flags
+    tiles = cpu.Flags(frozenset(isa.ISAS["amx"].flags), "CPUID")
+    assert cpu.allowed(tiles, lambda: ask(True)) == tiles
+    refused = cpu.allowed(tiles, lambda: ask(False))
+    assert refused.names == frozenset(rest) and refused.refused == {"amx_tile", "amx_int8"}
+    assert cpu.allowed(cpu.Flags(frozenset(rest), ""), lambda: ask(True)).names == frozenset(rest)
+    assert asked == [True, False]  # not where there are none
+
+
+@pytest.mark.skipif(not X86, reason="no Linux on x86 here")
+def test_where_there_are_no_tiles_linux_says_no():
+    if "amx_tile" not in cpu._told().names:
+        assert cpu._ask_for_tiles() is False
 
 
 def test_leaves_that_a_cpu_does_not_have_are_not_asked():

@@ -148,7 +148,7 @@ def test_what_several_bits_do_not_go_with_is_one_line(found, tmp_path):
 
 def test_by_class_takes_8_bits_where_they_cost_nothing():
     wide = {name for name in isa.ISAS if bits_of_class(name) == 8}
-    assert wide == {"avxvnni", "avx512vnni", "neon_dotprod", "neon_i8mm"}
+    assert wide == {"avxvnni", "avx512vnni", "amx", "neon_dotprod", "neon_i8mm"}
     said = "7 bits on generic, avx2; 8 bits on avx512vnni: answers differ between these"
     assert told_by_class(["generic", "avx2", "avx512vnni"]) == said
     assert told_by_class(["avx2"]) == "7 bits on avx2"

@@ -126,6 +126,11 @@ ISAS = {
             registers=32, bits=512, tiles={"direct": 14}, vectors=(AVX512, AVX2, SSSE3), byte_dots=True,
         ),
         Isa(
+            "amx", ("avx512bw", "avx512vl", "avx512vnni", "amx-tile", "amx-int8"),
+            ("avx512bw", "avx512vl", "avx512_vnni", "amx_tile", "amx_int8"), "sapphirerapids", "avx512vnni",
+            byte_dots=True,
+        ),
+        Isa(
             "armv7_neon", ("neon",), ("neon",), "cortex-a7", "generic", "armv7",
             registers=16, bits=128, tiles={"words": 6},
         ),

@@ -10,12 +10,20 @@ import functools
 
 from .isa import ISAS
 from .kernels import direct
-from .kernels.rows import Kernel, depthwise_pairs_row, depthwise_row, direct_row, mixed_row, winograd_row
+from .kernels.rows import (
+    Kernel,
+    depthwise_pairs_row,
+    depthwise_row,
+    direct_row,
+    mixed_row,
+    tile_row,
+    winograd_row,
+)
 from .proofs import chain_proof, lane_proof, sum_proof
 from .targets import arm, x86
 
 GENERIC, AVX2, AVXVNNI = (ISAS[n] for n in ("generic", "avx2", "avxvnni"))
-AVX512BW, AVX512VNNI = (ISAS[n] for n in ("avx512bw", "avx512vnni"))
+AVX512BW, AVX512VNNI, AMX = (ISAS[n] for n in ("avx512bw", "avx512vnni", "amx"))
 ARMV7, NEON, DOTPROD, I8MM = (ISAS[n] for n in ("armv7_neon", "neon", "neon_dotprod", "neon_i8mm"))
 
 KERNELS = (
@@ -23,6 +31,7 @@ KERNELS = (
     depthwise_pairs_row(AVX2),
     depthwise_row("depthwise_int16", "int16"),
     depthwise_row("depthwise_int32", "int32"),
+    tile_row("direct_amx", AMX, x86.amx_tiles()),  # compiled only: no costs
     winograd_row(4, AVX512BW, x86.word_pairs(AVX512BW), 4),
     winograd_row(2, AVX512BW, x86.word_pairs(AVX512BW), 2**30),  # by measurement only
     direct_row("direct_avx512vnni", AVX512VNNI, x86.vnni_dot(AVX512VNNI)),
