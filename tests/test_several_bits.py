@@ -189,6 +189,7 @@ def test_the_command_line_reads_the_one_that_it_asks_for(made, capsys):
     assert "is of 7 bits, 8 is asked for" in capsys.readouterr().err
 
 
+@pytest.mark.ci
 @pytest.mark.linker
 @pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")
 def test_compile_by_class_says_who_runs_what_and_so_does_the_report(made, capsys):
