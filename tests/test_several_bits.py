@@ -121,6 +121,7 @@ def test_an_interrupted_search_of_both_goes_on(found, tmp_path):
 
     def stop_late(done, total, text):
         calls.append(text)
+        assert text.endswith((" at 7 bits", " at 8 bits")) or "calibrate" in text
         if len([c for c in calls if c.startswith("weights last")]) == 2:  # at the end of the second width
             raise Stop
 
@@ -204,6 +205,10 @@ def test_compile_by_class_says_who_runs_what_and_so_does_the_report(made, capsys
     record = package.choose(tar, "generic").record
     kept = {v.name: record.tables[v.table]["config"]["bits"] for v in record.variants}
     assert kept == {"avx512vnni": 8, "generic": 7}
+    asked = ["--target", f"easyquant -table={both}, llvm -mcpu=core-avx2", "--bits", "8"]
+    assert cli.run(["compile", net, "-o", f"{made}/int8.tar", *asked]) == 0
+    (table,) = package.read_record(f"{made}/int8.tar").tables.values()
+    assert table == json.loads((made / "int8.json").read_text())
     report = ["report", tar, "--no-benchmark", "--isa", "generic", "-o", f"{made}/report.html"]
     assert cli.run(report) == 0
     page = (made / "report.html").read_text()

@@ -262,8 +262,17 @@ class _Work:
 
     def at(self, bits: int) -> _Work:
         """The same at these bits, as one of several."""
-        config = replace(self.config, bits=bits)
-        return replace(self, config=config, state=self.state.part(f"int{bits}"))
+        config, state, theirs = (
+            replace(self.config, bits=bits),
+            self.state.part(f"int{bits}"),
+            self.progress,
+        )
+
+        def progress(done: int, total: int, text: str) -> None:
+            if theirs is not None:
+                theirs(done, total, f"{text} at {bits} bits")
+
+        return replace(self, config=config, state=state, progress=progress)
 
     def without(self, more: Mapping[str, RangeError]) -> _Work:
         """The same, these layers kept float; the RangeError of one of them if no layer is left then."""
