@@ -2,7 +2,7 @@
 
 Only OpenVINO can be told what to use; ONNX Runtime and ncnn ask the CPU. Here a copy of the package is
 made in which every ``cpuid`` instruction is ``ud2``, and a preloaded library answers in its place
-(`cap.c`): AVX2 without AVX-512 and VNNI, or AVX-512 without VNNI. Nothing else of the package is changed.
+(`cap.c`) for a CPU of a class: a row of `topi_ext.isa`. Nothing else of the package is changed.
 Needs objdump and gcc.
 """
 
@@ -12,7 +12,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-CAPS = ("avx2", "avx512")
+#: AVX2 alone, VNNI of 256 bits without AVX-512, AVX-512 without VNNI, with it and without AMX, AMX
+CAPS = ("avx2", "avxvnni", "avx512bw", "avx512vnni", "amx")
 
 
 def sections(library: Path) -> list[tuple[int, int, int]]:

@@ -32,7 +32,7 @@ import sys
 import machine
 import numpy as np
 import tvm
-from peers import ISAS, Runner, capped, check_isas, target_of, urgent
+from peers import CLASSES, Runner, capped, check_classes, target_of, urgent
 from tvm import relay
 
 from topi_ext import manifest, planner, reference
@@ -249,7 +249,7 @@ def fp32_peak(folder: Path) -> float:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--isa", nargs="+", default=["avx2"], choices=list(ISAS)[:2])
+    parser.add_argument("--isa", nargs="+", default=["avx2"], choices=CLASSES)
     parser.add_argument("--threads", type=int, default=1, choices=(1,), help="layers are timed on one")
     parser.add_argument(
         "--peers", nargs="*", default=["tvm", "onnxruntime"], choices=("tvm", "onnxruntime")
@@ -259,7 +259,7 @@ def main():
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="three layers, few rounds")
     args = parser.parse_args()
-    check_isas(args.isa)
+    check_classes(args.isa)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if urgent():
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))
@@ -275,7 +275,7 @@ def main():
             for row in mine:
                 wrong = f"{row['wrong_outputs']:.1%} wrong" if "wrong_outputs" in row else ""
                 print(
-                    f"{isa_name:8}{name:20}{row['runner']:27}{1e3 * row['ms_median']:9.1f} us"
+                    f"{isa_name:11}{name:20}{row['runner']:27}{1e3 * row['ms_median']:9.1f} us"
                     f"{row['gmacs']:7.0f} GMAC/s {row['x_fp32_peak']:6.2f}x peak"
                     f"{row['over_ours']:7.2f}x ours  {row.get('kernel', wrong)}",
                     flush=True,

@@ -1,7 +1,8 @@
 """Whole networks, batch 1, random weights: ours against every runtime a user could pick instead.
 
-    python benchmarks/networks.py --json FILE [--isa avx2 ...] [--nets NAME ...] [--also NAME=ONNX ...]
-        [--threads 1] [--peers NAME ...] [--peers-python PYTHON] [--relax-python PYTHON] [--records LOG ...]
+    python benchmarks/networks.py --json FILE [--isa CLASS ... [--uncapped]] [--nets NAME ...]
+        [--also NAME=ONNX ...] [--threads 1] [--peers NAME ...] [--peers-python PYTHON]
+        [--relax-python PYTHON] [--records LOG ...]
         [--fp32-records LOG]
 
 NAME is one of `random_networks`: the usual six, 224x224, are the default, ``today`` stands for all of
@@ -9,10 +10,12 @@ NAME is one of `random_networks`: the usual six, 224x224, are the default, ``tod
 
 Every runner is a process of its own that sleeps while another runs; rounds time them one after the other,
 then in reverse order, at real-time priority where that is allowed (a shared machine). ``--isa`` caps
-everybody: ours and TVM's fp32 by -mcpu, the peers by what they are told of the CPU (`cap`); ``native`` caps
-nobody. PYTHON is an environment with openvino, nncf, ncnn and pnnx (NNCF needs packages that TVM 0.19 does
-not get along with); without it those peers are left out and named. The Python of --relax-python is one with
-this package and today's apache-tvm: the same table, built by that host, is one more runner.
+everybody at a class of CPUs, which the stored rows name: ours and TVM's fp32 by -mcpu, the peers by what
+they are told of the CPU (`cap`). With ``--uncapped`` the CPU is what it is, and its class is named; only
+then does bf16 run. PYTHON is an environment with openvino, nncf, ncnn and pnnx (NNCF needs packages that
+TVM 0.19 does not get along with); without it those peers are left out and named. The Python of
+--relax-python is one with this package and today's apache-tvm: the same table, built by that host, is one
+more runner.
 
 Before ours is timed it must equal the numpy reference bit for bit: its outputs, or, where float
 operators make those, every stored tensor. A peer's int8 must have a cosine of more than 0.9 with
@@ -40,7 +43,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import random_networks
-from peers import ISAS, Runner, capped, check_isas, target_of
+from peers import CLASSES, Runner, capped, check_classes, target_of
 
 import tvm_easyquant as eq
 from topi_ext import isa
@@ -84,7 +87,7 @@ def ort_int8(path, samples, made):
         str(prepared), str(made), Reader(), per_channel=True,
         quant_format=quantization.QuantFormat.QDQ,
         activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-        reduce_range=not isa.host_has("avx512vnni"),
+        reduce_range=not (isa.host_has("avx512vnni") or isa.host_has("avxvnni")),
     )  # fmt: skip
 
 
@@ -137,10 +140,10 @@ class Race:
         )
         self.runners, self.sizes = {}, {}
         for isa_name in args.isa:
-            self._ours(isa_name, target_of(isa_name))
+            self._ours(isa_name, target_of(isa_name, args.uncapped))
         if "tvm" in args.peers:
             for isa_name in args.isa:
-                self._tvm(isa_name, target_of(isa_name))
+                self._tvm(isa_name, target_of(isa_name, args.uncapped))
         models = self._peer_models()
         for isa_name in args.isa:
             for key, model in models.items():
@@ -200,6 +203,12 @@ class Race:
         if args.peers_python:  # ncnn may end that process; then only its files are missing
             command = [args.peers_python, HERE / "peer_models.py", self.path, self.inputs, folder]
             subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            if (
+                "openvino" in args.peers
+                and args.uncapped
+                and isa.host_flags() & {"avx512_bf16", "amx_bf16"}
+            ):
+                models["openvino_bf16"] = folder / "openvino_fp32.xml"
             files = {f"openvino-{k}": folder / f"openvino_{k}.xml" for k in ("fp32", "int8")}
             files |= {f"ncnn-{k}": folder / f"ncnn_{k}.bin" for k in ("fp32", "int8")}
             for key, file in files.items():
@@ -210,11 +219,12 @@ class Race:
         return models
 
     def _peer(self, key, isa_name, model):
-        peer = key.partition("-")[0]
+        kind = key.partition("-")[0]
+        peer = kind.removesuffix("_bf16")
         python = sys.executable if peer == "onnxruntime" else self.args.peers_python
         try:
-            env = capped(python, peer, isa_name, self.args.scratch)
-            self._run(key, isa_name, python, peer, model, env).output(self.folder / "o.npy")
+            env = {} if self.args.uncapped else capped(python, peer, isa_name, self.args.scratch)
+            self._run(key, isa_name, python, kind, model, env).output(self.folder / "o.npy")
         except RuntimeError as error:  # ncnn ends where it cannot run what its tools made
             self.runners.pop((key, isa_name), None)
             self._leave_out(f"{key} on {isa_name}", error)
@@ -247,7 +257,8 @@ def measure(name, args, facts):
         low = cosines[key] < 0.9 and "int" in runner
         row = {
             "net": name, "runner": runner, "version": versions[key], "isa": isa_name,
-            "threads": args.threads, "ms_median": round(float(np.median(values)), 3),
+            "capped": not args.uncapped, "threads": args.threads,
+            "ms_median": round(float(np.median(values)), 3),
             "ms_min": round(min(values), 3), "macs": race.graph.macs,
             "verified": "exact" if runner.startswith("tvm_easyquant") else not low,
             "cosine_to_fp32": round(cosines[key], 4), "peak_rss_mib": round(memory[key], 1),
@@ -304,7 +315,8 @@ def tune_ours(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--isa", nargs="+", default=["avx2"], choices=ISAS)
+    parser.add_argument("--isa", nargs="+", default=["avx2"], choices=CLASSES)
+    parser.add_argument("--uncapped", action="store_true", help="the CPU as it is; --isa names its class")
     parser.add_argument("--nets", nargs="+", default=list(random_networks.NETWORKS))
     parser.add_argument("--also", nargs="+", default=[], metavar="NAME=ONNX", help="networks of files")
     parser.add_argument("--threads", type=int, default=1)
@@ -323,7 +335,7 @@ def main():
         args.nets = list(random_networks.OF_TODAY)
     args.files = {name: Path(file) for name, _, file in (word.partition("=") for word in args.also)}
     args.nets += [name for name in args.files if name not in args.nets]
-    check_isas(args.isa)
+    check_classes(args.isa, args.uncapped)
     if args.peers_python and not shutil.which(args.peers_python):
         raise SystemExit(f"error: --peers-python: there is no {args.peers_python}")
     if args.relax_python and not shutil.which(args.relax_python):
@@ -339,7 +351,7 @@ def main():
         rows += mine
         for row in mine:
             times = f"{row['ms_median']:9.2f} ms{row['over_ours_' + args.isa[0]]:7.2f}x"
-            where = f"{name:20}{row['runner']:26}{row['isa']:8}"
+            where = f"{name:20}{row['runner']:26}{row['isa']:11}"
             print(f"{where}{times}{row['peak_rss_mib']:9.0f} MiB", flush=True)
         if args.json:
             write_text(args.json, json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The peers' runtimes, each in a process of its own, on the CPU as it is or as a plainer one (`cap`)."""
+"""The peers' runtimes, each in a process of its own, on the CPU as it is or as a plainer class (`cap`)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ from topi_ext import isa
 from tvm_easyquant.relay.build import host_target
 
 HERE = Path(__file__).resolve().parent
-#: --isa -> row of topi_ext.isa, None for the CPU's own
-ISAS = {"avx2": "avx2", "avx512": "avx512bw", "native": None}
+#: --isa, the class of a stored row: a row of topi_ext.isa
+CLASSES = cap.CAPS
 
 
-def check_isas(names):
-    """SystemExit if this CPU lacks one of the instruction sets."""
-    for row in filter(None, (ISAS[name] for name in names)):
-        if not isa.host_has(row):
-            raise SystemExit(f"error: this CPU does not have {row}")
+def class_of_host():
+    """The class that this CPU is of when nothing is hidden."""
+    has = {feature for row in isa.ISAS.values() if isa.host_has(row.name) for feature in row.features}
+    return isa.best(has.__contains__, isa.arch_of(""))
 
 
-def target_of(name):
-    row = ISAS[name]
-    return host_target() if row is None else f"llvm -mcpu={isa.ISAS[row].mcpu}"
+def check_classes(names, uncapped=False):
+    """SystemExit if this CPU lacks one of the instruction sets, or, uncapped, is of another class."""
+    for name in names:
+        if not isa.host_has(name):
+            raise SystemExit(f"error: this CPU does not have {name}")
+    if uncapped and list(names) != [class_of_host()]:
+        raise SystemExit(f"error: --uncapped: this CPU's class is {class_of_host()}: say --isa so")
+
+
+def target_of(name, uncapped=False):
+    return host_target() if uncapped else f"llvm -mcpu={isa.ISAS[name].mcpu}"
 
 
 @functools.cache
@@ -81,8 +88,5 @@ def package(python, name):
 
 
 def capped(python, name, isa_name, scratch: Path) -> dict[str, str]:
-    """Environment variables with which a package sees no more than the instruction set; its copy stays in
-    ``scratch``. For "native" there are none."""
-    if ISAS[isa_name] is None:
-        return {}
+    """Environment variables with which a package sees a CPU of the class; its copy stays in ``scratch``."""
     return {**cap.capped(package(python, name), scratch / "capped"), "EASYQUANT_CAP": isa_name}

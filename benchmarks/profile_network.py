@@ -19,7 +19,7 @@ os.environ.setdefault("TOPHUB_LOCATION", "NONE")
 import machine
 import numpy as np
 import random_networks
-from networks import ISAS, target_of
+from peers import CLASSES, target_of
 
 import tvm_easyquant as eq
 from tvm_easyquant.files import write_text
@@ -60,7 +60,7 @@ def kind(name):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("net", choices=random_networks.NETWORKS)
-    parser.add_argument("--isa", default="avx2", choices=ISAS)
+    parser.add_argument("--isa", default="avx2", choices=CLASSES)
     parser.add_argument("--top", type=int, default=12)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

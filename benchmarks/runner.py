@@ -2,7 +2,8 @@
 
     python benchmarks/runner.py KIND MODEL INPUTS.npy THREADS
 
-KIND: ``tvm`` (MODEL an exported library), ``onnxruntime``, ``openvino``, ``ncnn`` (MODEL.param and .bin).
+KIND: ``tvm`` (MODEL an exported library), ``onnxruntime``, ``openvino``, ``openvino_bf16``,
+``ncnn`` (MODEL.param and .bin).
 Then, over standard input: a number n runs the network n times and prints the mean of the milliseconds;
 ``output FILE`` stores the outputs of the first input, one after the other; ``memory`` prints the peak
 resident MiB.
@@ -42,11 +43,15 @@ def onnxruntime(model, x, threads):
     return lambda: session.run(None, feed), lambda: session.run(None, feed), onnxruntime.__version__
 
 
-def openvino(model, x, threads):
+def openvino_bf16(model, x, threads):
+    return openvino(model, x, threads, "bf16")
+
+
+def openvino(model, x, threads, precision="f32"):
     import openvino
 
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "f32"}  # fmt: skip
+                "INFERENCE_PRECISION_HINT": precision}  # fmt: skip
     compiled = openvino.Core().compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
     request.set_input_tensor(openvino.Tensor(x, shared_memory=True))

@@ -21,17 +21,30 @@ def run(row, spec, data, weight, bias, factor, residual=None, mcpu=None):
 
 def compiled(row, spec, arrays, mcpu):
     """The assembly of a kernel for a CPU that need not be this one; arrays: data and constants."""
+    library = _library(row, spec, arrays, mcpu)
+    return library.get_source("asm") if RELAY else library.mod.inspect_source("asm")
+
+
+def output(row, spec, arrays, mcpu, **knobs):
+    """What a kernel that need not be in the manifest computes; arrays: data, constants and residual."""
+    library = _library(row, spec, arrays, mcpu, **knobs)
+    array = tvm.nd.array if RELAY else tvm.runtime.tensor
+    out = array(np.zeros(spec.out_shape, spec.out_dtype))
+    library["main"](*map(array, arrays), out)
+    return out.numpy()
+
+
+def _library(row, spec, arrays, mcpu, **knobs):
     from tvm import te
 
     from topi_ext.emit import DefaultKnobs
 
     inputs = [te.placeholder(a.shape, str(a.dtype), name=f"in{i}") for i, a in enumerate(arrays)]
-    out = row.compute(DefaultKnobs(), spec, *inputs)
+    out = row.compute(DefaultKnobs(**knobs), spec, *inputs)
     target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu})
     if RELAY:
-        return tvm.build(te.create_schedule(out.op), [*inputs, out], target).get_source("asm")
-    module = tvm.IRModule({"main": te.create_prim_func([*inputs, out])})
-    return tvm.compile(module, target).mod.inspect_source("asm")
+        return tvm.build(te.create_schedule(out.op), [*inputs, out], target, name="main")
+    return tvm.compile(tvm.IRModule({"main": te.create_prim_func([*inputs, out])}), target)
 
 
 def _relay(row, spec, data, constants, residual, mcpu):

@@ -151,6 +151,9 @@ class Numpy:
             raise TargetError(f"target {text!r} is not numpy")
         return "numpy"
 
+    def row(self, target):
+        return "generic"
+
     def check_cpu(self, target):
         pass
 

@@ -73,7 +73,7 @@ def run_with(archive="good.tar", inputs="images.npz", *rest):
 BOMB = base64.b64encode(zlib.compress(bytes(2**28 + 8), 1)).decode()
 #: a hand's mistake in the scale table -> (what it does to the JSON, what the message must say)
 EDITS = {
-    "from a newer version": (lambda t: t.update(version=99), "version 99.*reads versions 1 to 2.*install a newer"),
+    "from a newer version": (lambda t: t.update(version=99), "version 99.*reads versions 1 to 3.*install a newer"),
     "from before the first version": (lambda t: t.update(version=0), "version 0;.*no release wrote it so; quantize again"),
     "a version that is a text": (lambda t: t.update(version="1"), "has version '1'"),
     "a negative scale": (lambda t: site(t).update(scale=-1.0), "activation relu1: a scale is -1.0"),

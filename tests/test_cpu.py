@@ -66,6 +66,59 @@ def test_registers_that_the_system_does_not_save_are_not_there():
     assert answers(ecx1=0, xcr0=cpu.ZMM) == plain  # the system has no XGETBV to ask
 
 
+@pytest.mark.skipif(not X86 or shutil.which("gcc") is None, reason="no gcc for x86 here")
+def test_a_capped_cpu_is_of_the_class_that_a_benchmark_names(tmp_path):
+    """A CPU that has everything, as `benchmarks/cap.c` shows it to a peer: each class is a row's, and has no bf16."""
+    (tmp_path / "ask.c").write_text(
+        f'#include "{ROOT / "benchmarks" / "cap.c"}"\n#include <stdio.h>\n'
+        "int main(int n, char **names) { for (int i = 1; i < n; i++) for (unsigned sub = 0; sub < 2; sub++) {\n"
+        "unsigned out[4] = {~0u, ~0u, ~0u, ~0u}; choose(names[i]); hide(7, sub, out);\n"
+        'printf("%u %u %u %u\\n", out[0], out[1], out[2], out[3]); } }'
+    )
+    classes = re.findall(r"^    \{\"(\w+)\"", (ROOT / "benchmarks" / "cap.c").read_text(), re.M)
+    assert classes == ["avx2", "avxvnni", "avx512bw", "avx512vnni", "amx"]
+    subprocess.run(["gcc", tmp_path / "ask.c", "-o", tmp_path / "ask"], check=True)
+    said = subprocess.run([tmp_path / "ask", *classes, "none"], capture_output=True, text=True, check=True)
+    leaves = iter([tuple(map(int, line.split())) for line in said.stdout.splitlines()])
+    rest = (0xFFFFFFFF,) * 4
+    for name in [*classes, "none"]:
+        seven = {(7, sub): next(leaves) for sub in (0, 1)}
+        flags = cpu.x86(lambda *asked, seven=seven: seven.get(asked, rest), lambda: cpu.ZMM | cpu.TILES)
+        if name == "none":
+            assert {"avx512_bf16", "amx_fp16", "avx_vnni_int8"} <= flags
+            continue
+        has = [row for row in isa.ISAS.values() if not row.arch and set(row.flags) <= flags]
+        features = {feature for row in has for feature in row.features}
+        assert isa.best(features.__contains__, "x86_64") == name
+        assert ({"amx_tile", "amx_int8"} <= flags) == (name == "amx")
+        assert not {"amx_fp16", "avx_vnni_int8", "avx_ifma"} & flags
+        assert name == "amx" or not {"avx512_bf16", "amx_bf16", "avx512_fp16", "amx_tile"} & flags
+        assert name not in ("avx2", "avxvnni") or not {"avx512f", "avx512_vnni", "avx512vbmi"} & flags
+
+
+def test_tiles_are_asked_for_once_and_a_refusal_leaves_the_other_rows():
+    """AMX's registers are not a process's until it asks for them; a container may refuse that."""
+    asked = []
+
+    def ask(answer):
+        asked.append(answer)
+        return answer
+
+    rest = isa.ISAS["avx512vnni"].flags
+    tiles = cpu.Flags(frozenset(isa.ISAS["amx"].flags), "CPUID")
+    assert cpu.allowed(tiles, lambda: ask(True)) == tiles
+    refused = cpu.allowed(tiles, lambda: ask(False))
+    assert refused.names == frozenset(rest) and refused.refused == {"amx_tile", "amx_int8"}
+    assert cpu.allowed(cpu.Flags(frozenset(rest), ""), lambda: ask(True)).names == frozenset(rest)
+    assert asked == [True, False]  # not where there are none
+
+
+@pytest.mark.skipif(not X86, reason="no Linux on x86 here")
+def test_where_there_are_no_tiles_linux_says_no():
+    if "amx_tile" not in cpu._told().names:
+        assert cpu._ask_for_tiles() is False
+
+
 def test_leaves_that_a_cpu_does_not_have_are_not_asked():
     """Above its highest leaf a CPU answers with the data of that leaf."""
     asked = []
@@ -131,7 +184,7 @@ def test_a_row_is_spelled_as_in_the_table():
     assert [row.name for row in isa.named(["neon", "neon_i8mm"])] == ["neon", "neon_i8mm"]
     for wrong in ("AVX2", "avx512_vnni", "", "avx2,", ["avx2", 3]):
         with pytest.raises(
-            KernelError, match="there is no instruction set .*; use generic, avx2, avx512bw"
+            KernelError, match="there is no instruction set .*; use generic, avx2, avxvnni, avx512bw"
         ):
             isa.named(wrong)
     with pytest.raises(KernelError, match="of one architecture: avx2, neon are of aarch64 and x86_64"):

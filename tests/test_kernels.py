@@ -1,5 +1,6 @@
 """Every row of the manifest equals the norm, bit for bit: extremes, then tails, then random."""
 
+import itertools
 import re
 from dataclasses import replace
 
@@ -7,17 +8,25 @@ import numpy as np
 import pytest
 
 tvm = pytest.importorskip("tvm")
-from kernel_host import compiled, run
+import golden_networks
+from kernel_host import compiled, output, run
 
+import tvm_easyquant as eq
 from topi_ext import cost, isa, manifest, planner, reference
-from topi_ext.conv2d import EXACT, Bound, ConvSpec, Refusal, Residual, accumulator_bound
+from topi_ext.conv2d import EXACT, Bound, ConvSpec, Refusal, Residual, accumulator_bound, fold_zero_point
+from topi_ext.emit import Builder, const
 from topi_ext.kernels import depthwise, direct
-from topi_ext.kernels.rows import direct_row
+from topi_ext.kernels.rows import direct_row, tile_row
+from topi_ext.kernels.tile_conv import Tiles
+from topi_ext.proofs import lane_proof
 from topi_ext.targets import x86
+from tvm_easyquant import package
+from tvm_easyquant.errors import TuneError
 from tvm_easyquant.scales.layers import stored_times
 
 RESIDUAL = Residual(0.013, 64, 1, 127, 0.0217, 3, True, 0.0301)
 PAD = (1, 1, 1, 1)
+COMPILED_ONLY = {"avxvnni", "amx"}  # no CPU at hand had them: nothing is measured
 ROWS = [row for row in manifest.KERNELS if isa.ISAS[row.isa].arch in ("", isa.arch_of(""))]
 
 TAILS = {
@@ -280,7 +289,7 @@ def test_without_measured_costs_the_order_of_the_manifest_decides(monkeypatch):
 def test_every_kernel_has_measured_costs_that_grow_with_the_layer():
     small, large = (ConvSpec(1, n, n, 64, 64, (3, 3), padding=PAD) for n in (8, 32))
     many = [replace(spec, groups=64) for spec in (small, large)]
-    for row in [row for row in ROWS if row.shares is None]:
+    for row in [row for row in ROWS if row.shares is None and row.isa not in COMPILED_ONLY]:
         little, much = many if row.refuses(small) else (small, large)
         times = [cost.estimate(row.name, row.work(spec)) for spec in (little, much)]
         assert 0 < times[0] < times[1], row.name
@@ -301,6 +310,16 @@ def test_a_layer_of_mixed_depths_has_a_stored_time():
     assert choice.kernel.name in [row.name for row in mixed]
     layer = planner.LayerChoice("layer", spec, weight, choice)
     assert stored_times([layer], "avx2")["layer"] > 0
+
+
+@pytest.mark.parametrize("row, mcpu", [("avxvnni", "core-avx2"), ("amx", "cascadelake")])
+def test_a_kernel_that_was_never_measured_has_no_time_and_says_whose_kernels_have(row, mcpu):
+    spec = ConvSpec(1, 8, 8, 64, 64, (3, 3), padding=PAD, data_max=255)
+    layer = planner.LayerChoice("layer", spec, np.ones(spec.weight_shape, np.int8), planned(255, 127, row))
+    with pytest.raises(
+        TuneError, match=f"take bits 7 or 8, or the target 'llvm -mcpu={mcpu}', which was meas"
+    ):
+        stored_times([layer], row)
 
 
 def test_without_winograd_vnni_takes_any_operands():
@@ -411,25 +430,164 @@ def test_the_inner_loop_is_what_the_design_says():
     assert "call" not in loop
 
 
-@pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")
-@pytest.mark.parametrize("name, mcpu, features, registers, pixels", [
-    ("avxvnni", "alderlake", ("avxvnni",), 16, 7),
-    ("avx512vl_vnni", "cascadelake", ("avx512vl", "avx512vnni"), 32, 14),
-])  # fmt: skip
-def test_256_bit_vnni_is_a_row_and_no_new_kernel(name, mcpu, features, registers, pixels):
-    """The same width with 16 and with 32 registers. Compiled only: to run it needs the CPU."""
-    avx2 = isa.ISAS["avx2"]
-    new = isa.Isa(name, features, (), mcpu, "avx2", registers=registers, bits=256, tiles={"direct": pixels},
-                  vectors=avx2.vectors, narrows=True)  # fmt: skip
-    row = direct_row(f"direct_{name}", new, x86.vnni_dot(new))
-    spec = ConvSpec(1, 14, 14, 64, 64, (3, 3), padding=PAD, data_max=255)
+def inner_loop(row, mcpu, instruction, height=14, width=14):
+    """The assembly of the inner loop of a 3x3 layer of any 8-bit operands: compiled, not run."""
+    spec = ConvSpec(1, height, width, 64, 64, (3, 3), padding=PAD, data_max=255)
     data, weight, bias, factor, _ = operands(spec, 127)
     assert row.proves(spec, weight) is EXACT
     text = compiled(row, spec, [data, *row.pack(spec, weight, bias, factor)], mcpu)
-    loop = max(text.split("\n.LBB"), key=lambda block: block.count("vpdpbusd"))
-    loop = loop[: loop.index("\tjne")]
-    assert loop.count("vpdpbusd") in (pixels, 2 * pixels)  # LLVM may unroll it
+    loop = max(text.split("\n.LBB"), key=lambda block: block.count(instruction))
+    return loop[: loop.index("\tjne")]
+
+
+@pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")
+def test_avxvnni_keeps_six_pixels_by_two_vectors_in_sixteen_registers():
+    """Seven accumulators are too few for the latency of vpdpbusd. Compiled only: to run it needs the CPU."""
+    loop = inner_loop(manifest.kernel("direct_avxvnni"), "alderlake", "vpdpbusd", width=18)
+    assert loop.count("{vex}\tvpdpbusd") == loop.count("vpdpbusd") in (12, 24)  # LLVM may unroll it
+    assert loop.count("vpbroadcastd") * 2 == loop.count("vpdpbusd")  # each pixel's inputs are loaded once
     assert "%zmm" not in loop and "(%rsp)" not in loop
+
+
+@pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")
+def test_256_bit_vnni_of_avx512_is_a_row_and_no_new_kernel():
+    """The same width with 32 registers."""
+    new = isa.Isa("avx512vl_vnni", ("avx512vl", "avx512vnni"), (), "cascadelake", "avx2", registers=32, bits=256,
+                  tiles={"direct": 14}, vectors=isa.ISAS["avx2"].vectors, narrows=True)  # fmt: skip
+    loop = inner_loop(direct_row("direct_new", new, x86.vnni_dot(new)), "cascadelake", "vpdpbusd")
+    assert loop.count("vpdpbusd") in (14, 28) and "{vex}" not in loop
+    assert "%zmm" not in loop and "(%rsp)" not in loop
+
+
+@pytest.mark.isa("avx2")
+@pytest.mark.parametrize("channels, width", [(28, 13), (16, 6), (20, 13), (48, 1)])
+def test_tiles_of_two_vectors_equal_the_norm(channels, width):
+    """AVX-VNNI's loops with a multiply that this CPU has: whole and ragged pairs of blocks, an odd block, one
+    pixel."""
+    dot = x86.int16_dot(isa.ISAS["avx2"], 1)._replace(vectors=2, accumulators=12)
+    row = direct_row("direct_pairs", isa.ISAS["avx2"], dot, lane_proof)
+    spec = ConvSpec(1, 5, width, 9, channels, (3, 3), padding=PAD, data_max=127, zero_point=7)
+    data, weight, bias, factor, _ = operands(spec, 63)
+    assert direct.vectors_of(spec, dot) == (1 if channels == 20 else 2)
+    arrays = [data, *row.pack(spec, weight, fold_zero_point(bias, weight, 7), factor)]
+    out = output(row, spec, arrays, "core-avx2")
+    np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factor, None))
+
+
+def plain_tiles():
+    """AMX's tiles as buffers of int32, and its instructions as loops, which every CPU runs: the same addresses
+    and steps. (Of one type, as apache-tvm's storage rewrite is wrong where memory changes its type.)"""
+    held = {}
+
+    def loops(tile, body):
+        """body(row, column) for each element of a tile."""
+        ib, (_, rows, columns) = Builder(), held[tile]
+        with ib.for_range(0, rows, "r") as r, ib.for_range(0, columns, "c") as c:
+            body(ib, r, c)
+        return ib.get()
+
+    def configure(ib, sizes):
+        for tile, (rows, size) in sizes.items():
+            columns = size if tile >= 4 else size // 4
+            held[tile] = ib.allocate("int32", 16 * columns, f"tile{tile}"), rows, columns
+
+    def at(buffer, indices, stride, r, c):
+        return [*indices[:-1], indices[-1] + r * (stride // np.dtype(str(buffer.dtype)).itemsize) + c]
+
+    def zero(tile):
+        regs, _, columns = held[tile]
+        return loops(tile, lambda ib, r, c: ib.emit(regs.vstore([r * columns + c], const(0, "int32"))))
+
+    def load(tile, buffer, indices, stride):
+        def body(ib, r, c):
+            regs, _, columns = held[tile]
+            value = buffer.vload(at(buffer, indices, stride, r, c)).astype("int32")
+            ib.emit(regs.vstore([r * columns + c], value))
+
+        return loops(tile, body)
+
+    def store(tile, buffer, indices, stride):
+        def body(ib, r, c):
+            regs, _, columns = held[tile]
+            ib.emit(buffer.vstore(at(buffer, indices, stride, r, c), regs.vload([r * columns + c])))
+
+        return loops(tile, body)
+
+    def multiply(sums, data, weights):
+        (total, _, lanes), (a, _, width), (b, rows, _) = (held[t] for t in (sums, data, weights))
+        assert 4 * rows == width  # as the hardware has it
+
+        def body(ib, r, c):
+            with ib.for_range(0, rows, "k") as k:
+                old = total.vload([r * lanes + c])
+                for i in range(4):
+                    old = old + a.vload([r * width + 4 * k + i]) * b.vload([k * 64 + 4 * c + i])
+                ib.emit(total.vstore([r * lanes + c], old))
+
+        return loops(sums, body)
+
+    return Tiles(configure, lambda: Builder().get(), zero, load, multiply, store)
+
+
+TILES = {**TAILS, "three tiles of pixels, an odd block": ConvSpec(1, 2, 34, 8, 52, (1, 1), (1, 1), data_max=255,
+                                                                 padding=(0, 1, 0, 0), hi=255)}  # fmt: skip
+DAILY = {"first layer, stride, odd sizes", "residual, ragged", "grouped"}
+
+
+@pytest.mark.parametrize("name, order", [
+    pytest.param(name, order, id=f"{name}-{order}", marks=[] if name in DAILY else pytest.mark.ci)
+    for name, order in zip(TILES, itertools.cycle(("rows", "channels")))
+])  # fmt: skip
+def test_the_loops_of_amx_equal_the_norm_by_tiles_that_every_cpu_has(name, order):
+    """What is left to an AMX machine is the instructions, whose meaning is tested by itself."""
+    spec, row = TILES[name], tile_row("tiles", isa.ISAS["amx"], plain_tiles())
+    if row.refuses(spec) is not None:
+        return
+    limit = 127 if spec.epilogue != "dequantize" else 63
+    data, weight, bias, factor, residual = operands(spec, limit)
+    folded = fold_zero_point(bias, weight, spec.zero_point)
+    arrays = [data, *row.pack(spec, weight, folded, factor), *([] if residual is None else [residual])]
+    out = output(row, spec, arrays, "core-avx2", order=order)
+    np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factor, residual))
+
+
+@pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")
+def test_amx_multiplies_two_tiles_by_two():
+    """Compiled only: to run it needs the CPU. Four products for four loads, configured and released around."""
+    row = manifest.kernel("direct_amx")
+    for kernel in ((3, 3), (1, 1)):
+        spec = ConvSpec(
+            1, 14, 28, 64, 64, kernel, padding=PAD if kernel == (3, 3) else (0,) * 4, data_max=255
+        )
+        data, weight, bias, factor, _ = operands(spec, 127)
+        assert row.proves(spec, weight) is EXACT
+        text = compiled(row, spec, [data, *row.pack(spec, weight, bias, factor)], "sapphirerapids")
+        assert text.count("tdpbusd") == text.count("tileloadd") >= 4
+        assert text.count("ldtilecfg") == text.count("tilerelease") > 0
+        marks = ("ldtilecfg", "tilezero", "tileloadd", "tdpbusd", "tilestored", "tilerelease")
+        assert sorted(marks, key=text.index) == list(marks)
+
+
+def test_amx_takes_what_fills_its_tiles_and_leaves_the_rest_to_vnni():
+    assert planned(255, 127, "amx").kernel.name == "direct_amx"
+    dense = ConvSpec(1, 1, 1, 512, 64, (1, 1), data_max=255)
+    thin = ConvSpec(1, 28, 28, 8, 64, (1, 1), data_max=255)
+    for spec, why in ((dense, "too few pixels"), (thin, "too few inputs")):
+        weight = np.full(spec.weight_shape, 127, np.int8)
+        chosen = planner.choose(spec, weight, np.zeros(64, np.int32), "amx")
+        assert chosen.kernel.name == "direct_avx512vnni" and chosen.reason.startswith("estimated")
+        assert why in dict(chosen.refused)["direct_amx"]
+
+
+def test_of_a_row_that_was_never_measured_rules_of_thumb_decide_and_not_others_costs():
+    """Winograd's rows of AVX2 have costs, which say nothing beside a kernel that has none: F(4,3) from 16 tiles
+    and 32 channels on, F(2,3) never."""
+    assert planned(63, 63, "avxvnni").kernel.name == "direct_avxvnni"
+    refused = dict(planned(63, 63, "avxvnni").refused)
+    assert "4 tiles are too few" in refused["winograd_f43_avx2"] and "winograd_f23_avx2" in refused
+    spec = ConvSpec(1, 16, 16, 64, 64, (3, 3), padding=PAD, data_max=63)
+    chosen = planner.choose(spec, np.ones(spec.weight_shape, np.int8), np.zeros(64, np.int32), "avxvnni")
+    assert chosen.kernel.name == "winograd_f43_avx2" and chosen.reason == "first of the manifest"
 
 
 @pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")
@@ -441,3 +599,16 @@ def test_addresses_of_a_flat_map_are_no_quotients():
     data, weight, bias, factor, _ = operands(spec, 1)
     text = compiled(row, spec, [data, *row.pack(spec, weight, bias, factor)], "core-avx2")
     assert not re.findall(r"imul\w*\s+\$-?\d{7,}", text)  # what a quotient by a constant becomes
+
+
+@pytest.mark.ci
+@pytest.mark.linker
+@pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")
+def test_a_network_is_built_for_rows_that_are_compiled_only(tmp_path):
+    """Through the host's own lowering and linker, as one package of both."""
+    graph, images = golden_networks.NETWORKS["kinds"]()
+    built = eq.quantize(graph, images, bits=8, method="minmax").build(isa=sorted(COMPILED_ONLY))
+    for name, one in built.variants.items():
+        assert any(layer.choice.kernel.isa == name for layer in one.layers)
+    built.export(tmp_path / "net.tar")
+    assert {v.name for v in package.read_record(tmp_path / "net.tar").variants} == COMPILED_ONLY

@@ -8,8 +8,9 @@ from kernel_host import RELAY
 from test_kernels import DEPTHWISE, TAILS, WINOGRAD
 from tvm import te
 
-from topi_ext import isa, manifest
-from topi_ext.emit import Builder, DefaultKnobs, const, extern, lanes_of, pure
+from topi_ext import isa, manifest, packing, reference
+from topi_ext.conv2d import ConvSpec
+from topi_ext.emit import Builder, DefaultKnobs, const, effect, extern, lanes_of, pure
 from topi_ext.targets import arm, x86
 from topi_ext.targets.meaning import INSTRUCTIONS, meaning
 
@@ -60,12 +61,27 @@ def function(row):
 
     def body(ins, out):
         ib = Builder()
+        if row.isa == "amx":
+            return of_tiles(ib, ins, out)
         with ib.for_range(0, VECTORS, "i") as i:
             xs = [buffer.vload([i, 0], dtype) for buffer, dtype in zip(ins, row.operands, strict=True)]
             ib.emit(out.vstore([i, 0], pure(row.result, row.name, *xs, *immediates(row.name))))
         return ib.get()
 
     return inputs, extern((VECTORS, lanes), inputs, body, base, "out", "instruction")
+
+
+def of_tiles(ib, ins, out):
+    """The product of three tiles on each of `VECTORS` sets of them."""
+    tiles = x86.amx_tiles()
+    tiles.configure(ib, dict.fromkeys(range(3), (16, 64)))
+    with ib.for_range(0, VECTORS, "i") as i:
+        for tile, buffer in enumerate(ins):
+            ib.emit(tiles.load(tile, buffer, [i, 0], 64))
+        ib.emit(tiles.multiply(0, 1, 2))
+        ib.emit(tiles.store(0, out, [i, 0], 64))
+    ib.emit(tiles.release())
+    return ib.get()
 
 
 @pytest.mark.skipif(not RELAY, reason="built by TVM 0.19")
@@ -80,6 +96,35 @@ def test_an_instruction_computes_its_meaning(row):
     got = tvm.nd.empty((VECTORS, lanes_of(row.result)[1]), lanes_of(row.result)[0])
     library(*map(tvm.nd.array, arrays), got)
     np.testing.assert_array_equal(got.numpy(), meaning(row.name)(*arrays))
+
+
+@pytest.mark.parametrize("name", [
+    "llvm.x86.avx512.vpdpbusd.256", "llvm.x86.avx512.vpdpbusd.512", "llvm.aarch64.neon.usdot",
+])  # fmt: skip
+def test_quads_add_up_to_the_norms_sums(name):
+    """Where no CPU at hand has it: a layer of any 8-bit operands by its meaning is the norm's, for all corners."""
+    lanes = lanes_of(INSTRUCTIONS[name].result)[1]
+    rng = np.random.default_rng(0)
+    data = rng.choice(np.array([0, 1, 127, 128, 255], np.uint8), (64, 1, 1, 40))
+    weight = rng.choice(lattice("int8"), (1, 1, 40, lanes))
+    acc = np.zeros((64, lanes), np.int32)
+    for first in range(0, 40, 4):
+        group = np.tile(data[:, 0, 0, first : first + 4], lanes).view(np.int8)
+        acc = meaning(name)(acc, group, np.tile(weight[0, 0, first : first + 4].T.ravel(), (64, 1)))
+    norm = reference.conv2d(data, weight, zero_point=0, strides=(1, 1), padding=(0, 0, 0, 0))
+    np.testing.assert_array_equal(acc, norm[:, 0, 0])
+
+
+def test_a_product_of_tiles_is_the_norms_sums():
+    """The same of AMX: 16 pixels by 16 outputs, 64 inputs."""
+    rng = np.random.default_rng(0)
+    data = rng.choice(np.array([0, 1, 127, 128, 255], np.uint8), (1, 4, 4, 64))
+    weight = rng.choice(lattice("int8"), (1, 1, 64, 16))
+    start = rng.choice(lattice("int32"), (1, 256))
+    packed = packing.pack(ConvSpec(1, 4, 4, 64, 16, (1, 1)), weight, 16, 4)
+    found = meaning("llvm.x86.tdpbusd")(start, data.reshape(1, -1).view(np.int8), packed.reshape(1, -1))
+    norm = reference.conv2d(data, weight, zero_point=0, strides=(1, 1), padding=(0, 0, 0, 0))
+    np.testing.assert_array_equal(found, (start + norm.reshape(1, -1)).astype(np.int32))
 
 
 def test_the_corners_reach_what_saturates_and_what_wraps():
@@ -99,8 +144,13 @@ def test_every_instruction_of_a_kernel_has_a_meaning(monkeypatch):
         used.add(name)
         return pure(dtype, name, *args)
 
+    def done(name, *args):
+        used.add(name)
+        return effect(name, *args)
+
     for module in (x86, arm):
         monkeypatch.setattr(module, "pure", recorded)
+    monkeypatch.setattr(x86, "effect", done)
     spec = {"depthwise": DEPTHWISE["plain"], "winograd": WINOGRAD["whole tiles"]}
     for row in manifest.KERNELS:
         layer = spec.get(row.name.split("_")[0], TAILS["first layer, stride, odd sizes"])
@@ -110,6 +160,8 @@ def test_every_instruction_of_a_kernel_has_a_meaning(monkeypatch):
         )
         data = te.placeholder((layer.batch, layer.height, layer.width, layer.in_channels), "uint8")
         row.compute(DefaultKnobs(), layer, data, *(te.placeholder(a.shape, str(a.dtype)) for a in arrays))
+    moves = {"ldtilecfg", "tilerelease", "tilezero", "tileloadd64", "tilestored64"}
+    used -= {f"llvm.x86.{name}" for name in moves}
     assert used and used <= set(INSTRUCTIONS), used - set(INSTRUCTIONS)
     vectors = {name for row in isa.ISAS.values() for v in row.vectors for name in v[1:]}
     assert vectors <= set(INSTRUCTIONS)

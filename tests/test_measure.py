@@ -206,6 +206,19 @@ def test_a_doubtful_measurement_keeps_no_layer_float():
 
 @pytest.mark.relay  # whose TVM has an int8 convolution for CPUs
 @pytest.mark.isa("avx2")
+def test_doctor_counts_and_names_what_the_cpu_has_and_the_system_refuses(capsys, monkeypatch):
+    """AMX in a container that does not let it have its registers: the kernels of the next row run, and it is said."""
+    from topi_ext import cpu, isa
+
+    told = cpu.Flags(cpu.flags().names, "CPUID and XGETBV", frozenset({"amx_tile", "amx_int8"}))
+    monkeypatch.setattr(cpu, "flags", lambda: told)
+    monkeypatch.setattr(f"tvm_easyquant.{installed().name}.doctor.saturation", dict)  # which takes its time
+    assert answer(capsys, "doctor", "--json")["flags_refused"] == ["amx_int8", "amx_tile"]
+    assert cli.run(["doctor"]) == 0
+    said = f"2 features of the CPU, by its system or this container: amx_int8, amx_tile; the kernels of {isa.of_host()[-1]}"
+    assert f"refused   {said} run instead" in capsys.readouterr().out
+
+
 def test_doctor_shows_the_saturation_in_a_number(capsys):
     found = answer(capsys, "doctor", "--json")
     assert found["saturation"]["ours_wrong"] == 0 < found["saturation"]["tvm_int8_wrong"]

@@ -227,7 +227,7 @@ def test_a_table_of_version_1_has_none_of_it(made):
     for change, message in (
         ({"factors": {"f": [1.0] * 8}}, "'factors', which version 1 does not know"),
         ({"config": {**tree["config"], "asymmetric": True}}, "which version 1 does not know"),
-        ({"version": 3}, "version 3; this release reads versions 1 to 2"),
+        ({"version": 4}, "version 4; this release reads versions 1 to 3"),
     ):
         with pytest.raises(TableError, match=message):
             ScaleTable.from_json(json.dumps({**tree, **change}))

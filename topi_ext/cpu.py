@@ -17,10 +17,13 @@ from typing import NamedTuple
 
 
 class Flags(NamedTuple):
-    """names: as Linux spells them; none where nothing could be asked. source: who said so, in words."""
+    """names: as Linux spells them; none where nothing could be asked. source: who said so, in words.
+    refused: those that the CPU has and this process may not use, as the kernel or a container refuses it
+    (AMX's tiles); they are not among ``names``."""
 
     names: frozenset[str]
     source: str
+    refused: frozenset[str] = frozenset()
 
 
 #: (leaf, subleaf, register of eax, ebx, ecx, edx) -> bit -> Linux's name
@@ -137,9 +140,33 @@ def _by_proc() -> Flags:
     return Flags(frozenset(lines[0].split(":", 1)[1].split()) if lines else frozenset(), "/proc/cpuinfo")
 
 
+#: arch_prctl of x86-64, what asks it for registers that a process does not have by itself, and AMX's tiles
+ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA = 158, 0x1023, 18
+
+
+def _ask_for_tiles() -> bool:
+    """Whether Linux lets this process use AMX's tiles, once and for all of its threads."""
+    ask = ctypes.CDLL(None).syscall
+    ask.restype, ask.argtypes = ctypes.c_long, [ctypes.c_long] * 3
+    return ask(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0
+
+
+def allowed(found: Flags, ask: Callable[[], bool] = _ask_for_tiles) -> Flags:
+    """The same without what ``ask`` is refused; it is called only where there are tiles to be asked for."""
+    tiles = frozenset(name for name in found.names if name.startswith("amx"))
+    if not tiles or ask():
+        return found
+    return found._replace(names=found.names - tiles, refused=tiles)
+
+
 @functools.cache
 def flags() -> Flags:
-    """The flags of this CPU, each only if the operating system saves the registers that it needs."""
+    """The flags of this CPU, each only if the operating system saves the registers that it needs; where
+    these are AMX's, this process has asked for them and may use them."""
+    return allowed(_told())
+
+
+def _told() -> Flags:
     machine = platform.machine().lower()
     try:
         if machine in ("x86_64", "amd64") and not NARROW and hasattr(mmap, "PROT_EXEC"):

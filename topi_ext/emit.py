@@ -72,6 +72,19 @@ def prefetch(buffer, indices):
     return tir.Evaluate(tir.call_llvm_intrin("void", "llvm.prefetch", address, read, level_2, data))
 
 
+def address(buffer, indices):
+    """The address of an element, for an instruction that reads or writes from there on."""
+    return tir.address_of(buffer.vload(indices))
+
+
+def effect(name, *args):
+    """A statement: a call of an LLVM intrinsic for what it does."""
+    if HAS_ALLOCATE:
+        count = tir.const(len(args), "uint32")
+        return tir.Evaluate(tir.call_llvm_intrin("int32", name, count, *args))
+    return tir.Evaluate(tir.call_llvm_intrin("void", name, *args))
+
+
 def extern(out_shape, inputs, body, dtype, name, tag):
     """A TE tensor made by statements: body(input buffers, output buffer) -> stmt."""
     return te.extern(

@@ -55,9 +55,11 @@ class Isa:
 
     registers: vector registers; bits: of one; None: the multiply has no vectors (AMX). tiles: what a kernel
     keeps in registers without a spill, by multiply: accumulators of a direct kernel (those of float32 as
-    "float"), tiles of Winograd's.
+    "float"), in how many "vectors" of a pixel, if not one; tiles of Winograd's.
     vectors: x86's instructions, widest first. narrows: the direct kernels pack four vectors of outputs to
-    bytes at once (`targets.x86.narrow`).
+    bytes at once (`targets.x86.narrow`). byte_dots: its multiply adds products of any bytes straight into
+    int32, so that 8 bits cost what 7 do. ran: its kernels have run on such a CPU; what has only been compiled
+    is for those who name such a target (`hidden`).
     """
 
     name: str
@@ -71,6 +73,8 @@ class Isa:
     tiles: Mapping[str, int] = field(default_factory=dict)
     vectors: tuple[Vectors, ...] = ()
     narrows: bool = False
+    byte_dots: bool = False
+    ran: bool = True
 
     @property
     def target(self) -> str:
@@ -109,6 +113,11 @@ ISAS = {
             narrows=True,
         ),
         Isa(
+            "avxvnni", ("avx2", "avxvnni"), ("avx2", "avx_vnni"), "alderlake", "avx2",
+            registers=16, bits=256, tiles={"direct": 12, "vectors": 2}, vectors=(AVX2, SSSE3), narrows=True,
+            byte_dots=True, ran=False,
+        ),
+        Isa(
             "avx512bw", ("avx512bw", "avx512vl"), ("avx512bw", "avx512vl"), "skylake-avx512", "avx2",
             registers=32, bits=512, tiles={"direct": 14, "winograd": 6, "float": 28},
             vectors=(AVX512, AVX2, SSSE3),
@@ -116,7 +125,12 @@ ISAS = {
         Isa(
             "avx512vnni", ("avx512bw", "avx512vl", "avx512vnni"), ("avx512bw", "avx512vl", "avx512_vnni"),
             "cascadelake", "avx512bw",
-            registers=32, bits=512, tiles={"direct": 14}, vectors=(AVX512, AVX2, SSSE3),
+            registers=32, bits=512, tiles={"direct": 14}, vectors=(AVX512, AVX2, SSSE3), byte_dots=True,
+        ),
+        Isa(
+            "amx", ("avx512bw", "avx512vl", "avx512vnni", "amx-tile", "amx-int8"),
+            ("avx512bw", "avx512vl", "avx512_vnni", "amx_tile", "amx_int8"), "sapphirerapids", "avx512vnni",
+            byte_dots=True, ran=False,
         ),
         Isa(
             "armv7_neon", ("neon",), ("neon",), "cortex-a7", "generic", "armv7",
@@ -129,11 +143,11 @@ ISAS = {
         ),
         Isa(
             "neon_dotprod", ("neon", "dotprod"), ("asimd", "asimddp"), "cortex-a55", "neon", "aarch64",
-            registers=32, bits=128, tiles={"quads": 6},
+            registers=32, bits=128, tiles={"quads": 6}, byte_dots=True,
         ),
         Isa(
             "neon_i8mm", ("neon", "dotprod", "i8mm"), ("asimd", "asimddp", "i8mm"), "neoverse-n2",
-            "neon_dotprod", "aarch64", registers=32, bits=128, tiles={"quads": 6},
+            "neon_dotprod", "aarch64", registers=32, bits=128, tiles={"quads": 6}, byte_dots=True,
         ),
     )
 }  # fmt: skip
@@ -170,6 +184,12 @@ def best(has_feature: Callable[[str], bool], arch: str) -> str:
     if len(longest) > 1:
         raise KernelError(f"{' and '.join(longest)} are equally good: one must fall back on the other")
     return longest[0]
+
+
+def classes(name: str) -> list[str]:
+    """The rows of the architecture that the row ``name`` is of, in order."""
+    arch = ISAS[name].arch
+    return [row.name for row in ISAS.values() if row.arch == arch or row.falls_back_to is None]
 
 
 def named(names: str | Iterable[str]) -> list[Isa]:
@@ -246,6 +266,15 @@ def lacking(features: Iterable[str]) -> list[str]:
     names = flag_names(arch_of(""))
     missing = sorted(f for f in features if f in names and names[f] not in host_flags())
     return [f for f in missing if f == "avx512f" or not (f.startswith("avx512") and "avx512f" in missing)]
+
+
+def hidden(features: Iterable[str]) -> list[str]:
+    """Those of a CPU's LLVM ``features`` that the target of this machine does without: what is `lacking`, and
+    what only rows need whose kernels have never run."""
+    features = list(features)
+    tried = {f for row in ISAS.values() if row.ran for f in row.features}
+    untried = {f for row in ISAS.values() if not row.ran for f in row.features} - tried
+    return sorted({*lacking(features), *untried.intersection(features)})
 
 
 def refusal(features: Iterable[str], arch: str) -> str:

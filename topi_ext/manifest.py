@@ -10,11 +10,20 @@ import functools
 
 from .isa import ISAS
 from .kernels import direct
-from .kernels.rows import Kernel, depthwise_pairs_row, depthwise_row, direct_row, mixed_row, winograd_row
+from .kernels.rows import (
+    Kernel,
+    depthwise_pairs_row,
+    depthwise_row,
+    direct_row,
+    mixed_row,
+    tile_row,
+    winograd_row,
+)
 from .proofs import chain_proof, lane_proof, sum_proof
 from .targets import arm, x86
 
-GENERIC, AVX2, AVX512BW, AVX512VNNI = (ISAS[n] for n in ("generic", "avx2", "avx512bw", "avx512vnni"))
+GENERIC, AVX2, AVXVNNI = (ISAS[n] for n in ("generic", "avx2", "avxvnni"))
+AVX512BW, AVX512VNNI, AMX = (ISAS[n] for n in ("avx512bw", "avx512vnni", "amx"))
 ARMV7, NEON, DOTPROD, I8MM = (ISAS[n] for n in ("armv7_neon", "neon", "neon_dotprod", "neon_i8mm"))
 
 KERNELS = (
@@ -22,6 +31,7 @@ KERNELS = (
     depthwise_pairs_row(AVX2),
     depthwise_row("depthwise_int16", "int16"),
     depthwise_row("depthwise_int32", "int32"),
+    tile_row("direct_amx", AMX, x86.amx_tiles()),  # compiled only: no costs
     winograd_row(4, AVX512BW, x86.word_pairs(AVX512BW), 4),
     winograd_row(2, AVX512BW, x86.word_pairs(AVX512BW), 2**30),  # by measurement only
     direct_row("direct_avx512vnni", AVX512VNNI, x86.vnni_dot(AVX512VNNI)),
@@ -33,6 +43,7 @@ KERNELS = (
     direct_row("wide_avx512bw", AVX512BW, x86.int32_dot(AVX512BW)),
     winograd_row(4, AVX2, x86.word_pairs(AVX2), 16),
     winograd_row(2, AVX2, x86.word_pairs(AVX2), 2**30),
+    direct_row("direct_avxvnni", AVXVNNI, x86.vnni_dot(AVXVNNI)),  # compiled only: no costs
     direct_row("direct_avx2_d4", AVX2, x86.int16_dot(AVX2, 4), lane_proof),
     mixed_row(AVX2, 4, 2),
     direct_row("direct_avx2_d2", AVX2, x86.int16_dot(AVX2, 2), lane_proof),

@@ -81,6 +81,12 @@ def choose(
             rows.remove(row)
             refused.append((row.name, unfit.why))
     estimates, wording = _estimates(rows, spec, weight, cold, (core, isa.ISAS[isa_name].mcpu))
+    if not estimates:  # rules of thumb for those that were measured, too, as their costs decide nothing
+        for row in list(rows):
+            unfit = row.slow(spec)
+            if unfit is not None and row.name not in measured:
+                rows.remove(row)
+                refused.append((row.name, unfit.why))
     order = {row.name: i for i, row in enumerate(rows)}
     rows.sort(key=lambda row: (0, measured[row.name]) if row.name in measured
               else (1, estimates.get(row.name, order[row.name])))  # fmt: skip

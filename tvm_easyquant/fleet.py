@@ -139,6 +139,14 @@ class Shapes(_Several):
         )
 
 
+def joined(made: Sequence[Any], rows: Sequence[str]) -> Any:
+    """One `Fleet` of several, its variants in the order of ``rows``; of several `Shapes` one of these."""
+    if isinstance(made[0], Shapes):
+        return Shapes([joined(fleets, rows) for fleets in zip(*(s.networks for s in made), strict=True)])
+    variants = {row: built for fleet in made for row, built in fleet.variants.items()}
+    return Fleet({row: variants[row] for row in rows})
+
+
 class PooledExecutor:
     """The calls of a host's Executor: each takes a context, of the network at its arrays' shapes.
 

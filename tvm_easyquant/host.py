@@ -194,6 +194,9 @@ class Host(Protocol):
     def target(self, text: str | Target | None = None) -> Target:
         """A target, checked to be a CPU that the compiler knows; TargetError says what to name instead."""
 
+    def row(self, target: Target) -> str:
+        """The row of `topi_ext.isa` whose kernels a target gets."""
+
     def check_cpu(self, target: Target) -> None:
         """TargetError, which names what this CPU has and lacks, if code for ``target`` may not run."""
 

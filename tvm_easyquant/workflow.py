@@ -22,7 +22,7 @@ from topi_ext import isa as rows
 from . import deployment
 from .errors import LoadError, TVMMissing, one_line
 from .files import writable, write_text
-from .fleet import Shapes
+from .fleet import Shapes, joined
 from .host import Built, Host, Late, installed, named
 from .measure import accuracy as _evaluate
 from .measure import networks, notebook
@@ -40,13 +40,13 @@ from .samples import sources
 from .samples.images import Preprocess
 from .scales.image_input import image_input
 from .scales.integer import check_ranges, run_integer
-from .scales.numerics import ConfigError, QuantConfig, Settings
+from .scales.numerics import BITS, ConfigError, QuantConfig, Settings
 from .scales.partition import Plan
-from .scales.table import ScaleTable
+from .scales.table import BY_CLASS, ScaleTable, ScaleTables
 from .search import bits as sensitivity
 from .search.curves import Curves
 from .search.driver import Record
-from .search.find import find
+from .search.find import Found, find
 
 if TYPE_CHECKING:  # type checkers know it; Python 3.10 has no Unpack of its own
     from typing_extensions import Unpack
@@ -104,7 +104,8 @@ class Quantized:
     ``max_drop`` tried and did, in lines; drop: the `evaluate.Paired` (by a metric of the whole set, the
     `evaluate.PairedSet`) that it ended at; notes: what of the calibration data was read, in lines; host:
     what makes ``module`` and builds it (None: the one that is installed); sample: the first of the
-    calibration; reopen: reads the model at other input shapes.
+    calibration; reopen: reads the model at other input shapes; others: the same at other bits, where
+    ``quantize`` was asked for several.
     """
 
     table: ScaleTable
@@ -118,6 +119,7 @@ class Quantized:
     host: Host | None = field(default=None, repr=False, compare=False)
     sample: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
     reopen: Reopen | None = field(default=None, repr=False, compare=False)
+    others: Mapping[int, Quantized] = field(default_factory=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:
         done = sum(node.name in self.plan.integer for node in self.graph.compute_nodes)
@@ -127,6 +129,17 @@ class Quantized:
             f"<{type(self).__name__} {self.graph.name!r}: {layers}, {self.plan.coverage(self.graph)}, "
             f"{self.table.config.method}{warned}>"
         )
+
+    @property
+    def tables(self) -> ScaleTables:
+        """Its table and those of ``others``; ``tables.save`` writes the file of ``quantize --bits 7,8``."""
+        others = {bits: q.table for bits, q in self.others.items()}
+        return ScaleTables({self.table.config.bits: self.table} | others)
+
+    def for_bits(self, bits: int) -> Quantized:
+        """The same network at these bits alone. Raises TableError where it was not quantized so."""
+        self.tables.for_bits(bits)
+        return self.others.get(bits) or replace(self, others={})
 
     @functools.cached_property
     def module(self) -> Any:
@@ -180,6 +193,7 @@ class Quantized:
         input_layout: str | None = None,
         input_dtype: str | None = None,
         input_shapes: InputShapes | Sequence[InputShapes] | None = None,
+        bits: int | Literal["by-class"] | None = None,
     ) -> Built:
         """Compile for ``target`` (default: this CPU), or for rows of `topi_ext.isa`; see `Host.build`.
 
@@ -196,12 +210,21 @@ class Quantized:
         640)}])`` runs, and exports one package that runs, the one whose shape the array has. Raises
         LoadError for a shape that the model does not take, TableError for one that makes another network
         of it.
+
+        bits: of a network that was quantized at several, those to compile (by default the fewest);
+        "by-class" takes 8 for an instruction set that has dot products of bytes, else 7, so that answers
+        differ between classes of CPUs. Raises TableError where they were not found.
         """
         host = self.host or installed()
         if isa is not None:
             if target is not None:
                 raise ConfigError("target and isa both say for which CPU; give one of them")
             target = [row.name for row in rows.named(isa)]
+        if bits is not None:
+            return self._at_bits(
+                bits, host, target, lower=lower, input_layout=input_layout, input_dtype=input_dtype,
+                input_shapes=input_shapes,
+            )  # fmt: skip
         made = []
         for graph in self._at(input_shapes):
             image = image_input(graph, self.table, input_layout, input_dtype)
@@ -211,6 +234,23 @@ class Quantized:
                 module = host.rewrite(graph, self.table, sample=sample, image=image)
             made.append(host.build(module, target, lower=lower, outputs=graph.outputs))
         return made[0] if len(made) == 1 else Shapes(made)  # type: ignore[return-value]  # has what it has
+
+    def _at_bits(self, bits: int | str, host: Host, target: Any, **options: Any) -> Built:
+        """`build` at these bits, or at those of each class of CPUs; target: rows, or a target."""
+        several = isinstance(target, list)
+        if bits != BY_CLASS:
+            if bits not in BITS:
+                raise ConfigError(f"bits is {bits!r}; use 7, 8 or {BY_CLASS!r}")
+            one = self.for_bits(int(bits))
+            return one.build(None if several else target, isa=target if several else None, **options)
+        if not several:
+            bits = self.tables.for_class(host.row(host.target(target))).config.bits
+            return self.for_bits(bits).build(target, **options)
+        of_bits: dict[int, list[str]] = {}
+        for row in target:
+            of_bits.setdefault(self.tables.for_class(row).config.bits, []).append(row)
+        made = [self.for_bits(each).build(isa=names, **options) for each, names in of_bits.items()]
+        return joined(made, target)
 
     def _at(self, asked: InputShapes | Sequence[InputShapes] | None) -> list[Graph]:
         """The graph at each of the input shapes that are asked for."""
@@ -247,11 +287,12 @@ class Quantized:
         input_shapes: InputShapes | Sequence[InputShapes] | None = None,
         runtime: str | os.PathLike[str] | None = None,
         compiler: str | None = None,
+        bits: int | Literal["by-class"] | None = None,
     ) -> dict[str, int]:
         """Lay out a folder with the compiled network and all that runs it, as ``tvmc-easyquant deploy``; or
         write a package, as ``compile`` does, where the name ends in ``.tar``. Returns {what: its bytes}.
 
-        target, isa, input_layout, input_dtype, input_shapes: as of `build`; compiler: what links for
+        target, isa, input_layout, input_dtype, input_shapes, bits: as of `build`; compiler: what links for
         another machine; runtime: of a folder, a ``libtvm_runtime.so`` for that machine, see
         `deployment.deploy`. Raises DeployError and WriteError.
         """
@@ -261,8 +302,9 @@ class Quantized:
         if alone:
             writable(folder)
         built = self.build(
-            target, isa=isa, input_layout=input_layout, input_dtype=input_dtype, input_shapes=input_shapes
-        )
+            target, isa=isa, input_layout=input_layout, input_dtype=input_dtype, input_shapes=input_shapes,
+            bits=bits,
+        )  # fmt: skip
         if alone:
             built.export(folder, compiler)
             return {Path(folder).name: Path(folder).stat().st_size}
@@ -421,10 +463,16 @@ class Quantized:
         """Write one file with all that `load` needs: the graph, the table with its bits, what was said.
 
         No pictures of the calibration are in it, and no code. It is written whole or not at all. Raises
-        WriteError, and ExportError where a float operator is a host's own (of a model that was no ONNX).
+        WriteError, ExportError where a float operator is a host's own (of a model that was no ONNX), and
+        ConfigError for a network at several bits, of which a file holds one.
         """
         from .writers import saved
 
+        if self.others:
+            raise ConfigError(
+                f"{os.fspath(path)} would hold one table of {1 + len(self.others)}: save q.for_bits(8), or "
+                "all tables, without the graph, with q.tables.save(path)"
+            )
         said = {
             "floats": self.plan.floats, "seconds": self.seconds, "warnings": self.warnings,
             "decisions": self.decisions, "notes": self.notes,
@@ -582,7 +630,7 @@ def quantize(
     model: Any,
     calibration: Any,
     *,
-    bits: int | Literal["auto"] | Mapping[str, int | Literal["float"]] | None = None,
+    bits: int | Literal["auto"] | Sequence[int] | Mapping[str, int | Literal["float"]] | None = None,
     method: str | None = None,
     skip: str | Iterable[str] | None = None,
     evaluation: Evaluation | object = None,
@@ -629,7 +677,8 @@ def quantize(
     method: ``easyquant_layerwise`` (the default, which measured best at 7 bits), ``easyquant`` (the paper),
     ``easyquant_unsigned``, ``easyquant_mse``; and without a search ``minmax``, ``percentile``, ``kl``,
     ``mse``. bits: 7, 8, {layer: 7, 8 or "float"}, or "auto". bits, method, skip and settings are fields of
-    `QuantConfig`; or a whole ``config``, which they change.
+    `QuantConfig`; or a whole ``config``, which they change. ``bits=(7, 8)`` finds the tables of two calls
+    from one calibration: what is returned is at 7 bits, and has ``for_bits(8)`` and ``tables``.
     checkpoint: a file that lets an interrupted search go on. progress(done, total, text) is called as the
     work proceeds. preprocess: the `images.Preprocess` that made the samples, to be kept in the table.
     record: of `driver.search`, for curves.
@@ -658,6 +707,11 @@ def quantize(
         bits = 7
         sensitivity.solver()
     judged = _evaluation(evaluation, max_drop, metric, target)
+    also: Sequence[int] = ()
+    if isinstance(bits, (list, tuple)):
+        bits, *also = _widths(bits)
+        if also and judged is not None:
+            raise ConfigError("bits=(7, 8) are found without a max_drop, which is met at bits of its own")
     if auto and judged is None:
         raise ConfigError(NEEDS)
     config = _config(config or QuantConfig(), {"bits": bits, "method": method, "skip": skip}, settings)
@@ -689,20 +743,31 @@ def quantize(
     found = find(
         graph, calibration, config, checkpoint, progress, record, preprocess,
         max_drop=None if judged is None else judged.max_drop, judge=judge, fastest=auto, first=door,
-        limit=calibration_limit,
+        limit=calibration_limit, also=also,
     )  # fmt: skip
     if not note and found.stopped:
         note = f"calibration read {calibration_limit} samples and no further"
-    table = found.table
-    if graph.cut is not None:
-        table = replace(table, data={**table.data, "outputs": list(graph.cut)})
-    decisions, drop = (found.met.lines, found.met.paired) if found.met else ((), None)
-    warnings = (*graph.notes, *door.notes, *found.warnings, *(judge.warnings if judge else ()))
-    return Quantized(
-        table, found.graph, found.plan, {"load": loaded, **found.seconds}, warnings, decisions, drop,
-        (note,) if note else (), host, door.sample,
-        functools.partial(_read_again, model, host, model_format, outputs) if _is_file(model) else None,
-    )  # fmt: skip
+    reopen = functools.partial(_read_again, model, host, model_format, outputs) if _is_file(model) else None
+
+    def quantized(found: Found, others: Mapping[int, Quantized]) -> Quantized:
+        table = found.table
+        if graph.cut is not None:
+            table = replace(table, data={**table.data, "outputs": list(graph.cut)})
+        decisions, drop = (found.met.lines, found.met.paired) if found.met else ((), None)
+        warnings = (*graph.notes, *door.notes, *found.warnings, *(judge.warnings if judge else ()))
+        return Quantized(
+            table, found.graph, found.plan, {"load": loaded, **found.seconds}, warnings, decisions, drop,
+            (note,) if note else (), host, door.sample, reopen, others,
+        )  # fmt: skip
+
+    return quantized(found, {bits: quantized(other, {}) for bits, other in found.others.items()})
+
+
+def _widths(bits: Sequence[int]) -> list[int]:
+    """The bits of a network that is quantized at several, the fewest first."""
+    if not bits or len(set(bits)) < len(bits) or set(bits) - set(BITS):
+        raise ConfigError(f"bits is {bits!r}; use 7 or 8, or (7, 8) for both")
+    return sorted(bits)
 
 
 def _as_shape(shape):

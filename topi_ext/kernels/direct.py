@@ -30,7 +30,9 @@ class Dot(NamedTuple):
 
     data: element type of the padded map; weight: of the packed weights; depth: how many groups
     ``combine`` takes at once. load(x) makes of one group of inputs what ``combine`` multiplies;
-    combine(acc, [x...], [w...]) -> acc adds their products. accumulators: of a tile, kept in registers.
+    combine(acc, [x...], [w...]) -> acc adds their products. accumulators: of a tile, kept in registers;
+    vectors: of each pixel of a tile, where the layer's blocks of output channels are a multiple of them: a
+    multiply that waits for its result needs more accumulators than pixels can be loaded for.
     An accumulator holds ``partials`` int32 sums for each lane, which reduce(acc) adds up at the end.
     load subtracts ``offset`` from the data, which the bias has to make up for. narrow: see `Writer`.
     """
@@ -47,6 +49,7 @@ class Dot(NamedTuple):
     reduce: Callable | None = None
     offset: int = 0
     narrow: Callable | None = None
+    vectors: int = 1
 
 
 def broadcast_word(lanes: int) -> Callable:
@@ -176,20 +179,31 @@ def rows_of(spec: ConvSpec, dot: Dot) -> tuple[int, int]:
     if not flattens(spec):
         return spec.batch * spec.out_height, spec.out_width
     pixels = spec.batch * spec.out_height * spec.out_width
-    limit = max(ROW_BYTES // (spec.in_channels + 2 * LINE), 2 * dot.accumulators)
+    most = pixels_of(spec, dot)
+    limit = max(ROW_BYTES // (spec.in_channels + 2 * LINE), 2 * most)
 
     def overhead(width):
-        return _row_cost(width, tile_pixels(width, dot.accumulators)) / width
+        return _row_cost(width, tile_pixels(width, most)) / width
 
     widths = [w for w in range(1, pixels + 1) if pixels % w == 0 and (w <= limit or w == pixels)]
     width = min(reversed(widths), key=lambda w: (round(overhead(w), 2), w == pixels))
     return pixels // width, width
 
 
+def pixels_of(spec: ConvSpec, dot: Dot) -> int:
+    """The most pixels of a tile in a map wider than one pixel."""
+    return dot.accumulators // _side_by_side(spec, dot)
+
+
+def _side_by_side(spec: ConvSpec, dot: Dot) -> int:
+    """Blocks of output channels in a tile of several pixels."""
+    return 1 if blocks_of(spec, dot.lanes) % dot.vectors else dot.vectors
+
+
 def vectors_of(spec: ConvSpec, dot: Dot) -> int:
     """Blocks of output channels in a tile: a dense layer has one pixel, so its tile is wide instead."""
     if rows_of(spec, dot)[1] > 1:
-        return 1
+        return _side_by_side(spec, dot)
     return next(v for v in (4, 2, 1) if blocks_of(spec, dot.lanes) % v == 0)
 
 
@@ -200,7 +214,7 @@ def work(spec: ConvSpec, dot: Dot) -> tuple[float, ...]:
     row = spec.in_channels // spec.groups * (spec.kernel[1] if tight(spec, dot.group) else 1)
     taps = spec.kernel[0] if tight(spec, dot.group) else int(np.prod(spec.kernel))
     depth = -(-row // dot.group) * dot.group * taps
-    tiles = rows * -(-width // tile_pixels(width, min(dot.accumulators, width))) * columns
+    tiles = rows * -(-width // tile_pixels(width, min(pixels_of(spec, dot), width))) * columns
     counts = (
         rows * width * columns * dot.lanes * depth,
         tiles,
@@ -226,7 +240,7 @@ def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, resid
     """
     rows, width = rows_of(spec, dot)
     blocks = blocks_of(spec, dot.lanes)
-    most = min(dot.accumulators, width)
+    most = min(pixels_of(spec, dot), width)
     default = tile_pixels(width, most)
     candidates = [default] + [p for p in (1, 2, 3, 4, 5, 6, 7, 8, 14) if p <= most and p != default]
     cfg.define_knob("tile", candidates)
@@ -496,8 +510,8 @@ class _Body:
     def groups(self, tile, acc, slot, ry, rx, run, first, count):
         """``count`` groups of inputs from group ``first`` of a run, for every pixel and vector."""
         wide = with_lanes(tile.dot.weight, tile.dot.group * tile.dot.lanes)
-        for v in range(self.vectors):
-            for p in range(tile.pixels):
+        for p in range(tile.pixels):
+            for v in range(self.vectors):
                 xs = [self.inputs(tile, p, ry, rx, first + d) for d in range(count)]
                 at = [[self.place(tile, v), run, first + d, 0, 0] for d in range(count)]
                 ws = [self.weight.vload(index, wide) for index in at]

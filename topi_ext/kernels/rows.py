@@ -13,7 +13,7 @@ from ..packing import fold_zero_point, pack, pad_vector
 from ..problem import EXACT, Bound, Refusal
 from ..proofs import INT16_MAX, lane_reach, tap_bound
 from ..targets import x86
-from . import depthwise, direct, winograd_conv
+from . import depthwise, direct, tile_conv, winograd_conv
 
 
 class Kernel(NamedTuple):
@@ -70,6 +70,32 @@ def direct_row(name: str, row: Isa, dot: direct.Dot | Callable, proof: Callable 
         return direct.work(spec, dot_of(spec))
 
     return Kernel(name, row.name, refuses, proves, constants, compute, work)
+
+
+def tile_row(name: str, row: Isa, tiles: tile_conv.Tiles) -> Kernel:
+    """A row of the kernel of whole tiles, of any weights."""
+    group, lanes = tile_conv.GROUP, tile_conv.LANES
+
+    def refuses(spec):
+        per_group = spec.in_channels // spec.groups
+        if spec.groups > 1 and per_group % group:
+            return Refusal(f"{per_group} input channels a group are not a multiple of {group}")
+        return None
+
+    def slow(spec):
+        if tile_conv.tiles_of(spec)[1] < tile_conv.ROWS // 4:
+            return Refusal("too few pixels to fill a tile")
+        return Refusal("too few inputs to fill a tile") if tile_conv.chunk_of(spec) < 16 else None
+
+    def constants(spec, weight, bias, multiplier):
+        return (pack(spec, weight, lanes, group), *(pad_vector(spec, v, lanes) for v in (bias, multiplier)))
+
+    def compute(cfg, spec, data, *rest):
+        return tile_conv.compute(cfg, spec, tiles, data, *rest)
+
+    return Kernel(
+        name, row.name, refuses, lambda spec, weight: EXACT, constants, compute, tile_conv.work, slow
+    )
 
 
 def mixed_row(row: Isa, deep: int, shallow: int) -> Kernel:

@@ -77,6 +77,14 @@ def _quads(unsigned):
     return meaning
 
 
+def tile_product(acc, a, b):
+    """tdpbusd: tiles of 16 rows. A row of ``a`` has 16 words of four unsigned bytes, a row of ``b`` those
+    four inputs' weights of 16 outputs; their products are added to int32, which wraps."""
+    rows = a.view(np.uint8).reshape(len(a), 16, 1, 16, 4).astype(np.int64)
+    columns = b.reshape(len(b), 1, 16, 16, 4).swapaxes(2, 3)
+    return (acc + (rows * columns).sum(axis=(3, 4)).reshape(len(a), -1)).astype(np.int32)
+
+
 def _pairs_of_vectors(a, b):
     """addp: neighbours of the one vector, then of the other; wraps."""
     return np.concatenate([_sums(a, 2), _sums(b, 2)], axis=1).astype(np.int32)
@@ -104,8 +112,12 @@ INSTRUCTIONS = {
         *_of_vectors(SSSE3, "avx2"),
         *_of_vectors(AVX2, "avx2"),
         *_of_vectors(AVX512, "avx512bw"),
+        Instruction("llvm.x86.avx512.vpdpbusd.256", "avxvnni", ("int32x8", "int8x32", "int8x32"),
+                    "int32x8", _quads(unsigned=True)),
         Instruction("llvm.x86.avx512.vpdpbusd.512", "avx512vnni", ("int32x16", "int8x64", "int8x64"),
                     "int32x16", _quads(unsigned=True)),
+        Instruction("llvm.x86.tdpbusd", "amx", ("int32x256", "int8x1024", "int8x1024"), "int32x256",
+                    tile_product),
         Instruction("llvm.aarch64.neon.smull", "neon", ("int8x8", "int8x8"), "int16x8",
                     lambda a, b: a.astype(np.int16) * b),
         Instruction("llvm.aarch64.neon.saddlp", "neon", ("int16x8",), "int32x4",

@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from ..emit import const, dtype_of, lanes_of, pick, pure, tir
+from ..emit import address, const, dtype_of, effect, lanes_of, pick, pure, tir
 from ..epilogue import fence
 from ..isa import Isa, Vectors
 from ..kernels.depthwise import PairOps
 from ..kernels.direct import Dot, broadcast_word
+from ..kernels.tile_conv import Tiles
 from ..kernels.winograd_conv import WordPairs
 
 
@@ -137,4 +138,40 @@ def vnni_dot(row: Isa) -> Dot:
         return acc
 
     return Dot(lanes, 4, "uint8", "int8", 1, broadcast_word(lanes), combine, row.tiles["direct"],
-               narrow=narrow(row))  # fmt: skip
+               narrow=narrow(row), vectors=row.tiles.get("vectors", 1))  # fmt: skip
+
+
+def amx_tiles() -> Tiles:
+    """AMX: tdpbusd, and what loads and stores its tiles; exact for any operands."""
+
+    def number(tile):
+        return tir.const(tile, "uint8")
+
+    def moved(name):
+        def move(tile, buffer, indices, stride):
+            return effect(name, number(tile), address(buffer, indices), tir.const(stride, "int64"))
+
+        return move
+
+    def configure(ib, sizes):
+        """The 64 bytes that ldtilecfg reads: the palette, from byte 16 two a tile, the bytes of a row, from
+        48 one, the rows."""
+        text = bytearray(64)
+        text[0] = 1
+        for tile, (rows, size) in sizes.items():
+            text[16 + 2 * tile : 18 + 2 * tile] = size.to_bytes(2, "little")
+            text[48 + tile] = rows
+        words = ib.allocate("int32", 16, name="tile_config")
+        for i in range(16):
+            word = int.from_bytes(text[4 * i : 4 * i + 4], "little", signed=True)
+            ib.emit(words.vstore([i], const(word, "int32")))
+        ib.emit(effect("llvm.x86.ldtilecfg", address(words, [0])))
+
+    return Tiles(
+        configure,
+        lambda: effect("llvm.x86.tilerelease"),
+        lambda tile: effect("llvm.x86.tilezero", number(tile)),
+        moved("llvm.x86.tileloadd64"),
+        lambda *tiles: effect("llvm.x86.tdpbusd", *map(number, tiles)),
+        moved("llvm.x86.tilestored64"),
+    )

@@ -100,6 +100,19 @@ def add_table(parser) -> None:
     """The options that name a model and its scale table; `load_table` reads them."""
     add_model(parser, "the model that the table was made for")
     parser.add_argument("--table", required=True, metavar="FILE", help="its scale table, from quantize")
+    add_bits(parser)
+
+
+def add_bits(parser) -> None:
+    """The option that says which table of a file with several is meant; `read_table` reads it."""
+    parser.add_argument("--bits", type=int, choices=(7, 8), metavar="N", help="of a table of several (7)")
+
+
+def read_table(args) -> ScaleTable:
+    """The scale table that ``--table`` and ``--bits`` name; TableError if there is none."""
+    from ..scales.table import ScaleTable
+
+    return ScaleTable.load(args.table, args.bits)
 
 
 def add_quantized(parser, package: bool = False) -> None:
@@ -107,6 +120,7 @@ def add_quantized(parser, package: bool = False) -> None:
     if package:
         add_model(parser, "the model that the table was made for, or a package of compile (.tar)")
         parser.add_argument("--table", metavar="FILE", help="the model's scale table, from quantize")
+        add_bits(parser)
     else:
         add_table(parser)
     add = parser.add_argument
@@ -143,9 +157,7 @@ def load_graph(args, host: Host, table: ScaleTable | None = None) -> Graph:
 
 def load_table(args, host: Host) -> tuple[Graph, ScaleTable, Plan]:
     """(graph, table, plan) of `add_table`'s options; TableError if they do not belong together."""
-    from ..scales.table import ScaleTable
-
-    table = ScaleTable.load(args.table)
+    table = read_table(args)
     graph = table.prepared(load_graph(args, host, table))
     return graph, table, table.check(graph)
 

@@ -9,8 +9,11 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from topi_ext import isa
 
 from ..errors import HostError, TuneError, UserError
 from ..files import writable
@@ -25,6 +28,7 @@ COMPILE = """\
 examples:
   tvmc-easyquant compile net.onnx --table net.json -o net.tar
   tvmc-easyquant compile net.onnx --table net.json --isa avx512vnni,avx2,generic -o net.tar
+  tvmc-easyquant compile net.onnx --table net.json --isa avx512vnni,avx2 --bits by-class -o net.tar
   tvmc-easyquant compile net.onnx --target "easyquant -table=net.json, llvm -mcpu=core-avx2" -o net.tar
   tvmc-easyquant compile net.onnx -o float.tar
 """
@@ -53,6 +57,9 @@ def add(subparsers) -> None:
     add("--table", metavar="FILE", help="a scale table, from quantize: compile its integers")
     add("--target", help="a CPU target such as 'llvm -mcpu=core-avx2', or as JSON (this CPU)")
     add("--isa", metavar="ROW,...", help="with --table: a variant for each of these instruction sets")
+    add(
+        "--bits", metavar="N", help="of a table of several: 7, 8, or by-class, 8 where it costs nothing (7)"
+    )
     add("--input-dtype", metavar="uint8", help="with --table: the image is bytes, preprocessed here")
     add("--input-layout", metavar="NAME", help="of an image of bytes: NHWC or NCHW (the model's own)")
     add("--cross-compiler", metavar="NAME", help="what links for another machine")
@@ -107,15 +114,17 @@ def _targets(args) -> tuple[str | None, str | None]:
 def _compile(args, host) -> int:
     from .. import workflow
     from ..scales.image_input import check_asked
-    from ..scales.table import ScaleTable
+    from ..scales.table import BY_CLASS, ScaleTables, asked_bits, told_by_class
 
-    file, target = _targets(args)
+    (file, target), bits = _targets(args), asked_bits(args.bits)
     args.table = file
     layout = args.input_layout and args.input_layout.upper()
     check_asked(layout, args.input_dtype)
     texts = args.input_shapes or []
     if file is None and args.input_dtype:
         raise UserError("--input-dtype is of the integers of a scale table: give --table FILE")
+    if file is None and bits is not None:
+        raise UserError("--bits is of the integers of a scale table: give --table FILE")
     if file is None and len(texts) > 1:
         raise UserError("several --input-shapes are of the integers of a scale table: give --table FILE")
     shapes = [input_shapes(text) or {} for text in texts]
@@ -125,20 +134,27 @@ def _compile(args, host) -> int:
     writable(args.output, inputs=[args.FILE, *([file] if file else ())])
     check_linker(host, args.cross_compiler)
     chosen = host.target(target) if args.isa is None else None
-    table = None if file is None else ScaleTable.load(file)
+    tables = None if file is None else ScaleTables.load(file)
+    table = None if tables is None else tables.for_bits(None if bits == BY_CLASS else bits)
     read = functools.partial(
         workflow.load, args.FILE, model_format=args.model_format,
         outputs=None if table is None else table.outputs,
     )  # fmt: skip
     with host.history(args.tuning_records, chosen):
-        if table is None:
+        if table is None or tables is None:
             built = host.build_float(host.float_module(read(shapes[0] if shapes else None)), chosen)
         else:
             graph, plan = _own(table, read, shapes)
             q = workflow.Quantized(table, graph, plan, host=host, reopen=read)
+            if bits == BY_CLASS:
+                others = {b: replace(q, table=t, plan=t.check(graph)) for b, t in tables.tables.items()}
+                q = replace(q, others={b: one for b, one in others.items() if one.table is not table})
+                rows = [host.row(chosen)] if args.isa is None else [row.name for row in isa.named(args.isa)]
+                print(f"easyquant: {told_by_class(rows)}", file=sys.stderr)
             built = q.build(
                 chosen, isa=args.isa, input_layout=layout, input_dtype=args.input_dtype,
                 input_shapes=shapes if len(shapes) > 1 else None,
+                bits=bits if bits == BY_CLASS else None,
             )  # fmt: skip
             for part in _each(built):
                 args.untuned = without, count = host.untuned(part.layers, part.target)

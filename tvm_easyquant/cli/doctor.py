@@ -68,6 +68,7 @@ def _doctor(args, host) -> int:
         **found,
         "memory": _memory(),
         "flags_from": cpu.flags().source,
+        "flags_refused": sorted(cpu.flags().refused),
         "packages": {name: _version(name) for name in OPTIONAL},
         "saturation": saturation,
     }
@@ -85,6 +86,11 @@ def _doctor(args, host) -> int:
         f"{ffi}LLVM {machine['llvm']}, Python {facts['python']}"
     )
     print(f"features  {', '.join(isa.of_host())}; told by {facts['flags_from']}")
+    if refused := facts["flags_refused"]:
+        print(
+            f"refused   {len(refused)} features of the CPU, by its system or this container: "
+            f"{', '.join(refused)}; the kernels of {isa.of_host()[-1]} run instead"
+        )
     print(f"linker    {facts['linker'] or 'none: tvmc compile needs one; install g++, or set CXX'}")
     needs = ", ".join(
         f"{verb} {used / 2**30:.2f} ({addresses / 2**30:.2f} of addresses)"

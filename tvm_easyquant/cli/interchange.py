@@ -11,6 +11,7 @@ from topi_ext import isa
 from ..files import writable
 from .common import (
     UserError,
+    add_bits,
     add_model,
     add_pictures,
     add_table,
@@ -22,6 +23,7 @@ from .common import (
     preprocess_of,
     print_json,
     progress_bar,
+    read_table,
 )
 
 DIFFERENT = 1  # exit code: compared, and not equal
@@ -50,6 +52,7 @@ def add(subparsers) -> None:
     add_model(parser, "the model that the table was made for, or a quantized ONNX model")
     add = parser.add_argument
     add("--table", metavar="FILE", help="its scale table, from quantize; not for a quantized model")
+    add_bits(parser)
     add(
         "--inputs",
         required=True,
@@ -210,12 +213,11 @@ def _verify(args, host) -> int:
     from .. import workflow
     from ..samples import sources
     from ..scales import calibrate
-    from ..scales.table import ScaleTable
     from ..writers import verify
 
     if args.count < 1:
         raise UserError(f"--count is {args.count}; use 1 or more")
-    table = ScaleTable.load(args.table) if args.table else None
+    table = read_table(args) if args.table else None
     source = sources.calibration(args.inputs, preprocess_of(args, table), "--inputs")
     model, names = None if args.qdq is None else verify.load(args.qdq), None
     if table is None:

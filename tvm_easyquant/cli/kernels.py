@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from ..files import writable
 from ..progress import Bar
-from .common import INTERRUPTED, UserError, add_quantized, add_verb, fail, load_graph, print_json
+from .common import (
+    INTERRUPTED,
+    UserError,
+    add_quantized,
+    add_verb,
+    fail,
+    load_graph,
+    print_json,
+    read_table,
+)
 
 EXAMPLES = """\
 examples:
@@ -44,10 +53,8 @@ def _add_tune(subparsers):
 
 def _quantized(args, host):
     """(graph, table, target) of the command line."""
-    from ..scales.table import ScaleTable
-
     target = host.target(args.target)
-    table = ScaleTable.load(args.table)
+    table = read_table(args)
     return load_graph(args, host, table), table, target
 
 

@@ -15,6 +15,7 @@ from .common import (
     preprocess_of,
     print_json,
     progress_bar,
+    read_table,
     warn,
 )
 
@@ -83,13 +84,12 @@ def labelled_data(args, table, pictures=None):
 def _evaluate(args, host) -> int:
     from ..measure import accuracy, networks
     from ..network.shapes import inputs_of
-    from ..scales.table import ScaleTable
 
     if shipped.is_package(args):
         if args.cluster is not None:
             raise UserError("--cluster is for a model with its table; a package is evaluated here")
         return shipped.evaluate(args, host)
-    table = ScaleTable.load(args.table)
+    table = read_table(args)
     target = networks.target_of(host, args.target)
     if target is not None and args.cluster is not None:
         raise UserError(
@@ -120,14 +120,13 @@ def _benchmark(args, host) -> int:
     from dataclasses import asdict
 
     from ..measure import networks
-    from ..scales.table import ScaleTable
 
     for name in ("threads", "rounds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; use 1 or more")
     if shipped.is_package(args, but=["input_shapes"]):
         return shipped.benchmark(args, host)
-    target, table = host.target(args.target), ScaleTable.load(args.table)
+    target, table = host.target(args.target), read_table(args)
     host.check_cpu(target)
     graph = load_graph(args, host, table)
     with host.history(args.tuning_records, target), progress_bar() as bar:

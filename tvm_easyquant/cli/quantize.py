@@ -36,6 +36,7 @@ examples:
   tvmc-easyquant quantize net.onnx --calibration photos/ --short-side 256 --crop 224x224 \\
       --scale 1/255 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 -o net.json
   tvmc-easyquant quantize net.onnx --calibration mydata:batches -o net.json
+  tvmc-easyquant quantize net.onnx --calibration images.npz --bits 7,8 -o net.json
   tvmc-easyquant quantize net.onnx --calibration images.npz --max-drop 0.5 --eval validation.npz
   tvmc-easyquant quantize net.onnx --calibration images.npz --bits auto --max-drop 0.5 --eval labelled/
   tvmc-easyquant quantize net.onnx --calibration images.npz --set rounding=descent start=kl
@@ -54,6 +55,8 @@ report find them. mydata:batches is a function in mydata.py that yields arrays o
 no more than so many points against float32 on --eval (what evaluate takes as --data). --bits auto chooses
 each layer's bits so that the network is fastest within --max-drop. With a --metric of the whole set (see
 evaluate) --max-drop is in that metric's own unit: 0.01 of an mAP that is 0.337, 1 of one that is 33.7.
+--bits 7,8 writes both tables to one file, of one calibration; what reads it takes the one of 7 bits, or
+what its own --bits says.
 
 --set changes what --method does: grid=N factors of a scale between alpha=X and beta=X; rounds=N;
 percentile=X that start=percentile keeps; start=max|percentile|kl|mse; objective=cosine|mse|hessian;
@@ -77,7 +80,8 @@ def add(subparsers) -> None:
     add = parser.add_argument
     add("-o", "--output", default="table.json", help="the scale table to write (table.json)")
     add("--calibration", metavar="DATA", help=".npz, folder of arrays or pictures, or module:function")
-    add("--bits", type=_bits, default=7, help=f"{', '.join(map(str, BITS))} or auto, by layer (7)")
+    add("--bits", type=_bits, default=7,
+        help=f"{', '.join(map(str, BITS))}, 7,8 for both in one table, or auto, by layer (7)")  # fmt: skip
     add("--max-drop", type=float, metavar="POINTS",
         help="accuracy that may be lost against float32 on --eval")  # fmt: skip
     add("--eval", metavar="DATA", help="labelled: .npz, folder of folders, module:function")
@@ -114,6 +118,9 @@ def add(subparsers) -> None:
 
 
 def _bits(text: str):
+    widths = text.split(",")
+    if len(widths) > 1 and all(width.isdecimal() for width in widths):
+        return tuple(map(int, widths))
     return int(text) if text.isdecimal() else text
 
 
@@ -134,6 +141,20 @@ def _settings(words: list[str]) -> dict[str, Any]:
     return found
 
 
+def _check_asked(args, auto: bool, both: bool) -> None:
+    """UserError for options that do not go together."""
+    if (args.max_drop is None) != (args.eval is None) or (auto and args.eval is None):
+        raise UserError("--max-drop and --bits auto need --eval DATA, labelled, and a --max-drop")
+    if both and (args.eval or args.keep_if_faster or args.module_out or args.qdq_out):
+        raise UserError("--bits 7,8 finds two tables; --eval, --keep-if-faster, --module-out and --qdq-out "
+                        "are of one: give --bits 7, or 8")  # fmt: skip
+    if args.metric and args.eval is None:
+        raise UserError("--metric judges labelled data: give --eval DATA and --max-drop, too")
+    if args.keep_if_faster and args.resume:
+        raise UserError("--keep-if-faster measures anew, and times vary: --resume cannot rely on it; give "
+                        "--skip the layers that it named")  # fmt: skip
+
+
 def _quantize(args, host) -> int:
     from .. import workflow
     from ..measure import accuracy
@@ -142,18 +163,13 @@ def _quantize(args, host) -> int:
     from ..scales.numerics import QuantConfig
     from ..search.curves import Curves
 
-    auto = args.bits == "auto"
+    auto, both = args.bits == "auto", isinstance(args.bits, tuple)
     config = QuantConfig(
-        bits=7 if auto else args.bits, method=args.method, search_images=args.search_images, skip=args.skip,
+        bits=7 if auto or both else args.bits, method=args.method, search_images=args.search_images,
+        skip=args.skip,
         **({"asymmetric": False, "channel_factors": False} if args.symmetric else {}) | _settings(args.set),
     )  # fmt: skip
-    if (args.max_drop is None) != (args.eval is None) or (auto and args.eval is None):
-        raise UserError("--max-drop and --bits auto need --eval DATA, labelled, and a --max-drop")
-    if args.metric and args.eval is None:
-        raise UserError("--metric judges labelled data: give --eval DATA and --max-drop, too")
-    if args.keep_if_faster and args.resume:
-        raise UserError("--keep-if-faster measures anew, and times vary: --resume cannot rely on it; give "
-                        "--skip the layers that it named")  # fmt: skip
+    _check_asked(args, auto, both)
     preprocess = preprocess_of(args)
     if args.calibration_limit < 1 or args.seed < 0:
         raise UserError("--calibration-limit takes 1 or more, --seed 0 or more")
@@ -188,16 +204,25 @@ def _quantize(args, host) -> int:
             graph, data, config=config, checkpoint=checkpoint, progress=bar,
             preprocess=preprocess, record=curves, host=host, check=check,
             outputs=model_options(args)["outputs"],
-            calibration_limit=args.calibration_limit, **judged,
+            calibration_limit=args.calibration_limit, **({"bits": args.bits} if both else {}), **judged,
         )  # fmt: skip
-    notes += result.notes
     _write(args, host, result, curves)
-    warn(result.warnings)
-    if args.json:
-        print_json({**_facts(result, args.output), "notes": list(notes)})
-    else:
-        print("\n".join([_summary(result, args.output), *(f"note: {note}" for note in notes)]))
+    _tell(args, result, notes + result.notes)
     return 0
+
+
+def _tell(args, result, notes) -> None:
+    """What was found, and at other bits what they found."""
+    warn(dict.fromkeys(line for q in (result, *result.others.values()) for line in q.warnings))
+    if args.json:
+        also = [_facts(q, args.output) for q in result.others.values()]
+        print_json(
+            {**_facts(result, args.output), "notes": list(notes), **({"also": also} if also else {})}
+        )
+        return
+    lines = [_summary(result, args.output)]
+    lines += [f"at {bits} bits:\n{_summary(q, args.output)}" for bits, q in result.others.items()]
+    print("\n".join([*lines, *(f"note: {note}" for note in notes)]))
 
 
 def _warn_of_floats(host, graph) -> None:
@@ -230,7 +255,7 @@ def _write(args, host, result, curves) -> None:
 
     module = host.save_module(result.module) if args.module_out else None
     exported = qdq.to_qdq(result.graph, result.table) if args.qdq_out else None
-    result.table.save(args.output)
+    result.tables.save(args.output)
     if module is not None:
         write_text(args.module_out, module)
     if exported is not None:

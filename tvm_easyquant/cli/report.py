@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from ..files import writable
 from . import shipped
 from .common import (
     UserError,
+    add_bits,
     add_model,
     add_pictures,
     add_verb,
@@ -15,6 +20,9 @@ from .common import (
     progress_bar,
     warn,
 )
+
+if TYPE_CHECKING:
+    from ..scales.table import ScaleTable
 
 EXAMPLES = """\
 examples:
@@ -48,6 +56,7 @@ def add(subparsers) -> None:
         metavar="FILE",
         help="the model's scale table, from quantize; may be repeated",
     )
+    add_bits(parser)
     add(
         "--compare",
         action="append",
@@ -116,8 +125,8 @@ def _report(args, host) -> int:
 
 #: options that say how something is measured
 OF_MODEL = (
-    "table", "target", "input_shapes", "outputs", "model_format", "batch", "float", "isa", "calibration",
-    "record", "data", "accuracy", "metric", "limit", "tuning_records",
+    "table", "bits", "target", "input_shapes", "outputs", "model_format", "batch", "float", "isa",
+    "calibration", "record", "data", "accuracy", "metric", "limit", "tuning_records",
 )  # fmt: skip
 
 
@@ -129,24 +138,38 @@ def _check_made(args) -> None:
             raise UserError(f"{option} is of a model; {args.FILE} is a report made before: leave it out")
 
 
+def _tables(args) -> Iterator[tuple[str, ScaleTable, bool]]:
+    """(name, table, whether its file has several) of each ``--table``, at all its bits or at ``--bits``."""
+    from ..scales.table import ScaleTables
+
+    for path in args.table:
+        found, name = ScaleTables.load(path), Path(path).name
+        several = len(found.tables) > 1
+        for bits in found.tables if args.bits is None else [args.bits]:
+            yield f"{name} at {bits} bits" if several else name, found.for_bits(bits), several
+
+
 def _measured(args, host) -> list[dict]:
     """The facts of each table of the command line, in its order."""
-    from pathlib import Path
+    from topi_ext import isa
 
     from ..measure import networks
     from ..measure.accuracy import check_first, stored
     from ..network.shapes import inputs_of
     from ..samples import sources
-    from ..scales.table import ScaleTable
+    from ..scales.table import told_by_class
     from ..search.curves import Curves
     from .measure import labelled_data
 
-    target, tables = host.target(args.target), [ScaleTable.load(path) for path in args.table]
+    target, tables = host.target(args.target), [*_tables(args)]
+    if args.accuracy and len(tables) > 1:
+        raise UserError("--accuracy is of a model and its one table: name it with --bits")
     host.check_cpu(target)
+    by_class = told_by_class(isa.classes(host.row(target)))
     curves = Curves.load(args.record) if args.record else None
     known = {"accuracy": stored(args.accuracy)} if args.accuracy else {}
     found: list[dict] = []
-    for path, table in zip(args.table, tables, strict=True):
+    for name, table, several in tables:
         source = None
         if args.calibration:
             source = sources.calibration(args.calibration, preprocess_of(args, table))
@@ -161,6 +184,6 @@ def _measured(args, host) -> list[dict]:
                 samples=args.samples, judged=judged,
                 batch=args.batch or 1, timed=not args.no_benchmark, threads=args.threads,
                 rounds=args.rounds, warn=warn, progress=bar, curves=None if found else curves,
-                name=Path(path).name, **known,
+                name=name, by_class=by_class if several else None, **known,
             ))  # fmt: skip
     return found

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..scales.table import ScaleTable
 
 #: options that belong to a model and its table, not to what was made of them
-MODELS_OWN = ("table", "target", "input_shapes", "outputs", "model_format")
+MODELS_OWN = ("table", "bits", "target", "input_shapes", "outputs", "model_format")
 
 
 def is_package(args, but: Sequence[str] = ()) -> bool:

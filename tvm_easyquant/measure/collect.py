@@ -38,6 +38,7 @@ def collect(
     accuracy: Mapping[str, Paired | PairedSet] | None = None,
     answers: Answers | None = None,
     name: str = "",
+    by_class: str | None = None,
     progress=None,
 ) -> dict:
     """The facts of `report.render`, as plain values.
@@ -46,8 +47,8 @@ def collect(
     `Host.describe`; version: of this package. samples: calibration inputs, for histograms. curves
     (`Curves`), benchmark (`Host.benchmark`), accuracy: what was recorded and measured, each may be left
     out. answers: which watched the metrics of ``accuracy``, for the samples that changed. name: of the
-    table, where several are compared. Raises TableError if the table does not fit the graph, CurvesError if
-    the curves are another model's.
+    table, where several are compared; by_class: what each class of CPUs runs, where a file has several.
+    Raises TableError if the table does not fit the graph, CurvesError if the curves are another model's.
     """
     plan = table.check(graph)
     if curves is not None and curves.model != graph.fingerprint:
@@ -93,6 +94,7 @@ def collect(
         "format_version": compare.VERSION,
         "model": graph.name,
         "table": name,
+        "by_class": by_class,
         "fingerprint": graph.fingerprint,
         "version": version,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -183,6 +185,7 @@ def collect_package(
         "variants": [
             {
                 "name": each.name,
+                "bits": record.tables[each.table]["config"]["bits"] if each.table else None,
                 "target": each.target,
                 "runtime": each.version,
                 "inputs": {n: str(taken) for n, taken in each.inputs.items()},

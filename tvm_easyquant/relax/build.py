@@ -61,7 +61,7 @@ def host_target() -> str:
     if not cpu:
         return "llvm"
     target = tvm.target.Target({"kind": "llvm", "mcpu": str(cpu)})
-    hidden = isa.lacking(map(str, codegen.llvm_get_cpu_features(target)))
+    hidden = isa.hidden(map(str, codegen.llvm_get_cpu_features(target)))
     return f"llvm -mcpu={cpu}" + (f" -mattr={','.join(f'-{name}' for name in hidden)}" if hidden else "")
 
 

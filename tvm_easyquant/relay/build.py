@@ -44,7 +44,7 @@ def host_target() -> str:
     cpu = codegen.llvm_get_system_cpu()
     if not cpu:
         return "llvm"
-    hidden = isa.lacking(map(str, codegen.llvm_get_cpu_features(tvm.target.Target(f"llvm -mcpu={cpu}"))))
+    hidden = isa.hidden(map(str, codegen.llvm_get_cpu_features(tvm.target.Target(f"llvm -mcpu={cpu}"))))
     return f"llvm -mcpu={cpu}" + (f" -mattr={','.join(f'-{name}' for name in hidden)}" if hidden else "")
 
 
@@ -102,12 +102,13 @@ def build(
     Raises TargetError if the target is not a CPU that LLVM knows, or if the stock lowering is asked for
     where TVM's int8 dense kernel aborts the process (targets with AVX-512 VNNI).
     """
+    from topi_ext.isa import usable
     from topi_ext.lower import LowerInteger
     from topi_ext.relay.op import target_isa
 
     target, layers, table = cpu_target(target), [], table_of(module)
     layouts = layouts_of(module)
-    if not lower and target_isa(target) == "avx512vnni" and "qnn.dense" in _operators(module):
+    if not lower and "avx512vnni" in usable(target_isa(target)) and "qnn.dense" in _operators(module):
         raise TargetError(
             f"TVM's stock int8 dense kernel aborts the process on target '{target}'; leave lower=True, or "
             "name a -mcpu without AVX-512 VNNI, such as skylake-avx512"

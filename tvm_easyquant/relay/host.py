@@ -85,6 +85,11 @@ class Relay:
 
         return cpu_target(text)
 
+    def row(self, target):
+        from topi_ext.emit import target_isa
+
+        return target_isa(self.target(target))
+
     def check_cpu(self, target):
         from .build import check_cpu
 

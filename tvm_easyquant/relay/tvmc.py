@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from topi_ext import isa
+from topi_ext.emit import target_isa
 
 from .. import __version__, package
 from ..deploy import no_such_shapes, runtime_file
@@ -49,7 +50,7 @@ from ..readers import onnx_float
 from ..readers.onnx_file import check_onnx
 from ..samples.sources import reason
 from ..scales.image_input import check_asked, image_input
-from ..scales.table import ScaleTable
+from ..scales.table import BY_CLASS, ScaleTable, ScaleTables, asked_bits, told_by_class
 from ..tuning import check_tracker
 from .artefact import inputs, members, variant
 from .build import BUILD_CONFIG, cpu_target, host_target, in_call_order
@@ -176,19 +177,22 @@ class Pipeline:
         layout: str | None = None,
         dtype: str | None = None,
         shapes: Shapes | None = None,
+        bits: Any = None,
     ):
         """records: the file of ``--tuning-records``, which must be of the target's CPU. layout, dtype: of
-        the input, see `scales.image_input`. shapes: of the network, where it is compiled at several."""
+        the input, see `scales.image_input`. shapes: of the network, where it is compiled at several. bits:
+        of a table of several, or `BY_CLASS`."""
         self.target: Any = None
         self.records, self.asked_for = records, False
         self.alone = False  # whether all that is compiled is for the target
-        self.input, self.shapes = (layout, dtype), shapes
+        self.input, self.shapes, self.bits = (layout, dtype), shapes, bits
         self.graph: Graph | None = None
         self.lowered: tuple[package.Variant, str] | None = None  # with the JSON of its table
         self.compiled: list[package.Compiled] = []
         self.layers: Sequence[str] = ()  # of a package that is run
         self.args: argparse.Namespace | None = None  # as tvmc has read them
         self.untuned: tuple[int, int] | None = None  # (kernels without a record, all)
+        self.rows: list[str] = []  # of `topi_ext.isa`, of which the bits are the class's
 
     def reading(self, load_model, argv):
         """tvmc's ``load_model``, but ONNX for our target by our own reader: the module is the graph's float
@@ -257,7 +261,7 @@ class Pipeline:
                 raise UserError(f"target easyquant has no option {unknown}; it takes -table=FILE")
             target = cpu_target(self.target)
             records = history(self.records, target)  # tvmc applies it to what it builds, later
-            table = ScaleTable.load(options["table"])
+            table = self.table(ScaleTables.load(options["table"]), target)
             graph = self.graph
             if graph is None:
                 if has_nhwc(mod):  # TFLite, Keras: as quantize has read the model
@@ -273,6 +277,13 @@ class Pipeline:
             if not is_users(error):
                 raise
             raise TVMCException(one_line(error)) from None
+
+    def table(self, tables: ScaleTables, target) -> ScaleTable:
+        """The table that is compiled for a target."""
+        if self.bits != BY_CLASS:
+            return tables.for_bits(self.bits)
+        self.rows.append(target_isa(target))
+        return tables.for_class(self.rows[-1])
 
     def _told(self, lower, lowered, target, table, image):
         names = [layer.name for layer in in_call_order(lowered, lower.layers)]
@@ -555,6 +566,7 @@ OPTIONS = {
             "with --table: a variant for each of these instruction sets, in one package; "
             "--input-shapes again and again: one for each shape, too",
         ),
+        "--bits": ("N", "of a table of several: 7, 8, or by-class, 8 where it costs nothing (7)"),
         "--input-dtype": (
             "uint8",
             "with a scale table: the image is bytes, RGB, and the table's preprocessing is done here",
@@ -571,6 +583,8 @@ def _verb(argv: Sequence[str]) -> str:
 
 #: of what an integer network takes
 INPUT = ("--input-layout", "--input-dtype")
+#: options of ours that tvmc does not see
+OURS = {"run": ("--isa",), "compile": (*INPUT, "--bits")}
 
 
 def _input(argv: Sequence[str]) -> list[str | None]:
@@ -581,6 +595,14 @@ def _input(argv: Sequence[str]) -> list[str | None]:
     if dtype and option(argv, "--table") is None and not ASKED.search(option(argv, "--target") or ""):
         raise UserError("--input-dtype is of the integers of a scale table: give --table FILE")
     return [layout, dtype]
+
+
+def _bits(argv: Sequence[str]) -> Any:
+    """What ``--bits`` asks for. Raises ConfigError, and UserError where no integers are compiled."""
+    bits = asked_bits(option(argv, "--bits"))
+    if bits and option(argv, "--table") is None and not ASKED.search(option(argv, "--target") or ""):
+        raise UserError("--bits is of the integers of a scale table: give --table FILE")
+    return bits
 
 
 def _targets(argv: Sequence[str]) -> list[str]:
@@ -617,6 +639,7 @@ def _compile(
     output = option(argv, "-o", "--output") or "module.tar"
     shapes = Shapes(texts) if len(texts) > 1 else None
     compiled: list[package.Compiled] = []
+    rows: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         alone = [*without(plain, "-o", "--output"), "-o", os.path.join(folder, "mod.tar")]
         if shapes is not None:
@@ -627,10 +650,11 @@ def _compile(
                 code, ran = _run([*alone, *more, "--target", target], others, adopt, compiled, shapes)
                 if code:
                     return code, None
+                rows += [] if ran is None else ran.rows
     with replacing(output) as temporary:
         temporary.write_bytes(package.packed(__version__, compiled))
     if ran is not None:
-        ran.output = output
+        ran.output, ran.rows = output, rows
     return 0, ran
 
 
@@ -639,8 +663,11 @@ def _plugged_in(
     argv: Sequence[str], others: Iterable[str], adopt: Adopt, shapes: Shapes | None = None
 ) -> Iterator[Pipeline]:
     """tvmc with our target, options and checks; others, adopt: as of `run`."""
-    layout, dtype = _input(argv) if _verb(argv) == "compile" else (None, None)
-    pipeline = Pipeline(option(argv, "--tuning-records"), layout, dtype, shapes)
+    compiles = _verb(argv) == "compile"
+    layout, dtype = _input(argv) if compiles else (None, None)
+    pipeline = Pipeline(
+        option(argv, "--tuning-records"), layout, dtype, shapes, _bits(argv) if compiles else None
+    )
     entry = {"config_key": None, "pass_default": False, "default_target": None, "pass_pipeline": pipeline}
     codegen = {"easyquant": entry}
 
@@ -696,6 +723,8 @@ def run(
         asked = ASKED.search(option(argv, "--target") or "")
         table = next(filter(None, asked.groups()), None) if asked else option(argv, "--table")
         known = {"verb": _verb(argv), "table": table, "input_shapes": every(argv, "--input-shapes")}
+        if ran.rows:
+            print(f"easyquant: {told_by_class(dict.fromkeys(ran.rows))}", file=sys.stderr)
         done(argparse.Namespace(**vars(ran) | known))
     return code
 
@@ -712,7 +741,7 @@ def _run(
     with _plugged_in(argv, others, adopt, shapes) as pipeline:
         if compiled is not None:
             pipeline.compiled = compiled
-        plain = without(argv, *{"run": ("--isa",), "compile": INPUT}.get(_verb(argv), ()))
+        plain = without(argv, *OURS.get(_verb(argv), ()))
         records = option(argv, "--tuning-records")
         try:
             with autotvm_log(records) as log:  # tvmc takes AutoTVM's own only
@@ -722,7 +751,7 @@ def _run(
         except TVMCException as error:  # from before tvmc's own handler, such as --config's
             raise UserError(one_line(error)) from None
     if pipeline.args is not None:
-        pipeline.args.untuned = pipeline.untuned
+        pipeline.args.untuned, pipeline.args.rows = pipeline.untuned, pipeline.rows
     return code, pipeline.args
 
 

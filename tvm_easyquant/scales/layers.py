@@ -148,10 +148,20 @@ def stored_times(layers: Sequence[LayerChoice], target) -> dict[str, float]:
         if time is None:
             raise TuneError(
                 f"kernel {row.name} of layer {layer.name} has no stored time: bits cannot be chosen by "
-                f"time for target '{target}'; take bits 7 or 8"
+                f"time for target '{target}'; take bits 7 or 8{_measured_instead(row.isa)}"
             )
         times[layer.name] = time
     return times
+
+
+def _measured_instead(row: str) -> str:
+    """The end of a sentence: a target whose kernels run where those of ``row`` do, and were measured."""
+    from topi_ext import cost, isa, manifest
+
+    for name in isa.usable(row)[1:-1]:
+        if any(kernel.isa == name and kernel.name in cost.costs() for kernel in manifest.KERNELS):
+            return f", or the target '{isa.ISAS[name].target}', which was measured"
+    return ""
 
 
 class _Deriver:

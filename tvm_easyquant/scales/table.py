@@ -11,11 +11,13 @@ import math
 import os
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
+
+from topi_ext import isa
 
 from ..errors import ImageError, TableError
 from ..files import parse_json, read_json, shown, write_text
@@ -24,13 +26,15 @@ from ..network.equalize import equalized
 from ..network.graph import Graph, GraphError
 from ..network.shapes import input_shapes, reshaped, told
 from ..samples.images import Preprocess
-from .numerics import NEW_SWITCHES, ConfigError, QuantConfig, Scale, ungained
+from .numerics import BITS, NEW_SWITCHES, ConfigError, QuantConfig, Scale, ungained
 from .partition import Plan, plan_of
 
 FORMAT = "tvm_easyquant scale table"
 #: 2 knows functions fused to layers, zero points that were searched, and factors of channels; a table that
 #: has none of them is written as 1
 VERSION = 2
+#: the version of a file that holds the tables of one model at several bits
+SEVERAL = 3
 UNIT = "real units per step: real = scale * (q - zero_point)"
 #: what every table has, and what it may have
 KEYS = ("format", "version", "model", "config", "unit", "activations", "weights", "figures")
@@ -251,7 +255,7 @@ class ScaleTable:
     @classmethod
     def from_json(cls, text: str, source: str = "the scale table") -> ScaleTable:
         """Parse `to_json`'s text; TableError names ``source`` and what is wrong."""
-        return cls._of(parse_json(text, TableError, source, constants=True), source)
+        return ScaleTables.of(parse_json(text, TableError, source, constants=True), source).for_bits()
 
     @classmethod
     def _of(cls, data: object, source: str) -> ScaleTable:
@@ -259,10 +263,10 @@ class ScaleTable:
             raise TableError(f"{source} is not a tvm_easyquant scale table")
         version = data.get("version")
         if type(version) is not int or not 1 <= version <= VERSION:
-            newer = type(version) is int and version > VERSION
+            newer = type(version) is int and version > SEVERAL
             cure = "install a newer tvm_easyquant, or quantize again with this one"
             raise TableError(
-                f"{source} has version {shown(version)}; this release reads versions 1 to {VERSION}: "
+                f"{source} has version {shown(version)}; this release reads versions 1 to {SEVERAL}: "
                 + (cure if newer else "no release wrote it so; quantize again")
             )
         try:
@@ -300,9 +304,12 @@ class ScaleTable:
         write_text(path, self.to_json() + "\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ScaleTable:
-        """Read a file written by `save`; TableError if it is missing or not such a file."""
-        return cls._of(read_json(path, TableError, "the scale table", constants=True), str(path))
+    def load(cls, path: str | os.PathLike[str], bits: int | None = None) -> ScaleTable:
+        """Read a file written by `save`; TableError if it is missing or not such a file.
+
+        bits: of a file with several tables (`ScaleTables`) the one of these bits, by default the fewest.
+        """
+        return ScaleTables.load(path).for_bits(bits)
 
     def diff(self, other: ScaleTable) -> list[str]:
         """Lines that say where two tables differ; empty if they hold the same scales."""
@@ -344,6 +351,103 @@ class ScaleTable:
                 elif different := int((mine[name] != theirs[name]).sum()):
                     lines.append(f"{kind} {name}: {different} of {mine[name].size} differ")
         return lines
+
+
+#: the bits of a compiled network that depend on the class of its CPU: 8 where they cost nothing, else 7
+BY_CLASS = "by-class"
+
+
+def asked_bits(text: str | None) -> Any:
+    """The bits that ``compile --bits`` names: 7, 8, `BY_CLASS` or None; ConfigError for anything else."""
+    if text not in (None, "7", "8", BY_CLASS):
+        raise ConfigError(f"--bits {text}: give 7, 8 or {BY_CLASS}")
+    return int(text) if text in ("7", "8") else text
+
+
+def bits_of_class(row: str) -> int:
+    """The bits of `BY_CLASS` on a row of `topi_ext.isa`: 8 where it has dot products of bytes, else 7."""
+    return 8 if isa.ISAS[row].byte_dots else 7
+
+
+def told_by_class(rows: Iterable[str]) -> str:
+    """What each class runs by `BY_CLASS`, in a line that says what comes of it."""
+    by_bits: dict[int, list[str]] = {}
+    for row in rows:
+        by_bits.setdefault(bits_of_class(row), []).append(row)
+    said = "; ".join(f"{bits} bits on {', '.join(names)}" for bits, names in sorted(by_bits.items()))
+    return said + (": answers differ between these" if len(by_bits) > 1 else "")
+
+
+@dataclass(frozen=True)
+class ScaleTables:
+    """The tables of one model at several bits, as one calibration found them; {7: ..., 8: ...}, or one.
+
+    One alone is written as a `ScaleTable` is. Whatever reads a table takes one of them (`for_bits`).
+    """
+
+    tables: Mapping[int, ScaleTable]
+
+    def __repr__(self) -> str:
+        first = self.for_bits()
+        widths = " and ".join(map(str, sorted(self.tables)))
+        return f"<ScaleTables of model {first.model[:12]}: {widths} bits, {first.config.method}>"
+
+    def for_bits(self, bits: int | None = None) -> ScaleTable:
+        """The table of these bits, or of the fewest. Raises TableError where there is none."""
+        if bits is None:
+            bits = min(self.tables)
+        if bits not in self.tables:
+            has = " and ".join(map(str, sorted(self.tables)))
+            raise TableError(
+                f"the scale table is of {has} bits, {shown(bits)} is asked for; quantize at these, or at "
+                "--bits 7,8, which finds both"
+            )
+        return self.tables[bits]
+
+    def for_class(self, row: str) -> ScaleTable:
+        """The table of `bits_of_class`. Raises TableError unless all bits are there."""
+        if missing := [bits for bits in BITS if bits not in self.tables]:
+            self.for_bits(missing[0])
+        return self.tables[bits_of_class(row)]
+
+    def to_json(self) -> str:
+        """JSON text: of one table its own, of several each of them."""
+        if len(self.tables) == 1:
+            return self.for_bits().to_json()
+        each = {str(bits): json.loads(self.tables[bits].to_json()) for bits in sorted(self.tables)}
+        return json.dumps({"format": FORMAT, "version": SEVERAL, "tables": each}, indent=1)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON file atomically."""
+        write_text(path, self.to_json() + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ScaleTables:
+        """Read a file written by this `save` or a table's; TableError if it is no such file."""
+        return cls.of(read_json(path, TableError, "the scale table", constants=True), str(path))
+
+    @classmethod
+    def of(cls, data: object, source: str) -> ScaleTables:
+        """What JSON held; TableError names ``source`` and what is wrong."""
+        version = data.get("version") if isinstance(data, dict) and data.get("format") == FORMAT else None
+        if not isinstance(data, dict) or type(version) is not int or version != SEVERAL:
+            table = ScaleTable._of(data, source)
+            return cls({table.config.bits: table})
+        each = data.get("tables")
+        if (
+            not isinstance(each, dict)
+            or not {*each} <= {str(bits) for bits in BITS}
+            or not each
+            or set(data) != {"format", "version", "tables"}
+        ):
+            raise TableError(f"{source} is damaged: it must have tables of 7 and 8 bits, and nothing else")
+        found = {int(bits): ScaleTable._of(one, f"{source} at {bits} bits") for bits, one in each.items()}
+        for bits, table in found.items():
+            if table.config.bits != bits:
+                raise TableError(f"{source} is damaged: its table of {bits} bits is of {table.config.bits}")
+        if len({table.model for table in found.values()}) > 1:
+            raise TableError(f"{source} is damaged: its tables are of different models")
+        return cls(found)
 
 
 # -- reading what a hand may have edited

@@ -59,7 +59,7 @@ class Found:
     """table: the scales, with the facts of their data; graph: the network they are of, as the table
     prepares it; plan: what runs in integers, and why the rest does not; warnings: what is suspicious, in
     lines; seconds: of each step; met: what a drop that was asked for led to; stopped: whether calibration
-    read as many samples as it may, and perhaps not all."""
+    read as many samples as it may, and perhaps not all; others: what was found at other bits."""
 
     table: ScaleTable
     graph: Graph
@@ -68,6 +68,7 @@ class Found:
     seconds: dict[str, float] = field(default_factory=dict)
     met: Met | None = None
     stopped: bool = False
+    others: Mapping[int, Found] = field(default_factory=dict)
 
 
 class Finder:
@@ -133,6 +134,7 @@ def find(
     fastest: bool = False,
     first: Callable[[Mapping[str, np.ndarray]], object] | None = None,
     limit: int | None = None,
+    also: Sequence[int] = (),
 ) -> Found:
     """Find the scales of a float network.
 
@@ -142,6 +144,8 @@ def find(
     max_drop: points that ``judge`` may find lost; layers are then reverted until it is met, or, with
     ``fastest``, get the kind that makes the network fastest within it (see `bits.meet`). first: called with
     the first sample, before the work begins. limit: samples that are read, of data that are no arrays.
+    also: other bits than the config's, at which tables are found from the same calibration, equal to those
+    that a call of its own finds; ``record`` sees the config's only.
 
     A layer whose weights are not finite, or whose integers do not fit int32, stays float: a warning says
     so, and of the second kind the table's ``skip``.
@@ -152,6 +156,8 @@ def find(
     config, clock = config or QuantConfig(), time.perf_counter()
     if (max_drop is None) != (judge is None) or (fastest and judge is None):
         raise ConfigError("a drop needs a judge that measures it, and max_drop")
+    if also and judge is not None:
+        raise ConfigError("a drop is met at bits of its own: find the scales of several bits without one")
     graph = equalized(graph) if config.equalize else graph
     plan_ = plan_of(graph, config)
     config.check_layers(node.name for node in graph.compute_nodes)
@@ -161,9 +167,35 @@ def find(
     identity = identity_of(graph, config, calibration) if resume is not None else {}
     if judge is not None:
         identity |= {"evaluation": judge.identity, "choice": "fastest" if fastest else "safer"}
-    state, clock = State(resume, identity), time.perf_counter()
+    if also and resume is not None:
+        identity |= {"also": list(also)}
+    state = State(resume, identity)
     facts = _facts(calibration, preprocess)
     work = _Work(graph, plan_, calibration, config, facts, progress, state, factors=factors)
+    if not also:
+        found = _found(work, seconds, preprocess, record, judge, max_drop, fastest)
+    else:
+        found, *others = (
+            _found(work.at(bits), seconds, preprocess, record if bits == config.bits else None)
+            for bits in (config.bits, *also)
+        )
+        found = replace(found, others={other.table.config.bits: other for other in others})
+    state.remove()
+    return found
+
+
+def _found(
+    work: _Work,
+    seconds: Mapping[str, float],
+    preprocess: Preprocess | None,
+    record: Record | None,
+    judge: Judge | None = None,
+    max_drop: float | None = None,
+    fastest: bool = False,
+) -> Found:
+    """What `find` finds once the data are seen, which took so many ``seconds``."""
+    graph, calibration, config = work.graph, work.calibration, work.config
+    clock = time.perf_counter()
     work = _start(work, (config.bits,) if judge is None else BITS)
     met, checking = None, 0.0
     while True:  # as a rule once: the start shows which layers do not fit
@@ -185,8 +217,7 @@ def find(
         work = work.without(unfit)
     if not config.searches:  # a search knows how well its layers' outputs survive
         table = _with_figures(table, graph, plan_, calibration)
-    state.remove()
-    seconds |= {"search": time.perf_counter() - clock - checking, "check": checking}
+    took = {**seconds, "search": time.perf_counter() - clock - checking, "check": checking}
     reasons = {name: error.reason for name, error in work.unfit.items()}
     told = {node.name: node.broken for node in graph if node.broken and node.name not in reasons} | reasons
     warnings = (
@@ -196,7 +227,7 @@ def find(
         *suspicions.of_data(calibration, preprocess),
     )
     plan_ = replace(plan_, floats=plan_.floats | reasons)
-    return Found(table, graph, plan_, warnings, seconds, met, calibration.stopped)
+    return Found(table, graph, plan_, warnings, took, met, calibration.stopped)
 
 
 def _start(work: _Work, widths: Sequence[int]) -> _Work:
@@ -228,6 +259,20 @@ class _Work:
     state: State
     unfit: Mapping[str, RangeError] = field(default_factory=dict)
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def at(self, bits: int) -> _Work:
+        """The same at these bits, as one of several."""
+        config, state, theirs = (
+            replace(self.config, bits=bits),
+            self.state.part(f"int{bits}"),
+            self.progress,
+        )
+
+        def progress(done: int, total: int, text: str) -> None:
+            if theirs is not None:
+                theirs(done, total, f"{text} at {bits} bits")
+
+        return replace(self, config=config, state=state, progress=progress)
 
     def without(self, more: Mapping[str, RangeError]) -> _Work:
         """The same, these layers kept float; the RangeError of one of them if no layer is left then."""
