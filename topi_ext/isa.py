@@ -58,8 +58,8 @@ class Isa:
     "float"), in how many "vectors" of a pixel, if not one; tiles of Winograd's.
     vectors: x86's instructions, widest first. narrows: the direct kernels pack four vectors of outputs to
     bytes at once (`targets.x86.narrow`). byte_dots: its multiply adds products of any bytes straight into
-    int32, so that 8 bits cost what 7 do. ran: its kernels have run on such a CPU; what has only been compiled
-    is for those who name such a target (`hidden`).
+    int32, so that 8 bits cost what 7 do. ran: its kernels have run on such a CPU; what was only compiled is
+    for those who name such a target (`hidden`).
     """
 
     name: str
@@ -269,8 +269,8 @@ def lacking(features: Iterable[str]) -> list[str]:
 
 
 def hidden(features: Iterable[str]) -> list[str]:
-    """Those of a CPU's LLVM ``features`` that the target of this machine does without: what is `lacking`, and
-    what only rows need whose kernels have never run."""
+    """Those of a CPU's LLVM ``features`` that the target of this machine does without: what is `lacking`,
+    and what only rows need whose kernels have never run."""
     features = list(features)
     tried = {f for row in ISAS.values() if row.ran for f in row.features}
     untried = {f for row in ISAS.values() if not row.ran for f in row.features} - tried
