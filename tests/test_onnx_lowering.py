@@ -111,6 +111,19 @@ def attention(weigh="Sigmoid", **attributes):
     return net(nodes, [1, 5, 6], heads=np.array([1, 5, 2, 3]), flat=np.array([1, 5, 6]), **weights)
 
 
+def heads():
+    """Attention of a map's pixels as YOLO has it: a map is reshaped to one of heads, split, and back."""
+    nodes = [
+        node("Conv", "x w", "c", "qkv"), node("Reshape", "c apart", "a"), node("Split", "a", "q", "split", axis=2),
+        node("Transpose", "q", "t", perm=[0, 1, 3, 2]), node("MatMul", "t k", "s", "scores"),
+        node("Sigmoid", "s", "p"), node("Transpose", "p", "p1", perm=[0, 1, 3, 2]),
+        node("MatMul", "v p1", "m", "mixed"), node("Reshape", "m again", "r"), node("Conv", "r w2", "y", "out"),
+    ]  # fmt: skip
+    nodes[2].output.extend(["k", "v"])
+    places = dict(apart=np.array([1, 2, 9, 12]), again=np.array([1, 6, 3, 4]))
+    return net(nodes, [1, 4, 3, 4], w=draw(18, 4, 1, 1), w2=draw(3, 6, 1, 1), **places)
+
+
 def norm_first():
     nodes = [node("BatchNormalization", "x s o o v", "n", "bn"), node("Conv", "n w", "y", "c")]
     return net(nodes, [1, 4, 9], w=draw(3, 4, 3), **norm(4))
@@ -164,6 +177,7 @@ NETWORKS = {
     "between layers of one dimension": speech,
     "channels last": channels_last,
     "products of two tensors": attention,
+    "products of a map's pixels": heads,
     "products with softmax": lambda: attention("Softmax", axis=-1),
     "rows": lambda: rows(2, 7),
     "rows of rows": lambda: rows(2, 5, 7),
@@ -229,6 +243,18 @@ def test_what_is_between_is_folded_fused_or_on_maps_and_no_move_is_left(name):
     assert [n.op for n in graph if n.operator.moves and n.op != "max_pool2d"] == MOVES[name]
     floats, last = plan(graph, functions=True).floats, [*graph.nodes][-2:]
     assert set(floats.values()) <= {"only float nodes or outputs read it"} and set(floats) <= set(last)
+
+
+@pytest.mark.parametrize("name", ["products of two tensors", "between layers of one dimension"])
+def test_a_table_of_before_keeps_what_was_float(name):
+    graph = load(NETWORKS[name]()[0])
+    before = graph.former()
+    floats = {n.name for n in before if n.op == "float"}
+    assert floats and before.fingerprint != graph.fingerprint
+    feeds = [{"x": draw(*graph["x"].shape)}]
+    table = eq.quantize(before, feeds, method="minmax").table
+    made = table.prepared(graph)
+    assert floats <= set(table.check(made).floats) and made.fingerprint == before.fingerprint
 
 
 def test_a_bias_of_another_axis_is_not_folded_into_rows():

@@ -42,7 +42,9 @@ class Builder:
         self, uses: MutableMapping[Value, int], label: Callable[[Value], str], former: bool = False
     ):
         self.uses, self.former, self.newer = uses, former, False
-        self.label: Callable[[Value], str] = lambda v: label(v.value if isinstance(v, OnMap) else v)
+        self.label: Callable[[Value], str] = lambda v: label(
+            v.value if isinstance(v, OnMap) and not former else v
+        )
         self.nodes: dict[str, Node] = {}
         self.tensor: dict[Value, str] = {}
         self.taken: set[str] = set()
@@ -351,7 +353,7 @@ class Builder:
         return True
 
     def reshape(self, value: Value, data: Value, shape: Sequence[int]) -> bool:
-        """Another shape of the same batch, where one side at most is a map; shape: NCHW."""
+        """Another shape of the same batch; shape: NCHW."""
         after = tuple(shape)
         if self._channels_last(data) is False:  # the map holds the same numbers in the same order
             key = self.as_map(data)
@@ -360,8 +362,15 @@ class Builder:
                 return True
             data = key if len(after) != 4 else data
         before = model_shape(self.node(data))
-        if not before or before[:1] != after[:1] or len(before) == len(after) == 4:
+        if not before or before[:1] != after[:1]:
             return False
+        if len(before) == len(after) == 4:  # of a map another one
+            row = (before[0], prod(before[1:]))
+            if not self.since():
+                return False
+            self.one(value, "reshape", data, row, dict(shape=row, channels_first=True))
+            self.one(value, "reshape", value, nhwc(after), dict(shape=nhwc(after), channels_first=True))
+            return True
         maps = [shape for shape in (before, after) if len(shape) == 4]
         first = any(prod(shape[2:]) > 1 for shape in maps)
         after = nhwc(after)
@@ -557,7 +566,7 @@ class Builder:
         node, key = self.node(data), (data, "rows" if rows else "map")
         made = self._map_behind(node.name, rows)
         if made is not None:  # it is read by who reads ``data``
-            self.tensor[key], self.uses[key] = made, 2 if self.former else self.uses[data]
+            self.tensor[key], self.uses[key] = made, self.uses[data]
             return key
         if key in self.tensor:
             return key

@@ -622,7 +622,8 @@ def _pad(walk, site):
     widths = [(0, 0)] * rank
     for i, axis in enumerate(axes):
         widths[axis] = (int(pads[i]), int(pads[i + len(axes)]))
-    if rank in (3, 4) and widths[:2] == [(0, 0)] * 2 and min(min(pair) for pair in widths) >= 0:
+    around = rank in (3, 4) and widths[:2] == [(0, 0)] * 2 and min(min(pair) for pair in widths) >= 0
+    if around and (rank == 4 or walk.builder.since()):
         fill = -inf if fill <= -float(np.finfo(np.float32).max) else fill
         walk.padded[value] = (data, (*(b for b, _ in widths[2:]), *(e for _, e in widths[2:])), fill)
     return fill == 0 and walk.builder.pad(value, data, widths, walk.shape(site))

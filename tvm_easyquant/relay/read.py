@@ -327,7 +327,7 @@ def _dense(walk, call):
 def _batch_matmul(walk, call):
     """Of two tensors; one with a constant, or of one matrix for all, stays float."""
     pair: list = list(call.args)
-    if not all(map(walk.known, pair)):
+    if not all(map(walk.known, pair)) or not walk.builder.since():
         return False
     for i, turned in enumerate((call.attrs.transpose_a, call.attrs.transpose_b)):
         if turned:
