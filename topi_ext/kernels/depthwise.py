@@ -6,7 +6,7 @@ kernel row in pairs: the bytes of two neighbouring pixels are interleaved, and o
 
 ``int16`` accumulators where `proofs.tap_bound` proves that a channel's sums are no further apart than int16
 is wide: each sum starts at a constant that puts the middle of its range at zero, and the bias takes it
-back. Else int32; pairs are summed in int16 over as many kernel rows as `cut_bound` proves, then widened.
+back. Else int32; pairs are summed in int16 over as many taps as `cut_bound` proves, then widened.
 """
 
 from __future__ import annotations
@@ -17,18 +17,25 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import epilogue
-from ..emit import Builder, extern, pick, tir, with_lanes
+from ..emit import Builder, const, extern, pick, tir, with_lanes
 from ..problem import Bound, ConvSpec, Refusal
 from ..proofs import INT16_MAX, tap_bound
 from .direct import Writer, copied, keeper, outer_loop, over_row, padded_map
 
 LANES = 16
+#: taps up to which a kernel is one piece of code
+UNROLLED = 100
 
 
 def center(spec: ConvSpec, weight: np.ndarray) -> np.ndarray:
     """int32 (K,): the middle of the range of each channel's sum; weight int8 (R, S, 1, K)."""
     flat = weight.reshape(-1, spec.out_channels).astype(np.int64)
     return (spec.data_max * flat.sum(axis=0) // 2).astype(np.int32)
+
+
+def large(spec: ConvSpec) -> bool:
+    """Whether a kernel's rows are a loop: without one 31x31 took half a minute to compile."""
+    return spec.kernel[0] * spec.kernel[1] > UNROLLED
 
 
 def work(spec: ConvSpec) -> tuple[float, ...]:
@@ -67,9 +74,9 @@ def _emit(spec, accumulator, pixels, ins, out):
     def tile(n, y, x, count, block, valid):
         acc = ib.allocate(accumulator, count * LANES, name="acc")
         channel = block * LANES
-        for p in range(count):
-            total = weight.vload([r * s, channel], wide)
-            for i in range(r):
+
+        def taps(p, rows, total):
+            for i in rows:
                 for j in range(s):
                     index = [
                         n,
@@ -79,7 +86,17 @@ def _emit(spec, accumulator, pixels, ins, out):
                     ]
                     product = data.vload(index, f"uint8x{LANES}").astype(wide)
                     total = total + product * weight.vload([i * s + j, channel], wide)
-            ib.emit(acc.vstore([p * LANES], total))
+            return total
+
+        start = weight.vload([r * s, channel], wide)
+        if large(spec):
+            for p in range(count):
+                ib.emit(acc.vstore([p * LANES], start))
+            with ib.for_range(0, r, "tap") as i:
+                for p in range(count):
+                    ib.emit(acc.vstore([p * LANES], taps(p, [i], acc.vload([p * LANES], wide))))
+        for p in range(0 if large(spec) else count):
+            ib.emit(acc.vstore([p * LANES], taps(p, range(r), start)))
         for p in range(count):
             value = acc.vload([p * LANES], wide).astype(f"int32x{LANES}")
             write(
@@ -130,25 +147,41 @@ def pair_bound(spec: ConvSpec, weight: np.ndarray) -> Bound | Refusal:
     return Bound("a pair of products", worst, INT16_MAX)
 
 
-def cut(rows: int, count: int) -> list[range]:
-    """The rows of a kernel in ``count`` groups, the first ones a row longer."""
-    ends = np.cumsum([0, *(len(part) for part in np.array_split(np.arange(rows), count))]).tolist()
+def cut(spec: ConvSpec, count: int) -> list[tuple[range, range]]:
+    """A kernel in ``count`` parts, (its rows, its columns): of whole rows, where there are as many or more;
+    else of pieces of a row, whole pairs each."""
+    rows, columns = spec.kernel
+    if count <= rows:
+        return [(part, range(columns)) for part in _even(rows, count)]
+    pieces = [range(2 * p.start, min(2 * p.stop, columns)) for p in _even(-(-columns // 2), count // rows)]
+    return [(range(i, i + 1), piece) for i in range(rows) for piece in pieces]
+
+
+def _even(size: int, count: int) -> list[range]:
+    """0..size in ``count`` ranges, the first ones longer by one."""
+    ends = np.cumsum([0, *(len(part) for part in np.array_split(np.arange(size), count))]).tolist()
     return list(map(range, ends, ends[1:]))
 
 
 def cuts(spec: ConvSpec, weight: np.ndarray) -> int:
-    """How few groups a kernel's rows are cut into, so that the sum of each is no wider than int16; as many
-    as there are rows where that does not do either. weight: (R, S, 1, K)."""
-    rows = spec.kernel[0]
-    for count in range(1, rows):
-        if all(isinstance(tap_bound(spec, weight[group]), Bound) for group in cut(rows, count)):
+    """Into how few parts a kernel is cut (`cut`) so that the sum of each is no wider than int16; into
+    single pairs where that does not do either. A large one: into rows at least. weight: (R, S, 1, K)."""
+    rows, columns = spec.kernel
+    pieces = range(1, -(-columns // 2) + 1)
+    for count in (*range(rows if large(spec) else 1, rows), *(rows * n for n in pieces)):
+        if all(isinstance(tap_bound(spec, _taps(weight, part)), Bound) for part in cut(spec, count)):
             return count
-    return rows
+    return rows * pieces[-1]
+
+
+def _taps(weight: np.ndarray, part: tuple[range, range]) -> np.ndarray:
+    rows, columns = part
+    return weight[rows.start : rows.stop, columns.start : columns.stop]
 
 
 def cut_bound(spec: ConvSpec, weight: np.ndarray) -> Bound | Refusal:
-    """The sum of each group of `cuts` in int16, and each in int32 with those before: `proofs.tap_bound`."""
-    found = [tap_bound(spec, weight[group]) for group in cut(spec.kernel[0], cuts(spec, weight))]
+    """The sum of each part of `cuts` in int16, and each in int32 with those before: `proofs.tap_bound`."""
+    found = [tap_bound(spec, _taps(weight, part)) for part in cut(spec, cuts(spec, weight))]
     refused = next((bound for bound in found if isinstance(bound, Refusal)), None)
     return refused or max((b for b in found if isinstance(b, Bound)), key=lambda bound: bound.value)
 
@@ -170,22 +203,22 @@ def pack_pairs(spec: ConvSpec, weight, bias, multiplier, width: int):
     """(weights, bias, multiplier) for `compute_pairs`.
 
     weights: int8 (blocks, R * pairs + cuts, 2 * width): for each pair the two interleaves, then what the
-    int16 sums of each group of rows start with, in bytes. bias and multiplier in the order of the widened
+    int16 sums of each part start with, in bytes. bias and multiplier in the order of the widened
     sums: even lanes, odd lanes of the one interleave, then of the other.
     """
     r = spec.kernel[0]
     channels = -(-spec.out_channels // LANES) * LANES
     padded = np.zeros((*weight.shape[:2], channels), np.int8)
     padded[:, :, : spec.out_channels] = weight[:, :, 0]
-    groups = cut(r, cuts(spec, weight))
-    starts = np.zeros((len(groups), channels), np.int16)
-    starts[:, : spec.out_channels] = [-center(spec, weight[group]) for group in groups]
+    parts = cut(spec, cuts(spec, weight))
+    starts = np.zeros((len(parts), channels), np.int16)
+    starts[:, : spec.out_channels] = [-center(spec, _taps(weight, part)) for part in parts]
     multiplier = multiplier.reshape(-1, spec.out_channels)
     folded, factor = np.zeros(channels, np.int32), np.zeros((len(multiplier), channels), np.float32)
     folded[: spec.out_channels] = bias - starts[:, : spec.out_channels].astype(np.int32).sum(axis=0)
     factor[:, : spec.out_channels] = multiplier
     pairs, blocks, order = pairs_of(spec), blocks_of(spec, width), []
-    packed = np.zeros((len(blocks), r * len(pairs) + len(groups), 2 * width), np.int8)
+    packed = np.zeros((len(blocks), r * len(pairs) + len(parts), 2 * width), np.int8)
     for b, (first, size) in enumerate(blocks):
         for half, own in enumerate(halves(size, first)):
             place = slice(half * size, (half + 1) * size)
@@ -238,8 +271,7 @@ class _Pairs:
         self.spec, self.ops, self.out = spec, ops, out
         self.data, self.weight, self.bias, self.multiplier = ins[:4]
         self.residual = ins[4] if len(ins) > 4 else None
-        starts = int(self.weight.shape[1]) - spec.kernel[0] * len(pairs_of(spec))
-        self.groups = cut(spec.kernel[0], starts)
+        self.parts = cut(spec, int(self.weight.shape[1]) - spec.kernel[0] * len(pairs_of(spec)))
         self.ib = Builder()
 
     def loops(self, pixels):
@@ -280,7 +312,7 @@ class _Pairs:
         sums = with_lanes("int16", size // 2)
         acc = [[ib.allocate("int16", size // 2, name="acc") for _ in (0, 1)] for _ in range(count)]
         quarter = with_lanes("int32", size // 4)
-        cut_up = len(self.groups) > 1
+        cut_up = len(self.parts) > 1
         wide = [ib.allocate("int32", size, name="wide") for _ in range(count if cut_up else 0)]
 
         def weights(index, half):
@@ -290,16 +322,19 @@ class _Pairs:
             index = [n, y * spec.strides[0] + i * spec.dilation[0], x * step + at, first]
             return self.data.vload(index, with_lanes("uint8", size))
 
-        for g, group in enumerate(self.groups):
+        def add(rows, columns, start, first_part):
+            """The sums of a part, in int16, then added to those before in int32."""
             for half, own in enumerate(halves(size)):
                 for p in range(count):
-                    start = tir.reinterpret(sums, weights(spec.kernel[0] * each + g, half))
-                    ib.emit(acc[p][half].vstore([0], start))
-                for i in group:
+                    begin = tir.reinterpret(sums, weights(start, half))
+                    ib.emit(acc[p][half].vstore([0], begin))
+                for i in rows:
                     for p in range(count):
-                        for j, (offset, *_) in self.pairs(p * step, last):
-                            rows = [pixels(i, p * step + (offset + k) * apart) for k in (0, 1)]
-                            both = pick(rows, [lane for c in own for lane in (c, size + c)])
+                        for j, (offset, *taps) in self.pairs(p * step, last):
+                            if min(tap for tap in taps if tap is not None) not in columns:
+                                continue
+                            pair = [pixels(i, p * step + (offset + k) * apart) for k in (0, 1)]
+                            both = pick(pair, [lane for c in own for lane in (c, size + c)])
                             product = self.ops.multiply(both, weights(i * each + j, half))
                             ib.emit(acc[p][half].vstore([0], acc[p][half].vload([0], sums) + product))
             for p in range(count):
@@ -309,7 +344,20 @@ class _Pairs:
                     continue
                 for i, more in enumerate(widened):
                     at = [i * size // 4]
-                    ib.emit(wide[p].vstore(at, wide[p].vload(at, quarter) + more if g else more))
+                    ib.emit(wide[p].vstore(at, more if first_part else wide[p].vload(at, quarter) + more))
+
+        starts = spec.kernel[0] * each
+        if large(spec):  # a loop over its rows, each cut alike
+            pieces = [columns for rows, columns in self.parts if rows.start == 0]
+            for p in range(count):
+                for i in range(4):
+                    ib.emit(wide[p].vstore([i * size // 4], const(0, quarter)))
+            with ib.for_range(0, spec.kernel[0], "tap") as i:
+                for k, columns in enumerate(pieces):
+                    add([i], columns, starts + i * len(pieces) + k, False)
+        else:
+            for k, (rows, columns) in enumerate(self.parts):
+                add(rows, columns, starts + k, k == 0)
         for p, each_sum in enumerate(wide):
             found = [each_sum.vload([i * size // 4], quarter) for i in range(4)]
             self.store(found, [n, y, x + p], first, size)
