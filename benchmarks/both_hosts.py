@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 HERE = Path(__file__).resolve().parent
 
@@ -97,9 +98,12 @@ def cases(args):
 
     args.calibration = 4
     with tempfile.TemporaryDirectory() as folder:
-        for name in random_networks.NETWORKS:
+        for name in (*random_networks.NETWORKS, *random_networks.OF_TODAY):
             if not args.nets or name in args.nets:
-                yield name, random_networks.save(name, Path(folder)), random_networks.pictures(args.images)
+                path = random_networks.save(name, Path(folder))
+                (feed,) = onnx.load(path).graph.input
+                shape = [d.dim_value for d in feed.type.tensor_type.shape.dim]
+                yield name, path, random_networks.pictures(args.images, shape=tuple(shape[2:]))
         for name in (outputs.DETECTOR, *NETWORKS, *outputs.PICTURES, *outputs.SIX, *args.also):
             if not args.nets or name in args.nets:
                 case = outputs.case_of(args, name, Path(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 from machine import cpu
@@ -207,6 +208,55 @@ def networks_table(stored, isa):
         others = (f"{mine[r][ratio]:.2f}" if r in mine else "does not run" for r in columns)
         lines.append([net, f"{mine['tvm_easyquant-int7']['ms_median']:.2f}", *others])
     return table(["network", "our INT7, ms", *(RUNNERS[r] for r in columns)], lines)
+
+
+#: what a stored row calls a network -> what it is called
+FULL_NAMES = {
+    "yolov8n": "YOLOv8n 320", "mobilenet_v3_small": "MobileNetV3-Small",
+    "mobilenet_v3_large": "MobileNetV3-Large",
+    "efficientnet_b0": "EfficientNet-B0", "shufflenet_v2": "ShuffleNetV2", "convnext_atto": "ConvNeXt-atto",
+    "ssdlite": "SSDLite 320", "unet_bilinear": "U-Net bilinear 256", "mobilefacenet": "MobileFaceNet 112",
+    "yolo_fastest": "YOLO-Fastest 320", "pp_ocr_det": "PP-OCR det 320", "pp_ocr_rec": "PP-OCR rec 48x320",
+}  # fmt: skip
+
+
+def today_table(stored, coverage):
+    """One line a network: our milliseconds, over the best int8's and the best fp32's, what stays float."""
+    lines = []
+    for net in dict.fromkeys(row["net"] for row in stored["rows"]):
+        mine = {row["runner"]: row for row in stored["rows"] if row["net"] == net}
+        cells = [FULL_NAMES.get(net, net), f"{mine['tvm_easyquant-int7']['ms_median']:.2f}"]
+        for kind in ("int8", "fp32"):
+            others = {r: row for r, row in mine.items() if r.endswith(f"-{kind}") and row["verified"]}
+            best = min(others, key=lambda r: others[r]["ms_median"])
+            cells.append(f"{1 / others[best]['over_ours_avx2']:.2f} ({RUNNERS[best]})")
+        facts = coverage["networks"][net]
+        said = Counter(
+            word.partition(":")[0]
+            for word, n in facts["why"].items()
+            for _ in range(n)
+            if "not covered" in word
+        )
+        named = ", ".join(f"{n} {op}" if n > 1 else op for op, n in said.items()) or "nothing"
+        rest = facts["float"] - sum(said.values())
+        lines.append([*cells, f"{named}{f', {rest} behind them or at the outputs' if rest else ''}"])
+    return table(
+        ["network", "our INT7, ms", "of the best int8's time", "of the best fp32's", "stays float"], lines
+    )
+
+
+def coverage_table(stored):
+    """One line an operator that stays float somewhere, and the integer ones in one."""
+    found = stored["operators"]
+    integer = [name for name, row in found.items() if not row.get("why") and "refused" not in row]
+    lines = [["integer", ", ".join(integer)]]
+    for name, row in found.items():
+        if name not in integer:
+            told = [
+                f"{op}" for op, _, why in (w.partition(": ") for w in row["why"]) if "only float" not in why
+            ]
+            lines.append([name, f"float: {', '.join(dict.fromkeys(told))}"])
+    return table(["between two convolutions", ""], lines)
 
 
 def layers_table(stored):
@@ -478,6 +528,8 @@ TVM's own int8 convolution is in those tables although, on full-range 8-bit weig
         "search_avx2": search_table(stored("search_avx2.json")),
         "outputs": outputs_table(stored("outputs.json")),
         "cluster": cluster_readme(stored("cluster.json")),
+        "today": today_table(stored("networks_today_avx2.json"), stored("integers.json")),
+        "coverage": coverage_table(stored("integers.json")),
         "relax": relax_table(stored("networks_relax_avx2.json")),
     }
     for mark, content in tables.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("tvm")
+import tvm_easyquant as eq
 from tvm_easyquant import demo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,3 +209,31 @@ def test_the_table_of_callers_is_the_stored_result():
             f"{row['calls_per_second'][how]:.0f}" for how in ("one", "threads", "processes")
         ]
         assert cells[3].startswith(f"{row['ratio']:.2f} (")
+
+
+def test_the_tables_of_today_s_networks_are_the_stored_results(monkeypatch):
+    """And what is called integer there is integer to the reader of now."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import readme_tables
+
+    speed, coverage = (
+        json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+        for name in ("networks_today_avx2.json", "integers.json")
+    )
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    assert readme_tables.today_table(speed, coverage) in text
+    assert readme_tables.coverage_table(coverage) in text
+    assert all(row["verified"] == "exact" for row in speed["rows"] if row["runner"].startswith("tvm_easy"))
+
+
+@pytest.mark.parametrize(
+    "name", ["Split, Concat", "channel shuffle", "Resize, linear x2, half_pixel", "attention"]
+)
+def test_what_stays_float_is_what_the_stored_table_says(name, monkeypatch):
+    pytest.importorskip("onnx")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import integers
+
+    stored = json.loads((ROOT / "benchmarks" / "results" / "integers.json").read_text())
+    made = integers.facts(eq.load_onnx(integers.operator(integers.OPERATORS[name])))
+    assert made == stored["operators"][name]

@@ -1,6 +1,6 @@
 """What runs in integers, what stays float and why: operators between two convolutions, and whole networks.
 
-    python benchmarks/coverage.py --json FILE [--also NAME=ONNX ...]
+    python benchmarks/integers.py --json FILE [--also NAME=ONNX ...]
 
 An operator stands in a network of its own, Conv - Relu - operator - Conv, as exporters write it. Networks
 are those of `random_networks`, and the files of --also. Nothing is searched or compiled: the plan says it.
