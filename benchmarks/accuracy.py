@@ -98,13 +98,24 @@ def code():
     return digest.hexdigest()[:12]
 
 
-def exact(q, executor, target, feeds):
-    """Tensors compared on these feeds, and values that the numpy network of the search has otherwise.
+def behind_floats(q) -> set[str]:
+    """The nodes with a float operator before them: its last bits, which are the compiler's, reach them."""
+    found: set[str] = set()
+    for node in q.graph:
+        if any(t in q.plan.floats or t in found for t in node.inputs):
+            found.add(node.name)
+    return found
+
+
+def exact(q, executor, target, feeds, but=()):
+    """Tensors compared on these feeds, without those of ``but``, and values that the numpy network of the
+    search has otherwise.
 
     An output that a float operator makes is no integer's: ``float_outputs_apart`` is the largest difference
     there, relative to the largest value.
     """
     taps = [t for site in q.plan.sites.values() for t in site.tensors if q.graph[t].op != "input"]
+    taps = [t for t in taps if t not in but]
     tapped = eq.Executor(build(rewrite(q.graph, q.table, taps), target))
     scales, differing, apart = Scales.of_table(q.graph, q.plan, q.table), 0, 0.0
     for feed in feeds:
