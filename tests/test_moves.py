@@ -211,3 +211,50 @@ def test_a_quantized_model_with_them_is_taken_over():
         run_integer(*each, images[0]).values() for each in ((graph, table), (taken.graph, taken.table))
     )
     np.testing.assert_array_equal(mine, want)
+
+
+def turned(after, *outputs):
+    """A map that is read beside what an exporter of channels-last code makes of it."""
+    first = ("Conv", ["x", "w"], ["m"], "first", {}), ("Relu", ["m"], ["r"], "beside", {})
+    last = ("Transpose", ["m"], ["t"], "turn", dict(perm=[0, 2, 3, 1]))
+    return [*first, last, *after], ["r", *outputs]
+
+
+SHARED = {
+    "a gate of channels": turned([("Mul", ["t", "v"], ["u"], "scale", {})], "u"),
+    "turned back": turned(
+        [("Transpose", ["t"], ["b"], "back", dict(perm=[0, 3, 1, 2])), ("Add", ["b", "c"], ["u"], "bias", {})],
+        "u",
+    ),
+    "a sum of three": (
+        [("Conv", ["x", "w"], ["m"], "first", {}),
+         ("ReduceMean", ["x"], ["y"], "mean", dict(axes=[1, 2, 3], keepdims=0)),
+         ("Sum", ["m", "c", "y"], ["u"], "sum", {})],
+        ["u"],
+    ),
+    "slopes of a map of rows": (
+        [("MatMul", ["x", "k"], ["m"], "rows", {}), ("PRelu", ["m", "c"], ["u"], "slopes", {})], ["u"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_what_one_reader_makes_of_a_map_no_other_reader_sees(case):
+    """Story: behind a Transpose to channels last the constants of one reader were folded into the layer that
+    others read, too; a Sum that stayed float after its constant was folded added it twice; slopes of the axis
+    that a MatMul leaves in place became those of its columns. Each was a wrong number without a word."""
+    nodes, outputs = SHARED[case]
+    rng = np.random.default_rng(0)
+    v, w, k = (rng.standard_normal(shape).astype(F) for shape in ((4,), (4, 4, 1, 1), (5, 4)))
+    made = {name: [f"{name}{i}" for i in range(4)] for name in outputs}
+    constants = {"v": v, "c": v.reshape(4, 1, 1), "w": w, "k": k}
+    used = {name for _, inputs, *_ in nodes for name in inputs}
+    constants = {name: value for name, value in constants.items() if name in used}
+    model = networks.onnx_model(nodes, {"x": [1, 4, 6, 5]}, made, constants, 17)
+    x = rng.standard_normal((1, 4, 6, 5)).astype(F)
+    wanted = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    graph = load_onnx(model)
+    for each in (graph, graph.former() if graph.former else graph):
+        found = each.run({"x": x})
+        for name, want in zip(outputs, wanted, strict=True):
+            np.testing.assert_allclose(found[name], want, rtol=0, atol=1e-5)

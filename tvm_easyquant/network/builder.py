@@ -52,6 +52,8 @@ class Builder:
         self.transposed: dict[str, str] = {}
         #: a tensor that is a map in another shape (see `of_map`) -> whether its channels are its last axis
         self.lowered: dict[str, bool] = {}
+        #: one that the model itself turned from a map -> how many read that map beside it
+        self.beside: dict[str, int] = {}
 
     def node(self, value: Value) -> Node:
         """The node whose tensor the value is."""
@@ -179,7 +181,9 @@ class Builder:
             known = dict(zip(tensors, maps, strict=True))
             return self.function(made, name, [known.get(o, o) for o in operands], high, *parameters)
 
-        lowered = all(self.tensor[t] in self.lowered for t in tensors)
+        # one number a channel is not of the channels of a map whose channels are the last axis
+        kinds = (False,) if any(isinstance(p, tuple) for p in parameters) else (False, True)
+        lowered = all(self.lowered.get(self.tensor[t]) in kinds for t in tensors)
         if lowered and self._lift(value, tensors, shape, on_maps):
             return True
         inputs = [self._operand(operand) for operand in operands]
@@ -396,7 +400,7 @@ class Builder:
             return True
         name = self.one(value, "transpose", data, shape, dict(axes=nhwc_axes(axes)))
         if rows is None and tuple(axes) == NCHW_TO_NHWC and self.since():
-            self.lowered[name] = True
+            self.lowered[name], self.beside[name] = True, self.uses[data] - 1
         return True
 
     def concat(self, value: Value, tensors: Sequence[Value], axis: int, shape: Sequence[int]) -> bool:
@@ -566,7 +570,7 @@ class Builder:
         node, key = self.node(data), (data, "rows" if rows else "map")
         made = self._map_behind(node.name, rows)
         if made is not None:  # it is read by who reads ``data``
-            self.tensor[key], self.uses[key] = made, self.uses[data]
+            self.tensor[key], self.uses[key] = made, self.uses[data] + self.beside.get(node.name, 0)
             return key
         if key in self.tensor:
             return key

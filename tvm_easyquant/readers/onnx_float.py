@@ -143,7 +143,9 @@ class _Walk:
         known = [tensor for tensor in site.inputs if self.known(tensor)]
         floats = all(self.dtype(tensor) == "float32" for tensor in (*known, site.outputs[0]))
         rule = RULES.get(site.node.op_type) if floats or site.node.op_type in ANY_DTYPE else None
+        nodes = dict(self.builder.nodes)
         if rule is None or rule(self, site) is False:
+            self.builder.nodes.update(nodes)  # a Sum of three may have folded its constant into a layer
             self.stays_float(site)
 
     # -- what the rules ask
