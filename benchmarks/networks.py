@@ -18,7 +18,7 @@ TVM 0.19 does not get along with); without it those peers are left out and named
 more runner.
 
 Before ours is timed it must equal the numpy reference bit for bit: its outputs, or, where a float operator
-is before those, every stored tensor that has none before it (the cosine of the outputs is above 0.999 then).
+is before those, every stored tensor that has none before it (the outputs have a cosine above 0.999 then).
 A peer's int8 must have a cosine of more than 0.9 with fp32. Ratios are medians of the ratios of a round.
 """
 
