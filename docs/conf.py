@@ -37,8 +37,8 @@ maximum_signature_line_length = 80  # else an argument a line
 sphinx_gallery_conf = {
     "examples_dirs": str(ROOT / "tutorials"),
     "gallery_dirs": "tutorials",
-    "filename_pattern": r"/(0[1-689]|1[023])_",  # 07 needs an ARM emulator, 11 the other host
-    "ignore_pattern": r"/(arm|metrics)/",
+    "filename_pattern": r"/(0[1-689]|1[0234])_",  # 07 needs an ARM emulator, 11 the other host
+    "ignore_pattern": r"/(arm|metrics|ocr)/",
     "within_subsection_order": "FileNameSortKey",
     "image_scrapers": (),
     "reset_modules": (),
