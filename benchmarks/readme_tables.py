@@ -249,7 +249,7 @@ def coverage_table(stored):
     """One line an operator that stays float somewhere, and the integer ones in one."""
     found = stored["operators"]
     integer = [name for name, row in found.items() if not row.get("why") and "refused" not in row]
-    lines = [["integer", ", ".join(integer)]]
+    lines = [["integer", "; ".join(integer)]]
     for name, row in found.items():
         if name not in integer:
             told = [

@@ -296,7 +296,6 @@ def test_kernels_are_not_compiled_for_a_cpu_without_their_instructions():
         ("03_tvmc_end_to_end", "11 of 11 kernels run untuned"),
         ("06_tune_for_your_cpu", "once more:"),
         ("11_the_pass_on_todays_tvm", "class"),
-        pytest.param("14_ocr_from_picture_to_text", "INT8: characters", marks=pytest.mark.ci),
     ],
 )
 def test_the_tutorials_of_both_hosts_run(tmp_path, name, said):

@@ -38,7 +38,7 @@ rng = np.random.default_rng(2026)
 drawn = [ocr.lines.line(rng) for _ in range(230)]
 calibration = [ocr.lines.normalise(picture) for picture, _ in drawn[:30]]
 test = drawn[30:]
-labelled = [(ocr.lines.normalise(picture), text) for picture, text in test]
+labelled = [({"line": ocr.lines.normalise(picture)}, text) for picture, text in test]
 
 
 def as_characters(picture):
@@ -75,13 +75,12 @@ for name, why in q.plan.floats.items():
 # Side by side
 # ------------
 # ``greedy`` of ``tutorials/metrics/texts.py`` makes text of the scores: the best class of each step, of
-# equal neighbours one, and no blank. float32 is what TVM makes of the same network by itself.
+# equal neighbours one, and no blank. float32 is the network as it was read, in numpy.
 
 read = greedy(ocr.lines.ALPHABET)
-host = installed()
-floats = host.build_float(host.float_module(q.graph))
-built = {"float32": floats} | {name: network.build() for name, network in networks.items()}
-runs = {name: eq.Executor(network) for name, network in built.items()}
+built = {name: network.build() for name, network in networks.items()}
+runs = {"float32": lambda feed: list(q.graph.run(feed).values())}
+runs |= {name: eq.Executor(network) for name, network in built.items()}
 
 
 def texts(picture):
@@ -119,7 +118,7 @@ def noise(run):
     """SQNR of the scores in dB, on the test lines."""
     signal = error = 0.0
     for feed, _ in labelled:
-        want, got = runs["float32"]({"line": feed})[0], run({"line": feed})[0]
+        want, got = runs["float32"](feed)[0], run(feed)[0]
         signal, error = signal + (want**2).sum(), error + ((want - got) ** 2).sum()
     return 10 * np.log10(signal / error)
 
@@ -131,9 +130,9 @@ assert decibels["INT8"] > decibels["INT7"] > 15
 # %%
 # The time of a line
 # ------------------
-# On this machine, on one thread, in turn. ``q.benchmark()`` has it layer by layer.
+# On this machine, on one thread, in turn. ``q.benchmark()`` has it layer by layer, beside TVM's float32.
 
-host.threads(1)
+installed().threads(1)
 rounds = [{name: network.milliseconds(5) for name, network in built.items()} for _ in range(10)]
 for name in built:
     print(f"{name} {np.median([took[name] for took in rounds]):.3f} ms")
