@@ -650,6 +650,8 @@ def _move(walk, site):
 
 
 def _space_to_depth(walk, site):
+    if site.attributes.get("mode", "DCR") != "DCR":  # newer opsets have two orders of channels
+        return False
     block, shape = site.attributes["blocksize"], walk.shape(site)
     return walk.builder.space_to_depth(site.outputs[0], site.inputs[0], block, shape)
 
