@@ -51,9 +51,10 @@ FLOATS = {
         behind(("Conv", ["a", "k"], ["y"], "cross", dict(kernel_shape=[3, 3])), inputs={"k": [2, 4, 3, 3]}),
         6 * 6 * 2 * 4 * 9,
     ),
-    "product of two maps": (
+    "product with what all of the batch share": (
         behind(
-            ("Transpose", ["r"], ["t"], "turn", dict(perm=[0, 2, 1])), ("MatMul", ["r", "t"], ["y"], "mm", {}),
+            ("Transpose", ["r"], ["t"], "turn", dict(perm=[0, 2, 1])),
+            ("ReduceMax", ["t"], ["one"], "max", dict(axes=[0])), ("MatMul", ["r", "one"], ["y"], "mm", {}),
             shape=[2, 8, 16], rank=3,
         ),
         2 * 8 * 8 * 16,

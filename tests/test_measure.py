@@ -358,7 +358,10 @@ def test_pictures_are_normalised_alike_by_every_verb(work, capsys):
 @pytest.mark.parametrize(
     "verb, ours",
     [
-        ("compile", ["--table FILE", "--isa ROW,...", "--input-dtype uint8", "--input-layout NAME"]),
+        (
+            "compile",
+            ["--table FILE", "--isa ROW,...", "--bits N", "--input-dtype uint8", "--input-layout NAME"],
+        ),
         ("run", ["--isa ROW"]),
         ("tune", []),
     ],
