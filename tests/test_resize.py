@@ -161,6 +161,7 @@ def test_the_kernel_is_the_norm_at_every_corner(channels, parts, zero):
 # -- the walk
 
 
+@pytest.mark.ci  # every day: test_layers and test_onnx_export have these resizes
 def test_the_host_computes_the_same_integers():
     try:
         host = installed()
