@@ -204,8 +204,6 @@ def test_a_doubtful_measurement_keeps_no_layer_float():
     assert found.skip == () and "no layer was kept float for speed: half of the rounds" in found.notes[0]
 
 
-@pytest.mark.relay  # whose TVM has an int8 convolution for CPUs
-@pytest.mark.isa("avx2")
 def test_doctor_counts_and_names_what_the_cpu_has_and_the_system_refuses(capsys, monkeypatch):
     """AMX in a container that does not let it have its registers: the kernels of the next row run, and it is said."""
     from topi_ext import cpu, isa
@@ -219,6 +217,8 @@ def test_doctor_counts_and_names_what_the_cpu_has_and_the_system_refuses(capsys,
     assert f"refused   {said} run instead" in capsys.readouterr().out
 
 
+@pytest.mark.relay  # whose TVM has an int8 convolution for CPUs
+@pytest.mark.isa("avx2")
 def test_doctor_shows_the_saturation_in_a_number(capsys):
     found = answer(capsys, "doctor", "--json")
     assert found["saturation"]["ours_wrong"] == 0 < found["saturation"]["tvm_int8_wrong"]
