@@ -223,7 +223,9 @@ def test_a_table_of_before_keeps_it_float():
 def test_what_onnx_runtime_rounds_otherwise_are_ties(optimize):
     """Story: 1,174 of 65,536 numbers were not those of ONNX Runtime. Where a model has one scale before and behind
     a linear Resize, many lie halfway between two steps, on whose one side float32 products come to lie."""
-    pytest.importorskip("onnxruntime")
+    runtime = pytest.importorskip("onnxruntime")
+    if optimize and tuple(map(int, runtime.__version__.split(".")[:2])) < (1, 20):
+        pytest.skip(f"ONNX Runtime {runtime.__version__} resizes the bytes themselves there, and cuts off")
     graph, images = networks.resized()
     table = table_of(graph, images)
     scales = {**table.activations, "twice": table.activations["stem.relu"]}
