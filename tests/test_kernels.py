@@ -370,7 +370,15 @@ def test_depthwise_falls_back_to_int32_where_int16_is_not_proven():
 
 @pytest.mark.isa("avx2")
 @pytest.mark.parametrize(
-    ("kernel", "cuts"), [((3, 3), 2), ((5, 5), 5), ((7, 3), 4), ((1, 9), 2), ((2, 17), 6), ((11, 13), 22)]
+    ("kernel", "cuts"),
+    [
+        ((5, 5), 5),
+        ((11, 13), 22),
+        *(
+            pytest.param(*case, marks=pytest.mark.ci)
+            for case in (((3, 3), 2), ((7, 3), 4), ((1, 9), 2), ((2, 17), 6))
+        ),
+    ],  # fmt: skip
 )
 def test_pairs_are_summed_in_int16_over_as_many_taps_as_fit(kernel, cuts):
     """A 5x5 kernel of 7 bits is too wide for int16 as a whole: it ran in int32, at 0.4 of the speed. At the
@@ -389,7 +397,7 @@ def test_pairs_are_summed_in_int16_over_as_many_taps_as_fit(kernel, cuts):
     np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factor, None))
 
 
-@pytest.mark.parametrize("name", ["depthwise_int16", "depthwise_int32"])
+@pytest.mark.parametrize("name", [pytest.param("depthwise_int16", marks=pytest.mark.ci), "depthwise_int32"])
 def test_a_large_kernel_is_a_loop_over_its_rows(name):
     """31x31 took half a minute to compile as one piece of code: twice as many rows are no more code."""
     lines = []
