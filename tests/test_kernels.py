@@ -378,7 +378,7 @@ def test_depthwise_falls_back_to_int32_where_int16_is_not_proven():
             pytest.param(*case, marks=pytest.mark.ci)
             for case in (((3, 3), 2), ((7, 3), 4), ((1, 9), 2), ((2, 17), 6))
         ),
-    ],  # fmt: skip
+    ],
 )
 def test_pairs_are_summed_in_int16_over_as_many_taps_as_fit(kernel, cuts):
     """A 5x5 kernel of 7 bits is too wide for int16 as a whole: it ran in int32, at 0.4 of the speed. At the
