@@ -178,9 +178,9 @@ class Race:
                 self._library("tvm_easyquant-int7-tuned", isa_name, build(q.module, target))
         made = run_integer(q.graph, q.table, {self.entry: self.samples[0]}).values()
         expected = np.concatenate([y.ravel() for y in made])
-        behind, near = accuracy.behind_floats(q) | set(q.plan.floats), False
-        if behind & set(q.graph.outputs):
-            near = True
+        behind = accuracy.behind_floats(q) | set(q.plan.floats)
+        near = bool(behind & set(q.graph.outputs))
+        if near:
             feeds = [{self.entry: self.samples[0]}]
             found = accuracy.exact(q, eq.Executor(build(q.module, target)), target, feeds, behind)
             if found["values_differing"]:

@@ -95,8 +95,9 @@ def _emit(spec, accumulator, pixels, ins, out):
             with ib.for_range(0, r, "tap") as i:
                 for p in range(count):
                     ib.emit(acc.vstore([p * LANES], taps(p, [i], acc.vload([p * LANES], wide))))
-        for p in range(0 if large(spec) else count):
-            ib.emit(acc.vstore([p * LANES], taps(p, range(r), start)))
+        else:
+            for p in range(count):
+                ib.emit(acc.vstore([p * LANES], taps(p, range(r), start)))
         for p in range(count):
             value = acc.vload([p * LANES], wide).astype(f"int32x{LANES}")
             write(

@@ -101,13 +101,13 @@ def _copy(spec: ConvSpec, data, out, shape, dtype):
 
     def fill(n, y, x, first, count):
         """``count`` elements of a row from channel ``first`` of pixel ``x``: the zero point."""
-        for at, lanes in _pieces(ib, count):
+        for at, lanes in pieces(ib, count):
             value = const(spec.zero_point, with_lanes(dtype, lanes))
             ib.emit(out.vstore([n, y, x, first + at], value))
 
     def copy(n, y, x, from_x, count):
         """``count`` elements from pixel ``from_x`` of the data's row to pixel ``x``."""
-        for at, lanes in _pieces(ib, count):
+        for at, lanes in pieces(ib, count):
             value = data.vload([n, y - top, from_x, at], with_lanes(str(data.dtype), lanes))
             value = value.astype(with_lanes(dtype, lanes))
             ib.emit(out.vstore([n, y, x, at], value))
@@ -135,7 +135,7 @@ def _copy(spec: ConvSpec, data, out, shape, dtype):
     return ib.get()
 
 
-def _pieces(ib, count):
+def pieces(ib, count):
     """(offset, lanes) of vectors that cover ``count`` contiguous elements; loops where there are many."""
     done = 0
     for lanes in (32, 16, 8, 4, 2, 1):

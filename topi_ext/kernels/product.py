@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .. import isa
-from ..emit import Builder, const, dtype_of, extern, tir, with_lanes
+from ..emit import Builder, const, extern, tir, with_lanes
 from ..isa import ISAS
 from ..reference import MOST_PRODUCTS
 from ..targets import arm, x86
-from .direct import PARALLEL_MACS, Dot, _pieces, tile_pixels
+from .direct import PARALLEL_MACS, Dot, pieces, plain_dot, tile_pixels
 
 VECTORS = 2  # blocks in a tile, so that a number is loaded once for two vectors
 
@@ -54,18 +54,8 @@ class Product(NamedTuple):
 
 
 def _plain(row: isa.Isa) -> Dot:
-    """Multiply and add in int32 lanes, no intrinsic."""
-    lanes = 2 * row.lanes
-
-    def combine(acc, xs, ws):
-        for x, w in zip(xs, ws, strict=True):
-            acc = acc + x * w.astype(dtype_of(acc))
-        return acc
-
-    def load(x):
-        return x.astype("int32").astype(f"int32x{lanes}")
-
-    return Dot(lanes, 1, "int16", "int16", 1, load, combine, 2)
+    """`plain_dot` of two sides in int16."""
+    return plain_dot(2 * row.lanes, 2)._replace(data="int16", weight="int16")
 
 
 #: instruction set -> (its multiply of int16, rows in a tile)
@@ -119,7 +109,7 @@ class _Loops:
         ib.whole(out)
         with ib.for_range(0, p.batch * p.rows, "row", kind=self.kind) as row:
             n, y = row // p.rows, row % p.rows
-            for at, lanes in _pieces(ib, p.depth):
+            for at, lanes in pieces(ib, p.depth):
                 wide = with_lanes("int16", lanes)
                 x = a.vload([n, y, at], with_lanes("uint8", lanes)).astype(wide)
                 ib.emit(out.vstore([n, y, at], x - const(p.zero_a, wide)))

@@ -163,30 +163,18 @@ def _vectors(stage, shape):
         stage.parallel(stage.fuse(*before[:2]) if before else last)
 
 
-def _injective_strategy(make):
-    """Strategy of an elementwise operator: make(attrs, inputs) -> te.Tensor."""
+def _as_made(outs):
+    """Kernels that are statements have nothing to schedule."""
+    return te.create_schedule([out.op for out in outs])
+
+
+def _strategy(make, schedule, name):
+    """One implementation: make(attrs, inputs) -> te.Tensor, schedule(tensors)."""
 
     def strategy(attrs, inputs, out_type, target):
         def run_schedule(attrs, outs, target):
             with target:
-                return _by_rows([outs] if isinstance(outs, te.Tensor) else list(outs))
-
-        result = _op.OpStrategy()
-        result.add_implementation(
-            lambda attrs, inputs, out_type: [make(attrs, inputs)], run_schedule, name="easyquant"
-        )
-        return result
-
-    return strategy
-
-
-def _statements_strategy(make, name):
-    """Strategy of a kernel that is statements, nothing to schedule: make(attrs, inputs) -> te.Tensor."""
-
-    def strategy(attrs, inputs, out_type, target):
-        def run_schedule(attrs, outs, target):
-            with target:
-                return te.create_schedule([t.op for t in outs])
+                return schedule([outs] if isinstance(outs, te.Tensor) else list(outs))
 
         result = _op.OpStrategy()
         result.add_implementation(
@@ -197,10 +185,9 @@ def _statements_strategy(make, name):
     return strategy
 
 
-def _product_strategy(attrs, inputs, out_type, target):
-    product, row = kernels.Product.from_json(attrs["product"]), str(attrs["isa"])
-    made = _statements_strategy(lambda _, given: kernels.compute(product, row, *given), "easyquant_product")
-    return made(attrs, inputs, out_type, target)
+def _product(attrs, inputs):
+    product = kernels.Product.from_json(attrs["product"])
+    return kernels.compute(product, str(attrs["isa"]), *inputs)
 
 
 # -- computes of the elementwise operators; numbers are in the JSON attribute ``numbers``
@@ -211,37 +198,9 @@ def _numbers(attrs):
     return {key: function.from_json(value) for key, value in numbers.items()}
 
 
-def _quantize(attrs, inputs):
-    return elementwise.quantize(*inputs, **_numbers(attrs))
-
-
-def _requantize(attrs, inputs):
-    return elementwise.requantize(*inputs, **_numbers(attrs))
-
-
-def _dequantize(attrs, inputs):
-    return elementwise.dequantize(*inputs, **_numbers(attrs))
-
-
-def _function(attrs, inputs):
-    return elementwise.real_function(*inputs, **_numbers(attrs))
-
-
-def _two(function):
-    """Of a function of `elementwise` of two tensors."""
-    return lambda attrs, inputs: function(*inputs, **_numbers(attrs))
-
-
-def _shuffle(attrs, inputs):
-    return elementwise.shuffle(*inputs, **_numbers(attrs))
-
-
-def _total(attrs, inputs):
-    return elementwise.total(*inputs, **_numbers(attrs))
-
-
-def _resize(attrs, inputs):
-    return resize.resize_linear(*inputs, **_numbers(attrs))
+def _by(compute):
+    """Of tensors and numbers, as the functions of `elementwise` are."""
+    return lambda attrs, inputs: compute(*inputs, **_numbers(attrs))
 
 
 # -- registration
@@ -287,20 +246,20 @@ _FLOAT_INPUTS = ("data", "weight", "bias")
 #: join -> its operator
 JOINS = {op: f"easyquant.{op}" for op in ("add", "sub", "max", "min")}
 _ELEMENTWISE = {
-    "easyquant.quantize": (("data",), _same_shape("uint8"), _quantize),
-    "easyquant.requantize": (("data", "multiplier"), _same_shape("uint8"), _requantize),
-    "easyquant.dequantize": (("data", "scale"), _same_shape("float32"), _dequantize),
-    "easyquant.function": (("data",), _same_shape("float32"), _function),
-    "easyquant.add": (("a", "b"), _larger_shape("uint8"), _two(elementwise.add)),
-    "easyquant.sub": (("a", "b"), _larger_shape("uint8"), _two(elementwise.sub)),
-    "easyquant.max": (("a", "b"), _larger_shape("uint8"), _two(elementwise.maximum)),
-    "easyquant.min": (("a", "b"), _larger_shape("uint8"), _two(elementwise.minimum)),
-    "easyquant.mul": (("a", "b"), _same_shape("uint8"), _two(elementwise.mul)),
+    "easyquant.quantize": (("data",), _same_shape("uint8"), _by(elementwise.quantize)),
+    "easyquant.requantize": (("data", "multiplier"), _same_shape("uint8"), _by(elementwise.requantize)),
+    "easyquant.dequantize": (("data", "scale"), _same_shape("float32"), _by(elementwise.dequantize)),
+    "easyquant.function": (("data",), _same_shape("float32"), _by(elementwise.real_function)),
+    "easyquant.add": (("a", "b"), _larger_shape("uint8"), _by(elementwise.add)),
+    "easyquant.sub": (("a", "b"), _larger_shape("uint8"), _by(elementwise.sub)),
+    "easyquant.max": (("a", "b"), _larger_shape("uint8"), _by(elementwise.maximum)),
+    "easyquant.min": (("a", "b"), _larger_shape("uint8"), _by(elementwise.minimum)),
+    "easyquant.mul": (("a", "b"), _same_shape("uint8"), _by(elementwise.mul)),
 }
 _STATEMENTS = {
-    SHUFFLE: (("data",), _same_shape("uint8"), _shuffle),
-    TOTAL: (("data",), _summed_shape, _total),
-    RESIZE: (("data", "rows", "columns", "multiplier"), _resize_type, _resize),
+    SHUFFLE: (("data",), _same_shape("uint8"), _by(elementwise.shuffle)),
+    TOTAL: (("data",), _summed_shape, _by(elementwise.total)),
+    RESIZE: (("data", "rows", "columns", "multiplier"), _resize_type, _by(resize.resize_linear)),
 }
 
 
@@ -337,10 +296,12 @@ def register() -> None:
             _register_op(name, inputs, _float_type, _op.OpPattern.OPAQUE, _float_strategy)
     for name, (operands, kind, make) in _ELEMENTWISE.items():
         if name not in known:
-            _register_op(name, operands, kind, _op.OpPattern.BROADCAST, _injective_strategy(make))
+            _register_op(
+                name, operands, kind, _op.OpPattern.BROADCAST, _strategy(make, _by_rows, "easyquant")
+            )
     for name, (operands, kind, make) in _STATEMENTS.items():
         if name not in known:
-            strategy = _statements_strategy(make, name.replace(".", "_"))
+            strategy = _strategy(make, _as_made, name.replace(".", "_"))
             _register_op(name, operands, kind, _op.OpPattern.OPAQUE, strategy)
 
 
@@ -352,7 +313,8 @@ def _register_convolutions(row: str) -> None:
         if f"{name}.{row}" not in known:
             _register_op(f"{name}.{row}", inputs, _conv_type, _op.OpPattern.OPAQUE, _conv_strategy)
     if f"{PRODUCT}.{row}" not in known:
-        _register_op(f"{PRODUCT}.{row}", ("a", "b"), _product_type, _op.OpPattern.OPAQUE, _product_strategy)
+        strategy = _strategy(_product, _as_made, "easyquant_product")
+        _register_op(f"{PRODUCT}.{row}", ("a", "b"), _product_type, _op.OpPattern.OPAQUE, strategy)
 
 
 # -- constructors
