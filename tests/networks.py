@@ -133,7 +133,12 @@ def joined(seed=0, **options):
         x = b.add(name, op, [x], size, attrs)
     places = (None, (2, 1, 0, *range(h)), tuple(range(0, w, 2)), tuple(range(c))[::-1])
     x = b.add("taken", "gather", [x], (n, h + 3, -(-w // 2), c), dict(indices=places))
-    x = b.relu("late.relu", b.conv("late", x, 8))
+    x = b.relu("late.relu", b.conv("late", x, 7))
+    n, h, w, c = b.nodes[x].shape
+    over = [b.add(op, op, [x], (n, h, w, 1), dict(axes=(3,))) for op in ("reduce_mean", "reduce_max")]
+    look = b.conv("spatial", b.concat("over", *over), 1, kernel=5)
+    look = b.add("look", "elementwise", [look], (n, h, w, 1), dict(expression=("sigmoid", "x")))
+    x = b.add("seen", "mul", [x, look], (n, h, w, c), {})
     b.dense("logits", b.flatten("flat", b.global_pool("gap", x)), 5)
     return b.graph("logits"), b.images(6)
 

@@ -60,7 +60,7 @@ FLOATS = {
         2 * 8 * 8 * 16,
     ),
     "softmax": (behind(("Softmax", ["a"], ["y"], "softmax", dict(axis=1))), 0),
-    "reduction": (behind(("ReduceMax", ["a"], ["y"], "max", dict(axes=[1]))), 0),
+    "reduction": (behind(("ReduceMin", ["a"], ["y"], "min", dict(axes=[1]))), 0),
     "resize": (
         behind(("Resize", ["a", "", "s"], ["y"], "up", dict(mode="cubic")), s=np.float32([1, 1, 2, 2])), 0,
     ),

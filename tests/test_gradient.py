@@ -69,6 +69,8 @@ CASES = {
     ),
     "avg_pool2d": average(True),
     "avg_pool2d, padding not counted": average(False),
+    "reduce_mean": ("reduce_mean", dict(axes=(3,)), [random(2, 3, 4, 5)]),
+    "reduce_max": ("reduce_max", dict(axes=(1, 3)), [apart((2, 3, 4, 5))]),
     "clip": ("clip", dict(lo=0.0, hi=inf), [apart((1, 4, 5, 3))]),
     "clip, two ends": ("clip", dict(lo=-1.0, hi=0.5), [apart((1, 4, 5, 3), step=0.1) + np.float32(0.01)]),
     "reshape": ("reshape", dict(shape=(2, 24), channels_first=True), [random(2, 3, 4, 2)]),

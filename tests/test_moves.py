@@ -130,7 +130,7 @@ def test_places_that_the_data_decide_stay_float_by_name():
 
 
 def test_maps_that_repeat_each_other_stay_float_by_name():
-    """Each of the two is repeated along another axis: no norm says it."""
+    """Each of the two is repeated along another axis: no norm says it. A mean of one axis is an operator."""
     nodes = [
         ("ReduceMean", ["x"], ["h"], "down", dict(axes=[2], keepdims=1)),
         ("ReduceMean", ["x"], ["w"], "across", dict(axes=[3], keepdims=1)),
@@ -140,8 +140,40 @@ def test_maps_that_repeat_each_other_stay_float_by_name():
     ]
     model = networks.onnx_model(nodes, {"x": [1, 3, 4, 4]}, {"y": [1, 3, 4, 4]}, {}, 13)
     assert {node.name: node.op for node in load_onnx(model)} == {
-        "x": "input", "down": "float", "across": "float", "outer": "float", "most": "float", "sum": "add",
+        "x": "input", "down": "reduce_mean", "across": "reduce_mean", "outer": "float", "most": "float", "sum": "add",
     }  # fmt: skip
+
+
+def normalized():
+    """A LayerNorm of channels first in pieces, a mean of squares, and a mean that nothing subtracts."""
+    nodes = [
+        ("Conv", ["x", "w"], ["a"], "first", {}),
+        ("ReduceMean", ["a"], ["m"], "mean", dict(axes=[1])),
+        ("Sub", ["a", "m"], ["c"], "centred", {}),
+        ("Mul", ["c", "c"], ["s"], "square", {}),
+        ("ReduceMean", ["s"], ["v"], "variance", dict(axes=[1])),
+        ("Sqrt", ["v"], ["d"], "deviation", {}),
+        ("Div", ["c", "d"], ["n"], "normal", {}),
+        ("Conv", ["n", "w2"], ["b"], "second", {}),
+        ("Mul", ["b", "b"], ["s2"], "energies", {}),
+        ("ReduceMean", ["s2"], ["e"], "energy", dict(axes=[1])),
+        ("ReduceMean", ["b"], ["l"], "level", dict(axes=[1])),
+        ("Mul", ["b", "e"], ["g"], "gate", {}),
+        ("Mul", ["g", "l"], ["h"], "gate2", {}),
+        ("Conv", ["h", "w2"], ["y"], "last", {}),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.standard_normal((4, 3, 1, 1)).astype(F),
+                 "w2": rng.standard_normal((4, 4, 1, 1)).astype(F)}  # fmt: skip
+    return networks.onnx_model(nodes, {"x": [1, 3, 4, 4]}, {"y": [1, 4, 4, 4]}, constants, 13)
+
+
+def test_a_mean_of_channels_is_integer_but_not_that_of_a_normalization():
+    """8 bits for a mean that is subtracted from what it is of, and for squares, would cost accuracy."""
+    found = plan(load_onnx(normalized()))
+    assert {"level"} <= found.integer and {"mean", "variance", "energy", "centred"} <= set(found.floats)
+    assert found.floats["mean"].startswith("a normalization subtracts it from what it is the mean of")
+    assert found.floats["energy"] == "it is a mean of squares, for which 8 bits are too few"
 
 
 def newer(size=6):
@@ -206,7 +238,9 @@ def test_a_quantized_model_with_them_is_taken_over():
     config, plan_ = eq.QuantConfig(method="minmax", bits=8), plan(graph)
     table = start_table(graph, plan_, calibrate(graph, plan_, images, config), config)
     taken = eq.import_quantized(to_qdq(graph, table))
-    assert {"sub", "max", "min", "mul", "gather"} <= {taken.graph[name].op for name in taken.plan.integer}
+    assert {"sub", "max", "min", "mul", "gather", "reduce_mean", "reduce_max"} <= {
+        taken.graph[name].op for name in taken.plan.integer
+    }
     (want,), (mine,) = (
         run_integer(*each, images[0]).values() for each in ((graph, table), (taken.graph, taken.table))
     )

@@ -124,6 +124,25 @@ def heads():
     return net(nodes, [1, 4, 3, 4], w=draw(18, 4, 1, 1), w2=draw(3, 6, 1, 1), **places)
 
 
+def spatial_gate():
+    """CBAM: a gate of channels from the mean and the largest of the map, one of places from those of channels."""
+    nodes = [
+        node("Conv", "x w", "c", "c1"), node("Relu", "c", "r"),
+        node("ReduceMean", "r", "m", "mean", axes=[2, 3]), node("ReduceMax", "r", "n", "max", axes=[2, 3]),
+        node("Conv", "m w1", "m1"), node("Relu", "m1", "m2"), node("Conv", "m2 w2", "m3"),
+        node("Conv", "n w1", "n1"), node("Relu", "n1", "n2"), node("Conv", "n2 w2", "n3"),
+        node("Add", "m3 n3", "g"), node("Sigmoid", "g", "g1"), node("Mul", "r g1", "s", "gate"),
+        node("ReduceMean", "s", "t", "over.mean", axes=[1], keepdims=1),
+        node("ReduceMax", "s", "u", "over.max", axes=[1], keepdims=1),
+        node("Concat", "t u", "v", axis=1), node("Conv", "v w7", "p", "places", pads=[3] * 4),
+        node("Sigmoid", "p", "p1"), node("Mul", "s p1", "q", "gate2"),
+        node("ReduceMax", "q", "z", "flat", axes=[1], keepdims=0), node("Unsqueeze", "z one", "z1"),
+        node("Conv", "z1 w3", "y", "c3"),
+    ]  # fmt: skip
+    weights = dict(w=draw(8, 4, 3, 3), w1=draw(2, 8, 1, 1), w2=draw(8, 2, 1, 1), w7=draw(1, 2, 7, 7))
+    return net(nodes, [1, 4, 9, 8], w3=draw(3, 1, 1, 1), one=np.array([1]), **weights)
+
+
 def norm_first():
     nodes = [node("BatchNormalization", "x s o o v", "n", "bn"), node("Conv", "n w", "y", "c")]
     return net(nodes, [1, 4, 9], w=draw(3, 4, 3), **norm(4))
@@ -178,6 +197,7 @@ NETWORKS = {
     "channels last": channels_last,
     "products of two tensors": attention,
     "products of a map's pixels": heads,
+    "gates of channels and of places": spatial_gate,
     "products with softmax": lambda: attention("Softmax", axis=-1),
     "rows": lambda: rows(2, 7),
     "rows of rows": lambda: rows(2, 5, 7),

@@ -118,7 +118,13 @@ def test_every_stored_tensor_is_the_norm_s(name, target, compared):
 
 
 @pytest.mark.parametrize(
-    "name", ["between layers of one dimension", "channels last", "products of two tensors"]
+    "name",
+    [
+        "between layers of one dimension",
+        "channels last",
+        "products of two tensors",
+        "gates of channels and of places",
+    ],
 )
 def test_layers_on_what_is_no_map(name, compared):
     model, shape = lowered.NETWORKS[name]()

@@ -114,6 +114,10 @@ def relay_cases():
         conv2d(relay.clip(conv, 0.0, 6.0), const(4, 3, 3, 3), strides=(2, 1), groups=2),
     )
     yield "global max pool", conv2d(relay.nn.global_max_pool2d(conv), const(2, 6, 1, 1))
+    over = [made(conv, [1], keepdims=True) for made in (relay.mean, relay.max)]
+    yield "mean and largest of channels", conv2d(relay.concatenate(over, 1), const(2, 2, 3, 3))
+    most = relay.expand_dims(relay.max(conv, [1, 3]), 1)
+    yield "largest of rows", conv2d(relay.expand_dims(most, 3), const(2, 1, 1, 1))
     yield "dropout is nothing", conv2d(relay.nn.dropout(conv), const(2, 6, 1, 1))
     yield (
         "average pool with padding",

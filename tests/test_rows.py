@@ -21,8 +21,9 @@ from tvm_easyquant.writers import qdq, verify
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {name for name, row in OPERATORS.items() if row.integer not in ("input", "float")}
 MOVES = {name for name, row in OPERATORS.items() if row.moves}
-#: what the host runs as a layer; a resize has its own kernel
-PRODUCTS = {name for name, row in OPERATORS.items() if row.integer == "accumulate"} - {"resize_linear"}
+#: what the host runs as a layer; a resize has its own kernel, a mean along axes is a sum
+PRODUCTS = {name for name, row in OPERATORS.items() if row.integer == "accumulate"}
+PRODUCTS -= {"resize_linear", "reduce_mean"}
 JOIN = {name for name, row in OPERATORS.items() if row.integer in ("sum", "product")}
 
 

@@ -147,8 +147,8 @@ class _Lowering:
         name = expr.op.name if isinstance(expr.op, tvm.ir.Op) else ""
         if name == "clip":
             return min(255, int(expr.attrs.a_max))
-        if name in ("nn.max_pool2d", "reshape", "transpose", "strided_slice", "concatenate", "repeat",
-                    "nn.depth_to_space"):  # fmt: skip
+        if name in ("nn.max_pool2d", "max", "reshape", "transpose", "strided_slice", "concatenate",
+                    "repeat", "nn.depth_to_space"):  # fmt: skip
             return self.bounds[expr.args[0]]
         if name == "take":  # a table, or what moves
             table = isinstance(expr.args[0], relay.Constant)

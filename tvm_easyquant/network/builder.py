@@ -339,19 +339,35 @@ class Builder:
         self.pool(value, op, data, (n, 1, 1, channels), window, **more)
         return True
 
-    def mean(self, value: Value, data: Value, axes: Sequence[int], shape: Sequence[int]) -> bool:
-        """The mean over height and width; axes: those of NCHW; shape: with them of size 1, or without."""
-        rank, rows = len(self.node(data).shape), self._channels_last(data)
+    def reduce(self, value: Value, op: str, data: Value, axes: Sequence[int], shape: Sequence[int]) -> bool:
+        """The mean or the largest (``op``: of `POOLS`) along axes of NCHW, not along the batch; shape:
+        NHWC, with them of size 1, or without. Of height and width together it is a pool."""
+        before, rows = model_shape(self.node(data)), self._channels_last(data)
+        rank = len(before)
+        axes = sorted({axis % rank for axis in axes}) if rank else []
         inner = list(range(1, rank - 1) if rows else range(2, rank))
-        if (rank != 4 and rows is None) or sorted(axis % rank for axis in axes) != inner:
+        if (rank == 4 or rows is not None) and axes == inner and (op == "reduce_mean" or self.since()):
+            return self._pool_all(value, POOLS[op], data, shape, rows)
+        if not axes or axes[0] == 0 or (op == "reduce_mean" and rank != 4) or not self.since():
             return False
-        if rows is not None and len(shape) == rank:
+        kept = nhwc(1 if axis in axes else n for axis, n in enumerate(before))
+        made: Value = value if len(shape) == rank else (value, "kept")
+        self.uses.setdefault(made, 1)
+        along = tuple(sorted(nhwc_axis(axis, rank) for axis in axes))
+        self.one(made, op, data, kept, dict(axes=along))
+        return made is value or self.reshape(value, made, nchw(shape))
+
+    def _pool_all(
+        self, value: Value, op: str, data: Value, shape: Sequence[int], rows: bool | None
+    ) -> bool:
+        """A pool of the whole map that ``data`` is; rows: see `_channels_last`."""
+        if rows is not None and len(shape) == len(self.node(data).shape):
 
             def pool(made, x, _):
-                return self.whole_map(made, "avg_pool2d", x)
+                return self.whole_map(made, op, x)
 
             return self.on_map(value, data, nchw(shape), pool, rows=rows)
-        self.whole_map(value, "avg_pool2d", data if rows is None else self.as_map(data, rows))
+        self.whole_map(value, op, data if rows is None else self.as_map(data, rows))
         if len(shape) == 2:
             self.one(value, "reshape", value, shape, dict(shape=tuple(shape), channels_first=False))
         return True
@@ -781,6 +797,8 @@ AFFINE: dict[str, tuple[Callable | None, Callable | None]] = {
 
 #: how far float32 counts
 COUNTED = 2**24
+#: a reduction -> the pool that it is of a whole map
+POOLS = {"reduce_mean": "avg_pool2d", "reduce_max": "max_pool2d"}
 #: operator of two tensors -> the join that it is
 JOINS = {"add": "add", "subtract": "sub", "maximum": "max", "minimum": "min"}
 

@@ -309,6 +309,17 @@ def _average(node, gradient, shapes, kept):
     return (_spread(node, shapes[0], size, lambda i, j: gradient / count),)
 
 
+def _mean_along(node, gradient, shapes, kept):
+    count = np.prod(shapes[0]) // np.prod(gradient.shape)
+    return (np.broadcast_to(gradient / np.float32(count), shapes[0]),)
+
+
+def _shares_of_largest(node, x):
+    """1 where the largest along the axes is, of equals a share each."""
+    there = (x == evaluate(node, x)).astype(np.float32)
+    return there / there.sum(axis=node.attrs["axes"], keepdims=True)
+
+
 def _moved(node, gradient, shapes, kept):
     """Of what moves every number to one place at most."""
     size = int(np.prod(shapes[0]))
@@ -358,6 +369,8 @@ RULES = {
     "concat": Rule(_concat),
     "max_pool2d": Rule(_max_pool, _largest),
     "avg_pool2d": Rule(_average),
+    "reduce_mean": Rule(_mean_along),
+    "reduce_max": Rule(_times, _shares_of_largest),
     "clip": Rule(_times, _within),
     "reshape": Rule(_moved),
     "transpose": Rule(_moved),

@@ -205,6 +205,10 @@ def _average(node, x):
     return total / count
 
 
+def _mean(node, x):
+    return x.mean(axis=node.attrs["axes"], keepdims=True, dtype=np.float32)
+
+
 def _uncounted(node):
     if any(node.attrs["padding"]) and not node.attrs["count_include_pad"]:
         return "an average pool that leaves its padding out of the count"
@@ -230,6 +234,10 @@ def _max_pool(node, x):
     a = node.attrs
     view = windows(x, a["pool_size"], a["strides"], a["padding"], a["dilation"], -np.inf)
     return view.max(axis=(3, 4))
+
+
+def largest(node: Use, x: np.ndarray) -> np.ndarray:
+    return x.max(axis=node.attrs["axes"], keepdims=True)
 
 
 def reshape(node: Use, x: np.ndarray) -> np.ndarray:
@@ -343,6 +351,9 @@ _ROWS = (
         "avg_pool2d", ("pool_size", "strides", "padding", "count_include_pad"), "accumulate", _average,
         ("AveragePool", "GlobalAveragePool"), _by_inputs, refusal=_uncounted,
     ),
+    # along axes that are not the batch's, which stay with size 1; of a whole map it is a pool
+    Operator("reduce_mean", ("axes",), "accumulate", _mean, ("ReduceMean",), _by_inputs),
+    Operator("reduce_max", ("axes",), "move", largest, ("ReduceMax",), _by_inputs),
     # relu has the limits 0 and inf, relu6 has 0 and 6
     Operator("clip", ("lo", "hi"), "requantize", _clip, ("Clip", "Relu"), _by_limit),
     # channels_first: in the order N, C, H, W of the one side that is a map

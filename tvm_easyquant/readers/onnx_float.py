@@ -543,12 +543,16 @@ def _global(op: str) -> Callable:
     return rule
 
 
-def _reduce_mean(walk, site):
-    axes = site.attributes.get("axes")
-    axes = walk.constant(site, 1) if axes is None else axes
-    if axes is None or walk.computed(site, 1):
-        return False
-    return walk.builder.mean(site.outputs[0], site.inputs[0], [int(x) for x in axes], walk.shape(site))
+def _reduce(op: str) -> Callable:
+    def rule(walk, site):
+        axes = site.attributes.get("axes")
+        axes = walk.constant(site, 1) if axes is None else axes
+        if axes is None or walk.computed(site, 1):
+            return False
+        axes = [int(x) for x in axes]
+        return walk.builder.reduce(site.outputs[0], op, site.inputs[0], axes, walk.shape(site))
+
+    return rule
 
 
 def _reshape(walk, site):
@@ -729,7 +733,8 @@ RULES: dict[str, Callable[[_Walk, Site], Any]] = {
     "AveragePool": _avg_pool,
     "GlobalAveragePool": _global("avg_pool2d"),
     "GlobalMaxPool": _global("max_pool2d"),
-    "ReduceMean": _reduce_mean,
+    "ReduceMean": _reduce("reduce_mean"),
+    "ReduceMax": _reduce("reduce_max"),
     "Reshape": _reshape,
     "Flatten": _reshape,
     "Squeeze": _reshape,

@@ -26,7 +26,7 @@ MICROSOFT = ("com.microsoft", "com.ms.internal.nhwc")
 #: operators that move integers: on the dequantized values they do the same
 MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Concat",
           "Split", "Gather", "DepthToSpace", "SpaceToDepth", "Resize", "Upsample", "Identity", "Expand",
-          "Tile", "Dropout", "GlobalMaxPool")  # fmt: skip
+          "Tile", "Dropout", "GlobalMaxPool", "ReduceMax")  # fmt: skip
 #: QOperator -> (the float operator, where its tensors are: each followed by scale and zero point)
 LINEAR = {
     "QLinearConv": ("Conv", (0, 3)), "QLinearMatMul": ("MatMul", (0, 3)), "QLinearAdd": ("Add", (0, 3)),

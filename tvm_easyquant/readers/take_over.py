@@ -337,6 +337,8 @@ RULES: dict[str, Callable[[_TakeOver, Node], None]] = {
     "concat": _TakeOver._move,
     "max_pool2d": _TakeOver._move,
     "avg_pool2d": _TakeOver._arithmetic,
+    "reduce_mean": _TakeOver._arithmetic,
+    "reduce_max": _TakeOver._move,
     "clip": _TakeOver._arithmetic,
     "reshape": _TakeOver._move,
     "transpose": _TakeOver._move,

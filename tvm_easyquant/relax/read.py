@@ -630,9 +630,12 @@ def _adaptive_avg_pool2d(walk, var, call):
     return walk.builder.whole_map(var, "avg_pool2d", walk.of(call.args[0]))
 
 
-def _mean(walk, var, call):
-    axes = call.attrs.axis
-    return axes is not None and walk.builder.mean(var, walk.of(call.args[0]), ints(axes), _out(var))
+def _reduce(op: str) -> Callable:
+    def rule(walk, var, call):
+        axes, data = call.attrs.axis, walk.of(call.args[0])
+        return axes is not None and walk.builder.reduce(var, op, data, ints(axes), _out(var))
+
+    return rule
 
 
 def _reshape(walk, var, call):
@@ -759,7 +762,8 @@ RULES: dict[str, Callable[[_Walk, Any, Any], object]] = {
     "relax.nn.max_pool2d": _max_pool2d,
     "relax.nn.avg_pool2d": _avg_pool2d,
     "relax.nn.adaptive_avg_pool2d": _adaptive_avg_pool2d,
-    "relax.mean": _mean,
+    "relax.mean": _reduce("reduce_mean"),
+    "relax.max": _reduce("reduce_max"),
     **{f"relax.{name}": _reshape for name in ("reshape", "squeeze", "expand_dims", "flatten")},
     "relax.nn.batch_flatten": _reshape,
     "relax.permute_dims": _permute,

@@ -252,6 +252,9 @@ class _Rewriter(_Floats):
         total = self.t.reduce("sum", self._steps(tensor), (1, 2))
         return self._finish(node, total)
 
+    def _reduce_mean(self, node):
+        self._finish(node, self.t.reduce("sum", self._steps(node.inputs[0]), node.attrs["axes"]))
+
     def _resize_linear(self, node):
         (tensor,) = node.inputs
         x, zero = self.stored(tensor), self.scale(tensor).zero_point
@@ -425,6 +428,15 @@ def _float_average(t, node, x):
     return t.binary("divide", _windows(t, "sum", x, *window), t.constant(count))
 
 
+def _model_axes(node) -> list[int]:
+    return sorted(nchw_axis(axis, len(node.shape)) for axis in node.attrs["axes"])
+
+
+def _float_mean(t, node, x):
+    total = t.reduce("sum", x, _model_axes(node))
+    return t.binary("divide", total, t.constant(np.float32(prod(x.shape) // prod(total.shape))))
+
+
 def _float_concat(t, node, *x):
     return t.concat(x, nchw_axis(node.attrs["axis"], len(node.shape)))
 
@@ -543,6 +555,7 @@ MOVES: dict[str, Callable] = {
     "pad": _pad,
     "resize": _resize,
     "gather": lambda t, node, fill, x: _stored_take(t, x, node.attrs["indices"]),
+    "reduce_max": lambda t, node, fill, x: t.reduce("max", x, node.attrs["axes"]),
     "depth_to_space": _shuffle,
 }
 #: join in float32 -> its function
@@ -561,6 +574,7 @@ INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "matmul": _Rewriter._matmul,
     "elementwise": _Rewriter._lookup,
     "avg_pool2d": _Rewriter._average,
+    "reduce_mean": _Rewriter._reduce_mean,
     "resize_linear": _Rewriter._resize_linear,
     "clip": _Rewriter._clip,
     **dict.fromkeys(MOVES, _Rewriter._move),
@@ -579,6 +593,8 @@ FLOAT: dict[str, Callable] = {
     "concat": _float_concat,
     "max_pool2d": _float_max_pool,
     "avg_pool2d": _float_average,
+    "reduce_mean": _float_mean,
+    "reduce_max": lambda t, node, x: t.reduce("max", x, _model_axes(node)),
     "clip": lambda t, node, x: _clipped(t, x, node.attrs["lo"], node.attrs["hi"]),
     "reshape": lambda t, node, x: t.reshape(x, model_shape(node)),
     "transpose": lambda t, node, x: t.transpose(x, nchw_axes(node.attrs["axes"])),

@@ -444,10 +444,12 @@ def _adaptive_avg_pool2d(walk, call):
     return walk.builder.whole_map(call, "avg_pool2d", call.args[0])
 
 
-def _mean(walk, call):
-    if call.attrs.exclude:
-        return False
-    return walk.builder.mean(call, call.args[0], [int(x) for x in call.attrs.axis or ()], _out(call))
+def _reduce(op: str) -> Callable:
+    def rule(walk, call):
+        axes = [int(x) for x in call.attrs.axis or ()]
+        return not call.attrs.exclude and walk.builder.reduce(call, op, call.args[0], axes, _out(call))
+
+    return rule
 
 
 def _reshape(walk, call):
@@ -512,7 +514,8 @@ RULES: dict[str, Callable[[_Walk, object], object]] = {
     "nn.global_avg_pool2d": _global_avg_pool2d,
     "nn.global_max_pool2d": _global_max_pool2d,
     "nn.adaptive_avg_pool2d": _adaptive_avg_pool2d,
-    "mean": _mean,
+    "mean": _reduce("reduce_mean"),
+    "max": _reduce("reduce_max"),
     "reshape": _reshape,
     "squeeze": _reshape,
     "expand_dims": _reshape,

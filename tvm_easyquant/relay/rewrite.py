@@ -266,6 +266,11 @@ class _Rewriter:
         total = relay.sum(_steps(self.stored(node.inputs[0]), s), axis=[1, 2], keepdims=True)
         return self._finish(node, total, _number(self.scales.unit(node)))
 
+    def _reduce_mean(self, node):
+        steps = _steps(self.stored(node.inputs[0]), self.scale(node.inputs[0]))
+        total = relay.sum(steps, axis=node.attrs["axes"], keepdims=True)
+        self._finish(node, total, _number(self.scales.unit(node)))
+
     def _resize_linear(self, node):
         (tensor,) = node.inputs
         x, zero = self.stored(tensor), self.scale(tensor).zero_point
@@ -495,6 +500,14 @@ def _float_concat(node, *x):
     return relay.concatenate(x, axis=nchw_axis(node.attrs["axis"], len(node.shape)))
 
 
+def _float_reduce(made):
+    def rule(node, x):
+        axes = [nchw_axis(axis, len(node.shape)) for axis in node.attrs["axes"]]
+        return made(x, axis=sorted(axes), keepdims=True)
+
+    return rule
+
+
 def _float_slice(node, x):
     return relay.strided_slice(x, *(nchw(node.attrs[key]) for key in ("begin", "end", "strides")))
 
@@ -567,6 +580,7 @@ MOVES: dict[str, Callable] = {
     "pad": _pad,
     "resize": _resize,
     "gather": lambda node, fill, x: _take(x, node.attrs["indices"]),
+    "reduce_max": lambda node, fill, x: relay.max(x, axis=node.attrs["axes"], keepdims=True),
     "depth_to_space": _shuffle,
 }
 #: layer -> its product (x, record, common arguments); a window sum is a convolution, too
@@ -592,6 +606,7 @@ INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "matmul": _Rewriter._matmul,
     "elementwise": _Rewriter._lookup,
     "avg_pool2d": _Rewriter._average,
+    "reduce_mean": _Rewriter._reduce_mean,
     "resize_linear": _Rewriter._resize_linear,
     "clip": _Rewriter._clip,
     **dict.fromkeys(MOVES, _Rewriter._move),
@@ -610,6 +625,8 @@ FLOAT: dict[str, Callable] = {
     "concat": _float_concat,
     "max_pool2d": lambda node, x: relay.nn.max_pool2d(x, **node.attrs),
     "avg_pool2d": lambda node, x: relay.nn.avg_pool2d(x, **node.attrs),
+    "reduce_mean": _float_reduce(relay.mean),
+    "reduce_max": _float_reduce(relay.max),
     "clip": _float_clip,
     "reshape": lambda node, x: relay.reshape(x, model_shape(node)),
     "transpose": lambda node, x: relay.transpose(x, nchw_axes(node.attrs["axes"])),

@@ -374,6 +374,10 @@ def _average(node, scales, q):
     return reference.windows(_steps(node, scales, q), *window).sum(axis=(3, 4), dtype=np.int32)
 
 
+def _reduce_mean(node, scales, q):
+    return _steps(node, scales, q).sum(axis=node.attrs["axes"], keepdims=True, dtype=np.int32)
+
+
 def _resize_linear(node, scales, q):
     zero = scales.decided(node.inputs[0]).zero_point
     return reference.resize_linear(q, *resample.tables(node.attrs), zero_point=zero)
@@ -398,6 +402,11 @@ def _weight_scale(node, scales):
 
 def _share(node, scales):
     return np.float32(1) / np.float32(prod(node.attrs["pool_size"]))
+
+
+def _share_along(node, scales):
+    before = scales.graph[node.inputs[0]].shape
+    return np.float32(1) / np.float32(prod(before[axis] for axis in node.attrs["axes"]))
 
 
 def _part(node, scales):
@@ -430,6 +439,8 @@ RULES = {
     "concat": Rule(_move),
     "max_pool2d": Rule(_max_pool),
     "avg_pool2d": Rule(_average, _share),
+    "reduce_mean": Rule(_reduce_mean, _share_along),
+    "reduce_max": Rule(_move),
     "clip": Rule(_steps),
     "reshape": Rule(_move),
     "transpose": Rule(_move),

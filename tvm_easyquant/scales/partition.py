@@ -19,6 +19,9 @@ from ..network.graph import Graph, GraphError
 from ..network.node import Node
 from .numerics import QuantConfig
 
+#: the square, as readers write it
+SQUARES = (("multiply", "x", "x"), ("power", "x", 2.0))
+
 
 @dataclass(frozen=True)
 class Site:
@@ -136,9 +139,23 @@ def _why_float(
     refusal = node.operator.refusal(node)
     if _loose(node, graph, integer, functions):
         return "its numbers differ by channel, and no layer that only it reads is before it"
+    if refusal is None and node.op == "reduce_mean":
+        refusal = _of_normalization(node, graph)
     if refusal is None and not node.operator.worth and not all(t in integer for t in node.inputs):
         return "an input is float"
     return refusal
+
+
+def _of_normalization(node: Node, graph: Graph) -> str | None:
+    """Why a mean along some axes stays float, as that of a normalization in pieces does."""
+    (source,) = node.inputs
+    subtracts = (n for n in map(graph.__getitem__, graph.users[node.name]) if n.op == "sub")
+    if any(source in user.inputs for user in subtracts):
+        return "a normalization subtracts it from what it is the mean of, for which 8 bits are too few"
+    made = graph[source]
+    if made.op == "elementwise" and made.attrs["expression"] in SQUARES:
+        return "it is a mean of squares, for which 8 bits are too few"
+    return None
 
 
 def _fuses(node: Node, graph: Graph, integer: set[str], functions: bool) -> bool:

@@ -382,6 +382,13 @@ class _Exporter:
         counts = int(node.attrs["count_include_pad"])
         return self._pool("AveragePool", node, x, output, count_include_pad=counts)
 
+    def _reduce(self, node, x, output):
+        axes = sorted(nchw_axis(axis, len(node.shape)) for axis in node.attrs["axes"])
+        op, since = node.operator.onnx[0], 18  # from then on the axes are an input
+        if self.opset < since:
+            return self.add(op, x, output, node.name, axes=axes, keepdims=1)
+        return self.add(op, [*x, self.constant(f"{node.name}_axes", axes, np.int64)], output, node.name)
+
     def _pool(self, op, node, x, output, **more):
         a = node.attrs
         pads = a["padding"]
@@ -491,6 +498,8 @@ RULES: dict[str, Callable[[_Exporter, Node, list, str], str]] = {
     "concat": _Exporter._concat,
     "max_pool2d": _Exporter._max_pool,
     "avg_pool2d": _Exporter._average,
+    "reduce_mean": _Exporter._reduce,
+    "reduce_max": _Exporter._reduce,
     "clip": _Exporter._limit,
     "reshape": _Exporter._reshape,
     "transpose": _Exporter._transpose,

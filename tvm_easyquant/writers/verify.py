@@ -442,6 +442,12 @@ def _exact_average(run: _Run):
     return total, _error(prod(a["pool_size"]), size)
 
 
+def _exact_mean(run: _Run):
+    axes, (steps,) = run.node.attrs["axes"], run.steps
+    total, size = (v.sum(axis=axes, keepdims=True) * run.unit for v in (steps, np.abs(steps)))
+    return total, _error(steps.size // total.size, size)
+
+
 def _exact_resize(run: _Run):
     """A float runtime computes the coordinates in float32, too."""
     attrs, (steps,) = run.node.attrs, run.steps
@@ -465,6 +471,7 @@ EXACT: dict[str, Callable[[_Run], tuple]] = {
     "matmul": _exact_contraction,
     "elementwise": _exact_function,
     "avg_pool2d": _exact_average,
+    "reduce_mean": _exact_mean,
     "resize_linear": _exact_resize,
     "clip": _exact_limit,
 }
