@@ -113,6 +113,55 @@ def test_what_is_no_such_move_stays_float(case):
     same(graph, x, want, "float")
 
 
+TURN = ("Transpose", ["x"], ["t"], "turn", dict(perm=[2, 0, 3, 1, 4]))
+ASIDE = {
+    "read by a float operator": ([TURN, ("Softmax", ["t"], ["y"], "soft", {})], ["float", "float"]),
+    "an output": ([TURN, ("Identity", ["t"], ["y"], "same", {})], ["float"]),
+    "cut and read": (
+        [TURN, ("Slice", ["t", "one", "two", "zero"], ["s"], "cut", {}), ("Softmax", ["s"], ["y"], "soft", {})],
+        ["float", "float", "float"],
+    ),
+    "cut along the batch": (
+        [TURN, ("Slice", ["t", "one", "two", "one"], ["y"], "cut", {})], ["float", "float"],
+    ),
+    "taken and read": (
+        [TURN, ("Gather", ["t", "here"], ["q"], "take", dict(axis=0)), ("Softmax", ["t"], ["s"], "soft", {}),
+         ("Gather", ["s", "here"], ["v"], "late", dict(axis=0)), ("Mul", ["q", "v"], ["y"], "gate", {})],
+        ["transpose", "slice", "reshape", "float", "float", "float", "mul"],
+    ),
+    "turned back": (
+        [TURN, ("Transpose", ["t"], ["y"], "back", dict(perm=[1, 3, 0, 2, 4]))], ["transpose", "transpose"],
+    ),
+    "places of another axis": (
+        [TURN, ("Gather", ["t", "some"], ["g"], "take", dict(axis=3)),
+         ("Transpose", ["g"], ["y"], "back", dict(perm=[1, 0, 3, 2, 4]))],
+        ["transpose", "gather", "transpose"],
+    ),
+    "another shape": (
+        [TURN, ("Reshape", ["t", "flat"], ["y"], "flat", {})], ["float", "float"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ASIDE)
+def test_the_batch_may_move_and_come_back(case):
+    """What is made where the batch is not the first axis is made with it first; where an operator needs it as it
+    is, the transposition is the float one that it was."""
+    nodes, ops = ASIDE[case]
+    rank = {"taken and read": 4, "another shape": 2}.get(case, 5)
+    numbers = {"one": INT([1]), "two": INT([2]), "zero": INT([0]), "here": INT(1), "some": INT([3, 0, 0]),
+               "flat": INT([6, -1])}  # fmt: skip
+    model = networks.onnx_model(
+        nodes, {"x": [2, 5, 3, 2, 4]}, {"y": [f"d{i}" for i in range(rank)]}, numbers, 13
+    )
+    graph, x = load_onnx(model), np.random.default_rng(0).standard_normal((2, 5, 3, 2, 4)).astype(F)
+    (want,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    assert [node.op for node in graph][1:] == ops
+    named = {n[3] for n in nodes} | ({"turn_2"} if case == "taken and read" else set())
+    assert all(node.name in named for node in graph if node.op in ("float", "transpose", "gather"))
+    np.testing.assert_allclose(graph.run({"x": x})["y"], want, rtol=0, atol=1e-6)
+
+
 def test_places_that_the_data_decide_stay_float_by_name():
     nodes = [
         ("Conv", ["x", "w"], ["a"], "first", {}),

@@ -111,6 +111,33 @@ def attention(weigh="Sigmoid", **attributes):
     return net(nodes, [1, 5, 6], heads=np.array([1, 5, 2, 3]), flat=np.array([1, 5, 6]), **weights)
 
 
+def batch_moved(batch, pick):
+    """Queries, keys and values as SVTR and torch write them: the batch moves behind them, and each is taken."""
+    nodes = [
+        node("MatMul", "x w", "c", "qkv"), node("Add", "c b", "c1"), node("Reshape", "c1 heads", "h"),
+        node("Transpose", "h", "t", "turn", perm=[2, 0, 3, 1, 4]),
+    ]  # fmt: skip
+    if pick == "Split":
+        nodes.append(node(pick, "t", "p0", "split", axis=0))
+        nodes[-1].output.extend(["p1", "p2"])
+    for i, name in enumerate("qkv"):
+        if pick == "Gather":
+            nodes.append(node(pick, f"t i{i}", name, f"take.{name}", axis=0))
+            continue
+        if pick == "Slice":
+            nodes.append(node(pick, f"t r{i} r{i + 1} r0", f"p{i}", f"crop.{name}"))
+        nodes.append(node("Squeeze", f"p{i} r0", name, f"line.{name}"))
+    nodes += [
+        node("Mul", "q half", "q1"), node("Transpose", "k", "k1", perm=[0, 1, 3, 2]),
+        node("MatMul", "q1 k1", "s", "scores"), node("Sigmoid", "s", "p"), node("MatMul", "p v", "m", "mixed"),
+        node("Transpose", "m", "m1", perm=[0, 2, 1, 3]), node("Reshape", "m1 flat", "m2"),
+        node("MatMul", "m2 w2", "y", "out"),
+    ]  # fmt: skip
+    numbers = {f"i{i}": np.array(i) for i in range(3)} | {f"r{i}": np.array([i]) for i in range(4)}
+    places = dict(heads=np.array([batch, 5, 3, 2, 4]), flat=np.array([batch, 5, 8]), **numbers)
+    return net(nodes, [batch, 5, 6], w=draw(6, 24), b=draw(24), w2=draw(8, 7), half=F(0.5), **places)
+
+
 def heads():
     """Attention of a map's pixels as YOLO has it: a map is reshaped to one of heads, split, and back."""
     nodes = [
@@ -197,6 +224,9 @@ NETWORKS = {
     "channels last": channels_last,
     "products of two tensors": attention,
     "products of a map's pixels": heads,
+    "the batch behind, Gather": lambda: batch_moved(1, "Gather"),
+    "the batch behind, Split": lambda: batch_moved(2, "Split"),
+    "the batch behind, Slice": lambda: batch_moved(2, "Slice"),
     "gates of channels and of places": spatial_gate,
     "products with softmax": lambda: attention("Softmax", axis=-1),
     "rows": lambda: rows(2, 7),

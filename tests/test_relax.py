@@ -124,6 +124,7 @@ def test_every_stored_tensor_is_the_norm_s(name, target, compared):
         "channels last",
         "products of two tensors",
         "gates of channels and of places",
+        "the batch behind, Split",
     ],
 )
 def test_layers_on_what_is_no_map(name, compared):

@@ -90,6 +90,12 @@ def integers():
                              inputs=[image(), variable("g", (1, 1, 6, 6))]),
         "take": case(lambda e, x: OP.take(x, relax.const(np.array([3, 0, 2], np.int64)), axis=1), "gather"),
         "row": case(lambda e, x: OP.take(x, relax.const(np.int64(3)), axis=2), "slice", "reshape"),
+        "batch aside": case(
+            lambda e, x: OP.take(e(OP.permute_dims(x, [2, 0, 1, 3])), relax.const(np.int64(1)), axis=0),
+            "transpose", "slice", "reshape", inputs=[image(2, 5, 3, 4)]),
+        "batch aside, split": case(
+            lambda e, x: OP.squeeze(e(relax.TupleGetItem(e(OP.split(e(OP.permute_dims(x, [2, 0, 1, 3])), 3, 0)), 2)), [0]),
+            "transpose", "slice", "reshape", inputs=[image(2, 5, 3, 4)]),
         "tile": case(lambda e, x: OP.tile(x, (1, 2, 1, 1)), "gather"),
         "mirror": case(lambda e, x: OP.flip(e(OP.nn.pad(x, (0, 0, 0, 0, 1, 2, 0, 1), "reflect")), 3), "gather"),
         "backwards": case(lambda e, x: OP.strided_slice(x, [2], [4], [-99], [-2]), "gather"),
@@ -137,6 +143,7 @@ def floats():
         "softmax": case(lambda e, x: OP.nn.softmax(x, axis=1), "Softmax"),
         "log_softmax": case(lambda e, x: OP.nn.log_softmax(x, axis=-1), "LogSoftmax"),
         "layer_norm": case(lambda e, x: OP.nn.layer_norm(x, c(6), c(6), axes=[-1]), "LayerNormalization"),
+        "batch aside": case(lambda e, x: OP.nn.softmax(e(OP.permute_dims(x, [2, 0, 1, 3])), axis=0), "Transpose"),
         "max of all": case(lambda e, x: OP.max(x), "ReduceMax"),
         "min": case(lambda e, x: OP.min(x, 2, keepdims=True), "ReduceMin"),
         "sum": case(lambda e, x: OP.sum(x, [1]), "ReduceSum"),

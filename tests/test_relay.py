@@ -118,6 +118,17 @@ def relay_cases():
     yield "mean and largest of channels", conv2d(relay.concatenate(over, 1), const(2, 2, 3, 3))
     most = relay.expand_dims(relay.max(conv, [1, 3]), 1)
     yield "largest of rows", conv2d(relay.expand_dims(most, 3), const(2, 1, 1, 1))
+    pixels = relay.transpose(relay.reshape(conv, (1, 2, 3, 7, 8)), (2, 0, 1, 3, 4))
+    one = relay.take(pixels, relay.const(1, "int64"), axis=0)
+    other = relay.squeeze(relay.split(pixels, 3, 0)[2], [0])
+    yield "the batch aside", conv2d(one + other, const(2, 2, 1, 1))
+    yield (
+        "the batch aside, in float",
+        conv2d(
+            one + relay.take(relay.nn.softmax(pixels, 2), relay.const(0, "int64"), axis=0),
+            const(2, 2, 1, 1),
+        ),
+    )
     yield "dropout is nothing", conv2d(relay.nn.dropout(conv), const(2, 6, 1, 1))
     yield (
         "average pool with padding",

@@ -29,9 +29,34 @@ class OnMap(NamedTuple):
     value: Value
 
 
+class Aside(NamedTuple):
+    """A value whose batch is not its first axis; no node is made of it before one reads it.
+
+    at: its axis of the batch; shape: the model's. make(value): makes ``value``, the same with the batch first.
+    """
+
+    at: int
+    shape: tuple[int, ...]
+    make: Callable[[Value], object]
+
+
+class _Tensors(dict[Value, str]):
+    """value -> the name of its node, which ``make(value)`` makes where an operator needs what is aside."""
+
+    def __init__(self, make: Callable[[Value], None]):
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, value: Value) -> str:
+        self.make(value)
+        if value not in self:
+            raise KeyError(value)
+        return self[value]
+
+
 class Builder:
     """uses: value -> how many read it, outputs counted. label(value): what the model calls the operator
-    that makes it, or nothing.
+    that makes it, or nothing. float_node(value): makes the float node of one that is `Aside`.
 
     tensor: value -> the name of the node whose tensor it is; what depends on no input is not there.
     former: make the graph that earlier tables are of (`Graph.former`): what became an operator later stays
@@ -39,14 +64,19 @@ class Builder:
     """
 
     def __init__(
-        self, uses: MutableMapping[Value, int], label: Callable[[Value], str], former: bool = False
+        self,
+        uses: MutableMapping[Value, int],
+        label: Callable[[Value], str],
+        former: bool = False,
+        float_node: Callable[[Any], None] = lambda value: None,
     ):
         self.uses, self.former, self.newer = uses, former, False
         self.label: Callable[[Value], str] = lambda v: label(
             v.value if isinstance(v, OnMap) and not former else v
         )
         self.nodes: dict[str, Node] = {}
-        self.tensor: dict[Value, str] = {}
+        self.tensor = _Tensors(lambda value: float_node(value) if value in self.aside else None)
+        self.aside: dict[Value, Aside] = {}
         self.taken: set[str] = set()
         #: last node of a transposed convolution, or of a layer on a tensor that is no map -> its conv2d
         self.transposed: dict[str, str] = {}
@@ -54,6 +84,13 @@ class Builder:
         self.lowered: dict[str, bool] = {}
         #: one that the model itself turned from a map -> how many read that map beside it
         self.beside: dict[str, int] = {}
+
+    def known(self, value: Value) -> bool:
+        """Whether it depends on an input."""
+        return value in self.tensor or value in self.aside
+
+    def batch_axis(self, value: Value) -> int:
+        return self.aside[value].at if value in self.aside else 0
 
     def node(self, value: Value) -> Node:
         """The node whose tensor the value is."""
@@ -375,6 +412,10 @@ class Builder:
     def reshape(self, value: Value, data: Value, shape: Sequence[int]) -> bool:
         """Another shape of the same batch; shape: NCHW."""
         after = tuple(shape)
+        if data in self.aside:
+            at, size, _ = self.aside[data]  # the numbers lie in the same order if no axis was passed
+            same = after[:1] == (size[at],) and (size[at] == 1 or prod(size[:at]) == 1)
+            return same and self.reshape(value, self._batch_first(data), shape)
         if self._channels_last(data) is False:  # the map holds the same numbers in the same order
             key = self.as_map(data)
             if model_shape(self.node(key)) == after:
@@ -398,9 +439,11 @@ class Builder:
         return True
 
     def move(self, value: Value, data: Value, axes: Sequence[int], shape: Sequence[int]) -> bool:
-        """A transposition of the axes of NCHW that leaves the batch where it is; shape: NHWC."""
-        if axes[0] != 0:
-            return False
+        """A transposition of the axes of NCHW; shape: NHWC. What it makes is `Aside` where the batch does
+        not stay first."""
+        at = self.batch_axis(data)
+        if (now := list(axes).index(at)) or at:
+            return self.since() and self._move_batch(value, data, axes, now, nchw(shape))
         rows = self._channels_last(data)
         if rows is None and self._map_behind(self.tensor[data], False) and self.since():
             rows = False
@@ -419,6 +462,32 @@ class Builder:
             self.lowered[name], self.beside[name] = True, self.uses[data] - 1
         return True
 
+    def _move_batch(
+        self, value: Value, data: Value, axes: Sequence[int], now: int, shape: Sequence[int]
+    ) -> bool:
+        """A transposition that moves the batch to the axis ``now``, or back; shape: NCHW."""
+        at = self.batch_axis(data)
+        turn = [axis + (axis < at) if axis != at else 0 for axis in _first(axes, now)]
+
+        def turned(made: Value) -> bool:
+            return self.move(made, self._batch_first(data), turn, nhwc(_first(shape, now)))
+
+        if now == 0:
+            return turned(value)
+        self.aside[value] = Aside(now, tuple(shape), turned)
+        return True
+
+    def _batch_first(self, value: Value) -> Value:
+        """The same as a value with the batch first, which several may read."""
+        if value not in self.aside:
+            return value
+        # a step on the way to a tensor begins with that
+        key = (*value, "batch first") if isinstance(value, tuple) else (value, "batch first")
+        if key not in self.tensor:
+            self.uses[key] = 2
+            self.aside[value].make(key)
+        return key
+
     def concat(self, value: Value, tensors: Sequence[Value], axis: int, shape: Sequence[int]) -> bool:
         """Tensors one behind the other along an NCHW axis; shape: NHWC."""
         there = [a for t in tensors if (a := self._axis_on_map(t, axis)) is not None]
@@ -432,6 +501,11 @@ class Builder:
 
     def crop(self, value: Value, data: Value, slices: Mapping[int, slice], shape: Sequence[int]) -> bool:
         """One slice for each NCHW axis that has one, but for the batch; shape: NHWC."""
+        if data in self.aside:
+            places = [range(n) for n in self.aside[data].shape]
+            return self.gather(
+                value, data, [p[slices.get(axis, slice(None))] for axis, p in enumerate(places)], shape
+            )
         size = model_shape(self.node(data))
         rank = len(size)
         there = {a: w for axis, w in slices.items() if (a := self._axis_on_map(data, axis)) is not None}
@@ -472,6 +546,17 @@ class Builder:
     ) -> bool:
         """The places ``indices`` of each NCHW axis (None: all, as they are), none negative; not of the
         batch. shape: NHWC."""
+        if data in self.aside:
+            at, size, _ = self.aside[data]
+            if 0 in shape or (indices[at] is not None and list(indices[at] or ()) != list(range(size[at]))):
+                return False
+            there, made = [indices[at], *indices[:at], *indices[at + 1 :]], _first(nchw(shape), at)
+            self.aside[value] = Aside(
+                at,
+                nchw(shape),
+                lambda key: self.gather(key, self._batch_first(data), there, nhwc(made)),
+            )
+            return True
         size = model_shape(self.node(data))
         places = [
             None if given is None or list(given) == list(range(n)) else tuple(map(int, given))
@@ -801,6 +886,12 @@ COUNTED = 2**24
 POOLS = {"reduce_mean": "avg_pool2d", "reduce_max": "max_pool2d"}
 #: operator of two tensors -> the join that it is
 JOINS = {"add": "add", "subtract": "sub", "maximum": "max", "minimum": "min"}
+
+
+def _first(values: Sequence, axis: int) -> list:
+    """What there is for each axis, with that of ``axis`` first."""
+    values = list(values)
+    return [values[axis], *values[:axis], *values[axis + 1 :]]
 
 
 def _repeats(size: Sequence[int], shape: Sequence[int]) -> bool:

@@ -99,7 +99,7 @@ class _Walk:
         def label(value) -> str:  # a pair is a step on the way to a tensor
             return labels.get(value if isinstance(value, str) else value[0], "")
 
-        self.builder = Builder(uses, label, former)
+        self.builder = Builder(uses, label, former, self._aside)
         self.padded: dict[str, tuple] = {}  # a pad of a map -> what it pads, padding, fill
         self.rounded: dict[str, dict] = {}  # QuantizeLinear's output -> attributes of its fake_quant
         for tensor in prepared.inputs:
@@ -199,6 +199,11 @@ class _Walk:
         for index, output in enumerate(site.outputs):
             if output in self.builder.uses:
                 self._float(output, *self.prepared.handle(site, index))
+
+    def _aside(self, tensor: str) -> None:
+        """The float node of a tensor that no operator made."""
+        site = self.maker[tensor]
+        self._float(tensor, *self.prepared.handle(site, site.outputs.index(tensor)))
 
     def _float(self, value, op: OnnxOp, tensors: Sequence[str]) -> None:
         sizes = [self.size(tensor) for tensor in tensors]
@@ -582,7 +587,7 @@ def _slice(walk, site):
 def _split(walk, site):
     data, rank = site.inputs[0], len(walk.size(site.inputs[0]))
     axis = site.attributes["axis"] % rank
-    if walk.computed(site, 1) or axis == 0:
+    if walk.computed(site, 1) or axis == walk.builder.batch_axis(data):
         return False
     at = 0
     for output in site.outputs:

@@ -113,10 +113,11 @@ class _Walk:
                 )
         uses: dict[Any, int] = {}
         own = [b for b in bindings if b.var not in self.same and b.var not in self.tuples]
+        self.values = {binding.var: binding.value for binding in own}
         read = [leaf for binding in own for leaf in self.leaves(binding.value)]
         for leaf in [*read, *self.results]:
             uses[leaf] = uses.get(leaf, 0) + 1
-        self.builder = Builder(uses, _label, former)
+        self.builder = Builder(uses, _label, former, self._aside)
         #: variable of a lower or an upper limit -> (what it limits, lower, upper)
         self.limits: dict[Any, tuple[Any, float, float]] = {}
         self._inputs(function)
@@ -125,7 +126,7 @@ class _Walk:
         _check_alone(module, name)
 
     def graph(self) -> Graph:
-        if any(result not in self.builder.tensor for result in self.results):
+        if any(not self.builder.known(result) for result in self.results):
             raise LoadError(f"{self.name}: an output does not depend on any input")
         graph = self.builder.graph([self.builder.tensor[result] for result in self.results], self.name)
         functions = [
@@ -249,7 +250,7 @@ class _Walk:
 
     def known(self, expr) -> bool:
         """Whether it is a tensor, which depends on an input."""
-        return isinstance(expr, relax.Var) and self.of(expr) in self.builder.tensor
+        return isinstance(expr, relax.Var) and self.builder.known(self.of(expr))
 
     def tensor(self, expr) -> str:
         """The name of its node."""
@@ -298,6 +299,14 @@ class _Walk:
     def size(self, expr) -> tuple[int, ...]:
         """The shape of a tensor, NCHW."""
         return shape_of(expr.ty, "a tensor")
+
+    def _aside(self, var) -> None:
+        """The float node of a variable that no operator made."""
+        value = self.values[var]
+        if isinstance(value, relax.TupleGetItem):
+            self.stays_float(var, self.calls[self.of(value.tuple_value)], int(value.index))
+        else:
+            self.stays_float(var, value)
 
     def stays_float(self, var, call, index: int | None = None) -> None:
         """A node for a call that no rule takes, or for a field of one."""
@@ -408,7 +417,7 @@ def _dropout(walk, var, call, index):
 def _split(walk, var, call, index):
     rank, data = len(walk.size(call.args[0])), walk.of(call.args[0])
     axis = int(call.attrs.axis) % rank
-    if axis == 0:
+    if axis == walk.builder.batch_axis(data):
         return False
     at = sum(shape_of(kind, "split")[axis] for kind in call.ty.fields[:index])
     slices = {axis: slice(at, at + walk.size(var)[axis], 1)}

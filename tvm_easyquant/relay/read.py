@@ -57,7 +57,7 @@ class _Walk:
         uses: dict[object, int] = {}
         for read in [*(arg for expr in order for arg in _arguments(expr)), *self.results]:
             uses[read] = uses.get(read, 0) + 1
-        self.builder = Builder(uses, _label, former)
+        self.builder = Builder(uses, _label, former, self._aside)
         for expr in order:
             if expr in function.params:
                 self._input(expr)
@@ -69,7 +69,7 @@ class _Walk:
                 raise LoadError(f"{name}: control flow ({type(expr).__name__}) cannot be quantized")
 
     def graph(self) -> Graph:
-        if any(result not in self.builder.tensor for result in self.results):
+        if any(not self.known(result) for result in self.results):
             raise LoadError(f"{self.name}: an output does not depend on any input")
         outputs = [self.builder.tensor[result] for result in self.results]
         return self.builder.graph(outputs, self.name)
@@ -108,7 +108,7 @@ class _Walk:
 
     def known(self, expr) -> bool:
         """Whether it is a tensor, which depends on an input."""
-        return expr in self.builder.tensor
+        return self.builder.known(expr)
 
     def tensor(self, expr) -> str:
         """The name of its node."""
@@ -128,6 +128,10 @@ class _Walk:
     def add(self, call, op: str, data, attrs: Mapping, shape=None, **more) -> str:
         """A node of one input that makes ``call``; shape: NHWC, by default what the call says."""
         return self.builder.add(call, op, [self.tensor(data)], shape or _out(call), attrs, **more)
+
+    def _aside(self, expr) -> None:
+        """The float node of a call, or of a field of one, that no operator made."""
+        self.stays_float(expr, expr.index if isinstance(expr, relay.TupleGetItem) else None)
 
     def stays_float(self, expr, index: int | None = None) -> None:
         """A node for a call that no rule takes, or for a field of one."""
@@ -188,7 +192,11 @@ def _split(walk, expr, call):
     sizes = [_shape(kind, "split") for kind in call.checked_type.fields]
     rank = len(sizes[0])
     axis = int(call.attrs.axis) % rank
-    if not walk.known(call.args[0]) or axis == 0 or not walk.builder.since():
+    if (
+        not walk.known(call.args[0])
+        or axis == walk.builder.batch_axis(call.args[0])
+        or not walk.builder.since()
+    ):
         return False
     at = sum(size[axis] for size in sizes[: expr.index])
     size = sizes[expr.index]
@@ -299,15 +307,21 @@ def _moved(walk, call):
 def _take(walk, call):
     indices, axis = walk.constant(call.args[1]), call.attrs.axis
     data, mode = call.args[0], str(call.attrs.mode)
-    if indices is None or indices.ndim != 1 or axis is None or not walk.known(data):
+    if indices is None or indices.ndim > 1 or axis is None or not walk.known(data):
         return False
     size = _shape(data.checked_type, "take")
     axis = int(axis) % len(size)
     if indices.size and (indices.min() < 0 or indices.max() >= size[axis]) and mode != "wrap":
         return False
     places = [None] * len(size)
-    places[axis] = (indices % size[axis]).tolist()
-    return walk.builder.gather(call, data, places, _out(call))
+    places[axis] = (indices.reshape(-1) % size[axis]).tolist()
+    if indices.ndim:
+        return walk.builder.gather(call, data, places, _out(call))
+    row = (call, "row")
+    walk.builder.uses[row] = 1
+    kept = nhwc(n if taken is None else 1 for n, taken in zip(size, places, strict=True))
+    after = _shape(call.checked_type, "take")
+    return walk.builder.gather(row, data, places, kept) and walk.builder.reshape(call, row, after)
 
 
 def _space_to_depth(walk, call):
