@@ -32,7 +32,7 @@ class OnMap(NamedTuple):
 class Aside(NamedTuple):
     """A value whose batch is not its first axis; no node is made of it before one reads it.
 
-    at: its axis of the batch; shape: the model's. make(value): makes ``value``, the same with the batch first.
+    at: its axis of the batch; shape: the model's. make(value): makes ``value``, the same with it first.
     """
 
     at: int
