@@ -113,6 +113,47 @@ def test_what_is_no_such_move_stays_float(case):
     same(graph, x, want, "float")
 
 
+#: how an operator is not covered -> (operator, inputs, attributes, axes of what it makes)
+SAID = {
+    "with weights or a bias that are computed; they must be constants": ("Conv", ["x", "x"], {}, 4),
+    "over the batch (axis 0); over other axes it is": ("ReduceMax", ["x"], dict(axes=[0]), 4),
+    "over axis 1 of 3 axes; of maps (N, C, H, W) it is": ("ReduceMean", ["r"], dict(axes=[1]), 3),
+    "where perm=[1, 0, 2, 3] moves the batch and an operator reads that":
+        ("Transpose", ["x"], dict(perm=[1, 0, 2, 3]), 4),
+    "from (2, 3, 4, 4) to (6, 16), which is another batch (axis 0)": ("Reshape", ["x", "six"], {}, 2),
+    "along the batch (axis 0); along other axes it is": ("Gather", ["x", "one"], dict(axis=0), 4),
+    "of indices of 2 axes; of one axis or one number it is": ("Gather", ["x", "square"], dict(axis=1), 5),
+    "from (2, 3, 4, 4) to (4, 3, 4, 4): it repeats the batch (axis 0)": ("Tile", ["x", "twice"], {}, 4),
+    "with the fill 0.5; with 0 it is": ("Pad", ["x", "around", "half"], {}, 4),
+    "with limits that are computed; constants are": ("Clip", ["x", "s"], {}, 4),
+    "of two tensors; of a tensor and a constant it is": ("Div", ["x", "p"], {}, 4),
+    "of (2, 3, 4, 4) and a constant of shape (4, 4); one number, or one a channel (axis 1), is":
+        ("Add", ["x", "matrix"], {}, 4),
+    "of (2, 3, 4, 4) and a constant of shape (4, 1); one number, or one a channel (axis 1), is":
+        ("PRelu", ["x", "slopes"], {}, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SAID)
+def test_what_is_not_covered_says_what_about_it(how):
+    """Story: "Resize is not covered" was said of a cubic one, and "Transpose is not covered" of one that moves the
+    batch; both are, with other attributes."""
+    op, inputs, attributes, rank = SAID[how]
+    constants = {"six": INT([6, 16]), "one": INT([1, 0]), "square": INT([[0, 1], [2, 0]]), "half": F(0.5),
+                 "twice": INT([2, 1, 1, 1]), "around": INT([0, 0, 1, 1, 0, 0, 1, 1]), "rows": INT([2, 12, 4]),
+                 "matrix": np.ones((4, 4), F), "slopes": np.ones((4, 1), F)}  # fmt: skip
+    nodes = [
+        ("Reshape", ["x", "rows"], ["r"], "line", {}),
+        ("MaxPool", ["x"], ["p"], "pool", dict(kernel_shape=[1, 1])),
+        ("ReduceSum", ["x"], ["s"], "sum", dict(keepdims=0)),
+        (op, inputs, ["y"], "node", attributes | (dict(keepdims=1) if op.startswith("Reduce") else {})),
+    ]
+    outputs = {"y": [f"d{i}" for i in range(rank)]}
+    graph = load_onnx(networks.onnx_model(nodes, {"x": [2, 3, 4, 4]}, outputs, constants, 12))
+    assert graph["node"].operator.refusal(graph["node"]) == f"{op} is not covered {how}"
+    assert graph.former is None or graph.former()["node"].attrs["handle"].uncovered == ""
+
+
 TURN = ("Transpose", ["x"], ["t"], "turn", dict(perm=[2, 0, 3, 1, 4]))
 ASIDE = {
     "read by a float operator": ([TURN, ("Softmax", ["t"], ["y"], "soft", {})], ["float", "float"]),

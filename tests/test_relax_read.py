@@ -268,6 +268,21 @@ def test_a_call_stays_float_with_its_meaning(name):
     check(made, graph, feed(inputs))
 
 
+@pytest.mark.parametrize(
+    "body, why",
+    [
+        (lambda e, x: OP.reshape(x, (8, 36)), "Reshape is not covered from (2, 4, 6, 6) to (8, 36), which is another "
+                                              "batch (axis 0)"),
+        (lambda e, x: OP.tile(x, (2, 1, 1, 1)), "tile is not covered as it is here: of (2, 4, 6, 6)"),
+        (lambda e, x: OP.nn.softmax(x), "Softmax is not covered"),
+    ],
+)  # fmt: skip
+def test_what_is_not_covered_says_what_about_it(body, why):
+    graph = eq.from_relax(module([image(2, 4, 6, 6)], body))
+    (node,) = (node for node in graph if node.op == "float")
+    assert node.operator.refusal(node) == why
+
+
 def test_every_rule_is_of_an_operator_of_relax():
     known = set(map(str, tvm.ir.Op.list_op_names()))
     for rules in (read.RULES, read.ANY_DTYPE, read.FIELDS, read.ONNX):

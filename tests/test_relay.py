@@ -356,6 +356,18 @@ def test_bits_by_time_take_8_where_they_cost_nothing():
         layer_times(q.graph, q.table, "llvm -mtriple=aarch64-linux-gnu -mattr=+neon")
 
 
+def test_what_is_not_covered_says_what_about_it():
+    x = relay.var("x", shape=(2, 4, 6, 6))
+    for made, why in (
+        (relay.reshape(x, (8, 36)), "reshape is not covered as it is here: of (2, 4, 6, 6)"),
+        (relay.mean(x, [0]), "mean is not covered as it is here: of (2, 4, 6, 6), axis=[0], keepdims=0"),
+        (relay.nn.softmax(x), "nn.softmax is not covered"),
+    ):
+        graph = from_relay(tvm.IRModule.from_expr(relay.Function([x], made)))
+        (node,) = (node for node in graph if node.op == "float")
+        assert node.operator.refusal(node) == why
+
+
 def test_batch_2():
     graph, pictures = networks.residual(2, batch=2)
     feeds = [{"image": x} for x in pictures]

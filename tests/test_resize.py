@@ -77,9 +77,10 @@ def test_every_kind_of_coordinates_is_read_as_onnx_runtime_computes_it(name):
     "made, why",
     [
         (lambda: model((5, 6), scales=[1.2345678, 2]), r"up: a resize by a factor that is no ratio of small .* 2\*\*30"),
-        (lambda: model((5, 6), scales=[0.5, 2], opset=18, antialias=1), "Resize is not covered"),
-        (lambda: model((5, 6), "align_corners", scales=[1.5, 2]), "Resize is not covered"),
-        (lambda: model((5, 6), scales=[2, 2], how="cubic"), "Resize is not covered"),
+        (lambda: model((5, 6), scales=[0.5, 2], opset=18, antialias=1), "Resize is not covered with antialias=1; without it is"),
+        (lambda: model((5, 6), "align_corners", scales=[1.5, 2]),
+         "Resize is not covered with align_corners and scales that make no whole size; give sizes instead"),
+        (lambda: model((5, 6), scales=[2, 2], how="cubic"), "Resize is not covered with mode=cubic; nearest and linear are"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_stays_float_and_says_why(made, why):

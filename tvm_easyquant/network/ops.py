@@ -223,6 +223,11 @@ def _fake_quant(node, x):
     return dequantize(quantize(x, **node.attrs), **node.attrs)
 
 
+def _uncovered(handle):
+    op, how = getattr(handle, "op", "this operator"), getattr(handle, "uncovered", "")
+    return f"{op} is not covered{how}"
+
+
 # -- what moves, on arrays of any dtype
 
 
@@ -380,7 +385,7 @@ _ROWS = (
     ),
     Operator(  # anything else: fn(*arrays) -> array; handle is the host's; macs: int, None if unknown
         "float", ("fn", "handle", "macs"), "float", _call, macs=lambda node: node.attrs["macs"],
-        refusal=lambda node: f"{getattr(node.attrs['handle'], 'op', 'this operator')} is not covered",
+        refusal=lambda node: _uncovered(node.attrs["handle"]),
     ),
 )  # fmt: skip
 #: name -> row

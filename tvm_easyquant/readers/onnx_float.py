@@ -8,6 +8,7 @@ saw them, and carry the names that it gave: tables made then are read now.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..network.builder import Builder, per_channel
 from ..network.graph import Graph
 from ..network.layout import nhwc
 from ..network.tensors import NUMPY
-from . import geometry
+from . import geometry, uncovered
 from .meaning import resizing
 from .onnx_file import check, cut, fixed_shapes, inline, read_onnx, stem, told
 from .onnx_macs import multiply_accumulates
@@ -146,7 +147,7 @@ class _Walk:
         nodes = dict(self.builder.nodes)
         if rule is None or rule(self, site) is False:
             self.builder.nodes.update(nodes)  # a Sum of three may have folded its constant into a layer
-            self.stays_float(site)
+            self.stays_float(site, rule is not None)
 
     # -- what the rules ask
 
@@ -194,19 +195,23 @@ class _Walk:
         made = self.prepared.handle(site, 0)[0].evaluate
         return self.builder.moved(site.outputs[0], site.inputs[0], self.shape(site), made)
 
-    def stays_float(self, site: Site) -> None:
-        """A node for each output of a site that no rule takes."""
+    def stays_float(self, site: Site, covered: bool) -> None:
+        """A node for each output of a site that no rule takes; covered: a rule takes others of its kind."""
         for index, output in enumerate(site.outputs):
             if output in self.builder.uses:
-                self._float(output, *self.prepared.handle(site, index))
+                self._float(output, *self.prepared.handle(site, index), covered)
 
     def _aside(self, tensor: str) -> None:
         """The float node of a tensor that no operator made."""
         site = self.maker[tensor]
-        self._float(tensor, *self.prepared.handle(site, site.outputs.index(tensor)))
+        op, tensors = self.prepared.handle(site, site.outputs.index(tensor))
+        if op.op != "Transpose":
+            op = replace(op, uncovered=" with the batch behind other axes, where an operator reads that")
+        self._float(tensor, op, tensors, op.op == "Transpose")
 
-    def _float(self, value, op: OnnxOp, tensors: Sequence[str]) -> None:
+    def _float(self, value, op: OnnxOp, tensors: Sequence[str], covered: bool) -> None:
         sizes = [self.size(tensor) for tensor in tensors]
+        op = uncovered.told(op, sizes) if covered and not self.builder.former else op
         attrs = {"fn": op.evaluate, "handle": op, "macs": multiply_accumulates(op, sizes)}
         inputs = [self.builder.tensor[tensor] for tensor in tensors]
         shape = nhwc(op.shapes[op.index])

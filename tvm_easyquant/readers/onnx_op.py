@@ -29,7 +29,8 @@ class OnnxOp:
     defaults of its schema, text as str, tensors as arrays; constants: input's place -> array; tensors:
     input's place -> which of the float node's inputs it is (an input left out is in neither); index: the
     output's place; shapes (NCHW), dtypes: of all its outputs. Every float is float32 here: float16,
-    bfloat16 and double are computed in float32, in the constants, ``dtypes`` and a Cast, too.
+    bfloat16 and double are computed in float32, in the constants, ``dtypes`` and a Cast, too. uncovered:
+    what about it is not covered, where the operator is (`uncovered`).
     """
 
     node: Any
@@ -40,6 +41,7 @@ class OnnxOp:
     index: int
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
+    uncovered: str = ""
 
     @property
     def op(self) -> str:

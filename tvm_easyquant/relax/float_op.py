@@ -22,7 +22,7 @@ class RelaxOp:
 
     module: its ``main`` takes the tensors that the call reads, in the order of the node's inputs, and
     returns what the call makes; index: the field of a tuple that is meant, else None; shape (NCHW), dtype:
-    of the output.
+    of the output; uncovered: what about it is not covered, where the operator is.
     """
 
     op: str
@@ -30,6 +30,7 @@ class RelaxOp:
     index: int | None
     shape: tuple[int, ...]
     dtype: str
+    uncovered: str = ""
 
     @classmethod
     def of(cls, call, module, tensors: Sequence, index: int | None = None) -> RelaxOp:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..network.layout import nhwc, to_nchw
 from ..readers import geometry
 from ..readers.onnx_macs import multiply_accumulates
 from ..readers.onnx_op import OnnxOp, from_node
+from ..readers.uncovered import here, told
 from .as_onnx import ONNX, OPSET
 from .calls import (
     DTYPES,
@@ -320,9 +322,11 @@ class _Walk:
     def as_float(self, var, call, index: int | None = None) -> tuple[dict, list]:
         """(the attributes of a call's float node, the tensors that it reads)."""
         found = self._onnx(var, call, index)
+        covered = (operator(call) in RULES or operator(call) in FIELDS) and not self.builder.former
         if found is not None:
             op, tensors = found
             shapes = [self.size(tensor) for tensor in tensors]
+            op = told(op, shapes) if covered else op
             attrs = {"fn": op.evaluate, "handle": op, "macs": multiply_accumulates(op, shapes)}
         else:
             for leaf in self.leaves(call):  # what TVM computes of constants alone
@@ -332,6 +336,8 @@ class _Walk:
                     )
             tensors = [leaf for leaf in dict.fromkeys(self.leaves(call)) if self.known(leaf)]
             own = RelaxOp.of(self._resolved(call), self.module, tensors, index)
+            if covered:
+                own = replace(own, uncovered=here([self.size(tensor) for tensor in tensors], call.attrs))
             attrs = {"fn": own.evaluate, "handle": own, "macs": 0 if own.op in NO_PRODUCTS else None}
         return attrs, tensors
 

@@ -23,13 +23,14 @@ class RelayOp:
     """What a float node keeps of its Relay call, enough to run it or to put it back.
 
     tensors: the non-constant arguments in the order of the node's inputs; index: of the tuple field
-    the node takes, or None.
+    the node takes, or None; uncovered: what about it is not covered, where the operator is.
     """
 
     op: str
     call: Any  # relay.Call
     tensors: tuple
     index: int | None = None
+    uncovered: str = ""
 
     def __str__(self):
         """The operator with its attributes and constants, as `Graph.fingerprint` sees it."""

@@ -17,6 +17,7 @@ from ..network.builder import AFFINE, Builder
 from ..network.expression import BINARY, UNARY
 from ..network.graph import Graph
 from ..network.layout import nhwc
+from ..readers.uncovered import here
 from .float_op import RelayOp, multiply_accumulates
 from .framework import relay, tvm
 
@@ -144,7 +145,10 @@ class _Walk:
         tensors = [a for a in _arguments(call) if self.known(a)]
         if not tensors or not isinstance(expr.checked_type, relay.TensorType):
             return  # a constant, or a tuple, whose fields become nodes
-        handle = RelayOp(str(call.op.name), call, tuple(dict.fromkeys(tensors)), index)
+        how = ""
+        if (call.op.name in RULES or call.op.name in FIELDS) and not self.builder.former:
+            how = here([_shape(tensor.checked_type, "a tensor") for tensor in tensors], call.attrs)
+        handle = RelayOp(str(call.op.name), call, tuple(dict.fromkeys(tensors)), index, how)
         self.builder.add(
             expr,
             "float",

@@ -167,6 +167,7 @@ def _node(node: Node, place: str, arrays: dict[str, np.ndarray]) -> dict[str, An
         "node": b64encode(handle.node.SerializeToString(deterministic=True)).decode("ascii"),
         "opset": handle.opset, "index": handle.index, "shapes": handle.shapes, "dtypes": handle.dtypes,
         "tensors": sorted(handle.tensors.items()), "macs": node.attrs["macs"],
+        "uncovered": handle.uncovered,
         "constants": {
             str(i): _kept(f"{place}.constant{i}.npy", array, arrays)
             for i, array in handle.constants.items()
@@ -220,6 +221,7 @@ def _float_operator(entry: Mapping[str, Any], array: Callable[[str], np.ndarray]
         constants={int(i): array(name) for i, name in entry["constants"].items()},
         tensors={int(place): int(which) for place, which in entry["tensors"]}, index=int(entry["index"]),
         shapes=_tuples(entry["shapes"]), dtypes=_tuples(entry["dtypes"]),
+        uncovered=str(entry.get("uncovered", "")),
     )  # fmt: skip
     return {"fn": operator.evaluate, "handle": operator, "macs": entry["macs"]}
 
