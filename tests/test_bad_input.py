@@ -131,6 +131,10 @@ CASES = {
     "unreadable --input-shapes": ([*Q, "--input-shapes", "x=1,2"], "--input-shapes", 4),
     "unknown operator": (quantize(model="unknown.onnx"), r"node conv1 \(NoSuchOp\) is no operator of opset 13; cut the network", 4),
     "bits": ([*Q, "--bits", "6"], "bits is 6; use 7 or 8", 4),
+    **{
+        f"bits {text}": ([*Q, f"--bits={text}"], f"--bits '{text}': give 7, 8, 7,8 for both in one table, or auto", 4)
+        for text in ("7,", ",7", ",", "7,7", "7;8", "7, 8", "7,8,9", "seven", "")
+    },
     "bits auto": ([*Q, "--bits", "auto"], "need --eval DATA, labelled, and a --max-drop", 4),
     "max drop": ([*Q, "--max-drop", "1"], "need --eval DATA, labelled, and a --max-drop", 4),
     "eval": ([*Q, "--max-drop", "1", "--eval", "none.npz"], "none.npz", 4),

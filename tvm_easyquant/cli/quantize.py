@@ -118,9 +118,9 @@ def add(subparsers) -> None:
 
 
 def _bits(text: str):
-    widths = text.split(",")
-    if len(widths) > 1 and all(width.isdecimal() for width in widths):
-        return tuple(map(int, widths))
+    """The bits that ``--bits`` names: a number, both, or "auto"; any other text as it is."""
+    if text in ("7,8", "8,7"):
+        return (7, 8)
     return int(text) if text.isdecimal() else text
 
 
@@ -164,6 +164,8 @@ def _quantize(args, host) -> int:
     from ..search.curves import Curves
 
     auto, both = args.bits == "auto", isinstance(args.bits, tuple)
+    if isinstance(args.bits, str) and not auto:
+        raise UserError(f"--bits {args.bits!r}: give 7, 8, 7,8 for both in one table, or auto")
     config = QuantConfig(
         bits=7 if auto or both else args.bits, method=args.method, search_images=args.search_images,
         skip=args.skip,
