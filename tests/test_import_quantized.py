@@ -601,3 +601,51 @@ def test_ppq_s_graphs():
     layers = {name: why for name, why in partly.plan.floats.items() if partly.graph[name].macs}
     assert list(layers.values()) == ["the model does not quantize its input"]
     assert {partly.graph[name].op for name in partly.plan.floats} == {"conv2d", "clip"}
+
+
+@pytest.mark.parametrize("zero", [np.uint8(129), np.int8(-7)])
+@pytest.mark.parametrize("way", ["half_pixel", "asymmetric"])
+def test_a_linear_resize_of_bytes_is_what_onnx_runtime_makes_of_it(zero, way):
+    """Story: it was taken over as what moves numbers, so its fractions were kept, and what read it stayed float
+    ("the model does not quantize its input") or was wrong by them. ONNX Runtime cuts them off."""
+    runtime = pytest.importorskip("onnxruntime")
+    weight = np.random.default_rng(1).integers(-90, 91, (5, 3, 1, 1)).astype(np.int8)
+    constants = {
+        "s": np.float32(0.031),
+        "z": zero,
+        "r": np.float32([1, 1, 2, 4]),
+        "w": weight,
+        "ws": np.float32(0.01),
+    }
+    resize = dict(mode="linear", coordinate_transformation_mode=way)
+    nodes = [
+        ("QuantizeLinear", ["x", "s", "z"], ["q"], "round", {}), ("Resize", ["q", "", "r"], ["u"], "up", resize),
+        ("DequantizeLinear", ["u", "s", "z"], ["d"], "real", {}),
+        ("DequantizeLinear", ["w", "ws"], ["v"], "weight", {}), ("Conv", ["d", "v"], ["c"], "conv", {}),
+        ("QuantizeLinear", ["c", "s", "z"], ["p"], "round2", {}), ("DequantizeLinear", ["p", "s", "z"], ["y"], "out", {}),
+    ]  # fmt: skip
+    model = networks.onnx_model(
+        nodes, {"x": [1, 3, 6, 5]}, {"y": list("abcd"), "d": list("efgh")}, constants
+    )
+    taken = eq.import_quantized(model)
+    assert "conv" in taken.plan.integer
+    why = (
+        "computes with integers, whose fractions are cut off as ONNX Runtime does, and is rounded in float"
+    )
+    assert taken.plan.floats["up (Resize)"] == why
+    x = np.random.default_rng(0).uniform(-4, 4, (1, 3, 6, 5)).astype(np.float32)
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    _, want = runtime.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})
+    made = list(run_integer(taken.graph, taken.table, x).values())
+    np.testing.assert_array_equal(made[1], want)
+
+
+def test_a_nearest_resize_of_bytes_moves_them():
+    constants = {"s": np.float32(0.031), "z": np.uint8(129), "r": np.float32([1, 1, 2, 4])}
+    nodes = [
+        ("QuantizeLinear", ["x", "s", "z"], ["q"], "round", {}), ("Resize", ["q", "", "r"], ["u"], "up", {}),
+        ("DequantizeLinear", ["u", "s", "z"], ["y"], "real", {}),
+    ]  # fmt: skip
+    model = networks.onnx_model(nodes, {"x": [1, 3, 6, 5]}, {"y": list("abcd")}, constants)
+    assert not normalize(model).rounded

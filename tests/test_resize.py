@@ -90,6 +90,22 @@ def test_what_does_not_fit_stays_float_and_says_why(made, why):
     assert re.search(why, ": ".join(told))
 
 
+@pytest.mark.parametrize("scales", [(1.5, 2), (0.6, 2.3), (1.3, 1.7)])
+@pytest.mark.parametrize("how", ["nearest", "linear", "cubic"])
+def test_scales_that_make_no_whole_size_are_aligned_at_the_corners_as_the_specification_says(how, scales):
+    """ONNX Runtime takes the size after it is rounded, and differs by far; docs: The norm."""
+    reference_ = pytest.importorskip("onnx.reference")
+    runtime = pytest.importorskip("onnxruntime")
+    made = model((5, 6), "align_corners", scales=scales, how=how)
+    graph, x = eq.load_onnx(made), RNG.standard_normal((1, 3, 5, 6)).astype(np.float32)
+    (want,) = reference_.ReferenceEvaluator(made).run(None, {"x": x})
+    mine = graph.run(x)["y"]
+    np.testing.assert_allclose(mine, want, rtol=0, atol=1e-5)
+    assert graph["up"].op == ("gather" if how == "nearest" else "float")
+    (other,) = runtime.InferenceSession(made.SerializeToString()).run(None, {"x": x})
+    assert other.shape == mine.shape and np.abs(other - mine).max() > 0.1
+
+
 def test_a_large_map_aligned_at_its_corners_stays_float():
     attrs = dict(mode="align_corners", sizes=((3, 2100), (3, 2100)), scales=((700, 1),) * 2)
     assert "parts of 2099 and 2099 its int32 accumulator may reach 1123479255" in resample.whole(attrs)

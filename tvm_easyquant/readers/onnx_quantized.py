@@ -303,13 +303,45 @@ class _Normalizer:
             if node.op_type == "Pad" and len(node.input) > 2 and node.input[2]:
                 filled = first.dequantize(np.asarray(self.value(node, node.input[2], "fill value")))
                 inputs[2] = self.constant(f"{name}_fill", filled)
+            if _mixes(node, attrs):
+                return self._resize_integers(node, name, inputs, first)
             for output in node.output:
                 self.encodings[output] = first
         elif node.op_type == "Identity" and inputs[0] in self.constants:
             self.alias[node.output[0]] = inputs[0]
-            return
+            return None
         made = self._copy(node, inputs, name)
         self._note_layer(made, node.op_type, inputs, attrs)
+        return None
+
+    def _resize_integers(self, node, name, inputs, encoding):
+        """A Resize that computes, on integers: of the steps, in float, whose fractions are cut off as ONNX
+        Runtime does it (onnx.reference of onnx 1.18 does, too; that of 1.23 rounds them)."""
+        from onnx import TensorProto
+
+        (output,) = node.output
+        if not encoding.per_tensor:
+            raise QuantizedModelError(
+                f"node {name}: {node.op_type} of integers with a scale for each channel"
+            )
+        scale = self.constant(f"{output}_scale_", encoding.scale)
+        zero = self.constant(f"{output}_first_step_", encoding.zero_point.astype(np.float32))
+        source = inputs[0]
+        for op, operands, attrs in (
+            ("Div", [scale], {}), ("Round", [], {}), ("Add", [zero], {}), (node.op_type, inputs[1:], None),
+            ("Cast", [], {"to": TensorProto.INT32}), ("Cast", [], {"to": TensorProto.FLOAT}),
+            ("Sub", [zero], {}), ("Mul", [scale], {}),
+        ):  # fmt: skip
+            target = f"{output}_{len(self.nodes)}_"
+            made = self.emit(
+                op, [source, *operands], target, name if attrs is None else target, **attrs or {}
+            )
+            if attrs is None:
+                self.nodes[-1].attribute.extend(node.attribute)
+            self.result.rounding[made], source = f"{name} ({node.op_type})", target
+        why = "computes with integers, whose fractions are cut off as ONNX Runtime does,"
+        self.result.rounded[f"{name} ({node.op_type})"] = why
+        self.fake_quantize(source, output, encoding, name)
 
     def _copy(self, node, inputs, name):
         made = self.emit(node.op_type, inputs, node.output, name)
@@ -674,6 +706,11 @@ RULES: dict[str, Callable[[_Normalizer, Any, str, dict], None]] = {
     "Cast": _Normalizer._cast,
     "Constant": _Normalizer._constant,
 }
+
+
+def _mixes(node, attrs) -> bool:
+    """Whether a Resize makes new numbers, and does not move those that there are."""
+    return node.op_type in ("Resize", "Upsample") and attrs.get("mode", b"nearest") != b"nearest"
 
 
 def _attributes(node) -> dict:
