@@ -14,7 +14,7 @@ from tvm_easyquant.errors import GraphError, TVMMissing
 from tvm_easyquant.network import expression, gradient, ops
 from tvm_easyquant.network.node import Node
 from tvm_easyquant.network.ops import INTEGER, OPERATORS
-from tvm_easyquant.readers import onnx_quantized, take_over
+from tvm_easyquant.readers import onnx_float, onnx_quantized, take_over, uncovered
 from tvm_easyquant.scales import integer
 from tvm_easyquant.writers import qdq, verify
 
@@ -116,6 +116,9 @@ def test_rules_of_relay_operators_name_relay_operators():
 def test_rules_of_onnx_operators_name_onnx_operators():
     onnx = pytest.importorskip("onnx")
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
+    assert (
+        set(uncovered.WHY) <= set(onnx_float.RULES) <= known
+    )  # of another "is not covered" is all there is to say
     known |= {*onnx_quantized.LINEAR, "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}  # ONNX Runtime's
     assert set(onnx_quantized.RULES) <= known
     assert {op for row in OPERATORS.values() for op in row.onnx} <= known
