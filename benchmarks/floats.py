@@ -82,7 +82,8 @@ def runner(host, library, executor, name, x):
     import tvm
 
     if host.name == "relax":
-        call, given = executor.machine["main"], tvm.runtime.tensor(x)
+        call = tvm.relax.VirtualMachine(library, tvm.cpu())["main"]
+        given = tvm.runtime.tensor(x)
         return lambda: call(given)
     executor.module.set_input(name, x)
     return executor.module.run

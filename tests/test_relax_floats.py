@@ -88,6 +88,20 @@ def test_bias_residual_and_limits_are_in_the_kernel():
     check(body, {"relax.permute_dims": 2, "eq_float_direct": 2})
 
 
+def test_a_normalization_is_made_where_its_map_is():
+    """Channels last between layers, whatever its groups; channels first alone; along other axes by TVM."""
+    ten, six = ([const(RNG.standard_normal(n).astype(np.float32))] * 2 for n in (10, 6))
+
+    def between(emit, x):
+        y = emit(OP.nn.instance_norm(conv(emit, x), *ten, 1, [2, 3], 0.01))
+        y = emit(OP.nn.group_norm(conv(emit, y, ONE, padding=[0] * 4), *ten, 5, 1, [2, 3]))
+        return conv(emit, y, ONE, padding=[0] * 4)
+
+    check(between, {"relax.permute_dims": 2, "eq_float_direct": 3, "eq_group_norm": 2})
+    check(lambda emit, x: emit(OP.nn.group_norm(x, *six, 2, 1, [2, 3])), {"eq_group_norm": 1})
+    check(lambda emit, x: emit(OP.nn.group_norm(x, *six, 2, 1, [3])), {"relax.nn.group_norm": 1})
+
+
 def test_limits_as_maximum_and_minimum_in_either_order():
     def body(emit, x):
         y = emit(OP.maximum(emit(OP.minimum(conv(emit, x), const(np.float32(1)))), const(np.float32(-1))))

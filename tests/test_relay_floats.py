@@ -101,6 +101,19 @@ def test_maps_stay_with_channels_last_through_what_has_no_layout():
     )
 
 
+def test_a_normalization_is_made_where_its_map_is():
+    """Channels last between layers, whatever its groups; channels first alone; along another axis by TVM."""
+    ten, nine = [random(10), random(10)], [random(9), random(9)]
+
+    def between(x):
+        y = nn.instance_norm(conv(x, W, **PAD), *ten, epsilon=0.01)
+        return conv(nn.group_norm(conv(y, ONE), *ten, 5), ONE)
+
+    check(between, {"transpose": 2, "easyquant.float": 3, "easyquant.group_norm": 2})
+    check(lambda x: nn.group_norm(x, random(6), random(6), 2), {"easyquant.group_norm": 1})
+    check(lambda x: nn.instance_norm(x, *nine, axis=2), {"nn.instance_norm": 1})
+
+
 def test_without_a_layer_maps_stay_with_channels_last_too():
     """Story: between two integer layers and without a float one nothing was turned: an average pool was made in
     NCHW, behind a transpose that took as long, and its reader waited for another."""

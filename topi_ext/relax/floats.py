@@ -9,7 +9,7 @@ for it. All else stays as it is, and so does a layer that no kernel takes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf, prod
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..floats import NCHW_TO_NHWC, NHWC_TO_NCHW, FloatLayer
 from ..function import REAL
 from ..kernels import elementwise
 from ..kernels.float_conv import FloatConv, choose
+from ..kernels.group_norm import group_norm
 from ..problem import ConvSpec
 from .lower import KERNEL, call_element, constant
 
@@ -33,6 +34,7 @@ ELEMENTWISE = {f"relax.{name}" for name in (
     "rsqrt", "sigmoid", "sign", "sqrt", "subtract", "tanh", "where",
 )}  # fmt: skip
 POOLS = {"relax.nn.max_pool2d": relax.op.nn.max_pool2d, "relax.nn.avg_pool2d": relax.op.nn.avg_pool2d}
+NORMS = ("relax.nn.group_norm", "relax.nn.instance_norm")
 REDUCE = {"relax.mean": relax.op.mean, "relax.sum": relax.op.sum, "relax.max": relax.op.max}
 
 
@@ -228,16 +230,37 @@ class _Lowering(relax.PyExprMutator):
             data = self.builder_.emit(relax.op.reshape(data, shape))
         rest = [] if layer.residual is None else [turn(layer.residual)]
         constants = kernel.pack(layer.weight, layer.bias)
-        arguments = [data, *map(constant, constants), *rest]
-        inputs = [te.placeholder(_shape(x), "float32", name=f"in{i}") for i, x in enumerate(arguments)]
-        function = te.create_prim_func([*inputs, kernel.compute(*inputs)]).with_attrs(KERNEL)
-        name = self.builder_.add_func(function.without_attr("global_symbol"), f"eq_{kernel.name}")
         out = spec.out_shape if layer.first else layer.out_shape
-        return relax.call_tir(name, arguments, out_ty=relax.TensorType(out, "float32")), layer.first
+        made = self._kernel(kernel.name, kernel.compute, [data, *map(constant, constants), *rest], out)
+        return made, layer.first
+
+    def _kernel(self, name: str, compute: Callable, arguments: Sequence, out: Sequence[int]):
+        """The call of a kernel on tensors, whose output has the shape ``out``."""
+        inputs = [te.placeholder(_shape(x), "float32", name=f"in{i}") for i, x in enumerate(arguments)]
+        function = te.create_prim_func([*inputs, compute(*inputs)]).with_attrs(KERNEL)
+        name = self.builder_.add_func(function.without_attr("global_symbol"), f"eq_{name}")
+        return relax.call_tir(name, list(arguments), out_ty=relax.TensorType(out, "float32"))
+
+    def _normalized(self, call, data, last: bool):
+        """The kernel of a normalization on ``data``, with its channels last or first; None of another."""
+        name, shape, a = _name(call), _shape(call) or (), call.attrs
+        if name not in NORMS or _dtype(call) != "float32" or len(shape) < 3 or not prod(shape):
+            return None
+        axes = sorted(int(axis) % len(shape) for axis in a.axes)
+        if not (a.center and a.scale) or int(a.channel_axis) != 1 or axes != list(range(2, len(shape))):
+            return None
+        groups = int(a.num_groups) if name == "relax.nn.group_norm" else shape[1]
+
+        def compute(x, scale, bias):
+            return group_norm(x, scale, bias, groups, float(a.epsilon), last)
+
+        arguments = [data, *map(self.visit_expr, call.args[1:])]
+        return self._kernel("group_norm", compute, arguments, _shape(data) or ())
 
     def visit_call_(self, call):
         call = self.visit_expr_post_order(call)
         made = self._function(call, call.args[0]) if call.args else None
+        made = self._normalized(call, call.args[0], False) if made is None and call.args else made
         return call if made is None else made
 
     def _function(self, call, data):
@@ -268,6 +291,9 @@ class _Lowering(relax.PyExprMutator):
             args = [self._in_nhwc(x) if _is_map(x) else self.visit_expr(x) for x in call.args]
             made = self._function(call, args[0])
             return relax.Call(call.op, args, call.attrs, call.ty_args) if made is None else made, True
+        if len(maps) == 1 and name in NORMS:
+            made = self._normalized(call, self._in_nhwc(maps[0]), True)
+            return None if made is None else (made, True)
         a = call.attrs
         if name == "relax.concat" and all(_shape(x) for x in _tensors(call)):
             parts = [self._in_nhwc(x) for x in call.args[0].fields]

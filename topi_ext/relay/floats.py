@@ -183,7 +183,7 @@ class _Lowering:
         residual = None if layer.residual is None else turn(layer.residual)
         return relay_op.float_layer(data, conv, self.isa, list(constants), residual), layer.first
 
-    def _turn(self, call):
+    def _turn(self, call):  # noqa: PLR0912  # a branch for each kind of operator
         """(expression, whether its channels are last where the function's are first) of a call that is done
         in NHWC; None of another."""
         name, shape = name_of(call), _shape(call)
@@ -215,6 +215,9 @@ class _Lowering:
             keys = ("pool_size", "strides", "padding", "dilation", "ceil_mode", "count_include_pad")
             options = {key: getattr(a, key) for key in keys if key in a.keys()}  # noqa: SIM118
             return POOLS[name](self._nhwc(maps[0]), **options, layout="NHWC"), True
+        if (norm := _norm(call)) is not None and len(maps) == 1:
+            x, scale, bias = self._nhwc(maps[0]), *map(self._new, call.args[1:])
+            return relay_op.normalized(x, scale, bias, *norm, last=True), True
         if name == "nn.global_avg_pool2d" and str(a.layout) == "NCHW":
             return relay.nn.global_avg_pool2d(self._nhwc(maps[0]), layout="NHWC"), True
         if name == "take" and maps[0].same_as(call.args[0]) and isinstance(call.args[1], relay.Constant):
@@ -232,10 +235,24 @@ def _called(call, args):
     """The call on other arguments; a function that our vectors compute as that."""
     if name_of(call) in REAL and _dtype(call) == "float32":
         return relay_op.function_of(args[0], name_of(call))
+    if (norm := _norm(call)) is not None:
+        x, scale, bias = args
+        return relay_op.normalized(x, scale, bias, *norm)
     return relay.Call(call.op, args, call.attrs, call.type_args, call.span)
 
 
 # -- asking Relay
+
+
+def _norm(call) -> tuple[int, float] | None:
+    """(groups, epsilon) of a normalization of channels, which are first, else None."""
+    name, a = name_of(call), call.attrs
+    if name not in ("nn.group_norm", "nn.instance_norm") or _dtype(call) != "float32":
+        return None
+    shape = _shape(call)
+    if shape is None or len(shape) < 3 or not prod(shape) or int(a.axis) != 1 or not (a.center and a.scale):
+        return None
+    return shape[1] if name == "nn.instance_norm" else int(a.num_groups), float(a.epsilon)
 
 
 def _moved(x, axes, shape, back=False):

@@ -18,6 +18,7 @@ easyquant.add (sub, max, min)  uint8, uint8 (or broadcast) -> uint8  (`reference
 easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
 easyquant.total             uint8 -> int32, summed over the map
 easyquant.shuffle           uint8 -> uint8, its channels shuffled (`elementwise.shuffle`)
+easyquant.group_norm        float32, scale, bias -> float32       (`kernels.group_norm`)
 easyquant.resize_linear     uint8, rows, columns, multiplier -> uint8 or float32
                             (`reference.resize_linear`, and what is made of it)
 ==========================  ==================================================================
@@ -41,7 +42,7 @@ from tvm.relay.op import op as _op
 from .. import function, isa, manifest
 from ..emit import target_isa  # noqa: F401  # part of what this module answers
 from ..errors import KernelError
-from ..kernels import elementwise, float_conv, resize
+from ..kernels import elementwise, float_conv, group_norm, resize
 from ..kernels import product as kernels
 from ..problem import ConvSpec
 from ..reference import multiplier
@@ -54,6 +55,7 @@ FLOAT, FLOAT_ADD, PRODUCT = "easyquant.float", "easyquant.float_add", "easyquant
 TOTAL = "easyquant.total"
 SHUFFLE = "easyquant.shuffle"
 RESIZE = "easyquant.resize_linear"
+GROUP_NORM = "easyquant.group_norm"
 
 
 # -- AutoTVM templates: one topi compute and schedule for each row of the manifest
@@ -257,6 +259,7 @@ _ELEMENTWISE = {
     "easyquant.mul": (("a", "b"), _same_shape("uint8"), _by(elementwise.mul)),
 }
 _STATEMENTS = {
+    GROUP_NORM: (("data", "scale", "bias"), _same_shape("float32"), _by(group_norm.group_norm)),
     SHUFFLE: (("data",), _same_shape("uint8"), _by(elementwise.shuffle)),
     TOTAL: (("data",), _summed_shape, _by(elementwise.total)),
     RESIZE: (("data", "rows", "columns", "multiplier"), _resize_type, _by(resize.resize_linear)),
@@ -374,6 +377,11 @@ def dequantize(data, scale, zero_point: int):
 def function_of(data, name: str):
     """float32 -> float32: a function of `function.REAL`."""
     return _elementwise("easyquant.function", [data], which=name)
+
+
+def normalized(data, scale, bias, groups: int, epsilon: float, last: bool = False):
+    """float32 -> float32: `kernels.group_norm`."""
+    return _elementwise(GROUP_NORM, [data, scale, bias], groups=groups, epsilon=epsilon, last=last)
 
 
 def join(op: str, a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,
