@@ -7,12 +7,14 @@ import pytest
 
 import tvm_easyquant as eq
 from tvm_easyquant.errors import TVMMissing
+from tvm_easyquant.network.graph import run
 from tvm_easyquant.scales.integer import run_integer
 
 framework = pytest.importorskip("tvm_easyquant.relay.framework", exc_type=TVMMissing)
 relay, tvm = framework.relay, framework.tvm
 from topi_ext.lower import LowerInteger
 from tvm_easyquant.relay.build import build, build_float
+from tvm_easyquant.relay.rewrite import float_module
 
 nn = relay.nn
 RNG = np.random.default_rng(0)
@@ -178,3 +180,19 @@ def test_float_layers_of_an_integer_network(skip):
     mine = q.build("llvm")({"image": images[0]})[0]
     assert np.abs(mine - want).max() <= 1e-6 * np.abs(want).max()
     assert not calls(LowerInteger("llvm")(q.module)).get("nn.conv2d")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.ci] * (name != networks.LOOP)) for name in networks.LOOPS],
+)
+def test_a_recurrence_that_is_written_out_is_a_loop_again(name):
+    """Story: an LSTM of 80 steps was 1200 operators, which TVM took a minute to compile."""
+    op, options, loops = networks.LOOPS[name]
+    model, x = networks.recurrent(op, **options)
+    graph = eq.load_onnx(model)
+    module = float_module(graph)
+    assert calls(LowerInteger("llvm")(module)).get("easyquant.recurrence", 0) == loops
+    want = run(graph, x)
+    for mine, name in zip(build(module, "llvm")({"x": x}), graph.outputs, strict=True):
+        np.testing.assert_allclose(mine, want[name], rtol=1e-5, atol=1e-5)

@@ -1,13 +1,13 @@
 """Recurrences that a module has written out step by step, found again, as both hosts do it.
 
-No TVM here: the host describes its expressions (`Part`). A step is what its state reads that the step before
-does not; steps that are the same but for what they read of the sequence and of each other are one program.
-The first stays as it is written: what it makes is where the rest begins.
+No TVM here: the host describes its expressions (`Part`). A step is what its state reads that the step
+before does not; steps that are the same but for what they read of the sequence and of each other are one
+program. So is the first, if what it reads of a state are its operands; else it stays as it is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -36,15 +36,31 @@ class Part(NamedTuple):
     value: Any = None
 
 
-class Recurrence(NamedTuple):
-    """``steps`` steps over a sequence (T, N, W), T one more, to T rows of a state (N, H).
+def reshaped(expr, part: Part, shape: tuple[int, ...]) -> Part:
+    """What makes ``shape`` of an expression."""
+    if part.op == "constant":
+        return Part("constant", (), shape, part.value.reshape(shape))
+    return Part("reshape", (expr,), shape)
 
-    A step reads row ``first``, then ``first + stride`` and so on, and writes it; the row before the first is
-    of the state that is given. program: (op, operands, value) in order, an operand ("here", place in it),
-    ("state", which), ("number", value) or ("vector", which); a value is a slice's first column, or the matrix
-    of a product. states: the places of the program that are its states one step on; output: which of them is
-    written; ends: those that are written behind the rows, as they are at last. matrices, vectors: the sizes of
-    the constants.
+
+def sliced(expr, part: Part, shape: tuple[int, ...], begin: Sequence[int]) -> Part | None:
+    """What takes ``shape`` of an expression from ``begin`` on, without steps; None of several axes."""
+    begin = [b + size if b < 0 else b for b, size in zip(begin, part.shape, strict=True)]
+    cut = [axis for axis, (old, new) in enumerate(zip(part.shape, shape, strict=True)) if old != new]
+    if part.op == "constant":
+        places = tuple(slice(b, b + size) for b, size in zip(begin, shape, strict=True))
+        return Part("constant", (), shape, part.value[places])
+    return Part("slice", (expr,), shape, (cut[0], begin[cut[0]])) if len(cut) == 1 else None
+
+
+class Recurrence(NamedTuple):
+    """``steps`` steps over a sequence (T, N, W) to T rows of a state (N, H).
+
+    A step reads row ``first``, then ``first + stride`` and so on, and writes it. program: (op, operands,
+    value) in order, an operand ("here", place in it), ("state", which), ("number", value) or ("vector",
+    which); a value is a slice's first column, or the matrix of a product. states: the places of the program
+    that are its states one step on; output: which of them is written. matrices, vectors: the sizes of the
+    constants. begun: whether the state that is given is a row, the one before the first.
     """
 
     steps: int
@@ -58,27 +74,34 @@ class Recurrence(NamedTuple):
     output: int
     matrices: tuple[tuple[int, int], ...]
     vectors: tuple[int, ...]
-    ends: tuple[int, ...] = ()
+    begun: bool
 
     @property
     def out_shape(self) -> tuple[int, int, int]:
-        return self.steps + 1 + len(self.ends), self.batch, self.size
+        """(T, N, H)."""
+        return self.rows, self.batch, self.size
+
+    @property
+    def rows(self) -> int:
+        """T."""
+        return self.steps + self.begun
 
 
 class Found(NamedTuple):
     """A recurrence in a module. sequence: the host's expression that it reads; starts: those of its states;
-    last: those that hold its states at last; products: the matrices; vectors: the vectors of numbers."""
+    products: the matrices; vectors: the vectors of numbers."""
 
     recurrence: Recurrence
     sequence: Any
     starts: tuple
-    last: tuple
     products: list[np.ndarray]
     vectors: list[np.ndarray]
 
 
-def found(parts: Sequence, describe: Callable[[Any], Part], reads: Callable[[Any], Sequence]) -> Found | None:
-    """The recurrence whose states ``parts`` are, in the order of the rows, whichever it runs in; or None."""
+def found(
+    parts: Sequence, describe: Callable[[Any], Part], reads: Callable[[Any], Sequence]
+) -> Found | None:
+    """The recurrence whose states ``parts`` are, row by row, in whichever order it runs; or None."""
     states = [_bare(part, describe) for part in parts]
     shapes = {describe(state).shape for state in states}
     if len(states) < FEWEST or len(set(states)) < len(states) or len(shapes) > 1:
@@ -97,43 +120,6 @@ def _bare(expr, describe):
     return expr
 
 
-class Rows(NamedTuple):
-    """What of a recurrence's output stands for an expression: all the rows of the sequence, or one of them."""
-
-    of: Found
-    row: int | None = None
-
-
-def plan(
-    joined: Mapping[Any, Sequence],
-    outputs: Sequence,
-    describe: Callable[[Any], Part],
-    reads: Callable[[Any], Sequence],
-) -> dict[Any, Rows]:
-    """{expression: what it is of a recurrence}. joined: {expression: what it joins, row by row}; outputs: the
-    module's."""
-    found_at = {expr: made for expr, parts in joined.items() if (made := found(parts, describe, reads))}
-    last = {state: (expr, which) for expr, made in found_at.items() for which, state in enumerate(made.last)}
-    seen, stack = set(), list(outputs)
-    while stack:
-        expr = stack.pop()
-        if expr in seen:
-            continue
-        seen.add(expr)
-        made = found_at.get(last[expr][0] if expr in last else expr)
-        stack += reads(expr) if made is None else [made.sequence, *made.starts]
-    planned: dict[Any, Rows] = {}
-    for expr, made in found_at.items():
-        r = made.recurrence
-        ends = tuple(n for n, state in enumerate(made.last) if state in seen and n != r.output)
-        made = made._replace(recurrence=r._replace(ends=ends))
-        planned[expr] = Rows(made)
-        final = r.first + r.stride * (r.steps - 1)
-        rows = {r.output: final} | {n: r.steps + 1 + i for i, n in enumerate(ends)}
-        planned |= {made.last[n]: Rows(made, row) for n, row in rows.items()}
-    return planned
-
-
 class _Search:
     def __init__(self, states, describe, reads):
         self.states, self.describe, self.reads = states, describe, reads
@@ -143,6 +129,7 @@ class _Search:
         self.products: list[np.ndarray] = []
         self.vectors: list[np.ndarray] = []
         self.starts: dict[int, Any] = {}
+        self.widths: list[int] = []  # of the program's entries
         self.bare = partial(_bare, describe=describe)
         shape = describe(states[0]).shape
         self.batch, self.size = prod(shape[:-1]), shape[-1]
@@ -164,17 +151,68 @@ class _Search:
         if self.rows != list(range(1, steps + 1) if stride > 0 else range(steps - 1, -1, -1)):
             return None
         named = tuple((op, tuple(_state(o, places) for o in operands), v) for op, operands, v in program)
-        last = {place: expr for expr, (step, place) in self.step_of.items() if step == steps}
-        if any(self.describe(x).shape[-1] != self.size for x in (*self.starts.values(), *map(last.get, places))):
+        if any(self.widths[place] != self.size for place in places):
             return None
+        if any(
+            self.describe(start).shape != self.describe(self.states[0]).shape
+            for start in self.starts.values()
+        ):
+            return None
+        starts = tuple(self.starts[p] for p in places)
+        before = self._stepped_back(named, places, starts, self.rows[0] - stride)
+        begun = before is None
         made = Recurrence(
-            steps, self.rows[0], stride, self.batch, self.size, shape[-1], named, tuple(places),
-            places.index(end), tuple(m.shape for m in self.products), tuple(map(len, self.vectors)),
+            steps + (not begun), self.rows[0] - (0 if begun else stride), stride, self.batch, self.size,
+            shape[-1], named, tuple(places), places.index(end), tuple(m.shape for m in self.products),
+            tuple(map(len, self.vectors)), begun,
         )  # fmt: skip
-        return Found(
-            made, self.sequence, tuple(self.starts[p] for p in places), tuple(last[p] for p in places),
-            self.products, self.vectors,
-        )  # fmt: skip
+        return Found(made, self.sequence, before or starts, self.products, self.vectors)
+
+    def _stepped_back(self, program, places, starts, row: int) -> tuple | None:
+        """The states of which one step of the program makes ``starts``, by what these are; or None."""
+        bound: dict[int, Any] = {}
+        seen = set()
+        stack = [(("here", place), start) for place, start in zip(places, starts, strict=True)]
+        while stack:
+            (kind, value), expr = wanted = stack.pop()
+            if wanted in seen:
+                continue
+            seen.add(wanted)
+            part = self.describe(self.bare(expr))
+            if kind == "state":
+                if not self._same(bound.setdefault(value, expr), expr):
+                    return None
+            elif kind in ("number", "vector"):
+                known = np.float32(value) if kind == "number" else self.vectors[value]
+                if part.op != "constant" or not np.array_equal(part.value.reshape(np.shape(known)), known):
+                    return None
+            elif not self._made_so(program[value], part, row):
+                return None
+            else:
+                stack += zip(program[value][1], part.args, strict=True) if program[value][1] else []
+        if set(bound) != set(range(len(places))):
+            return None
+        shapes = [self.describe(expr).shape for expr in bound.values()]
+        whole = all(prod(shape) == self.batch * self.size for shape in shapes)
+        return tuple(bound[which] for which in range(len(places))) if whole else None
+
+    def _made_so(self, entry, part: Part, row: int) -> bool:
+        """Whether an expression is an entry of the program but for its operands."""
+        op, operands, value = entry
+        if op == "row":
+            return part.op == "slice" and part.args == (self.sequence,) and part.value == (0, row)
+        if part.op != op or len(part.args) != len(operands):
+            return False
+        if op == "matmul":
+            return np.array_equal(part.value, self.products[value])
+        return op != "slice" or part.value == (len(part.shape) - 1, value)
+
+    def _same(self, a, b) -> bool:
+        """Whether two expressions are the same numbers in the same order."""
+        if self.bare(a) == self.bare(b):
+            return True
+        one, other = self.describe(self.bare(a)), self.describe(self.bare(b))
+        return one.op == other.op == "constant" and np.array_equal(one.value.ravel(), other.value.ravel())
 
     def _before(self):
         """All that the first state reads."""
@@ -199,9 +237,10 @@ class _Search:
         return order
 
     def _program(self, number: int, state) -> list | None:
-        """Of one step; an operand ("state", place in the step before), or ("start", expression) in the first."""
+        """Of a step; an operand is ("state", place in the one before), in the first ("start", expression)."""
         program: list = []
         here: dict = {}
+        widths = []
         for expr in self._order(state):
             part = self.describe(expr)
             entry = self._entry(number, part, here)
@@ -209,7 +248,9 @@ class _Search:
                 return None
             here[expr] = len(program)
             program.append(entry)
-        if not program or state not in here:
+            widths.append(part.shape[-1])
+        self.widths = self.widths or widths
+        if not program or state not in here or widths != self.widths:
             return None
         self.step_of |= {expr: (number, place) for expr, place in here.items()}
         return program
@@ -234,7 +275,9 @@ class _Search:
         if part.op == "matmul":
             return part.op, tuple(operands), self._number(self.products, part.value)
         wide = {self.describe(arg).shape[-1:] for arg in part.args} - {(), (1,)}
-        return (part.op, tuple(operands), 0) if part.op in ELEMENTWISE and wide == {part.shape[-1:]} else None
+        return (
+            (part.op, tuple(operands), 0) if part.op in ELEMENTWISE and wide == {part.shape[-1:]} else None
+        )
 
     def _operand(self, number, expr, here):
         expr = self.bare(expr)

@@ -1,7 +1,7 @@
 """A recurrence of what stays float as one loop over its steps: LSTM, GRU, RNN and the like, on any CPU.
 
-Products with a state are made first, of blocks of columns whose sums stay in registers while the rows of the
-matrix pass by; what is left is of one column at a time, in vectors, and computed once for all states.
+Products with a state are made first, of blocks of columns whose sums stay in registers while the rows of
+the matrix pass by; what is left is of one column at a time, in vectors, computed once for all states.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ OPERATORS: dict[str, Callable] = {
 
 
 class Kernel:
-    """One recurrence on an instruction set. `compute` takes the sequence (T, N, W), the states (S, N, H) before
-    the first step, and what `pack` makes of the constants."""
+    """One recurrence on an instruction set. `compute` takes the sequence (T, N, W), the states (S, N, H)
+    before the first step, and what `pack` makes of the constants."""
 
     def __init__(self, recurrence: Recurrence, isa_name: str):
         self.r, self.lanes = recurrence, row_of(isa_name).lanes
@@ -72,7 +72,7 @@ class Kernel:
             for which, state in enumerate(self.states):
                 value = start.vload([which, n, c], with_lanes("float32", lanes))
                 ib.emit(state.vstore([n * r.size + c], value))
-                if which == r.output:
+                if r.begun and which == r.output:
                     ib.emit(out.vstore([r.first - r.stride, n, c], value))
 
         self._each(r.size, begin)
@@ -84,14 +84,6 @@ class Kernel:
                     self._keep(r.program[place][1][0], taken[place], r.matrices[r.program[place][2]][0])
                 self._product(place, taken[place] if which is None else self.states[which])
             self._each(r.size, self._step)
-
-        def end(n, c, lanes):
-            for i, which in enumerate(r.ends):
-                value = self.states[which].vload([n * r.size + c], with_lanes("float32", lanes))
-                ib.emit(out.vstore([r.steps + 1 + i, n, c], value))
-
-        if r.ends:
-            self._each(r.size, end)
         return ib.get()
 
     def _map(self, columns: int, name: str):
@@ -182,7 +174,9 @@ class Kernel:
         if kind == "number":
             return const(value, dtype)
         if kind == "vector":
-            return self.constants.vload([column + (self.places[len(self.r.matrices) + value] + skip)], dtype)
+            return self.constants.vload(
+                [column + (self.places[len(self.r.matrices) + value] + skip)], dtype
+            )
         if kind == "state":
             return self.states[value].vload([n * self.r.size + column + skip], dtype)
         if (value, skip) not in known:

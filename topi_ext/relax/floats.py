@@ -230,7 +230,9 @@ class _Lowering(relax.PyExprMutator):
         rest = [] if layer.residual is None else [turn(layer.residual)]
         constants = kernel.pack(layer.weight, layer.bias)
         out = spec.out_shape if layer.first else layer.out_shape
-        made = call_kernel(self.builder_, kernel.name, kernel.compute, [data, *map(constant, constants), *rest], out)
+        made = call_kernel(
+            self.builder_, kernel.name, kernel.compute, [data, *map(constant, constants), *rest], out
+        )
         return made, layer.first
 
     def _normalized(self, call, data, last: bool):

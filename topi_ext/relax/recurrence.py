@@ -33,10 +33,13 @@ def lower_recurrences(module, target):
     def reads(var):
         return used(values[var]) if var in values else []
 
-    planned = recurrence.plan(joined, used(main.body.body), _Describe(values), reads)
-    if not planned:
+    describe = _Describe(values)
+    loops = {
+        var: made for var, parts in joined.items() if (made := recurrence.found(parts, describe, reads))
+    }
+    if not loops:
         return module
-    lowered = _Lowering(module, planned, target_isa(target)).module()
+    lowered = _Lowering(module, loops, describe, target_isa(target)).module()
     return relax.transform.DeadCodeElimination(["main"])(lowered)
 
 
@@ -72,42 +75,39 @@ class _Describe:
         if name == "relax.permute_dims" and self(args[0]).op == "constant":
             return Part("constant", (), shape, self(args[0]).value.transpose(axes_of(call)))
         if name in RESHAPES:
-            return Part("reshape", args[:1], shape)
+            return recurrence.reshaped(args[0], self(args[0]), shape)
         if name == "relax.strided_slice":
             return self._slice(call, shape) or other
         if name == "relax.matmul":
             weight = self(args[1])
             if weight.op != "constant" or len(weight.shape) != 2:
                 return other
-            return Part("matmul", args[:1], shape, np.ascontiguousarray(weight.value))
+            return Part("matmul", args[:1], shape, weight.value)
         name = name.removeprefix("relax.")
         return Part(name, args, shape) if name in recurrence.ELEMENTWISE else other
 
     def _slice(self, call, shape) -> Part | None:
-        data, axes, begin, *rest = call.args
-        before, steps = shape_of(data), _numbers(rest[1]) if len(rest) > 1 else ()
-        cut = [axis for axis, (old, new) in enumerate(zip(before or (), shape, strict=True)) if old != new]
-        where, first = _numbers(axes), _numbers(begin)
-        if where is None or first is None or steps is None or set(steps) - {1} or len(cut) != 1:
+        data, axes, begin, _, *strides = call.args
+        where, first, steps = map(_numbers, (axes, begin, *(strides or [relax.Tuple([])])))
+        if where is None or first is None or steps is None or set(steps) - {1}:
             return None
-        if cut[0] not in where:
-            return None
-        return Part("slice", (data,), shape, (cut[0], first[where.index(cut[0])]))
+        at = dict(zip(where, first, strict=True))
+        return recurrence.sliced(data, self(data), shape, [at.get(axis, 0) for axis in range(len(shape))])
 
 
 def _numbers(argument) -> tuple[int, ...] | None:
     """Of a tuple of known numbers."""
     values = [getattr(field, "value", None) for field in getattr(argument, "fields", ())]
     values = [getattr(value, "value", value) for value in values]
-    return tuple(values) if all(isinstance(value, int) for value in values) else None
+    found = tuple(int(value) for value in values if isinstance(value, int))
+    return found if len(found) == len(values) else None
 
 
 @relax.expr_functor.mutator
 class _Lowering(relax.PyExprMutator):
-    def __init__(self, module, planned: Mapping, isa_name: str):
+    def __init__(self, module, loops: Mapping, describe: _Describe, isa_name: str):
         super().__init__(module)
-        self.source, self.planned, self.isa = module, planned, isa_name
-        self.calls: dict = {}
+        self.source, self.loops, self.describe, self.isa = module, loops, describe, isa_name
 
     def module(self):
         main = self.source.get_global_var("main")
@@ -115,32 +115,30 @@ class _Lowering(relax.PyExprMutator):
         return self.builder_.get()
 
     def visit_var_binding_(self, binding):
-        rows = self.planned.get(binding.var)
-        if rows is None:
+        found = self.loops.get(binding.var)
+        if found is None:
             super().visit_var_binding_(binding)
             return
-        inside = self.builder_.current_block_is_dataflow() and not isinstance(binding.var, relax.DataflowVar)
+        inside = self.builder_.current_block_is_dataflow() and not isinstance(
+            binding.var, relax.DataflowVar
+        )
         emit = self.builder_.emit_output if inside else self.builder_.emit
-        self.set_var_remap(binding.var, emit(self._rows(rows, shape_of(binding.var))))
-
-    def _rows(self, rows, shape):
-        found = rows.of
-        r, emit = found.recurrence, self.builder_.emit
-        if id(found) not in self.calls:
-            self.calls[id(found)] = emit(self._call(found))
-        call = self.calls[id(found)]
-        if rows.row is not None or r.ends:
-            first, end = (0, r.steps + 1) if rows.row is None else (rows.row, rows.row + 1)
-            call = emit(relax.op.strided_slice(call, [0], [first], [end]))
-        return relax.op.reshape(call, shape)
+        made = relax.op.reshape(self.builder_.emit(self._call(found)), shape_of(binding.var))
+        self.set_var_remap(binding.var, emit(made))
 
     def _call(self, found):
         r, emit = found.recurrence, self.builder_.emit
         kernel = Kernel(r, self.isa)
-        sequence, *starts = map(self.visit_expr, (found.sequence, *found.starts))
-        sequence = emit(relax.op.reshape(sequence, (r.steps + 1, r.batch, r.width)))
-        starts = [emit(relax.op.reshape(start, (1, r.batch, r.size))) for start in starts]
-        states = starts[0] if len(starts) == 1 else emit(relax.op.concat(starts, 0))
+        sequence = emit(relax.op.reshape(self.visit_expr(found.sequence), (r.rows, r.batch, r.width)))
+        known = [self.describe(start) for start in found.starts]
+        if all(part.op == "constant" for part in known):
+            states = constant(np.stack([part.value.reshape(r.batch, r.size) for part in known]))
+        else:
+            starts = [
+                emit(relax.op.reshape(self.visit_expr(start), (1, r.batch, r.size)))
+                for start in found.starts
+            ]
+            states = emit(relax.op.concat(starts, 0))
         constants = constant(kernel.pack(found.products, found.vectors))
         arguments = [sequence, states, constants]
         return call_kernel(self.builder_, "recurrence", kernel.compute, arguments, r.out_shape)

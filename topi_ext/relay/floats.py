@@ -150,18 +150,8 @@ class _Lowering:
             elif waiting := [x for x in reads(expr) if x not in self.made]:
                 stack += waiting
             else:
-                self.made[expr] = self._again(expr)
+                self.made[expr] = again(expr, self.made, _called)
         return self.made[root]
-
-    def _again(self, expr):
-        """An expression as it was, on new operands."""
-        if isinstance(expr, relay.Call):
-            return _called(expr, [self.made[arg] for arg in expr.args])
-        if isinstance(expr, relay.Tuple):
-            return relay.Tuple([self.made[x] for x in expr.fields], expr.span)
-        if isinstance(expr, relay.TupleGetItem):
-            return relay.TupleGetItem(self.made[expr.tuple_value], expr.index)
-        return expr
 
     def _nhwc(self, expr):
         """A map of the function that is NCHW, in NHWC."""
@@ -231,6 +221,21 @@ class _Lowering:
         return None
 
 
+def _again(call, args):
+    return relay.Call(call.op, args, call.attrs, call.type_args, call.span)
+
+
+def again(expr, made, call: Callable = _again):
+    """An expression as it was, on new operands; call(old, operands): a call of them."""
+    if isinstance(expr, relay.Call):
+        return call(expr, [made[arg] for arg in expr.args])
+    if isinstance(expr, relay.Tuple):
+        return relay.Tuple([made[x] for x in expr.fields], expr.span)
+    if isinstance(expr, relay.TupleGetItem):
+        return relay.TupleGetItem(made[expr.tuple_value], expr.index)
+    return expr
+
+
 def _called(call, args):
     """The call on other arguments; a function that our vectors compute as that."""
     if name_of(call) in REAL and dtype_of(call) == "float32":
@@ -238,7 +243,7 @@ def _called(call, args):
     if (norm := _norm(call)) is not None:
         x, scale, bias = args
         return relay_op.normalized(x, scale, bias, *norm)
-    return relay.Call(call.op, args, call.attrs, call.type_args, call.span)
+    return _again(call, args)
 
 
 # -- asking Relay

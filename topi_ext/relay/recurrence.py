@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from tvm import relay
 
@@ -12,7 +10,7 @@ from ..kernels.recurrence import Kernel
 from ..recurrence import Part
 from . import op as relay_op
 from .expression import name_of
-from .floats import dtype_of, number, reads, shape_of
+from .floats import again, dtype_of, reads, shape_of
 
 #: what leaves the numbers and their order
 RESHAPES = ("reshape", "expand_dims", "squeeze", "annotation.stop_fusion")
@@ -27,8 +25,11 @@ def lower_recurrences(function, isa_name: str):
     scopes = (relay.Function, relay.Let, relay.If, relay.Match)
     if not joined or any(isinstance(expr, scopes) for expr in order):
         return function
-    planned = recurrence.plan(joined, [function.body], _Describe(), reads)
-    return _Lowering(function, planned, isa_name).function if planned else function
+    describe = _Describe()
+    loops = {
+        expr: made for expr, parts in joined.items() if (made := recurrence.found(parts, describe, reads))
+    }
+    return _Lowering(function, loops, describe, isa_name).function if loops else function
 
 
 def _joins_rows(expr) -> bool:
@@ -36,9 +37,8 @@ def _joins_rows(expr) -> bool:
         name_of(expr) == "concatenate"
         and isinstance(expr.args[0], relay.Tuple)
         and dtype_of(expr) == "float32"
-        and bool(shape_of(expr))
+        and (shape_of(expr) or ())[:1] == (len(expr.args[0].fields),)
         and int(expr.attrs.axis) in (0, -len(expr.checked_type.shape))
-        and shape_of(expr)[0] == len(expr.args[0].fields)
     )
 
 
@@ -55,81 +55,63 @@ class _Describe:
 
     def _part(self, expr) -> Part:
         shape, name = shape_of(expr) or (), name_of(expr)
-        other = Part(name or "other", (), shape)
-        if (array := number(expr)) is not None:
-            return Part("constant", (), shape, array)
+        other = Part("other", (), shape)
+        if isinstance(expr, relay.Constant):
+            return Part("constant", (), shape, expr.data.numpy())
         if not name or dtype_of(expr) != "float32":
-            return other._replace(op="other")
+            return other
         args = tuple(expr.args)
+        if name == "transpose" and self(args[0]).op == "constant":
+            axes = [int(axis) for axis in expr.attrs.axes] if expr.attrs.axes else None
+            return Part("constant", (), shape, self(args[0]).value.transpose(axes))
         if name in RESHAPES:
-            return Part("reshape", args, shape)
+            return recurrence.reshaped(args[0], self(args[0]), shape)
         if name == "strided_slice":
-            return self._slice(expr, shape)
+            return self._slice(expr, shape) or other
         if name == "nn.dense":
             weight = self(args[1])
-            made = other._replace(op="other")
-            return made if weight.op != "constant" else Part("matmul", args[:1], shape, _turned(weight.value))
-        return Part(name, args, shape) if name in recurrence.ELEMENTWISE else other._replace(op="other")
+            return other if weight.op != "constant" else Part("matmul", args[:1], shape, weight.value.T)
+        return Part(name, args, shape) if name in recurrence.ELEMENTWISE else other
 
-    def _slice(self, expr, shape) -> Part:
-        before, a = shape_of(expr.args[0]), expr.attrs
-        cut = [axis for axis, (old, new) in enumerate(zip(before or (), shape, strict=True)) if old != new]
-        steps = [int(n) for n in a.strides]
-        if not before or a.axes or str(a.slice_mode) != "end" or any(n != 1 for n in steps) or len(cut) != 1:
-            return Part("other", (), shape)
-        return Part("slice", (expr.args[0],), shape, (cut[0], int(a.begin[cut[0]])))
-
-
-def _turned(array):
-    return np.ascontiguousarray(array.T)
+    def _slice(self, expr, shape) -> Part | None:
+        a, whole = expr.attrs, str(expr.attrs.slice_mode) == "end" and not expr.attrs.axes
+        if not whole or any(int(n) != 1 for n in a.strides):
+            return None
+        return recurrence.sliced(expr.args[0], self(expr.args[0]), shape, [int(n) for n in a.begin])
 
 
 class _Lowering:
-    def __init__(self, function, planned, isa_name: str):
-        self.planned, self.isa = planned, isa_name
+    def __init__(self, function, loops, describe: _Describe, isa_name: str):
+        self.loops, self.describe, self.isa = loops, describe, isa_name
         self.made: dict = {}  # an expression of the function -> its new one
-        self.calls: dict[int, Any] = {}
         self.function = relay.Function(function.params, self._new(function.body), attrs=function.attrs)
 
     def _new(self, root):
+        """The new expression of an old one; what only steps of a loop read is read by nobody."""
         stack = [root]
         while stack:
             expr = stack[-1]
-            rows = self.planned.get(expr)
-            wanted = reads(expr) if rows is None else [rows.of.sequence, *rows.of.starts]
+            found = self.loops.get(expr)
+            wanted = reads(expr) if found is None else [found.sequence, *found.starts]
             if expr in self.made:
                 stack.pop()
             elif waiting := [x for x in wanted if x not in self.made]:
                 stack += waiting
+            elif found is None:
+                self.made[expr] = again(expr, self.made)
             else:
-                self.made[expr] = self._again(expr) if rows is None else self._rows(expr, rows)
+                self.made[expr] = relay.reshape(self._call(found), shape_of(expr))
         return self.made[root]
-
-    def _rows(self, expr, rows):
-        r = rows.of.recurrence
-        if id(rows.of) not in self.calls:
-            self.calls[id(rows.of)] = self._call(rows.of)
-        call = self.calls[id(rows.of)]
-        if rows.row is not None or r.ends:
-            first, end = (0, r.steps + 1) if rows.row is None else (rows.row, rows.row + 1)
-            call = relay.strided_slice(call, [first, 0, 0], [end, r.batch, r.size], [1, 1, 1])
-        return relay.reshape(call, shape_of(expr))
 
     def _call(self, found):
         r = found.recurrence
         kernel = Kernel(r, self.isa)
-        sequence = relay.reshape(self.made[found.sequence], (r.steps + 1, r.batch, r.width))
-        starts = [relay.reshape(self.made[start], (1, r.batch, r.size)) for start in found.starts]
-        states = starts[0] if len(starts) == 1 else relay.concatenate(starts, 0)
+        sequence = relay.reshape(self.made[found.sequence], (r.rows, r.batch, r.width))
+        known = [self.describe(start) for start in found.starts]
+        if all(part.op == "constant" for part in known):
+            states = relay.const(np.stack([part.value.reshape(r.batch, r.size) for part in known]))
+        else:
+            starts = [relay.reshape(self.made[start], (1, r.batch, r.size)) for start in found.starts]
+            states = relay.concatenate(starts, 0)
         constants = relay.const(kernel.pack(found.products, found.vectors))
         return relay_op.recurrence(sequence, states, constants, r, self.isa)
-
-    def _again(self, expr):
-        if isinstance(expr, relay.Call):
-            args = [self.made[arg] for arg in expr.args]
-            return relay.Call(expr.op, args, expr.attrs, expr.type_args, expr.span)
-        if isinstance(expr, relay.Tuple):
-            return relay.Tuple([self.made[x] for x in expr.fields], expr.span)
-        if isinstance(expr, relay.TupleGetItem):
-            return relay.TupleGetItem(self.made[expr.tuple_value], expr.index)
-        return expr
