@@ -237,7 +237,7 @@ class _Search:
         return order
 
     def _program(self, number: int, state) -> list | None:
-        """Of a step; an operand is ("state", place in the one before), in the first ("start", expression)."""
+        """Of a step; an operand is ("state", its place before), in the first step ("start", expression)."""
         program: list = []
         here: dict = {}
         widths = []
