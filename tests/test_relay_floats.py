@@ -196,3 +196,43 @@ def test_a_recurrence_that_is_written_out_is_a_loop_again(name):
     want = run(graph, x)
     for mine, name in zip(build(module, "llvm")({"x": x}), graph.outputs, strict=True):
         np.testing.assert_allclose(mine, want[name], rtol=1e-5, atol=1e-5)
+
+
+#: of steps written out, what one of them has: (the row it reads, which weights, the state of which step before,
+#: the function), and the order in which they are joined
+SIX = [(n, 0, n - 1, relay.tanh) for n in range(6)]
+STEPS = {
+    "all alike": (SIX, range(6), 1),
+    "one by other weights": ([*SIX[:3], (3, 1, 2, relay.tanh), *SIX[4:]], range(6), 0),
+    "the last by other weights": ([*SIX[:5], (5, 1, 4, relay.tanh)], range(6), 0),
+    "two rows the other way": (
+        [*SIX[:3], (4, 0, 2, relay.tanh), (3, 0, 3, relay.tanh), SIX[5]],
+        range(6),
+        0,
+    ),
+    "one by another function": ([*SIX[:4], (4, 0, 3, relay.sigmoid), SIX[5]], range(6), 0),
+    "one from two steps before": ([*SIX[:4], (4, 0, 2, relay.tanh), SIX[5]], range(6), 0),
+    "joined in another order": (SIX, (0, 2, 1, 3, 4, 5), 0),
+    "the first by other weights": ([(0, 1, -1, relay.tanh), *SIX[1:]], range(6), 1),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_that_are_not_alike_are_no_loop(name):
+    """What is found is exactly what is written: one step that differs, and all of them stay; the first may."""
+    steps, order, loops = STEPS[name]
+    weights, x = [random(5, 5), random(5, 5)], RNG.standard_normal((6, 1, 5)).astype(np.float32)
+
+    def body(var):
+        states = []
+        for row, which, before, function in steps:
+            taken = relay.reshape(relay.strided_slice(var, [row, 0, 0], [row + 1, 1, 5]), (1, 5))
+            state = states[before] if before >= 0 else relay.const(np.zeros((1, 5), np.float32))
+            states.append(function(taken + nn.dense(state, weights[which])))
+        return relay.concatenate([relay.reshape(states[n], (1, 1, 5)) for n in order], 0)
+
+    module, ours = lowered(body, x)
+    assert calls(ours).get("easyquant.recurrence", 0) == loops
+    if loops:
+        (mine,), (want,) = build(module, "llvm")({"x": x}), build_float(module, "llvm")({"x": x})
+        np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-5)
