@@ -1,13 +1,14 @@
 """Networks that stay float altogether, batch 1: our kernels against ONNX Runtime's fp32 and TVM's own.
 
     python benchmarks/floats.py --json FILE [--nets NAME ...] [--also MODEL.onnx=DATA.npz ...] [--rounds N]
-        [--no-stock]
+        [--no-stock] [--by PYTHON]
 
 In one process on one thread, one after the other, round by round, by the thread's CPU time (a shared
-machine). The host is the one that is installed; beside the networks of `random_networks` there is
-``matmul``, the last layer of an OCR recognizer (40x120 by 120x6625). Stock: what TVM makes of the same
-module without us, in a few rounds. Before a network is timed its outputs must be those of ONNX Runtime.
-``--also``: a model whose input is the first array of DATA.
+machine). The host is the one that is installed; ``--by``: the same once more by an interpreter that has the
+other host, whose rows are behind these. Beside the networks of `random_networks` there are single operators
+(`OPERATORS`), such as ``matmul``, the last layer of an OCR recognizer (40x120 by 120x6625). Stock: what TVM
+makes of the same module without us, in a few rounds. Before a network is timed its outputs must be those of
+ONNX Runtime. ``--also``: a model whose input is the first array of DATA. ``build_s``: CPU seconds.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 os.environ["TVM_NUM_THREADS"] = "1"
@@ -35,20 +38,59 @@ STOCK_ROUNDS = 3
 SHORTEST_MS = 1000  # of all rounds of a network: a short one has more
 
 
-def matmul():
-    """The ONNX model of one product with a constant matrix and its bias."""
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape, spread=1.0):
+    return (RNG.standard_normal(shape) * spread).astype(np.float32)
+
+
+def operator(op, shape, out, constants, **attributes):
+    """(ONNX model of one operator, its input) with constants behind the input."""
     from onnx import TensorProto, helper, numpy_helper
 
-    rng = np.random.default_rng(0)
-    constants = [
-        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
-        for name, shape in (("w", (120, 6625)), ("b", (6625,)))
+    names = [f"c{i}" for i in range(len(constants))]
+    node = helper.make_node(op, ["image", *names], ["y"], **attributes)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, kind)
+            for name, kind in (("image", shape), ("y", out))]  # fmt: skip
+    held = [numpy_helper.from_array(array, name) for name, array in zip(names, constants, strict=True)]
+    graph = helper.make_graph([node], op, ends[:1], ends[1:], held)
+    opset = helper.make_opsetid("", 21)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=10), normal(*shape)
+
+
+def matmul():
+    return operator("MatMul", (1, 40, 120), (1, 40, 6625), [normal(120, 6625)])
+
+
+def norm(shape, groups=None):
+    scale_and_bias = [normal(shape[1]), normal(shape[1])]
+    if groups is None:
+        return operator("InstanceNormalization", shape, shape, scale_and_bias)
+    return operator("GroupNormalization", shape, shape, scale_and_bias, num_groups=groups)
+
+
+def lstm(steps, size):
+    """Of both directions."""
+    constants = [normal(2, 4 * size, size, spread=0.1) for _ in range(2)] + [
+        normal(2, 8 * size, spread=0.1)
     ]
-    nodes = [helper.make_node("MatMul", ["image", "w"], ["y"]), helper.make_node("Add", ["y", "b"], ["z"])]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-            for name, shape in (("image", [1, 40, 120]), ("z", [1, 40, 6625]))]  # fmt: skip
-    graph = helper.make_graph(nodes, "matmul", ends[:1], ends[1:], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    shapes = (steps, 1, size), (steps, 2, 1, size)
+    return operator("LSTM", *shapes, constants, hidden_size=size, direction="bidirectional")
+
+
+MAPS = ((1, 32, 64, 64), (1, 64, 32, 32), (1, 128, 16, 16))
+SEQUENCES = ((48, 40), (96, 40), (256, 80))
+#: name -> (model, input) of one operator
+OPERATORS = {
+    "matmul": matmul,
+    **{f"instance_norm_{s[1]}x{s[2]}": partial(norm, s) for s in MAPS},
+    **{f"group_norm{g}_{s[1]}x{s[2]}": partial(norm, s, g) for s in MAPS for g in (8, 32)},
+    **{
+        f"lstm_{size}x{steps}": partial(lstm, steps, size)
+        for size, steps in ((48, 40), (96, 40), (256, 80))
+    },
+}
 
 
 def models(args, folder):
@@ -57,9 +99,12 @@ def models(args, folder):
 
     for name in args.nets:
         path = folder / f"{name}.onnx"
-        onnx.save(matmul() if name == "matmul" else random_networks.NETWORKS[name](), path)
-        x = random_networks.pictures(1)[0]
-        yield name, path, x.ravel()[:4800].reshape(1, 40, 120) if name == "matmul" else x
+        if name in OPERATORS:
+            model, x = OPERATORS[name]()
+        else:
+            model, x = random_networks.NETWORKS[name](), random_networks.pictures(1)[0]
+        onnx.save(model, path)
+        yield name, path, x
     for also in args.also:
         model, _, data = also.partition("=")
         with np.load(data) as arrays:
@@ -82,7 +127,8 @@ def runner(host, library, executor, name, x):
     import tvm
 
     if host.name == "relax":
-        call, given = executor.machine["main"], tvm.runtime.tensor(x)
+        call = tvm.relax.VirtualMachine(library, tvm.cpu())["main"]
+        given = tvm.runtime.tensor(x)
         return lambda: call(given)
     executor.module.set_input(name, x)
     return executor.module.run
@@ -118,7 +164,9 @@ def measure(name, path, x, host, args):
     (input_name,) = graph.inputs
     feed = {session.get_inputs()[0].name: x}
     module = host.float_module(graph)
+    start = time.process_time()
     output, run = ours(host, module, input_name, x)
+    build_s = time.process_time() - start
     mine, want = output(), session.run(None, feed)[0]
     off = float(np.abs(mine - want).max() / np.abs(want).max())
     if off > 1e-3:
@@ -144,6 +192,7 @@ def measure(name, path, x, host, args):
             "ms_quartiles": [round(float(q), 3) for q in np.percentile(values, [25, 50, 75])],
             "ms_min": round(min(values), 3), "over_onnxruntime": round(float(np.median(values)) / base, 3),
             "off_onnxruntime": off if key.startswith("tvm_easyquant") else None,
+            "build_s": round(build_s, 1) if key.startswith("tvm_easyquant") else None,
         }
         for key, values in times.items()
     ]  # fmt: skip
@@ -152,10 +201,11 @@ def measure(name, path, x, host, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--nets", nargs="*", default=["resnet50", "mobilenet_v2", "matmul"])
+    parser.add_argument("--nets", nargs="*", default=["resnet50", "mobilenet_v2", *OPERATORS])
     parser.add_argument("--also", nargs="*", default=[], metavar="MODEL=DATA")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--no-stock", dest="stock", action="store_false")
+    parser.add_argument("--by", metavar="PYTHON", help="the other host's interpreter")
     args = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     host, rows = installed(), []
@@ -165,12 +215,20 @@ def main():
             rows += mine
             for row in mine:
                 low, median, high = row["ms_quartiles"]
-                print(f"{name:15}{row['runner']:20}{median:9.2f} ms ({low:.2f}..{high:.2f})"
+                print(f"{name:24}{row['runner']:20}{median:9.3f} ms ({low:.3f}..{high:.3f})"
                       f"{row['over_onnxruntime']:8.2f}x", flush=True)  # fmt: skip
-            if args.json:
-                write_text(
-                    args.json, json.dumps({"machine": machine.describe(), "rows": rows}, indent=1) + "\n"
-                )
+            write(args.json, rows)
+        if args.by:
+            other = Path(folder, "other.json")
+            given = ["--nets", *args.nets, "--also", *args.also, "--rounds", str(args.rounds)]
+            given += [] if args.stock else ["--no-stock"]
+            subprocess.run([args.by, __file__, "--json", str(other), *given], check=True)
+            write(args.json, rows + json.loads(other.read_text())["rows"])
+
+
+def write(path, rows):
+    if path:
+        write_text(path, json.dumps({"machine": machine.describe(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -247,6 +247,56 @@ def onnx_model(nodes, inputs, outputs, constants, opset=13):
     return model
 
 
+#: operator of a recurrence -> (gates, states)
+RECURRENT = {"LSTM": (4, 2), "GRU": (3, 1), "RNN": (1, 1)}
+
+
+def recurrent(op, steps=7, batch=1, size=21, direction="bidirectional", initial=False, **attributes):
+    """(model, x) of one LSTM, GRU or RNN; its outputs are the rows and the last of them."""
+    rng, (gates, states) = np.random.default_rng(steps), RECURRENT[op]
+    ways, features = 1 + (direction == "bidirectional"), 6
+    sizes = {
+        "w": (ways, gates * size, features),
+        "r": (ways, gates * size, size),
+        "b": (ways, 2 * gates * size),
+    }
+    names = ["x", "w", "r", "b", "", "", "", ""]
+    if initial:
+        sizes |= dict.fromkeys(("h", "c")[:states], (ways, batch, size))
+        names[5 : 5 + states] = ("h", "c")[:states]
+    if op == "LSTM" and initial:
+        sizes["p"], names[7] = (ways, 3 * size), "p"
+    scale = {"r": 1 / np.sqrt(size)}
+    constants = {
+        name: (rng.standard_normal(s) * scale.get(name, 0.5)).astype(np.float32)
+        for name, s in sizes.items()
+    }
+    while not names[-1]:
+        names.pop()
+    outputs = {"y": [steps, ways, batch, size]} | {"yh": [ways, batch, size]}
+    attributes = dict(hidden_size=size, direction=direction) | attributes
+    nodes = [(op, names, list(outputs), "cell", attributes)]
+    x = rng.standard_normal((steps, batch, features)).astype(np.float32)
+    return onnx_model(nodes, {"x": list(x.shape)}, outputs, constants, opset=14), x
+
+
+#: the one that is quick to compile
+LOOP = "RNN, as few steps as make a loop"
+#: operator of a recurrence, how it is made otherwise, and the loops that it is: one for each direction and
+#: each output, which are nodes of their own
+LOOPS = {
+    "LSTM": ("LSTM", {}, 4),
+    "LSTM, peepholes, states, a batch": ("LSTM", dict(initial=True, batch=5, direction="forward"), 2),
+    "LSTM, clipped, one gate for two": ("LSTM", dict(clip=0.5, input_forget=1, direction="reverse"), 2),
+    "GRU": ("GRU", dict(initial=True), 4),
+    "GRU, its reset late": ("GRU", dict(linear_before_reset=1, batch=2), 4),
+    "RNN, wide": ("RNN", dict(size=130, direction="reverse", initial=True), 2),
+    LOOP: ("RNN", dict(steps=4, size=2), 4),
+    "RNN, too few steps": ("RNN", dict(steps=3), 0),
+    "RNN, a function that is none of ours": ("RNN", dict(activations=["Softplus"] * 2), 0),
+}
+
+
 def sized_onnx(seed=0):
     """conv - relu - max pool - conv - relu - global pool - flatten - gemm; input ``x`` (any, 3, any, any)."""
     rng = np.random.default_rng(seed)

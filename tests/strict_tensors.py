@@ -148,5 +148,10 @@ class _Checks:
         assert [len(a) for a in (kernel, strides, padding, dilation)] == [rank, rank, 2 * rank, rank]
         assert min(padding) >= 0
 
+    @staticmethod
+    def group_norm(x, scale, bias, groups, epsilon):
+        assert x.dtype == scale.dtype == bias.dtype == np.float32 and len(x.shape) > 2
+        assert scale.shape == bias.shape == (x.shape[1],) and x.shape[1] % groups == 0
+
 
 STRICT = _Strict()

@@ -268,3 +268,25 @@ def test_pools():
         for reduction in ("max", "sum")
     }
     check(cases, [x for x, *_ in POOLS.values()])
+
+
+def test_normalizations():
+    """Of any rank, of one channel and of all together; numbers far from zero, and of no spread at all."""
+    arrays = [
+        normal(2, 6, 7, 5),
+        normal(1, 4, 37),
+        normal(2, 4, 3, 2, 5),
+        normal(6),
+        normal(6),
+        normal(4),
+        normal(4),
+    ]
+    arrays += [8 + normal(1, 6, 3, 3), np.full((1, 4, 2, 2), 3, np.float32)]
+    made = ((0, 3, 6), (0, 3, 3), (0, 3, 1), (1, 5, 2), (1, 5, 4), (2, 5, 2), (7, 3, 2), (8, 5, 4))
+    cases = {
+        f"{arrays[i].shape}, {groups} groups": lambda t, *x, i=i, w=w, groups=groups: t.group_norm(
+            x[i], x[w], x[w + 1], groups, 1e-5
+        )
+        for i, w, groups in made
+    }
+    check(cases, arrays)

@@ -123,6 +123,11 @@ class Strict:
         assert len(padding) == 2 * rank and min(padding) >= 0
         return Hidden(NUMPY.pool(name, x._array, kernel, strides, padding, dilation))
 
+    def group_norm(self, x, scale, bias, groups, epsilon):
+        assert x.dtype == scale.dtype == bias.dtype == np.float32 and len(x.shape) > 2
+        assert scale.shape == bias.shape == (x.shape[1],) and x.shape[1] % groups == 0
+        return Hidden(NUMPY.group_norm(x._array, scale._array, bias._array, groups, epsilon))
+
 
 def test_a_hidden_tensor_is_out_of_numpys_reach():
     """The harness can fail: a rule that used numpy on a tensor would end here."""

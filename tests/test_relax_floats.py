@@ -8,11 +8,13 @@ import pytest
 import tvm_easyquant as eq
 from tvm_easyquant.errors import TVMMissing
 from tvm_easyquant.host import installed
+from tvm_easyquant.network.graph import run
 from tvm_easyquant.scales.integer import run_integer
 
 framework = pytest.importorskip("tvm_easyquant.relax.framework", exc_type=TVMMissing)
 relax, tvm = framework.relax, framework.tvm
 from topi_ext.relax.floats import lower_floats
+from topi_ext.relax.recurrence import lower_recurrences
 
 OP = relax.op
 TARGET = "llvm"
@@ -86,6 +88,20 @@ def test_bias_residual_and_limits_are_in_the_kernel():
         return emit(OP.clip(emit(OP.nn.relu(emit(OP.add(y, z)))), 0, 6))
 
     check(body, {"relax.permute_dims": 2, "eq_float_direct": 2})
+
+
+def test_a_normalization_is_made_where_its_map_is():
+    """Channels last between layers, whatever its groups; channels first alone; along other axes by TVM."""
+    ten, six = ([const(RNG.standard_normal(n).astype(np.float32))] * 2 for n in (10, 6))
+
+    def between(emit, x):
+        y = emit(OP.nn.instance_norm(conv(emit, x), *ten, 1, [2, 3], 0.01))
+        y = emit(OP.nn.group_norm(conv(emit, y, ONE, padding=[0] * 4), *ten, 5, 1, [2, 3]))
+        return conv(emit, y, ONE, padding=[0] * 4)
+
+    check(between, {"relax.permute_dims": 2, "eq_float_direct": 3, "eq_group_norm": 2})
+    check(lambda emit, x: emit(OP.nn.group_norm(x, *six, 2, 1, [2, 3])), {"eq_group_norm": 1})
+    check(lambda emit, x: emit(OP.nn.group_norm(x, *six, 2, 1, [3])), {"relax.nn.group_norm": 1})
 
 
 def test_limits_as_maximum_and_minimum_in_either_order():
@@ -330,3 +346,20 @@ def test_weights_are_in_the_library_once():
     made = module(lambda emit, v: emit(OP.nn.conv2d(v, const(weight))), x)
     built = installed("relax").build_float(made, TARGET)
     assert weight.nbytes < built.size < 1.2 * weight.nbytes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.ci] * (name != networks.LOOP)) for name in networks.LOOPS],
+)
+def test_a_recurrence_that_is_written_out_is_a_loop_again(name):
+    """Story: an LSTM of 80 steps was 1200 operators, which TVM took a minute to compile."""
+    op, options, loops = networks.LOOPS[name]
+    model, x = networks.recurrent(op, **options)
+    graph = eq.load_onnx(model)
+    module = installed("relax").float_module(graph)
+    found = calls(lower_recurrences(module, target()))
+    assert found.get("eq_recurrence", 0) == loops
+    want = run(graph, x)
+    for mine, name in zip(installed("relax").build_float(module)({"x": x}), graph.outputs, strict=True):
+        np.testing.assert_allclose(mine, want[name], rtol=1e-5, atol=1e-5)

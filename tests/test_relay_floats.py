@@ -7,12 +7,14 @@ import pytest
 
 import tvm_easyquant as eq
 from tvm_easyquant.errors import TVMMissing
+from tvm_easyquant.network.graph import run
 from tvm_easyquant.scales.integer import run_integer
 
 framework = pytest.importorskip("tvm_easyquant.relay.framework", exc_type=TVMMissing)
 relay, tvm = framework.relay, framework.tvm
 from topi_ext.lower import LowerInteger
 from tvm_easyquant.relay.build import build, build_float
+from tvm_easyquant.relay.rewrite import float_module
 
 nn = relay.nn
 RNG = np.random.default_rng(0)
@@ -101,6 +103,19 @@ def test_maps_stay_with_channels_last_through_what_has_no_layout():
     )
 
 
+def test_a_normalization_is_made_where_its_map_is():
+    """Channels last between layers, whatever its groups; channels first alone; along another axis by TVM."""
+    ten, nine = [random(10), random(10)], [random(9), random(9)]
+
+    def between(x):
+        y = nn.instance_norm(conv(x, W, **PAD), *ten, epsilon=0.01)
+        return conv(nn.group_norm(conv(y, ONE), *ten, 5), ONE)
+
+    check(between, {"transpose": 2, "easyquant.float": 3, "easyquant.group_norm": 2})
+    check(lambda x: nn.group_norm(x, random(6), random(6), 2), {"easyquant.group_norm": 1})
+    check(lambda x: nn.instance_norm(x, *nine, axis=2), {"nn.instance_norm": 1})
+
+
 def test_without_a_layer_maps_stay_with_channels_last_too():
     """Story: between two integer layers and without a float one nothing was turned: an average pool was made in
     NCHW, behind a transpose that took as long, and its reader waited for another."""
@@ -165,3 +180,59 @@ def test_float_layers_of_an_integer_network(skip):
     mine = q.build("llvm")({"image": images[0]})[0]
     assert np.abs(mine - want).max() <= 1e-6 * np.abs(want).max()
     assert not calls(LowerInteger("llvm")(q.module)).get("nn.conv2d")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.ci] * (name != networks.LOOP)) for name in networks.LOOPS],
+)
+def test_a_recurrence_that_is_written_out_is_a_loop_again(name):
+    """Story: an LSTM of 80 steps was 1200 operators, which TVM took a minute to compile."""
+    op, options, loops = networks.LOOPS[name]
+    model, x = networks.recurrent(op, **options)
+    graph = eq.load_onnx(model)
+    module = float_module(graph)
+    assert calls(LowerInteger("llvm")(module)).get("easyquant.recurrence", 0) == loops
+    want = run(graph, x)
+    for mine, name in zip(build(module, "llvm")({"x": x}), graph.outputs, strict=True):
+        np.testing.assert_allclose(mine, want[name], rtol=1e-5, atol=1e-5)
+
+
+#: of steps written out, what one of them has: (the row it reads, which weights, the state of which step before,
+#: the function), and the order in which they are joined
+SIX = [(n, 0, n - 1, relay.tanh) for n in range(6)]
+STEPS = {
+    "all alike": (SIX, range(6), 1),
+    "one by other weights": ([*SIX[:3], (3, 1, 2, relay.tanh), *SIX[4:]], range(6), 0),
+    "the last by other weights": ([*SIX[:5], (5, 1, 4, relay.tanh)], range(6), 0),
+    "two rows the other way": (
+        [*SIX[:3], (4, 0, 2, relay.tanh), (3, 0, 3, relay.tanh), SIX[5]],
+        range(6),
+        0,
+    ),
+    "one by another function": ([*SIX[:4], (4, 0, 3, relay.sigmoid), SIX[5]], range(6), 0),
+    "one from two steps before": ([*SIX[:4], (4, 0, 2, relay.tanh), SIX[5]], range(6), 0),
+    "joined in another order": (SIX, (0, 2, 1, 3, 4, 5), 0),
+    "the first by other weights": ([(0, 1, -1, relay.tanh), *SIX[1:]], range(6), 1),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_that_are_not_alike_are_no_loop(name):
+    """What is found is exactly what is written: one step that differs, and all of them stay; the first may."""
+    steps, order, loops = STEPS[name]
+    weights, x = [random(5, 5), random(5, 5)], RNG.standard_normal((6, 1, 5)).astype(np.float32)
+
+    def body(var):
+        states = []
+        for row, which, before, function in steps:
+            taken = relay.reshape(relay.strided_slice(var, [row, 0, 0], [row + 1, 1, 5]), (1, 5))
+            state = states[before] if before >= 0 else relay.const(np.zeros((1, 5), np.float32))
+            states.append(function(taken + nn.dense(state, weights[which])))
+        return relay.concatenate([relay.reshape(states[n], (1, 1, 5)) for n in order], 0)
+
+    module, ours = lowered(body, x)
+    assert calls(ours).get("easyquant.recurrence", 0) == loops
+    if loops:
+        (mine,), (want,) = build(module, "llvm")({"x": x}), build_float(module, "llvm")({"x": x})
+        np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-5)

@@ -53,6 +53,15 @@ def pure(dtype, name, *args):
     return tir.call_llvm_pure_intrin(dtype, name, *count, *args)
 
 
+def once(value, of):
+    """``of(value)``, the value computed once. TVM 0.19 gives LLVM a debug record of it, which LLVM refuses
+    of a float: there the value is written out as often as it is read."""
+    if HAS_ALLOCATE:
+        return of(value)
+    name = tir.Var("once", dtype_of(value))
+    return tir.Let(name, value, of(name))
+
+
 def pick(vectors, indices):
     """The lanes ``indices`` (ints) of vectors of one type, counted through."""
     return tir.Shuffle(list(vectors), [const(i, "int32") for i in indices])

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from math import prod
 
 from .. import epilogue, function
-from ..emit import Builder, extern, te, tir, with_lanes
+from ..emit import Builder, extern, once, te, tir, with_lanes
 
 TAG = "broadcast"  # topi's: one number of the output reads one of each input
 #: numbers from which on a copy is divided among threads
@@ -74,7 +74,8 @@ def real_function(x, which: str):
         def of(name, value):
             return epilogue.applied((name, "x"), epilogue.fence(value))
 
-        return function.real(which, x(*i), epilogue.LANES, of)
+        # what makes x is written into this, which reads it often
+        return once(x(*i), lambda value: function.real(which, value, epilogue.LANES, of))
 
     return te.compute(x.shape, element, name=which, tag=TAG)
 

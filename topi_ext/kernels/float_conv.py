@@ -110,7 +110,7 @@ class _Loops:
         ib.emit(out.vstore(index, total))
 
 
-def _fused(acc, x, w):
+def fused(acc, x, w):
     """``acc + x * w``; ``x`` may be one number."""
     lanes = dtype_of(acc).partition("x")[2]
     x = tir.Broadcast(x, int(lanes)) if lanes and dtype_of(x) == "float32" else x
@@ -247,7 +247,7 @@ class _Direct(_Loops):
             with ib.for_range(0, self.length, "k") as k:
                 for p, first, slot, wide in places:
                     w = self.weight.vload([base + (run * self.length + k) * size + first], wide)
-                    total = _fused(acc.vload([slot], wide), self._input(y, x + p, run, k), w)
+                    total = fused(acc.vload([slot], wide), self._input(y, x + p, run, k), w)
                     ib.emit(acc.vstore([slot], total))
         for p, first, slot, wide in places:
             index = self._at(y, x + p, channel + first, self.conv.out_shape[:-1])
@@ -328,6 +328,6 @@ class _Depthwise(_Loops):
                         column = (x + p) * shape.strides[1] + (j * shape.dilation[1] - left)
                         value = self.data.vload([n, row, column, channel], wide)
                         w = self.weight.vload([i * shape.kernel[1] + j, channel], wide)
-                        ib.emit(acc.vstore([p * lanes], _fused(acc.vload([p * lanes], wide), value, w)))
+                        ib.emit(acc.vstore([p * lanes], fused(acc.vload([p * lanes], wide), value, w)))
         for p in range(len(columns)):
             self.store(ib, self.out, self.residual, [n, y, x + p, channel], acc.vload([p * lanes], wide))

@@ -9,7 +9,7 @@ for it. All else stays as it is, and so does a layer that no kernel takes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf, prod
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..floats import NCHW_TO_NHWC, NHWC_TO_NCHW, FloatLayer
 from ..function import REAL
 from ..kernels import elementwise
 from ..kernels.float_conv import FloatConv, choose
+from ..kernels.group_norm import group_norm
 from ..problem import ConvSpec
 from .lower import KERNEL, call_element, constant
 
@@ -33,6 +34,7 @@ ELEMENTWISE = {f"relax.{name}" for name in (
     "rsqrt", "sigmoid", "sign", "sqrt", "subtract", "tanh", "where",
 )}  # fmt: skip
 POOLS = {"relax.nn.max_pool2d": relax.op.nn.max_pool2d, "relax.nn.avg_pool2d": relax.op.nn.avg_pool2d}
+NORMS = ("relax.nn.group_norm", "relax.nn.instance_norm")
 REDUCE = {"relax.mean": relax.op.mean, "relax.sum": relax.op.sum, "relax.max": relax.op.max}
 
 
@@ -41,8 +43,7 @@ def lower_floats(module, target):
 
     target: ``tvm.target.Target``.
     """
-    main = module["main"] if "main" in [var.name_hint for var in module.get_global_vars()] else None
-    if not isinstance(main, relax.Function) or _branches(main):
+    if (main := main_of(module)) is None:
         return module
     lowered = _Lowering(module, _layers(main, target_isa(target))).module()
     return relax.transform.DeadCodeElimination(["main"])(lowered)
@@ -50,20 +51,20 @@ def lower_floats(module, target):
 
 def _takes(layer: FloatLayer, call, var, number) -> bool:
     """Have the layer take over the call, if it is one that a kernel does to its output ``var``."""
-    name, args = _name(call), list(call.args)
+    name, args = name_of(call), list(call.args)
     if name == "relax.nn.relu":
         return layer.limited(0.0, inf)
     if name == "relax.clip":
         lo, hi = map(_number, args[1:])
         return lo is not None and hi is not None and layer.limited(lo, hi)
     if name == "relax.reshape":
-        return layer.reshaped(_shape(call))
+        return layer.reshaped(shape_of(call))
     others = [arg for arg in args if not arg.same_as(var)]
     if name not in ("relax.add", "relax.maximum", "relax.minimum") or len(others) != 1:
         return False
-    if _shape(call) != layer.out_shape:
+    if shape_of(call) != layer.out_shape:
         return False
-    return layer.met(name.removeprefix("relax."), others[0], _shape(others[0]), number(others[0]))
+    return layer.met(name.removeprefix("relax."), others[0], shape_of(others[0]), number(others[0]))
 
 
 def _layers(main, isa_name: str) -> dict:
@@ -77,17 +78,17 @@ def _layers(main, isa_name: str) -> dict:
             values[var] = value
             if isinstance(block, relax.DataflowBlock) and isinstance(var, relax.DataflowVar):
                 inner.add(var)
-            for used in _used(value):
-                users.setdefault(used, []).append(var)
+            for read in used(value):
+                users.setdefault(read, []).append(var)
 
     def number(expr) -> np.ndarray | None:
         """The numbers of a constant, or of one that is transposed."""
         if isinstance(expr, tvm.ir.GenericConst):
             return expr.value.numpy()
         value = values.get(expr) if isinstance(expr, relax.Var) else None
-        if isinstance(value, relax.Call) and _name(value) == "relax.permute_dims":
+        if isinstance(value, relax.Call) and name_of(value) == "relax.permute_dims":
             found = number(value.args[0])
-            return None if found is None else found.transpose(_axes(value))
+            return None if found is None else found.transpose(axes_of(value))
         return None
 
     found, taken = {}, set()
@@ -113,13 +114,13 @@ def _layers(main, isa_name: str) -> dict:
 
 def _layer(call, number) -> FloatLayer | None:
     """The layer of a call, if it is one: float32, of known shapes, with constant weights."""
-    if _name(call) not in ("relax.nn.conv2d", "relax.matmul") or _dtype(call) != "float32":
+    if name_of(call) not in ("relax.nn.conv2d", "relax.matmul") or dtype_of(call) != "float32":
         return None
     data, weight = call.args[0], number(call.args[1])
-    shape, out = _shape(data), _shape(call)
+    shape, out = shape_of(data), shape_of(call)
     if weight is None or shape is None or out is None or not prod(out) or weight.dtype != np.float32:
         return None
-    if _name(call) == "relax.matmul":
+    if name_of(call) == "relax.matmul":
         if weight.ndim != 2 or len(shape) < 2:
             return None
         rows, (depth, columns) = prod(shape[:-1]), weight.shape
@@ -200,7 +201,7 @@ class _Lowering(relax.PyExprMutator):
 
     def _moved(self, x, axes):
         """Transposed; where only axes of one element move it is a reshape, which costs nothing."""
-        shape = _shape(x) or ()
+        shape = shape_of(x) or ()
         if tuple(axes) == tuple(range(len(axes))):
             return x
         long = [axis for axis in axes if shape[axis] != 1]
@@ -224,36 +225,52 @@ class _Lowering(relax.PyExprMutator):
         turn = self._in_nhwc if layer.first else self.visit_expr
 
         data, shape = turn(layer.data), (spec.batch, spec.height, spec.width, spec.in_channels)
-        if _shape(data) != shape:
+        if shape_of(data) != shape:
             data = self.builder_.emit(relax.op.reshape(data, shape))
         rest = [] if layer.residual is None else [turn(layer.residual)]
         constants = kernel.pack(layer.weight, layer.bias)
-        arguments = [data, *map(constant, constants), *rest]
-        inputs = [te.placeholder(_shape(x), "float32", name=f"in{i}") for i, x in enumerate(arguments)]
-        function = te.create_prim_func([*inputs, kernel.compute(*inputs)]).with_attrs(KERNEL)
-        name = self.builder_.add_func(function.without_attr("global_symbol"), f"eq_{kernel.name}")
         out = spec.out_shape if layer.first else layer.out_shape
-        return relax.call_tir(name, arguments, out_ty=relax.TensorType(out, "float32")), layer.first
+        made = call_kernel(
+            self.builder_, kernel.name, kernel.compute, [data, *map(constant, constants), *rest], out
+        )
+        return made, layer.first
+
+    def _normalized(self, call, data, last: bool):
+        """The kernel of a normalization on ``data``, with its channels last or first; None of another."""
+        name, shape, a = name_of(call), shape_of(call) or (), call.attrs
+        if name not in NORMS or dtype_of(call) != "float32" or len(shape) < 3 or not prod(shape):
+            return None
+        axes = sorted(int(axis) % len(shape) for axis in a.axes)
+        if not (a.center and a.scale) or int(a.channel_axis) != 1 or axes != list(range(2, len(shape))):
+            return None
+        groups = int(a.num_groups) if name == "relax.nn.group_norm" else shape[1]
+
+        def compute(x, scale, bias):
+            return group_norm(x, scale, bias, groups, float(a.epsilon), last)
+
+        arguments = [data, *map(self.visit_expr, call.args[1:])]
+        return call_kernel(self.builder_, "group_norm", compute, arguments, shape_of(data) or ())
 
     def visit_call_(self, call):
         call = self.visit_expr_post_order(call)
         made = self._function(call, call.args[0]) if call.args else None
+        made = self._normalized(call, call.args[0], False) if made is None and call.args else made
         return call if made is None else made
 
     def _function(self, call, data):
         """The call of a function of numbers that our vectors compute, on ``data``; None of another."""
-        name = _name(call).removeprefix("relax.")
-        if name not in REAL or _dtype(call) != "float32" or not _shape(call):
+        name = name_of(call).removeprefix("relax.")
+        if name not in REAL or dtype_of(call) != "float32" or not shape_of(call):
             return None
         return call_element(self.builder_, elementwise.real_function, [data], [name], "float32")
 
     def _turned(self, call):
         """(expression, whether its channels are last where the module's are first) of a call that is done
         in NHWC; None of another."""
-        name, shape = _name(call), _shape(call)
-        maps = [x for x in _tensors(call) if isinstance(x, relax.Var) and len(_shape(x) or ()) == 4]
+        name, shape = name_of(call), shape_of(call)
+        maps = [x for x in _tensors(call) if isinstance(x, relax.Var) and len(shape_of(x) or ()) == 4]
         if name == "relax.permute_dims" and maps:
-            axes = _axes(call)
+            axes = axes_of(call)
             if maps[0] in self.turned:
                 whole = tuple(NHWC_TO_NCHW[axis] for axis in axes)
                 return self._moved(self.turned[maps[0]], whole), False
@@ -262,14 +279,17 @@ class _Lowering(relax.PyExprMutator):
             return None
         if name in ELEMENTWISE:
             if any(
-                isinstance(x, relax.Var) and len(_shape(x) or (0,)) not in (0, 4) for x in _tensors(call)
+                isinstance(x, relax.Var) and len(shape_of(x) or (0,)) not in (0, 4) for x in _tensors(call)
             ):
                 return None
             args = [self._in_nhwc(x) if _is_map(x) else self.visit_expr(x) for x in call.args]
             made = self._function(call, args[0])
             return relax.Call(call.op, args, call.attrs, call.ty_args) if made is None else made, True
+        if len(maps) == 1 and name in NORMS:
+            made = self._normalized(call, self._in_nhwc(maps[0]), True)
+            return None if made is None else (made, True)
         a = call.attrs
-        if name == "relax.concat" and all(_shape(x) for x in _tensors(call)):
+        if name == "relax.concat" and all(shape_of(x) for x in _tensors(call)):
             parts = [self._in_nhwc(x) for x in call.args[0].fields]
             return relax.op.concat(parts, NCHW_TO_NHWC.index(int(a.axis) % 4)), True
         if name in POOLS and str(a.layout) == str(a.out_layout) == "NCHW":
@@ -278,7 +298,7 @@ class _Lowering(relax.PyExprMutator):
             )}  # fmt: skip
             return POOLS[name](self._in_nhwc(maps[0]), **options, layout="NHWC", out_layout="NHWC"), True
         if name == "relax.take" and a.axis is not None and isinstance(call.args[1], tvm.ir.GenericConst):
-            if len(_shape(call.args[1]) or ()) != 1:
+            if len(shape_of(call.args[1]) or ()) != 1:
                 return None
             axis = NCHW_TO_NHWC.index(int(a.axis) % 4)
             return relax.op.take(self._in_nhwc(maps[0]), call.args[1], axis, str(a.mode)), True
@@ -288,21 +308,33 @@ class _Lowering(relax.PyExprMutator):
         return None
 
 
+def call_kernel(builder, name: str, compute: Callable, arguments: Sequence, out: Sequence[int]):
+    """The call of a kernel on float32 tensors, whose output has the shape ``out``; its function is added to
+    the module."""
+    inputs = [te.placeholder(shape_of(x), "float32", name=f"in{i}") for i, x in enumerate(arguments)]
+    function = te.create_prim_func([*inputs, compute(*inputs)]).with_attrs(KERNEL)
+    added = builder.add_func(function.without_attr("global_symbol"), f"eq_{name}")
+    return relax.call_tir(added, list(arguments), out_ty=relax.TensorType(tuple(out), "float32"))
+
+
 # -- asking Relax
 
 
-def _branches(main) -> bool:
-    """Whether a function has branches, whose tensors are not seen outside."""
+def main_of(module):
+    """``main``, None where there is none or it has branches, whose tensors are not seen outside."""
+    main = module["main"] if "main" in [var.name_hint for var in module.get_global_vars()] else None
+    if not isinstance(main, relax.Function):
+        return None
     found: list = []
     relax.analysis.post_order_visit(main, lambda x: found.append(x) if isinstance(x, relax.If) else None)
-    return bool(found)
+    return None if found else main
 
 
-def _name(call) -> str:
+def name_of(call) -> str:
     return str(getattr(call.op, "name", ""))
 
 
-def _shape(expr) -> tuple[int, ...] | None:
+def shape_of(expr) -> tuple[int, ...] | None:
     """The shape of a tensor, if it is known."""
     shape = getattr(getattr(expr, "ty", None), "shape", None)
     values = getattr(shape, "values", None)
@@ -311,12 +343,12 @@ def _shape(expr) -> tuple[int, ...] | None:
     return tuple(int(d) for d in values)
 
 
-def _dtype(expr) -> str:
+def dtype_of(expr) -> str:
     return str(expr.ty.dtype)
 
 
-def _axes(call) -> tuple[int, ...]:
-    rank = len(_shape(call) or ())
+def axes_of(call) -> tuple[int, ...]:
+    rank = len(shape_of(call) or ())
     if call.attrs.axes is None:
         return tuple(reversed(range(rank)))
     return tuple(int(axis) % rank for axis in call.attrs.axes)
@@ -334,7 +366,7 @@ def _is_map(expr) -> bool:
     """Whether an argument has a layout: a map, or a constant that is spread over one."""
     if isinstance(expr, tvm.ir.GenericConst):
         return expr.value.numpy().ndim > 0
-    return isinstance(expr, relax.Var) and len(_shape(expr) or ()) == 4
+    return isinstance(expr, relax.Var) and len(shape_of(expr) or ()) == 4
 
 
 def _number(expr) -> float | None:
@@ -343,7 +375,7 @@ def _number(expr) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _used(value) -> list:
+def used(value) -> list:
     """The variables that an expression reads."""
     found: list = []
 

@@ -47,7 +47,7 @@ def _layers(body, order, isa_name) -> dict:
     """{call that a layer ends at: (layer, what it computes, its kernel)}."""
     users: dict = {}
     for expr in order:
-        for used in _reads(expr):
+        for used in reads(expr):
             users.setdefault(used, []).append(expr)
     users.setdefault(body, []).append(None)  # an output
     found: dict = {}
@@ -72,10 +72,10 @@ def _layers(body, order, isa_name) -> dict:
 def _layer(call) -> FloatLayer | None:
     """The layer of a call, if it is one: float32, with constant weights."""
     name = name_of(call)
-    if name not in ("nn.conv2d", "nn.dense") or _dtype(call) != "float32":
+    if name not in ("nn.conv2d", "nn.dense") or dtype_of(call) != "float32":
         return None
-    data, weight = call.args[0], _number(call.args[1])
-    shape, out = _shape(data), _shape(call)
+    data, weight = call.args[0], number(call.args[1])
+    shape, out = shape_of(data), shape_of(call)
     if weight is None or shape is None or out is None or not prod(out) or weight.dtype != np.float32:
         return None
     if name == "nn.dense":
@@ -107,16 +107,16 @@ def _takes(layer: FloatLayer, call, end) -> bool:
     if name == "clip":
         return layer.limited(float(call.attrs.a_min), float(call.attrs.a_max))
     if name == "reshape":
-        return layer.reshaped(_shape(call))
+        return layer.reshaped(shape_of(call))
     if name == "nn.bias_add":
-        vector, axis = _number(call.args[1]), int(call.attrs.axis) % len(layer.out_shape)
+        vector, axis = number(call.args[1]), int(call.attrs.axis) % len(layer.out_shape)
         return call.args[0].same_as(end) and vector is not None and axis == layer.channel and layer.added(
             vector.reshape(-1, *(1,) * (len(layer.out_shape) - 1 - axis))
         )  # fmt: skip
     others = [arg for arg in call.args if not arg.same_as(end)]
-    if name not in ("add", "maximum", "minimum") or len(others) != 1 or _shape(call) != layer.out_shape:
+    if name not in ("add", "maximum", "minimum") or len(others) != 1 or shape_of(call) != layer.out_shape:
         return False
-    return layer.met(name, others[0], _shape(others[0]), _number(others[0]))
+    return layer.met(name, others[0], shape_of(others[0]), number(others[0]))
 
 
 class _Lowering:
@@ -146,22 +146,12 @@ class _Lowering:
             if expr in self.made:
                 stack.pop()
             elif expr in self.turned:
-                self.made[expr] = _moved(self.turned[expr], NHWC_TO_NCHW, _shape(expr), True)
-            elif waiting := [x for x in _reads(expr) if x not in self.made]:
+                self.made[expr] = _moved(self.turned[expr], NHWC_TO_NCHW, shape_of(expr), True)
+            elif waiting := [x for x in reads(expr) if x not in self.made]:
                 stack += waiting
             else:
-                self.made[expr] = self._again(expr)
+                self.made[expr] = again(expr, self.made, _called)
         return self.made[root]
-
-    def _again(self, expr):
-        """An expression as it was, on new operands."""
-        if isinstance(expr, relay.Call):
-            return _called(expr, [self.made[arg] for arg in expr.args])
-        if isinstance(expr, relay.Tuple):
-            return relay.Tuple([self.made[x] for x in expr.fields], expr.span)
-        if isinstance(expr, relay.TupleGetItem):
-            return relay.TupleGetItem(self.made[expr.tuple_value], expr.index)
-        return expr
 
     def _nhwc(self, expr):
         """A map of the function that is NCHW, in NHWC."""
@@ -170,30 +160,30 @@ class _Lowering:
             wide = array.reshape((1,) * (4 - array.ndim) + array.shape)
             return relay.const(np.ascontiguousarray(wide.transpose(NCHW_TO_NHWC)))
         if expr not in self.turned:
-            self.turned[expr] = _moved(self._new(expr), NCHW_TO_NHWC, _shape(expr))
+            self.turned[expr] = _moved(self._new(expr), NCHW_TO_NHWC, shape_of(expr))
         return self.turned[expr]
 
     def _layer(self, layer, conv, kernel):
         """(the call of a layer's kernel, whether its channels are last where the function's are first)."""
         turn, spec = self._nhwc if layer.first else self._new, layer.shape
         data, shape = turn(layer.data), (spec.batch, spec.height, spec.width, spec.in_channels)
-        if not layer.first and _shape(layer.data) != shape:
+        if not layer.first and shape_of(layer.data) != shape:
             data = relay.reshape(data, shape)
         constants = map(relay.const, kernel.pack(layer.weight, layer.bias))
         residual = None if layer.residual is None else turn(layer.residual)
         return relay_op.float_layer(data, conv, self.isa, list(constants), residual), layer.first
 
-    def _turn(self, call):
+    def _turn(self, call):  # noqa: PLR0912  # a branch for each kind of operator
         """(expression, whether its channels are last where the function's are first) of a call that is done
         in NHWC; None of another."""
-        name, shape = name_of(call), _shape(call)
-        operands = _reads(call) if name != "concatenate" else _reads(call.args[0])
-        maps = [x for x in operands if not isinstance(x, relay.Constant) and len(_shape(x) or ()) == 4]
+        name, shape = name_of(call), shape_of(call)
+        operands = reads(call) if name != "concatenate" else reads(call.args[0])
+        maps = [x for x in operands if not isinstance(x, relay.Constant) and len(shape_of(x) or ()) == 4]
         if name == "transpose" and maps:
             axes = tuple(int(axis) % 4 for axis in call.attrs.axes or (3, 2, 1, 0))
             if maps[0] in self.turned:
                 whole = tuple(NHWC_TO_NCHW[axis] for axis in axes)
-                found = tuple((_shape(maps[0]) or ())[axis] for axis in NCHW_TO_NHWC)
+                found = tuple((shape_of(maps[0]) or ())[axis] for axis in NCHW_TO_NHWC)
                 return _moved(self.turned[maps[0]], whole, found), False
             return (self._new(maps[0]), True) if axes == NHWC_TO_NCHW else None
         if not any(x in self.turned for x in maps) or len(shape or ()) != 4:
@@ -201,10 +191,10 @@ class _Lowering:
         a = call.attrs
         if name in ELEMENTWISE:
             if any(
-                not isinstance(x, relay.Constant) and len(_shape(x) or ()) not in (0, 4) for x in operands
+                not isinstance(x, relay.Constant) and len(shape_of(x) or ()) not in (0, 4) for x in operands
             ):
                 return None
-            args = [self._nhwc(x) if _shape(x) else self._new(x) for x in call.args]
+            args = [self._nhwc(x) if shape_of(x) else self._new(x) for x in call.args]
             return _called(call, args), True
         if name == "nn.bias_add" and int(a.axis) % 4 == 1:
             return relay.nn.bias_add(self._nhwc(maps[0]), self._new(call.args[1]), axis=3), True
@@ -215,10 +205,13 @@ class _Lowering:
             keys = ("pool_size", "strides", "padding", "dilation", "ceil_mode", "count_include_pad")
             options = {key: getattr(a, key) for key in keys if key in a.keys()}  # noqa: SIM118
             return POOLS[name](self._nhwc(maps[0]), **options, layout="NHWC"), True
+        if (norm := _norm(call)) is not None and len(maps) == 1:
+            x, scale, bias = self._nhwc(maps[0]), *map(self._new, call.args[1:])
+            return relay_op.normalized(x, scale, bias, *norm, last=True), True
         if name == "nn.global_avg_pool2d" and str(a.layout) == "NCHW":
             return relay.nn.global_avg_pool2d(self._nhwc(maps[0]), layout="NHWC"), True
         if name == "take" and maps[0].same_as(call.args[0]) and isinstance(call.args[1], relay.Constant):
-            if a.axis is None or len(_shape(call.args[1]) or ()) != 1:
+            if a.axis is None or len(shape_of(call.args[1]) or ()) != 1:
                 return None
             axis = NCHW_TO_NHWC.index(int(a.axis) % 4)
             return relay.take(self._nhwc(maps[0]), call.args[1], axis, mode=str(a.mode)), True
@@ -228,14 +221,43 @@ class _Lowering:
         return None
 
 
-def _called(call, args):
-    """The call on other arguments; a function that our vectors compute as that."""
-    if name_of(call) in REAL and _dtype(call) == "float32":
-        return relay_op.function_of(args[0], name_of(call))
+def _again(call, args):
     return relay.Call(call.op, args, call.attrs, call.type_args, call.span)
 
 
+def again(expr, made, call: Callable = _again):
+    """An expression as it was, on new operands; call(old, operands): a call of them."""
+    if isinstance(expr, relay.Call):
+        return call(expr, [made[arg] for arg in expr.args])
+    if isinstance(expr, relay.Tuple):
+        return relay.Tuple([made[x] for x in expr.fields], expr.span)
+    if isinstance(expr, relay.TupleGetItem):
+        return relay.TupleGetItem(made[expr.tuple_value], expr.index)
+    return expr
+
+
+def _called(call, args):
+    """The call on other arguments; a function that our vectors compute as that."""
+    if name_of(call) in REAL and dtype_of(call) == "float32":
+        return relay_op.function_of(args[0], name_of(call))
+    if (norm := _norm(call)) is not None:
+        x, scale, bias = args
+        return relay_op.normalized(x, scale, bias, *norm)
+    return _again(call, args)
+
+
 # -- asking Relay
+
+
+def _norm(call) -> tuple[int, float] | None:
+    """(groups, epsilon) of a normalization of channels, which are first, else None."""
+    name, a = name_of(call), call.attrs
+    if name not in ("nn.group_norm", "nn.instance_norm") or dtype_of(call) != "float32":
+        return None
+    shape = shape_of(call)
+    if shape is None or len(shape) < 3 or not prod(shape) or int(a.axis) != 1 or not (a.center and a.scale):
+        return None
+    return shape[1] if name == "nn.instance_norm" else int(a.num_groups), float(a.epsilon)
 
 
 def _moved(x, axes, shape, back=False):
@@ -251,7 +273,7 @@ def _moved(x, axes, shape, back=False):
     return relay.transpose(x, axes)
 
 
-def _reads(expr) -> list:
+def reads(expr) -> list:
     if isinstance(expr, relay.Call):
         return list(expr.args)
     if isinstance(expr, relay.Tuple):
@@ -259,7 +281,7 @@ def _reads(expr) -> list:
     return [expr.tuple_value] if isinstance(expr, relay.TupleGetItem) else []
 
 
-def _shape(expr) -> tuple[int, ...] | None:
+def shape_of(expr) -> tuple[int, ...] | None:
     """The shape of a tensor, if it is known."""
     kind = expr.checked_type
     if not isinstance(kind, relay.TensorType):
@@ -271,19 +293,19 @@ def _shape(expr) -> tuple[int, ...] | None:
     )
 
 
-def _dtype(expr) -> str:
+def dtype_of(expr) -> str:
     return str(getattr(expr.checked_type, "dtype", ""))
 
 
-def _number(expr) -> np.ndarray | None:
+def number(expr) -> np.ndarray | None:
     """The numbers of a constant, or of one that is transposed or reshaped."""
     if isinstance(expr, relay.Constant):
         return expr.data.numpy()
     if name_of(expr) in ("transpose", "reshape"):
-        found = _number(expr.args[0])
+        found = number(expr.args[0])
         if found is None:
             return None
         if name_of(expr) == "reshape":
-            return found.reshape(_shape(expr) or found.shape)
+            return found.reshape(shape_of(expr) or found.shape)
         return found.transpose([int(axis) for axis in expr.attrs.axes] if expr.attrs.axes else None)
     return None

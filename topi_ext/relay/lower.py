@@ -35,6 +35,7 @@ from . import op as relay_op
 from . import resize as resizes
 from .expression import JOINS, Expression, name_of, value_of
 from .floats import lower_floats
+from .recurrence import lower_recurrences
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerInteger")
@@ -63,7 +64,10 @@ class LowerInteger:
         module = tvm.IRModule(module.functions, module.type_definitions)
         module["main"] = lowering.function
         module = relay.transform.InferType()(module)
-        module["main"] = lower_floats(module["main"], relay_op.target_isa(self.target))
+        isa_name = relay_op.target_isa(self.target)
+        module["main"] = lower_recurrences(module["main"], isa_name)
+        module = relay.transform.InferType()(module)
+        module["main"] = lower_floats(module["main"], isa_name)
         return relay.transform.InferType()(module)
 
 

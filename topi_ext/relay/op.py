@@ -18,6 +18,8 @@ easyquant.add (sub, max, min)  uint8, uint8 (or broadcast) -> uint8  (`reference
 easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
 easyquant.total             uint8 -> int32, summed over the map
 easyquant.shuffle           uint8 -> uint8, its channels shuffled (`elementwise.shuffle`)
+easyquant.group_norm        float32, scale, bias -> float32       (`kernels.group_norm`)
+easyquant.recurrence        float32, states, constants -> float32 (`kernels.recurrence`)
 easyquant.resize_linear     uint8, rows, columns, multiplier -> uint8 or float32
                             (`reference.resize_linear`, and what is made of it)
 ==========================  ==================================================================
@@ -41,9 +43,11 @@ from tvm.relay.op import op as _op
 from .. import function, isa, manifest
 from ..emit import target_isa  # noqa: F401  # part of what this module answers
 from ..errors import KernelError
-from ..kernels import elementwise, float_conv, resize
+from ..kernels import elementwise, float_conv, group_norm, resize
 from ..kernels import product as kernels
+from ..kernels.recurrence import Kernel as RecurrenceKernel
 from ..problem import ConvSpec
+from ..recurrence import Recurrence
 from ..reference import multiplier
 
 #: numbers of a vector of an elementwise operator
@@ -54,6 +58,8 @@ FLOAT, FLOAT_ADD, PRODUCT = "easyquant.float", "easyquant.float_add", "easyquant
 TOTAL = "easyquant.total"
 SHUFFLE = "easyquant.shuffle"
 RESIZE = "easyquant.resize_linear"
+GROUP_NORM = "easyquant.group_norm"
+RECURRENCE = "easyquant.recurrence"
 
 
 # -- AutoTVM templates: one topi compute and schedule for each row of the manifest
@@ -203,6 +209,10 @@ def _by(compute):
     return lambda attrs, inputs: compute(*inputs, **_numbers(attrs))
 
 
+def _recurrence(attrs, inputs):
+    return RecurrenceKernel(Recurrence(**_numbers(attrs)), str(attrs["isa"])).compute(*inputs)
+
+
 # -- registration
 
 
@@ -219,6 +229,10 @@ def _resize_type(arg_types, attrs):
     (n, _, _, c), (height, _), (width, _) = (kind.shape for kind in arg_types[:3])
     dtype = "float32" if _numbers(attrs).get("dequantize") else "uint8"
     return relay.TensorType((n, height, width, c), dtype)
+
+
+def _recurrence_type(arg_types, attrs):
+    return relay.TensorType(Recurrence(**_numbers(attrs)).out_shape, "float32")
 
 
 def _product_type(arg_types, attrs):
@@ -257,6 +271,8 @@ _ELEMENTWISE = {
     "easyquant.mul": (("a", "b"), _same_shape("uint8"), _by(elementwise.mul)),
 }
 _STATEMENTS = {
+    GROUP_NORM: (("data", "scale", "bias"), _same_shape("float32"), _by(group_norm.group_norm)),
+    RECURRENCE: (("data", "states", "constants"), _recurrence_type, _recurrence),
     SHUFFLE: (("data",), _same_shape("uint8"), _by(elementwise.shuffle)),
     TOTAL: (("data",), _summed_shape, _by(elementwise.total)),
     RESIZE: (("data", "rows", "columns", "multiplier"), _resize_type, _by(resize.resize_linear)),
@@ -374,6 +390,17 @@ def dequantize(data, scale, zero_point: int):
 def function_of(data, name: str):
     """float32 -> float32: a function of `function.REAL`."""
     return _elementwise("easyquant.function", [data], which=name)
+
+
+def normalized(data, scale, bias, groups: int, epsilon: float, last: bool = False):
+    """float32 -> float32: `kernels.group_norm`."""
+    return _elementwise(GROUP_NORM, [data, scale, bias], groups=groups, epsilon=epsilon, last=last)
+
+
+def recurrence(data, states, constants, of: Recurrence, isa_name: str):
+    """float32: `kernels.recurrence` on an instruction set; constants as the kernel packs them."""
+    numbers = json.dumps(of._asdict(), sort_keys=True)
+    return _call(RECURRENCE, [data, states, constants], numbers=numbers, isa=isa_name)
 
 
 def join(op: str, a, b, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int,

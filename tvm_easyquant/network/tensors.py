@@ -109,6 +109,10 @@ class Tensors(Protocol):
     def pool(self, name: str, x: Any, kernel, strides, padding, dilation) -> Any:
         """Windows of (N, C, ...) reduced by ``max`` (padded with the lowest number) or ``sum`` (with 0)."""
 
+    def group_norm(self, x: Any, scale: Any, bias: Any, groups: int, epsilon: float) -> Any:
+        """float32 (N, C, ...), each of ``groups`` groups of channels less its mean, over its standard
+        deviation, times ``scale``, plus ``bias``, both (C,)."""
+
 
 class _Numpy:
     def constant(self, array):
@@ -204,6 +208,13 @@ class _Numpy:
                 join(total, part, out=total)
             x = total
         return x
+
+    def group_norm(self, x, scale, bias, groups, epsilon):
+        channels = (-1, *[1] * (x.ndim - 2))
+        grouped = x.reshape(x.shape[0], groups, -1)
+        centred = grouped - grouped.mean(2, keepdims=True)
+        made = centred / np.sqrt((centred * centred).mean(2, keepdims=True) + x.dtype.type(epsilon))
+        return made.reshape(x.shape) * scale.reshape(channels) + bias.reshape(channels)
 
 
 def _divide(a, b):

@@ -18,6 +18,7 @@ from topi_ext import isa
 from topi_ext.emit import target_features, target_isa
 from topi_ext.relax import lower as lowering
 from topi_ext.relax.floats import lower_floats
+from topi_ext.relax.recurrence import lower_recurrences
 
 from .. import __version__, deploy, package
 from ..errors import GraphError, HostError, LinkerMissing, TargetError
@@ -183,7 +184,7 @@ def pipeline(target):
     def run(module, context):
         _check_compiled_for(module, target)
         steps = [passes.LegalizeOps(), passes.AnnotateTIROpPattern(), passes.FuseOps(), passes.FuseTIR()]
-        module = lower_floats(module, target)
+        module = lower_floats(lower_recurrences(module, target), target)
         with target:
             module = schedule(tvm.transform.Sequential(steps)(module))
             return relax.get_pipeline("default_build")(module)

@@ -176,6 +176,11 @@ class RelaxTensors:
     def pool(self, name, x, kernel, strides, padding, dilation):
         return self.window(name, x, kernel, strides, padding, dilation, 2)
 
+    def group_norm(self, x, scale, bias, groups, epsilon):
+        axes = list(range(2, len(x.shape)))
+        made = _OP.nn.group_norm(x.expr, scale.expr, bias.expr, int(groups), 1, axes, float(epsilon))
+        return self._emit(made, x.shape, x.dtype)
+
     # -- beyond `Tensors`
 
     def window(self, name, x, kernel, strides, padding, dilation, first: int):

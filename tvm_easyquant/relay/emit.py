@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from topi_ext.function import REAL
+
 from ..errors import GraphError, last_line
 from ..network.layout import to_nchw, to_nhwc
 from ..readers.onnx_op import NotConstant, OnnxOp
@@ -24,6 +26,8 @@ from .tensors import RELAY, Tensor
 
 #: operations that TVM may fuse, those it computes twice counted twice
 TOGETHER = 32
+#: operations before a function of `REAL`, whose kernel writes them out some fifty times
+BEFORE = 4
 
 
 def emit(
@@ -70,6 +74,8 @@ def _apart(expr):
     count: dict = {}
     for old in order:
         if isinstance(old, relay.Call):
+            if old.op.name in REAL and count[old.args[0]] > BEFORE:
+                made[old.args[0]], count[old.args[0]] = relay.annotation.stop_fusion(made[old.args[0]]), 1
             new = relay.Call(old.op, [made[a] for a in old.args], old.attrs, old.type_args, old.span)
             size = 1 + sum(count[a] for a in old.args)
             if size > TOGETHER:

@@ -219,6 +219,10 @@ class _Relay:
             made = part if made is None else self.binary("maximum" if name == "max" else "add", made, part)
         return made
 
+    def group_norm(self, x, scale, bias, groups, epsilon):
+        made = relay.nn.group_norm(x.expr, scale.expr, bias.expr, int(groups), epsilon=float(epsilon))
+        return Tensor(made, x.shape, x.dtype)
+
     # -- parts
 
     def _number(self, x, value):

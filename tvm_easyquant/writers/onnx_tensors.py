@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,17 @@ class Onnx:
         shape = (*x.shape[:2], *_positions(x.shape[2:], kernel, strides, (0,) * 2 * rank, dilation))
         window = dict(kernel_shape=list(kernel), strides=list(strides), dilations=list(dilation))
         return self._node("MaxPool", [x], shape, x.dtype, **window)
+
+    def group_norm(self, x, scale, bias, groups, epsilon):
+        channels = x.shape[1]
+        if groups == channels:
+            inputs = [x, scale, bias]
+            return self._node("InstanceNormalization", inputs, x.shape, x.dtype, epsilon=float(epsilon))
+        plain = [self.constant(np.full(groups, value, x.dtype)) for value in (1, 0)]
+        grouped = self.reshape(x, (x.shape[0], groups, prod(x.shape[1:]) // groups))
+        made = self.reshape(self.group_norm(grouped, plain[0], plain[1], groups, epsilon), x.shape)
+        factor, plus = (self.reshape(v, (channels, *[1] * (len(x.shape) - 2))) for v in (scale, bias))
+        return self.binary("add", self.binary("multiply", made, factor), plus)
 
     # -- parts
 

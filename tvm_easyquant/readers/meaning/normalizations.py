@@ -10,21 +10,11 @@ from ..onnx_op import Call, NotConstant
 from .algebra import Value, value, values
 
 
-def _per_channel(numbers: Value, rank: int) -> Value:
-    """(C,) beside (N, C, ...)."""
-    return numbers.reshape((1, *numbers.shape, *[1] * (rank - 2)))
-
-
 def _moments(x: Value, axes: Sequence[int]) -> tuple[Value, Value, Value]:
     """(mean, x without it, variance of all there is), the first and the last with axes of size 1."""
     mean = x.mean(axes)
     centred = x - mean
     return mean, centred, (centred * centred).mean(axes)
-
-
-def _normalized(x: Value, axes: Sequence[int], epsilon: float) -> Value:
-    _, centred, variance = _moments(x, axes)
-    return centred / (variance + epsilon).sqrt()
 
 
 def _batch_norm(call: Call) -> Any:
@@ -50,21 +40,22 @@ def _batch_norm(call: Call) -> Any:
 
 def _instance_norm(call: Call) -> Any:
     x, scale, bias = values(call)
-    made = _normalized(x, range(2, x.rank), call["epsilon"])
-    return (made * _per_channel(scale, x.rank) + _per_channel(bias, x.rank)).tensor
+    return call.t.group_norm(x.tensor, scale.tensor, bias.tensor, x.shape[1], call["epsilon"])
 
 
 def _group_norm(call: Call) -> Any:
     """Scale and bias are one per group, from opset 21 on one per channel."""
     x, scale, bias = values(call)
-    n, c, *spatial = x.shape
-    groups = call["num_groups"]
-    made = _normalized(x.reshape((n, groups, c // groups * prod(spatial))), [2], call["epsilon"])
+    groups, each = call["num_groups"], x.shape[1] // call["num_groups"]
     if call.opset < 21:
-        made = made * _per_channel(scale, 3) + _per_channel(bias, 3)
-        return made.reshape(x.shape).tensor
-    made = made.reshape(x.shape)
-    return (made * _per_channel(scale, x.rank) + _per_channel(bias, x.rank)).tensor
+        scale, bias = (_repeated(numbers, each) for numbers in (scale, bias))
+    return call.t.group_norm(x.tensor, scale.tensor, bias.tensor, groups, call["epsilon"])
+
+
+def _repeated(numbers: Value, times: int) -> Value:
+    """(G,) -> (G * times,), each as often."""
+    groups = numbers.shape[0]
+    return numbers.reshape((groups, 1)).broadcast((groups, times)).reshape((groups * times,))
 
 
 def _layer_norm(call: Call) -> Any:

@@ -1,4 +1,5 @@
-"""LSTM, GRU and RNN, step by step, and the sums along an axis. A long sequence is a large program."""
+"""LSTM, GRU and RNN, step by step, and the sums along an axis. A long sequence is a large program, of which
+`topi_ext.recurrence` makes a loop again."""
 
 from __future__ import annotations
 
@@ -167,7 +168,9 @@ def _recurrent(cell_of: Callable[[Call, int], tuple[_Cell, Step]], states: int) 
                 state = step(part(sums, 0, number, number + 1).reshape((batch, wide)), state)
                 each.append(state[0].reshape((1, 1, batch, cell.size)))
             made.append(joined(each[::-1] if backwards else each, 0))
-            last.append([one.reshape((1, batch, cell.size)) for one in state])
+            final = 0 if backwards else steps - 1  # cut from all, by which a host knows the loop
+            hidden = part(made[-1], 0, final, final + 1)
+            last.append([one.reshape((1, batch, cell.size)) for one in (hidden, *state[1:])])
         y = joined(made, 1)
         ends = [joined([direction[k] for direction in last], 0) for k in range(states)]
         if batch_first:
