@@ -119,7 +119,7 @@ ISAS = {
         ),
         Isa(
             "avx512bw", ("avx512bw", "avx512vl"), ("avx512bw", "avx512vl"), "skylake-avx512", "avx2",
-            registers=32, bits=512, tiles={"direct": 14, "winograd": 6, "float": 28},
+            registers=32, bits=512, tiles={"direct": 14, "winograd": 8, "float": 28},
             vectors=(AVX512, AVX2, SSSE3),
         ),
         Isa(

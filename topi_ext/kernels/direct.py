@@ -22,6 +22,11 @@ from ..problem import ConvSpec
 PARALLEL_MACS = 1_000_000  # a layer of less takes some 10 us on one core, a thread's wake-up some 5
 LINE = 64  # bytes of a cache line
 PARALLEL_BYTES = 100_000  # the same for copying a map
+#: LLVM does not keep what it has read beyond this; of a run it may keep more than there are registers
+BARRIER = """define i32 @easyquant_barrier() alwaysinline {
+  call void asm sideeffect "", "~{memory}"()
+  ret i32 0
+}"""
 ROW_BYTES = 12_000  # of a row of pixels: a part of the nearest cache, where a block of weights is as well
 
 
@@ -35,6 +40,7 @@ class Dot(NamedTuple):
     multiply that waits for its result needs more accumulators than pixels can be loaded for.
     An accumulator holds ``partials`` int32 sums for each lane, which reduce(acc) adds up at the end.
     load subtracts ``offset`` from the data, which the bias has to make up for. narrow: see `Writer`.
+    rereads: what pixels side by side have in common in a run is read for each, by `BARRIER`.
     """
 
     lanes: int
@@ -50,6 +56,7 @@ class Dot(NamedTuple):
     offset: int = 0
     narrow: Callable | None = None
     vectors: int = 1
+    rereads: bool = False
 
 
 def broadcast_word(lanes: int) -> Callable:
@@ -333,13 +340,13 @@ class Writer:
             value = epilogue.finish(spec, acc, *self._operands(index(k), padded_k, acc))
             ib.emit(self.out.vstore(index(k), value))
             return
-        # Ragged: keep the accumulators, finish the valid ones one by one.
+        # Ragged: keep the accumulators, finish the valid ones in shorter vectors.
         spill = ib.allocate("int32", lanes, name="spill")
         ib.emit(spill.vstore([0], acc))
-        with ib.for_range(0, valid, "channel") as j:
-            one = spill.vload([j])
-            value = epilogue.finish(spec, one, *self._operands(index(k + j), padded_k + j, one))
-            ib.emit(self.out.vstore(index(k + j), value))
+        for at, count in pieces(ib, valid):
+            some = spill.vload([at], with_lanes("int32", count))
+            value = epilogue.finish(spec, some, *self._operands(index(k + at), padded_k + at, some))
+            ib.emit(self.out.vstore(index(k + at), value))
 
 
 def over_row(ib, width, pixels, tile):
@@ -381,6 +388,8 @@ class _Body:
         self.rows, self.width = rows_of(spec, dot)
         self.blocks, self.vectors = blocks_of(spec, dot.lanes), vectors_of(spec, dot)
         self.flat, self.per_group = flattens(spec), spec.out_channels // spec.groups
+        shared = runs_of(spec) < int(np.prod(spec.kernel)) and spec.kernel[1] > spec.strides[1]
+        self.rereads = dot.rereads and shared
         self.data, self.weight, self.bias, multiplier = ins[:4]
         self.ib = Builder()
         self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, dot.narrow)
@@ -488,6 +497,8 @@ class _Body:
     def window(self, tile, acc, slot):
         """Walk the runs of the kernel window."""
         spec, runs = self.spec, runs_of(self.spec)
+        if self.rereads:
+            self.ib.scope_attr(self.data.data, "pragma_import_llvm", BARRIER)
         if runs == 1:
             self.run(tile, acc, slot, 0, 0, 0)
             return
@@ -510,6 +521,8 @@ class _Body:
     def groups(self, tile, acc, slot, ry, rx, run, first, count):
         """``count`` groups of inputs from group ``first`` of a run, for every pixel and vector."""
         wide = with_lanes(tile.dot.weight, tile.dot.group * tile.dot.lanes)
+        if self.rereads:
+            self.ib.emit(tir.Evaluate(tir.call_extern("int32", "easyquant_barrier")))
         for p in range(tile.pixels):
             for v in range(self.vectors):
                 xs = [self.inputs(tile, p, ry, rx, first + d) for d in range(count)]

@@ -138,7 +138,7 @@ def vnni_dot(row: Isa) -> Dot:
         return acc
 
     return Dot(lanes, 4, "uint8", "int8", 1, broadcast_word(lanes), combine, row.tiles["direct"],
-               narrow=narrow(row), vectors=row.tiles.get("vectors", 1))  # fmt: skip
+               narrow=narrow(row), vectors=row.tiles.get("vectors", 1), rereads=True)  # fmt: skip
 
 
 def amx_tiles() -> Tiles:
