@@ -194,10 +194,14 @@ def halves(width: int, offset: int = 0) -> list[list[int]]:
 
 
 def blocks_of(spec: ConvSpec, width: int) -> list[tuple[int, int]]:
-    """(first channel, bytes) of the blocks: of ``width``, and one or more of 16 at the end."""
-    padded = -(-spec.out_channels // LANES) * LANES
-    whole = padded // width * width
-    return [(c, width) for c in range(0, whole, width)] + [(c, LANES) for c in range(whole, padded, LANES)]
+    """(first channel, bytes) of the blocks: of ``width``, then at most one of each half, down to 16."""
+    padded, first, blocks = -(-spec.out_channels // LANES) * LANES, 0, []
+    while width >= LANES:
+        while padded - first >= width:
+            blocks.append((first, width))
+            first += width
+        width //= 2
+    return blocks
 
 
 def pack_pairs(spec: ConvSpec, weight, bias, multiplier, width: int):
