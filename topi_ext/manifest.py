@@ -13,6 +13,7 @@ from .kernels import direct
 from .kernels.rows import (
     Kernel,
     depthwise_pairs_row,
+    depthwise_quads_row,
     depthwise_row,
     direct_row,
     mixed_row,
@@ -27,6 +28,7 @@ AVX512BW, AVX512VNNI, AMX = (ISAS[n] for n in ("avx512bw", "avx512vnni", "amx"))
 ARMV7, NEON, DOTPROD, I8MM = (ISAS[n] for n in ("armv7_neon", "neon", "neon_dotprod", "neon_i8mm"))
 
 KERNELS = (
+    depthwise_quads_row(AVX512VNNI),
     depthwise_pairs_row(AVX512BW),
     depthwise_pairs_row(AVX2),
     depthwise_row("depthwise_int16", "int16"),

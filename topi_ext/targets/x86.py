@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ..emit import address, const, dtype_of, effect, lanes_of, pick, pure, tir
 from ..epilogue import fence
 from ..isa import Isa, Vectors
-from ..kernels.depthwise import PairOps
+from ..kernels.depthwise import PairOps, QuadOps
 from ..kernels.direct import Dot, broadcast_word
 from ..kernels.tile_conv import Tiles
 from ..kernels.winograd_conv import WordPairs
@@ -81,11 +81,31 @@ def pair_ops(row: Isa) -> PairOps:
         ones = (tir.reinterpret(f"int16x{lanes}", u) for u in units)
         return [pure(f"int32x{lanes // 2}", row.vectors_of(16 * lanes).word_pairs, x, one) for one in ones]
 
+    return PairOps(4 * row.lanes, multiply, widen, _packs(row))
+
+
+def _packs(row: Isa) -> Callable:
+    """Narrow of `PairOps` and `QuadOps`."""
+
     def packed(values, zero_point, lo, hi):
         vectors = row.vectors_of(32 * lanes_of(dtype_of(values[0]))[1])
         return narrow_four(vectors, values, zero_point, lo, hi)
 
-    return PairOps(4 * row.lanes, multiply, widen, packed)
+    return packed
+
+
+def quad_ops(row: Isa) -> QuadOps:
+    """Depthwise by vpdpbusd."""
+
+    def multiply(acc, data, weight):
+        return pure(dtype_of(acc), vpdpbusd(lanes_of(dtype_of(weight))[1]), acc, data, weight)
+
+    return QuadOps(4 * row.lanes, multiply, _packs(row), row.tiles["quads"])
+
+
+def vpdpbusd(size: int) -> str:
+    """LLVM's name for vectors of ``size`` bytes."""
+    return f"llvm.x86.avx512.vpdpbusd.{8 * size}"
 
 
 def _sum(parts):
@@ -134,7 +154,7 @@ def vnni_dot(row: Isa) -> Dot:
     def combine(acc, xs, ws):
         for x, w in zip(xs, ws, strict=True):
             data = tir.reinterpret(f"uint8x{4 * lanes}", x)
-            acc = pure(f"int32x{lanes}", f"llvm.x86.avx512.vpdpbusd.{row.bits}", acc, data, w)
+            acc = pure(f"int32x{lanes}", vpdpbusd(4 * lanes), acc, data, w)
         return acc
 
     return Dot(lanes, 4, "uint8", "int8", 1, broadcast_word(lanes), combine, row.tiles["direct"],
