@@ -237,7 +237,7 @@ def winograd_row(m: int, row: Isa, pairs: winograd_conv.WordPairs, tiles: int) -
         return winograd_conv.compute(cfg, spec, t, pairs, data, *rest)
 
     def work(spec):
-        return winograd_conv.work(spec, t, pairs.rows)
+        return winograd_conv.work(spec, t, pairs)
 
     name = f"winograd_f{m}3_{row.name}"
     return Kernel(name, row.name, refuses, proves, constants, compute, work, slow)

@@ -25,20 +25,24 @@ from ..winograd import Transform
 from .direct import LINE, Lanes, Writer, copied, keeper, outer_loop, padded_map
 
 CHANNELS = 16  # input channels transformed at once
-V_BYTES = 400_000  # transformed data of a block of tiles, to stay in a core's own cache
+#: products of a block of tiles, to stay in a core's own cache until they are transformed back
+M_BYTES = 500_000
 
 
 class WordPairs(NamedTuple):
     """A multiply of pairs of int16: multiply(wrap, acc, x, w) -> acc plus the products, in ``lanes`` lanes
     of int32, where x holds the same pair in every lane.
 
-    rows: the most tiles of a matrix product's register block. narrow: see `direct.Writer`. order(weights): as
+    rows: the most tiles of a matrix product's register block. data_bytes: of the transformed data of a block of tiles,
+    which every block of output channels reads again; the fewer blocks, the less often weights are transformed.
+    narrow: see `direct.Writer`. order(weights): as
     ``multiply`` wants `winograd.pack`'s.
     """
 
     lanes: int
     rows: int
     multiply: Callable
+    data_bytes: int
     narrow: Callable | None = None
     order: Callable = lambda weights: weights
 
@@ -173,12 +177,15 @@ def rows_of(total: int, most: int) -> int:
     return min(range(max(1, few // 2), few + 1), key=lambda rows: (ceil(total / rows) * (rows + 0.5), -rows))
 
 
-def block_sizes(spec: ConvSpec, t: Transform, most_rows: int) -> list[int]:
+def block_sizes(spec: ConvSpec, t: Transform, pairs: WordPairs) -> list[int]:
     """Tiles of a block, the default first; the weights are transformed for every block."""
     down, across = tiles_of(spec, t)
     total = spec.batch * down * across
-    rows = rows_of(total, most_rows)
-    budget = V_BYTES // (t.n * t.n * 4 * pairs_of(spec))
+    rows = rows_of(total, pairs.rows)
+    budget = min(
+        pairs.data_bytes // (t.n * t.n * 4 * pairs_of(spec)),
+        M_BYTES // (t.n * t.n * 4 * block_of(spec, pairs.lanes)),
+    )
 
     def even(limit):
         """A block size near ``limit`` whose blocks are equally full, and even in number."""
@@ -190,14 +197,14 @@ def block_sizes(spec: ConvSpec, t: Transform, most_rows: int) -> list[int]:
     return list(dict.fromkeys(map(even, sizes)))
 
 
-def work(spec: ConvSpec, t: Transform, most_rows: int) -> tuple[float, ...]:
+def work(spec: ConvSpec, t: Transform, pairs: WordPairs) -> tuple[float, ...]:
     """Millions of: products, data transformed, products transformed back, outputs, copied, weights
     transformed."""
     down, across = tiles_of(spec, t)
     tiles, positions, channels = spec.batch * down * across, t.n * t.n, 2 * pairs_of(spec)
-    rows = rows_of(tiles, most_rows)
+    rows = rows_of(tiles, pairs.rows)
     whole = -(-tiles // rows) * rows
-    blocks = ceil(tiles / block_sizes(spec, t, most_rows)[0])
+    blocks = ceil(tiles / block_sizes(spec, t, pairs)[0])
     counts = (
         whole * positions * channels * spec.out_channels,
         whole * positions * channels,
@@ -218,7 +225,7 @@ def compute(cfg, spec: ConvSpec, t: Transform, pairs: WordPairs, data, weight, b
     down, across = tiles_of(spec, t)
     total = spec.batch * down * across
     rows = rows_of(total, pairs.rows)
-    cfg.define_knob("tiles", block_sizes(spec, t, pairs.rows))
+    cfg.define_knob("tiles", block_sizes(spec, t, pairs))
     cfg.define_knob("unroll", [1, 2])
     cfg.add_flop(2 * spec.macs)
     top, left, _, _ = spec.padding

@@ -17,6 +17,10 @@ from ..kernels.tile_conv import Tiles
 from ..kernels.winograd_conv import WordPairs
 
 
+#: `WordPairs`: a part of the last-level cache
+DATA_BYTES = 2_000_000
+
+
 def word_pairs(row: Isa) -> WordPairs:
     """vpmaddwd: int16 pairs multiplied and added into int32 lanes, which wrap."""
     name, wide = row.vectors_of(32 * row.lanes).word_pairs, f"int32x{row.lanes}"
@@ -24,7 +28,7 @@ def word_pairs(row: Isa) -> WordPairs:
     def multiply(wrap, acc, x, w):
         return wrap.add(acc, pure(wide, name, x, w))
 
-    return WordPairs(row.lanes, row.tiles["winograd"], multiply, narrow(row))
+    return WordPairs(row.lanes, row.tiles["winograd"], multiply, DATA_BYTES, narrow(row))
 
 
 def narrow_four(vectors: Vectors, values, zero_point, lo, hi):
