@@ -145,6 +145,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--isa", nargs="+", default=[n for n in isa.ISAS if isa.host_has(n)])
+    parser.add_argument("--kernels", nargs="+", help="of the manifest; default: all")
     parser.add_argument("--fit", action="store_true", help="write topi_ext/costs/CORE.json")
     parser.add_argument("--core", help="whose measurements FILE holds, as LLVM calls it (default: this CPU)")
     args = parser.parse_args()
@@ -156,7 +157,7 @@ def main():
         facts, rows = machine.describe(), []
         for name, spec in layers():
             for row in manifest.KERNELS:
-                if row.isa not in args.isa:
+                if row.isa not in args.isa or (args.kernels and row.name not in args.kernels):
                     continue
                 # a portable kernel runs with whatever the CPU has; the plainest CPU with AVX2 stands for it
                 mcpu = isa.ISAS[row.isa].mcpu or isa.ISAS["avx2"].mcpu

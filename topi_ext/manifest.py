@@ -34,8 +34,10 @@ KERNELS = (
     depthwise_row("depthwise_int16", "int16"),
     depthwise_row("depthwise_int32", "int32"),
     tile_row("direct_amx", AMX, x86.amx_tiles()),  # compiled only: no costs
+    winograd_row(4, AVX512VNNI, x86.word_pairs(AVX512VNNI), 4),
+    winograd_row(2, AVX512VNNI, x86.word_pairs(AVX512VNNI), 2**30),  # by measurement only
     winograd_row(4, AVX512BW, x86.word_pairs(AVX512BW), 4),
-    winograd_row(2, AVX512BW, x86.word_pairs(AVX512BW), 2**30),  # by measurement only
+    winograd_row(2, AVX512BW, x86.word_pairs(AVX512BW), 2**30),
     direct_row("direct_avx512vnni", AVX512VNNI, x86.vnni_dot(AVX512VNNI)),
     direct_row("direct_avx512bw_d4", AVX512BW, x86.int16_dot(AVX512BW, 4), lane_proof),
     mixed_row(AVX512BW, 4, 2),
