@@ -290,8 +290,9 @@ class Lanes(NamedTuple):
 class Writer:
     """Stores finished lanes; ``valid`` of them where the last block of a group is ragged.
 
-    narrow(values, zero_point, lo, hi) -> [uint8 lanes]: rounds float32 lanes to stored bytes, as
-    `epilogue.round_to_step` and `epilogue.store_byte` do, several at once; None: one by one.
+    narrow(values, zero_point, lo, hi, bounded) -> [uint8 lanes]: rounds float32 lanes to stored bytes, as
+    `epilogue.round_to_step` and `epilogue.store_byte` do, several at once; None: one by one. bounded: what is
+    rounded is far from the ends of int32, as the sum of two stored numbers is.
     """
 
     def __init__(self, ib, spec, out, multiplier, residual, narrow=None):
@@ -313,7 +314,8 @@ class Writer:
             epilogue.unrounded(spec, item.acc, *self._operands(item.index(item.k), item.padded_k, item.acc))
             for item in items
         ]
-        done = self.narrow(values, spec.out_zero_point, spec.lo, spec.hi)
+        bounded = spec.residual is not None and spec.function is None and spec.residual.reach < 2**30
+        done = self.narrow(values, spec.out_zero_point, spec.lo, spec.hi, bounded)
         for i, conditions in enumerate(inside):
             if conditions:  # computed once, before the first condition
                 done[i] = self.keep(done[i])

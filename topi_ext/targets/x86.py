@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 
 from ..emit import address, const, dtype_of, effect, lanes_of, pick, pure, tir
+from .. import epilogue
 from ..epilogue import fence
 from ..isa import Isa, Vectors
 from ..kernels.depthwise import PairOps, QuadOps
@@ -53,12 +54,16 @@ def narrow_four(vectors: Vectors, values, zero_point, lo, hi):
 
 
 def narrow(row: Isa) -> Callable | None:
-    """`direct.Writer`'s narrow of a row that has it: vectors of eight lanes, four at a time."""
-    if not row.narrows:
-        return None
-    vectors = row.vectors_of(256)
+    """`direct.Writer`'s narrow of a row that has it."""
+    if row.narrows:
+        return _four_at_a_time(row.vectors_of(256))
+    return _saturating(row.vectors_of(512)) if row.lanes == 16 else None
 
-    def four_at_a_time(values, zero_point, lo, hi):
+
+def _four_at_a_time(vectors: Vectors) -> Callable:
+    """Vectors of eight lanes, packed in fours."""
+
+    def narrow(values, zero_point, lo, hi, bounded):
         done = []
         for first in range(0, len(values), 4):
             four = [*values[first : first + 4], *[values[-1]] * 3][:4]
@@ -69,7 +74,34 @@ def narrow(row: Isa) -> Callable | None:
             done += [tir.reinterpret("uint8x8", pick([halves], [i])) for i in range(4)]
         return done[: len(values)]
 
-    return four_at_a_time
+    return narrow
+
+
+def _saturating(vectors: Vectors) -> Callable:
+    """Vectors of sixteen lanes, one by one. Of sums that are ``bounded`` vpmovsdb clips to -128..127 what float
+    minima and maxima would, on the ports of the dot products."""
+
+    def narrow(values, zero_point, lo, hi, bounded):
+        of = bytes_of if bounded else rounded
+        return [of(x, zero_point, lo, hi) for x in values]
+
+    def rounded(x, zero_point, lo, hi):
+        return epilogue.store_byte(epilogue.round_to_step(x, zero_point, lo, hi), zero_point)
+
+    def bytes_of(x, zero_point, lo, hi):
+        offset, byte = (128, "uint8x16") if hi > 127 else (0, "int8x16")
+        all_lanes = (const(0, "int32x16"), const(-1, "int16"), const(4, "int32"))
+        steps = pure("int32x16", vectors.to_int32, x, *all_lanes)
+        steps = steps + const(zero_point - offset, "int32x16") if zero_point != offset else steps
+        name = "llvm.x86.avx512.mask.pmovs.db.512"
+        stored = pure("int8x16", name, steps, const(0, "int8x16"), const(-1, "int16"))
+        if offset:
+            stored = tir.reinterpret(byte, stored) ^ const(offset, byte)
+        stored = tir.max(stored, const(lo, byte)) if lo or not offset else stored
+        stored = tir.min(stored, const(hi, byte)) if hi % 128 < 127 else stored
+        return tir.reinterpret("uint8x16", stored)
+
+    return narrow
 
 
 def pair_ops(row: Isa) -> PairOps:
