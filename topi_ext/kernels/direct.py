@@ -440,6 +440,8 @@ class _Body:
         def tile(x, pixels, number):
             far = self.order == "channels" and not last and number is not None
             fetch = self.ahead(y, number, step) if far else None
+            if self.order == "rows" and not last and number is not None:
+                self.maps_ahead(y, number, step)
             self.tile(_Tile(dot, y, x, pixels, group, step * self.vectors, lanes, fetch))
 
         over_row(self.ib, self.width, self.pixels, tile)
@@ -458,6 +460,18 @@ class _Body:
                 self.ib.emit(prefetch(self.weight, [(step + 1) * self.vectors, 0, 0, 0, offset]))
 
         return fetch
+
+    def maps_ahead(self, y, number, step):
+        """Before a tile, fetch a part of the next row of a residual, and of the outputs that it is added to: lines of
+        which a tile needs a quarter or less, too far apart for the CPU to guess."""
+        if self.write.residual is None:
+            return
+        tiles = LINE // (self.dot.lanes * self.vectors)  # that share a line
+        count = -(-self.pixels // tiles)
+        for i in range(count):
+            x = number * self.pixels + step % tiles * count + i
+            for each in (self.write.residual, self.write.out):
+                self.ib.emit(prefetch(each, self.address(y + 1, x, step // tiles * LINE)))
 
     def address(self, y, x, channel):
         """Indices into the output map; ``y`` counts rows of the whole batch."""
