@@ -147,7 +147,9 @@ def main():
     parser.add_argument("--isa", nargs="+", default=[n for n in isa.ISAS if isa.host_has(n)])
     parser.add_argument("--kernels", nargs="+", help="of the manifest; default: all")
     parser.add_argument("--fit", action="store_true", help="write topi_ext/costs/CORE.json")
-    parser.add_argument("--core", help="whose measurements FILE holds, as LLVM calls it (default: this CPU)")
+    parser.add_argument(
+        "--core", help="whose measurements FILE holds, as LLVM calls it (default: this CPU)"
+    )
     args = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if args.fit and args.json.exists():

@@ -1,10 +1,10 @@
 """How long a kernel takes for a layer: a linear model of its work, fitted from measurements. No TVM here.
 
 A kernel's ``work(spec)`` counts what it does in millions: multiply-accumulates with all padding, tiles,
-outputs, elements copied, weights read. ``costs/CORE.json`` holds microseconds per million of each on a core, as
-LLVM calls it, fitted by ``benchmarks/kernels.py`` to its own stored measurements. Only the order of a layer's
-kernels matters here, and that carries over to other CPUs, so one core stands for those that nobody measured; a
-tuning record of the CPU at hand outranks it (`planner.choose`).
+outputs, elements copied, weights read. ``costs/CORE.json`` holds microseconds per million of each on a
+core, as LLVM calls it, fitted by ``benchmarks/kernels.py`` to its own stored measurements. Only the order
+of a layer's kernels matters here, and that carries over to other CPUs, so one core stands for those that
+nobody measured; a tuning record of the CPU at hand outranks it (`planner.choose`).
 
 There are two sets: ``warm`` with the weights in the cache, and ``cold`` with the weights in memory, which
 is where a network finds them that has more of them than `CACHE_BYTES`.
@@ -41,8 +41,8 @@ def measured() -> frozenset[str]:
 
 @functools.cache
 def costs(core: str = USUAL) -> dict[str, dict[str, list[float]]]:
-    """{kernel: {"warm" or "cold": microseconds for one call and per million of each kind of work}} on a core, or on
-    `USUAL` if nobody has measured it."""
+    """{kernel: {"warm" or "cold": microseconds for one call and per million of each kind of work}} on a
+    core, or on `USUAL` if nobody has measured it."""
     if core not in measured():
         return costs() if core != USUAL else {}
     return json.loads(costs_of(core).read_text(encoding="utf-8"))["kernels"]

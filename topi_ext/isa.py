@@ -125,8 +125,8 @@ ISAS = {
         Isa(
             "avx512vnni", ("avx512bw", "avx512vl", "avx512vnni"), ("avx512bw", "avx512vl", "avx512_vnni"),
             "cascadelake", "avx512bw",
-            registers=32, bits=512, tiles={"direct": 14, "quads": 4, "winograd": 8}, vectors=(AVX512, AVX2, SSSE3),
-            byte_dots=True,
+            registers=32, bits=512, tiles={"direct": 14, "quads": 4, "winograd": 8},
+            vectors=(AVX512, AVX2, SSSE3), byte_dots=True,
         ),
         Isa(
             "amx", ("avx512bw", "avx512vl", "avx512vnni", "amx-tile", "amx-int8"),

@@ -428,7 +428,9 @@ def quarters(width: int, offset: int = 0) -> list[list[int]]:
     """The channels of the four interleaves of the bytes of four pixels: punpcklbw and punpckhbw, and
     punpcklwd and punpckhwd of each."""
     lanes = range(width // 16)
-    return [[16 * lane + 4 * quarter + i + offset for lane in lanes for i in range(4)] for quarter in range(4)]
+    return [
+        [16 * lane + 4 * quarter + i + offset for lane in lanes for i in range(4)] for quarter in range(4)
+    ]
 
 
 def quads_of(spec: ConvSpec) -> list[list[list[int | None]]]:
@@ -448,7 +450,10 @@ def pack_quads(spec: ConvSpec, weight, bias, multiplier, width: int):
     weights: int8 (blocks, R, quads of both windows, 4 * width): the four interleaves of each. bias and
     multiplier in the order of the sums.
     """
-    channels, quads = -(-spec.out_channels // LANES) * LANES, sum(quads_of(spec), [])
+    channels, quads = (
+        -(-spec.out_channels // LANES) * LANES,
+        [quad for window in quads_of(spec) for quad in window],
+    )
     padded = np.zeros((*weight.shape[:2], channels), np.int8)
     padded[:, :, : spec.out_channels] = weight[:, :, 0]
     multiplier = multiplier.reshape(-1, spec.out_channels)
@@ -533,7 +538,9 @@ class _Quads(_Pairs):
         (i, p, k, quarter), windows = place, quads_of(self.spec)
         words = size // 2
         own = [8 * lane + 4 * (quarter % 2) + j for lane in range(size // 16) for j in range(4)]
-        quad = tir.reinterpret(with_lanes("uint8", size), pick(two, [w for c in own for w in (c, words + c)]))
+        quad = tir.reinterpret(
+            with_lanes("uint8", size), pick(two, [w for c in own for w in (c, words + c)])
+        )
         before = 0
         for shift, window in enumerate(windows):
             if p + shift < len(acc) and k < len(window):

@@ -291,9 +291,8 @@ class Writer:
     """Stores finished lanes; ``valid`` of them where the last block of a group is ragged.
 
     narrow(values, zero_point, lo, hi, bounded) -> [uint8 lanes]: rounds float32 lanes to stored bytes, as
-    `epilogue.round_to_step` and `epilogue.store_byte` do, several at once; None: one by one. bounded: what is
-    rounded is far from the ends of int32, as the sum of two stored numbers is.
-    """
+    `epilogue.round_to_step` and `epilogue.store_byte` do, several at once; None: one by one. bounded: what
+    is rounded is far from the ends of int32, as the sum of two stored numbers is."""
 
     def __init__(self, ib, spec, out, multiplier, residual, narrow=None):
         self.ib, self.spec, self.out = ib, spec, out
@@ -462,8 +461,8 @@ class _Body:
         return fetch
 
     def maps_ahead(self, y, number, step):
-        """Before a tile, fetch a part of the next row of a residual, and of the outputs that it is added to: lines of
-        which a tile needs a quarter or less, too far apart for the CPU to guess."""
+        """Before a tile, fetch a part of the next row of a residual, and of the outputs that it is added
+        to: lines of which a tile needs a quarter or less, too far apart for the CPU to guess."""
         if self.write.residual is None:
             return
         tiles = LINE // (self.dot.lanes * self.vectors)  # that share a line

@@ -53,9 +53,9 @@ def is_image(shape, axes) -> bool:
 def image(x, scale: float, zero_point: int, lo: int, hi: int):
     """float32 NCHW of a few channels -> uint8 NHWC: `quantize`, and the order of a picture.
 
-    Vectors along the rows of each channel, whose lanes are mixed; the last of a row may begin before the one
-    before it ends. TVM's loop over the channels reads and divides one number at a time, which took four times as
-    long."""
+    Vectors along the rows of each channel, whose lanes are mixed; the last of a row may begin before the
+    one before it ends. TVM's loop over the channels reads and divides one number at a time, which took four
+    times as long."""
     n, channels, height, width = (int(d) for d in x.shape)
     lanes = next(count for count in IMAGE_LANES if count <= width)
     mixed = [channel * lanes + i for i in range(lanes) for channel in range(channels)]

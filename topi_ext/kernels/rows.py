@@ -206,8 +206,8 @@ def depthwise_quads_row(row: Isa) -> Kernel:
     def compute(cfg, spec, data, *rest):
         return depthwise.compute_quads(cfg, spec, ops, data, *rest)
 
-    return Kernel(f"depthwise_{row.name}", row.name, refuses, lambda spec, weight: EXACT, constants, compute,
-                  depthwise.work)  # fmt: skip
+    name = f"depthwise_{row.name}"
+    return Kernel(name, row.name, refuses, lambda _, weight: EXACT, constants, compute, depthwise.work)
 
 
 def winograd_row(m: int, row: Isa, pairs: winograd_conv.WordPairs, tiles: int) -> Kernel:

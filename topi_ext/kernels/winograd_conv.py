@@ -33,11 +33,10 @@ class WordPairs(NamedTuple):
     """A multiply of pairs of int16: multiply(wrap, acc, x, w) -> acc plus the products, in ``lanes`` lanes
     of int32, where x holds the same pair in every lane.
 
-    rows: the most tiles of a matrix product's register block. data_bytes: of the transformed data of a block of tiles,
-    which every block of output channels reads again; the fewer blocks, the less often weights are transformed.
-    narrow: see `direct.Writer`. order(weights): as
-    ``multiply`` wants `winograd.pack`'s.
-    """
+    rows: the most tiles of a matrix product's register block. data_bytes: of the transformed data of a
+    block of tiles, which every block of output channels reads again; the fewer blocks, the less often
+    weights are transformed. narrow: see `direct.Writer`. order(weights): as ``multiply`` wants
+    `winograd.pack`'s."""
 
     lanes: int
     rows: int
@@ -171,10 +170,12 @@ def pairs_of(spec: ConvSpec) -> int:
 
 
 def rows_of(total: int, most: int) -> int:
-    """The tiles of a register block, of ``most`` at most, by which ``total`` tiles cost least: those of the last
-    block that are not there cost as much as others, and every block has an overhead."""
+    """The tiles of a register block, of ``most`` at most, by which ``total`` tiles cost least: those of the
+    last block that are not there cost as much as others, and every block has an overhead."""
     few = min(most, total)
-    return min(range(max(1, few // 2), few + 1), key=lambda rows: (ceil(total / rows) * (rows + 0.5), -rows))
+    return min(
+        range(max(1, few // 2), few + 1), key=lambda rows: (ceil(total / rows) * (rows + 0.5), -rows)
+    )
 
 
 def block_sizes(spec: ConvSpec, t: Transform, pairs: WordPairs) -> list[int]:

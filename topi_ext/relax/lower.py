@@ -290,8 +290,8 @@ class _Lowering(relax.PyExprMutator):
 
 
 def _quantized(lowering, call, lo=0, hi=255):
-    """(what is quantized, the numbers of `elementwise.quantize`) of a quantize, or of a clip of one; None of another
-    call."""
+    """(what is quantized, the numbers of `elementwise.quantize`) of a quantize, or of a clip of one; None
+    of another call."""
     name = getattr(getattr(call, "op", None), "name", "")
     if name == "relax.clip":
         made = lowering.bound.get(call.args[0])
@@ -319,7 +319,9 @@ def _image(lowering, call):
     data, numbers = found
     if not elementwise.is_image(_kind(data)[0], [int(axis) for axis in call.attrs.axes]):
         return None
-    return lowering.statements(lambda x: elementwise.image(x, *numbers), [lowering.visit_expr(data)], "eq_image")
+    return lowering.statements(
+        lambda x: elementwise.image(x, *numbers), [lowering.visit_expr(data)], "eq_image"
+    )
 
 
 def _dequantize(lowering, call):

@@ -418,7 +418,9 @@ class _Lowering:
         if name_of(made) != "qnn.quantize" or not self._alone(quantized) or axes is None:
             return None
         data = made.args[0]
-        if not isinstance(data, relay.Var) or not elementwise.is_image(_ints(data.checked_type.shape), _ints(axes)):
+        if not isinstance(data, relay.Var) or not elementwise.is_image(
+            _ints(data.checked_type.shape), _ints(axes)
+        ):
             return None
         scale, zero = (value_of(a) for a in made.args[1:])
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from ..emit import address, const, dtype_of, effect, lanes_of, pick, pure, tir
 from .. import epilogue
+from ..emit import address, const, dtype_of, effect, lanes_of, pick, pure, tir
 from ..epilogue import fence
 from ..isa import Isa, Vectors
 from ..kernels.depthwise import PairOps, QuadOps
@@ -17,14 +17,13 @@ from ..kernels.direct import Dot, broadcast_word
 from ..kernels.tile_conv import Tiles
 from ..kernels.winograd_conv import WordPairs
 
-
 #: `WordPairs`: a part of the last-level cache
 DATA_BYTES = 2_000_000
 
 
 def word_pairs(row: Isa) -> WordPairs:
-    """vpmaddwd: int16 pairs multiplied and added into int32 lanes, which wrap. With VNNI LLVM makes one vpdpwssd of
-    it and the add."""
+    """vpmaddwd: int16 pairs multiplied and added into int32 lanes, which wrap. With VNNI LLVM makes one
+    vpdpwssd of it and the add."""
     name, wide = row.vectors_of(32 * row.lanes).word_pairs, f"int32x{row.lanes}"
 
     def multiply(wrap, acc, x, w):
@@ -78,8 +77,8 @@ def _four_at_a_time(vectors: Vectors) -> Callable:
 
 
 def _saturating(vectors: Vectors) -> Callable:
-    """Vectors of sixteen lanes, one by one. Of sums that are ``bounded`` vpmovsdb clips to -128..127 what float
-    minima and maxima would, on the ports of the dot products."""
+    """Vectors of sixteen lanes, one by one. Of sums that are ``bounded`` vpmovsdb clips to -128..127 what
+    float minima and maxima would, on the ports of the dot products."""
 
     def narrow(values, zero_point, lo, hi, bounded):
         of = bytes_of if bounded else rounded
