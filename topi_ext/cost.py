@@ -1,10 +1,10 @@
 """How long a kernel takes for a layer: a linear model of its work, fitted from measurements. No TVM here.
 
 A kernel's ``work(spec)`` counts what it does in millions: multiply-accumulates with all padding, tiles,
-outputs, elements copied, weights read. ``costs/costs.json`` holds microseconds per million of each, fitted
-by ``benchmarks/kernels.py`` to its own stored measurements; the CPU they were made on is named in it. Only
-the order of a layer's kernels matters here, and that carries over to CPUs of the same kind; a tuning record
-of the CPU at hand outranks it (`planner.choose`).
+outputs, elements copied, weights read. ``costs/CORE.json`` holds microseconds per million of each on a
+core, as LLVM calls it, fitted by ``benchmarks/kernels.py`` to its own stored measurements. Only the order
+of a layer's kernels matters here, and that carries over to other CPUs, so one core stands for those that
+nobody measured; a tuning record of the CPU at hand outranks it (`planner.choose`).
 
 There are two sets: ``warm`` with the weights in the cache, and ``cold`` with the weights in memory, which
 is where a network finds them that has more of them than `CACHE_BYTES`.
@@ -21,22 +21,36 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-COSTS = Path(__file__).parent / "costs" / "costs.json"
-CYCLES = Path(__file__).parent / "costs" / "cycles.json"
+COSTS = Path(__file__).parent / "costs"
+CYCLES = COSTS / "cycles.json"
+#: whose measurements stand for a core that has none of its own
+USUAL = "znver4"
 CACHE_BYTES = 16_000_000  # of a last-level cache, what one network can count on
 
 
+def costs_of(core: str) -> Path:
+    """The file of a core's costs, which need not exist; core: LLVM's name of a CPU."""
+    return COSTS / f"{core}.json"
+
+
 @functools.cache
-def costs() -> dict[str, dict[str, list[float]]]:
-    """{kernel: {"warm" or "cold": microseconds for one call and per million of each kind of work}}."""
-    if not COSTS.exists():
-        return {}
-    return json.loads(COSTS.read_text(encoding="utf-8"))["kernels"]
+def measured() -> frozenset[str]:
+    """The cores that have costs."""
+    return frozenset(file.stem for file in COSTS.glob("*.json") if file != CYCLES)
 
 
-def estimate(kernel: str, work: Sequence[float], cold: bool = False) -> float | None:
+@functools.cache
+def costs(core: str = USUAL) -> dict[str, dict[str, list[float]]]:
+    """{kernel: {"warm" or "cold": microseconds for one call and per million of each kind of work}} on a
+    core, or on `USUAL` if nobody has measured it."""
+    if core not in measured():
+        return costs() if core != USUAL else {}
+    return json.loads(costs_of(core).read_text(encoding="utf-8"))["kernels"]
+
+
+def estimate(kernel: str, work: Sequence[float], cold: bool = False, core: str = USUAL) -> float | None:
     """Microseconds of one call; None for a kernel nobody has measured. cold: its weights are in memory."""
-    known = costs().get(kernel)
+    known = costs(core).get(kernel)
     if known is None:
         return None
     call, *each = known["cold" if cold else "warm"]

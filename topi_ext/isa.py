@@ -119,13 +119,14 @@ ISAS = {
         ),
         Isa(
             "avx512bw", ("avx512bw", "avx512vl"), ("avx512bw", "avx512vl"), "skylake-avx512", "avx2",
-            registers=32, bits=512, tiles={"direct": 14, "winograd": 6, "float": 28},
+            registers=32, bits=512, tiles={"direct": 14, "winograd": 8, "float": 28},
             vectors=(AVX512, AVX2, SSSE3),
         ),
         Isa(
             "avx512vnni", ("avx512bw", "avx512vl", "avx512vnni"), ("avx512bw", "avx512vl", "avx512_vnni"),
             "cascadelake", "avx512bw",
-            registers=32, bits=512, tiles={"direct": 14}, vectors=(AVX512, AVX2, SSSE3), byte_dots=True,
+            registers=32, bits=512, tiles={"direct": 14, "quads": 4, "winograd": 8},
+            vectors=(AVX512, AVX2, SSSE3), byte_dots=True,
         ),
         Isa(
             "amx", ("avx512bw", "avx512vl", "avx512vnni", "amx-tile", "amx-int8"),

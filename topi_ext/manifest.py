@@ -13,6 +13,7 @@ from .kernels import direct
 from .kernels.rows import (
     Kernel,
     depthwise_pairs_row,
+    depthwise_quads_row,
     depthwise_row,
     direct_row,
     mixed_row,
@@ -27,13 +28,16 @@ AVX512BW, AVX512VNNI, AMX = (ISAS[n] for n in ("avx512bw", "avx512vnni", "amx"))
 ARMV7, NEON, DOTPROD, I8MM = (ISAS[n] for n in ("armv7_neon", "neon", "neon_dotprod", "neon_i8mm"))
 
 KERNELS = (
+    depthwise_quads_row(AVX512VNNI),
     depthwise_pairs_row(AVX512BW),
     depthwise_pairs_row(AVX2),
     depthwise_row("depthwise_int16", "int16"),
     depthwise_row("depthwise_int32", "int32"),
     tile_row("direct_amx", AMX, x86.amx_tiles()),  # compiled only: no costs
+    winograd_row(4, AVX512VNNI, x86.word_pairs(AVX512VNNI), 4),
+    winograd_row(2, AVX512VNNI, x86.word_pairs(AVX512VNNI), 2**30),  # by measurement only
     winograd_row(4, AVX512BW, x86.word_pairs(AVX512BW), 4),
-    winograd_row(2, AVX512BW, x86.word_pairs(AVX512BW), 2**30),  # by measurement only
+    winograd_row(2, AVX512BW, x86.word_pairs(AVX512BW), 2**30),
     direct_row("direct_avx512vnni", AVX512VNNI, x86.vnni_dot(AVX512VNNI)),
     direct_row("direct_avx512bw_d4", AVX512BW, x86.int16_dot(AVX512BW, 4), lane_proof),
     mixed_row(AVX512BW, 4, 2),

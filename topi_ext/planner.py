@@ -77,7 +77,7 @@ def choose(
                 unfits.append((row.name, unfit.why))
     for row in list(rows):
         unfit = row.slow(spec)
-        if unfit is not None and _cost(row, spec, weight, _measured(cold)) is None:
+        if unfit is not None and _cost(row, spec, weight, _measured(cold, core)) is None:
             rows.remove(row)
             refused.append((row.name, unfit.why))
     estimates, wording = _estimates(rows, spec, weight, cold, (core, isa.ISAS[isa_name].mcpu))
@@ -132,9 +132,9 @@ def choose_network(
     return found
 
 
-def _measured(cold: bool) -> Callable:
+def _measured(cold: bool, core: str = cost.USUAL) -> Callable:
     """The measured cost model as a ``measure`` of `_cost`."""
-    return functools.partial(cost.estimate, cold=cold)
+    return functools.partial(cost.estimate, cold=cold, core=core)
 
 
 def microseconds(row: manifest.Kernel, spec: ConvSpec, weight: np.ndarray) -> float | None:
@@ -145,7 +145,7 @@ def microseconds(row: manifest.Kernel, spec: ConvSpec, weight: np.ndarray) -> fl
 
 def _estimates(rows, spec, weight, cold, cores) -> tuple[dict[str, float], str]:
     """The cost of each row, and the words for one; nothing where a row has no cost of the same kind."""
-    ways = [(_measured(cold), "estimated: {:.0f} us")]
+    ways = [(_measured(cold, cores[0]), "estimated: {:.0f} us")]
     for core in cores:
         cycles = functools.partial(cost.cycles, core=core)
         ways.append((cycles, f"estimated: {{:,.0f}} cycles of a {core}"))

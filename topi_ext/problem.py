@@ -57,6 +57,11 @@ class Residual:
     own_first: bool
     out_scale: float
 
+    @property
+    def reach(self) -> float:
+        """No sum is further from zero, in steps of the output."""
+        return 255 * (self.own_scale + self.scale) / self.out_scale
+
 
 @dataclass(frozen=True)
 class ConvSpec:

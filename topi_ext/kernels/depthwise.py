@@ -2,7 +2,8 @@
 
 `compute` needs no intrinsic, so it is the same code on every CPU. `compute_pairs` takes the taps of a
 kernel row in pairs: the bytes of two neighbouring pixels are interleaved, and one byte-pair multiply
-(vpmaddubsw) makes both products of a channel and adds them.
+(vpmaddubsw) makes both products of a channel and adds them. `compute_quads` takes them in fours, for a
+multiply that adds four products of bytes to int32 (vpdpbusd).
 
 ``int16`` accumulators where `proofs.tap_bound` proves that a channel's sums are no further apart than int16
 is wide: each sum starts at a constant that puts the middle of its range at zero, and the bias takes it
@@ -194,10 +195,14 @@ def halves(width: int, offset: int = 0) -> list[list[int]]:
 
 
 def blocks_of(spec: ConvSpec, width: int) -> list[tuple[int, int]]:
-    """(first channel, bytes) of the blocks: of ``width``, and one or more of 16 at the end."""
-    padded = -(-spec.out_channels // LANES) * LANES
-    whole = padded // width * width
-    return [(c, width) for c in range(0, whole, width)] + [(c, LANES) for c in range(whole, padded, LANES)]
+    """(first channel, bytes) of the blocks: of ``width``, then at most one of each half, down to 16."""
+    padded, first, blocks = -(-spec.out_channels // LANES) * LANES, 0, []
+    while width >= LANES:
+        while padded - first >= width:
+            blocks.append((first, width))
+            first += width
+        width //= 2
+    return blocks
 
 
 def pack_pairs(spec: ConvSpec, weight, bias, multiplier, width: int):
@@ -272,7 +277,6 @@ class _Pairs:
         self.spec, self.ops, self.out = spec, ops, out
         self.data, self.weight, self.bias, self.multiplier = ins[:4]
         self.residual = ins[4] if len(ins) > 4 else None
-        self.parts = cut(spec, int(self.weight.shape[1]) - spec.kernel[0] * len(pairs_of(spec)))
         self.ib = Builder()
 
     def loops(self, pixels):
@@ -313,7 +317,8 @@ class _Pairs:
         sums = with_lanes("int16", size // 2)
         acc = [[ib.allocate("int16", size // 2, name="acc") for _ in (0, 1)] for _ in range(count)]
         quarter = with_lanes("int32", size // 4)
-        cut_up = len(self.parts) > 1
+        parts = cut(spec, int(self.weight.shape[1]) - spec.kernel[0] * each)
+        cut_up = len(parts) > 1
         wide = [ib.allocate("int32", size, name="wide") for _ in range(count if cut_up else 0)]
 
         def weights(index, half):
@@ -349,7 +354,7 @@ class _Pairs:
 
         starts = spec.kernel[0] * each
         if large(spec):  # a loop over its rows, each cut alike
-            pieces = [columns for rows, columns in self.parts if rows.start == 0]
+            pieces = [columns for rows, columns in parts if rows.start == 0]
             for p in range(count):
                 for i in range(4):
                     ib.emit(wide[p].vstore([i * size // 4], const(0, quarter)))
@@ -357,20 +362,27 @@ class _Pairs:
                 for k, columns in enumerate(pieces):
                     add([i], columns, starts + i * len(pieces) + k, False)
         else:
-            for k, (rows, columns) in enumerate(self.parts):
+            for k, (rows, columns) in enumerate(parts):
                 add(rows, columns, starts + k, k == 0)
         for p, each_sum in enumerate(wide):
             found = [each_sum.vload([i * size // 4], quarter) for i in range(4)]
             self.store(found, [n, y, x + p], first, size)
 
+    def orders(self, size):
+        """The channels of a block in each of the four int32 vectors."""
+        return [order for own in halves(size) for order in (own[::2], own[1::2])]
+
+    def with_bias(self, total, at, lanes):
+        return total + self.bias.vload([at], with_lanes("int32", lanes))
+
     def store(self, sums, index, first, size):
         """Add the bias to the four int32 vectors of a pixel, and store what the epilogue makes of them."""
         ib, spec, quarter = self.ib, self.spec, size // 4
-        orders = [order for own in halves(size) for order in (own[::2], own[1::2])]
+        orders = self.orders(size)
         residual, values = None, []
         for i, total in enumerate(sums):
             at = first + i * quarter
-            acc = total + self.bias.vload([at], with_lanes("int32", quarter))
+            acc = self.with_bias(total, at, quarter)
             if self.residual is not None:
                 stored = self.residual.vload([*index, first], with_lanes("uint8", size))
                 residual = pick([stored], orders[i])
@@ -384,7 +396,8 @@ class _Pairs:
             places = [
                 order[4 * lane + i] for lane in range(size // 16) for order in orders for i in range(4)
             ]
-            done = pick([packed], np.argsort(places).tolist())
+            places = np.argsort(places).tolist()
+            done = packed if places == sorted(places) else pick([packed], places)
         valid = min(size, spec.out_channels - first) if isinstance(first, int) else size
         if valid == size:
             ib.emit(self.out.vstore([*index, first], done))
@@ -393,3 +406,147 @@ class _Pairs:
         ib.emit(spill.vstore([0], done))
         with ib.for_range(0, valid, "channel") as c:
             ib.emit(self.out.vstore([*index, first + c], spill.vload([c])))
+
+
+# -- four taps at once
+
+
+class QuadOps(NamedTuple):
+    """Instructions for `compute_quads`, for vectors of 16 bytes, of ``width`` and of what is between.
+
+    multiply(int32 acc, uint8 data, int8 weights) -> acc and the four products of its bytes. narrow: as in
+    `PairOps`. pixels: whose sums are kept in registers, four vectors each.
+    """
+
+    width: int
+    multiply: Callable
+    narrow: Callable
+    pixels: int
+
+
+def quarters(width: int, offset: int = 0) -> list[list[int]]:
+    """The channels of the four interleaves of the bytes of four pixels: punpcklbw and punpckhbw, and
+    punpcklwd and punpckhwd of each."""
+    lanes = range(width // 16)
+    return [
+        [16 * lane + 4 * quarter + i + offset for lane in lanes for i in range(4)] for quarter in range(4)
+    ]
+
+
+def quads_of(spec: ConvSpec) -> list[list[list[int | None]]]:
+    """For a window that begins at the first pixel of a quad, and for one that begins at its second, which
+    takes the same quads: the tap of each pixel of each quad, None: zero. The second is there where windows
+    are a pixel apart."""
+    taps = spec.kernel[1]
+    shifts = (0, 1) if spec.strides[1] == spec.dilation[1] == 1 else (0,)
+    windows = [[None] * shift + list(range(taps)) for shift in shifts]
+    padded = [[*window, *[None] * (-len(window) % 4)] for window in windows]
+    return [[window[i : i + 4] for i in range(0, len(window), 4)] for window in padded]
+
+
+def pack_quads(spec: ConvSpec, weight, bias, multiplier, width: int):
+    """(weights, bias, multiplier) for `compute_quads`.
+
+    weights: int8 (blocks, R, quads of both windows, 4 * width): the four interleaves of each. bias and
+    multiplier in the order of the sums.
+    """
+    channels, quads = (
+        -(-spec.out_channels // LANES) * LANES,
+        [quad for window in quads_of(spec) for quad in window],
+    )
+    padded = np.zeros((*weight.shape[:2], channels), np.int8)
+    padded[:, :, : spec.out_channels] = weight[:, :, 0]
+    multiplier = multiplier.reshape(-1, spec.out_channels)
+    folded, factor = np.zeros(channels, np.int32), np.zeros((len(multiplier), channels), np.float32)
+    folded[: spec.out_channels], factor[:, : spec.out_channels] = bias, multiplier
+    blocks, order = blocks_of(spec, width), []
+    packed = np.zeros((len(blocks), spec.kernel[0], len(quads), 4 * width), np.int8)
+    for b, (first, size) in enumerate(blocks):
+        for quarter, own in enumerate(quarters(size, first)):
+            for k, taps in enumerate(quads):
+                each = [0 * padded[:, 0, own] if tap is None else padded[:, tap, own] for tap in taps]
+                place = slice(quarter * size, (quarter + 1) * size)
+                packed[b, :, k, place] = np.stack(each, axis=2).reshape(len(padded), -1)
+            order += own
+    return packed, folded[order], factor[:, order].reshape(-1)
+
+
+def compute_quads(cfg, spec: ConvSpec, ops: QuadOps, data, weight, bias, multiplier, residual=None):
+    """TE tensor; weight, bias and multiplier as `pack_quads` makes them for ``ops.width``.
+
+    AutoTVM knob: ``tile`` (pixels of a row computed at once).
+    """
+    cfg.define_knob("tile", [p for p in (ops.pixels, 2, 1, 3) if p <= spec.out_width] or [1])
+    cfg.add_flop(2 * spec.macs)
+    source = padded_map(spec, LANES, "uint8", data)
+    inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
+
+    def body(ins, out):
+        return _Quads(spec, ops, ins, out).loops(cfg["tile"].val)
+
+    return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
+
+
+class _Quads(_Pairs):
+    """Emits the loops of `compute_quads`; one instance per kernel."""
+
+    def orders(self, size):
+        return quarters(size)
+
+    def with_bias(self, total, at, lanes):
+        return total  # they begin with it
+
+    def tile(self, n, y, x, count, block, first, size):
+        ib, spec, lanes = self.ib, self.spec, size // 4
+        step, apart, windows = spec.strides[1], spec.dilation[1], quads_of(self.spec)
+        last, wide = (count - 1) * step + (spec.kernel[1] - 1) * apart, with_lanes("int32", lanes)
+        acc = [[ib.allocate("int32", lanes, name="acc") for _ in range(4)] for _ in range(count)]
+        for quarter in range(4):
+            for sums in acc:
+                at = [first + quarter * lanes]
+                ib.emit(sums[quarter].vstore([0], self.bias.vload(at, wide)))
+
+        def row(i):
+            def pixel(at):
+                # what lies beyond the last window has a zero weight
+                index = [n, y * spec.strides[0] + i * spec.dilation[0], x * step + min(at, last), first]
+                return self.data.vload(index, with_lanes("uint8", size))
+
+            def pair(at, own):
+                both = pick([pixel(at), pixel(at + apart)], [lane for c in own for lane in (c, size + c)])
+                return tir.reinterpret(with_lanes("int16", size // 2), both)
+
+            for p in range(0, count, len(windows)):
+                for k in range(max(map(len, windows))):
+                    base = p * step + 4 * k * apart
+                    for half, own in enumerate(halves(size)):
+                        two = [pair(base, own), pair(base + 2 * apart, own)]
+                        for part in (0, 1):
+                            self.products(acc, two, (i, p, k, 2 * half + part), block, size)
+
+        if large(spec):
+            with ib.for_range(0, spec.kernel[0], "tap") as i:
+                row(i)
+        else:
+            for i in range(spec.kernel[0]):
+                row(i)
+        for p, sums in enumerate(acc):
+            self.store([each.vload([0], wide) for each in sums], [n, y, x + p], first, size)
+
+    def products(self, acc, two, place, block, size):
+        """Add those of a quarter of quad ``k`` of the windows from pixel ``p`` on, in kernel row ``i``."""
+        (i, p, k, quarter), windows = place, quads_of(self.spec)
+        words = size // 2
+        own = [8 * lane + 4 * (quarter % 2) + j for lane in range(size // 16) for j in range(4)]
+        quad = tir.reinterpret(
+            with_lanes("uint8", size), pick(two, [w for c in own for w in (c, words + c)])
+        )
+        before = 0
+        for shift, window in enumerate(windows):
+            if p + shift < len(acc) and k < len(window):
+                at = [block, i, before + k, quarter * size]
+                weights = self.weight.vload(at, with_lanes("int8", size))
+                sums = acc[p + shift][quarter]
+                old = sums.vload([0], with_lanes("int32", size // 4))
+                self.ib.emit(sums.vstore([0], self.ops.multiply(old, quad, weights)))
+            before += len(window)

@@ -22,6 +22,11 @@ from ..problem import ConvSpec
 PARALLEL_MACS = 1_000_000  # a layer of less takes some 10 us on one core, a thread's wake-up some 5
 LINE = 64  # bytes of a cache line
 PARALLEL_BYTES = 100_000  # the same for copying a map
+#: LLVM does not keep what it has read beyond this; of a run it may keep more than there are registers
+BARRIER = """define i32 @easyquant_barrier() alwaysinline {
+  call void asm sideeffect "", "~{memory}"()
+  ret i32 0
+}"""
 ROW_BYTES = 12_000  # of a row of pixels: a part of the nearest cache, where a block of weights is as well
 
 
@@ -35,6 +40,7 @@ class Dot(NamedTuple):
     multiply that waits for its result needs more accumulators than pixels can be loaded for.
     An accumulator holds ``partials`` int32 sums for each lane, which reduce(acc) adds up at the end.
     load subtracts ``offset`` from the data, which the bias has to make up for. narrow: see `Writer`.
+    rereads: what pixels side by side have in common in a run is read for each, by `BARRIER`.
     """
 
     lanes: int
@@ -50,6 +56,7 @@ class Dot(NamedTuple):
     offset: int = 0
     narrow: Callable | None = None
     vectors: int = 1
+    rereads: bool = False
 
 
 def broadcast_word(lanes: int) -> Callable:
@@ -283,9 +290,9 @@ class Lanes(NamedTuple):
 class Writer:
     """Stores finished lanes; ``valid`` of them where the last block of a group is ragged.
 
-    narrow(values, zero_point, lo, hi) -> [uint8 lanes]: rounds float32 lanes to stored bytes, as
-    `epilogue.round_to_step` and `epilogue.store_byte` do, several at once; None: one by one.
-    """
+    narrow(values, zero_point, lo, hi, bounded) -> [uint8 lanes]: rounds float32 lanes to stored bytes, as
+    `epilogue.round_to_step` and `epilogue.store_byte` do, several at once; None: one by one. bounded: what
+    is rounded is far from the ends of int32, as the sum of two stored numbers is."""
 
     def __init__(self, ib, spec, out, multiplier, residual, narrow=None):
         self.ib, self.spec, self.out = ib, spec, out
@@ -306,7 +313,8 @@ class Writer:
             epilogue.unrounded(spec, item.acc, *self._operands(item.index(item.k), item.padded_k, item.acc))
             for item in items
         ]
-        done = self.narrow(values, spec.out_zero_point, spec.lo, spec.hi)
+        bounded = spec.residual is not None and spec.function is None and spec.residual.reach < 2**30
+        done = self.narrow(values, spec.out_zero_point, spec.lo, spec.hi, bounded)
         for i, conditions in enumerate(inside):
             if conditions:  # computed once, before the first condition
                 done[i] = self.keep(done[i])
@@ -333,13 +341,13 @@ class Writer:
             value = epilogue.finish(spec, acc, *self._operands(index(k), padded_k, acc))
             ib.emit(self.out.vstore(index(k), value))
             return
-        # Ragged: keep the accumulators, finish the valid ones one by one.
+        # Ragged: keep the accumulators, finish the valid ones in shorter vectors.
         spill = ib.allocate("int32", lanes, name="spill")
         ib.emit(spill.vstore([0], acc))
-        with ib.for_range(0, valid, "channel") as j:
-            one = spill.vload([j])
-            value = epilogue.finish(spec, one, *self._operands(index(k + j), padded_k + j, one))
-            ib.emit(self.out.vstore(index(k + j), value))
+        for at, count in pieces(ib, valid):
+            some = spill.vload([at], with_lanes("int32", count))
+            value = epilogue.finish(spec, some, *self._operands(index(k + at), padded_k + at, some))
+            ib.emit(self.out.vstore(index(k + at), value))
 
 
 def over_row(ib, width, pixels, tile):
@@ -381,6 +389,8 @@ class _Body:
         self.rows, self.width = rows_of(spec, dot)
         self.blocks, self.vectors = blocks_of(spec, dot.lanes), vectors_of(spec, dot)
         self.flat, self.per_group = flattens(spec), spec.out_channels // spec.groups
+        shared = runs_of(spec) < int(np.prod(spec.kernel)) and spec.kernel[1] > spec.strides[1]
+        self.rereads = dot.rereads and shared
         self.data, self.weight, self.bias, multiplier = ins[:4]
         self.ib = Builder()
         self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, dot.narrow)
@@ -429,6 +439,8 @@ class _Body:
         def tile(x, pixels, number):
             far = self.order == "channels" and not last and number is not None
             fetch = self.ahead(y, number, step) if far else None
+            if self.order == "rows" and not last and number is not None:
+                self.maps_ahead(y, number, step)
             self.tile(_Tile(dot, y, x, pixels, group, step * self.vectors, lanes, fetch))
 
         over_row(self.ib, self.width, self.pixels, tile)
@@ -447,6 +459,18 @@ class _Body:
                 self.ib.emit(prefetch(self.weight, [(step + 1) * self.vectors, 0, 0, 0, offset]))
 
         return fetch
+
+    def maps_ahead(self, y, number, step):
+        """Before a tile, fetch a part of the next row of a residual, and of the outputs that it is added
+        to: lines of which a tile needs a quarter or less, too far apart for the CPU to guess."""
+        if self.write.residual is None:
+            return
+        tiles = LINE // (self.dot.lanes * self.vectors)  # that share a line
+        count = -(-self.pixels // tiles)
+        for i in range(count):
+            x = number * self.pixels + step % tiles * count + i
+            for each in (self.write.residual, self.write.out):
+                self.ib.emit(prefetch(each, self.address(y + 1, x, step // tiles * LINE)))
 
     def address(self, y, x, channel):
         """Indices into the output map; ``y`` counts rows of the whole batch."""
@@ -488,6 +512,8 @@ class _Body:
     def window(self, tile, acc, slot):
         """Walk the runs of the kernel window."""
         spec, runs = self.spec, runs_of(self.spec)
+        if self.rereads:
+            self.ib.scope_attr(self.data.data, "pragma_import_llvm", BARRIER)
         if runs == 1:
             self.run(tile, acc, slot, 0, 0, 0)
             return
@@ -510,6 +536,8 @@ class _Body:
     def groups(self, tile, acc, slot, ry, rx, run, first, count):
         """``count`` groups of inputs from group ``first`` of a run, for every pixel and vector."""
         wide = with_lanes(tile.dot.weight, tile.dot.group * tile.dot.lanes)
+        if self.rereads:
+            self.ib.emit(tir.Evaluate(tir.call_extern("int32", "easyquant_barrier")))
         for p in range(tile.pixels):
             for v in range(self.vectors):
                 xs = [self.inputs(tile, p, ry, rx, first + d) for d in range(count)]

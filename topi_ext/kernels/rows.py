@@ -189,6 +189,27 @@ def depthwise_pairs_row(row: Isa) -> Kernel:
     return Kernel(f"depthwise_{row.name}", row.name, refuses, proves, constants, compute, depthwise.work)
 
 
+def depthwise_quads_row(row: Isa) -> Kernel:
+    """Depthwise with the multiply of four bytes: four taps of a channel at once, of any weights."""
+    ops = x86.quad_ops(row)
+
+    def refuses(spec):
+        if not spec.depthwise:
+            return Refusal("only for depthwise convolutions")
+        if spec.epilogue == "add" and spec.out_channels % depthwise.LANES:
+            return Refusal(f"a residual add of channels that are not a multiple of {depthwise.LANES}")
+        return Refusal("no two taps in a kernel row") if spec.kernel[1] < 2 else None
+
+    def constants(spec, weight, bias, multiplier):
+        return depthwise.pack_quads(spec, weight, bias, multiplier, ops.width)
+
+    def compute(cfg, spec, data, *rest):
+        return depthwise.compute_quads(cfg, spec, ops, data, *rest)
+
+    name = f"depthwise_{row.name}"
+    return Kernel(name, row.name, refuses, lambda _, weight: EXACT, constants, compute, depthwise.work)
+
+
 def winograd_row(m: int, row: Isa, pairs: winograd_conv.WordPairs, tiles: int) -> Kernel:
     """F(m, 3) with the multiply ``pairs``; it pays from ``tiles`` tiles on (below, making U dominates)."""
     t = winograd.transform(m, 3)
@@ -216,7 +237,7 @@ def winograd_row(m: int, row: Isa, pairs: winograd_conv.WordPairs, tiles: int) -
         return winograd_conv.compute(cfg, spec, t, pairs, data, *rest)
 
     def work(spec):
-        return winograd_conv.work(spec, t, pairs.rows)
+        return winograd_conv.work(spec, t, pairs)
 
     name = f"winograd_f{m}3_{row.name}"
     return Kernel(name, row.name, refuses, proves, constants, compute, work, slow)

@@ -12,6 +12,7 @@ on overflow, so add, subtract and multiply come from imported LLVM IR, inlined.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from math import ceil
 from typing import NamedTuple
@@ -24,20 +25,23 @@ from ..winograd import Transform
 from .direct import LINE, Lanes, Writer, copied, keeper, outer_loop, padded_map
 
 CHANNELS = 16  # input channels transformed at once
-V_BYTES = 400_000  # transformed data of a block of tiles, to stay in a core's own cache
+#: products of a block of tiles, to stay in a core's own cache until they are transformed back
+M_BYTES = 500_000
 
 
 class WordPairs(NamedTuple):
     """A multiply of pairs of int16: multiply(wrap, acc, x, w) -> acc plus the products, in ``lanes`` lanes
     of int32, where x holds the same pair in every lane.
 
-    rows: tiles of a matrix product's register block. narrow: see `direct.Writer`. order(weights): as
-    ``multiply`` wants `winograd.pack`'s.
-    """
+    rows: the most tiles of a matrix product's register block. data_bytes: of the transformed data of a
+    block of tiles, which every block of output channels reads again; the fewer blocks, the less often
+    weights are transformed. narrow: see `direct.Writer`. order(weights): as ``multiply`` wants
+    `winograd.pack`'s."""
 
     lanes: int
     rows: int
     multiply: Callable
+    data_bytes: int
     narrow: Callable | None = None
     order: Callable = lambda weights: weights
 
@@ -165,12 +169,24 @@ def pairs_of(spec: ConvSpec) -> int:
     return -(-spec.in_channels // CHANNELS) * CHANNELS // 2
 
 
-def block_sizes(spec: ConvSpec, t: Transform, most_rows: int) -> list[int]:
+def rows_of(total: int, most: int) -> int:
+    """The tiles of a register block, of ``most`` at most, by which ``total`` tiles cost least: those of the
+    last block that are not there cost as much as others, and every block has an overhead."""
+    few = min(most, total)
+    return min(
+        range(max(1, few // 2), few + 1), key=lambda rows: (ceil(total / rows) * (rows + 0.5), -rows)
+    )
+
+
+def block_sizes(spec: ConvSpec, t: Transform, pairs: WordPairs) -> list[int]:
     """Tiles of a block, the default first; the weights are transformed for every block."""
     down, across = tiles_of(spec, t)
     total = spec.batch * down * across
-    rows = min(most_rows, total)
-    budget = V_BYTES // (t.n * t.n * 4 * pairs_of(spec))
+    rows = rows_of(total, pairs.rows)
+    budget = min(
+        pairs.data_bytes // (t.n * t.n * 4 * pairs_of(spec)),
+        M_BYTES // (t.n * t.n * 4 * block_of(spec, pairs.lanes)),
+    )
 
     def even(limit):
         """A block size near ``limit`` whose blocks are equally full, and even in number."""
@@ -182,14 +198,14 @@ def block_sizes(spec: ConvSpec, t: Transform, most_rows: int) -> list[int]:
     return list(dict.fromkeys(map(even, sizes)))
 
 
-def work(spec: ConvSpec, t: Transform, most_rows: int) -> tuple[float, ...]:
+def work(spec: ConvSpec, t: Transform, pairs: WordPairs) -> tuple[float, ...]:
     """Millions of: products, data transformed, products transformed back, outputs, copied, weights
     transformed."""
     down, across = tiles_of(spec, t)
     tiles, positions, channels = spec.batch * down * across, t.n * t.n, 2 * pairs_of(spec)
-    rows = min(most_rows, tiles)
+    rows = rows_of(tiles, pairs.rows)
     whole = -(-tiles // rows) * rows
-    blocks = ceil(tiles / block_sizes(spec, t, most_rows)[0])
+    blocks = ceil(tiles / block_sizes(spec, t, pairs)[0])
     counts = (
         whole * positions * channels * spec.out_channels,
         whole * positions * channels,
@@ -209,8 +225,8 @@ def compute(cfg, spec: ConvSpec, t: Transform, pairs: WordPairs, data, weight, b
     """
     down, across = tiles_of(spec, t)
     total = spec.batch * down * across
-    rows = min(pairs.rows, total)
-    cfg.define_knob("tiles", block_sizes(spec, t, pairs.rows))
+    rows = rows_of(total, pairs.rows)
+    cfg.define_knob("tiles", block_sizes(spec, t, pairs))
     cfg.define_knob("unroll", [1, 2])
     cfg.add_flop(2 * spec.macs)
     top, left, _, _ = spec.padding
@@ -268,8 +284,9 @@ class _Body:
             # positions a line further apart: at a power of two they would share a set of the cache
             v = _Positions(ib, "int16", "V", positions, size * channels)
             with ib.for_range(0, size, "tile", kind=inner) as ti:
-                with ib.for_range(0, channels // CHANNELS, "c") as c:
-                    self.transform_data(tb * size + ti, ti, c * CHANNELS, total, size, channels, v)
+                with self.among(tb, size, ti - ti % rows, total):
+                    with ib.for_range(0, channels // CHANNELS, "c") as c:
+                        self.transform_data(tb * size + ti, ti, c * CHANNELS, total, size, channels, v)
             with ib.for_range(0, spec.out_channels // self.block, "block", kind=inner) as block:
                 u = _Positions(ib, "int16", "U", positions, channels * self.block)
                 m = _Positions(ib, "int32", "M", positions, size * self.block)
@@ -279,12 +296,18 @@ class _Body:
                 with ib.for_range(0, positions, "position") as position:
                     with ib.for_range(0, size // rows, "rows") as group:
                         self.fetch(block + 1, position * (size // rows) + group, positions * (size // rows))
-                        self.multiply(position, group * rows, rows, size, channels, unroll, u, v, m)
+                        with self.among(tb, size, group * rows, total):
+                            self.multiply(position, group * rows, rows, size, channels, unroll, u, v, m)
                 with ib.for_range(0, size, "tile") as ti:
-                    with ib.if_scope(tb * size + ti < total):
+                    with self.among(tb, size, ti, total):
                         for vector in range(self.vectors):
                             self.finish(tb * size + ti, ti, block, vector, size, m)
         return ib.get()
+
+    def among(self, tile_block, size, first, total):
+        """Where tile ``first`` of a block of ``size`` is one of the map's; the last block may be short."""
+        whole = total % size == 0
+        return nullcontext() if whole else self.ib.if_scope(tile_block * size + first < total)
 
     def place(self, tile):
         """(image, first output row, first output column) of a tile."""
@@ -329,14 +352,15 @@ class _Body:
     def multiply(self, position, first, rows, size, channels, unroll, u, v, m):
         """``rows`` tiles by all channels of U at one position."""
         ib, lanes = self.ib, self.lanes
-        acc = ib.allocate("int32", rows * self.block, name="acc")
+        # a buffer for each vector: one of 1 KiB would be memory, not registers
+        acc = [ib.allocate("int32", rows * lanes, name="acc") for _ in range(self.vectors)]
 
-        def slot(r, vector):
-            return [(r * self.vectors + vector) * lanes]
+        def slot(r):
+            return [r * lanes]
 
         for r in range(rows):
-            for vector in range(self.vectors):
-                ib.emit(acc.vstore(slot(r, vector), const(0, self.vector)))
+            for each in acc:
+                ib.emit(each.vstore(slot(r), const(0, self.vector)))
         with ib.for_range(0, channels // 2 // unroll, "k") as k:
             for step in range(unroll):
                 pair = k * unroll + step
@@ -344,15 +368,15 @@ class _Body:
                     x = v.load(position, (first + r) * channels + pair * 2, "int16x2")
                     x = tir.reinterpret("int32", x).astype(self.vector)
                     x = tir.reinterpret(f"int16x{2 * lanes}", x)
-                    for vector in range(self.vectors):
+                    for vector, each in enumerate(acc):
                         at = (pair * self.vectors + vector) * 2 * lanes
                         w = u.load(position, at, f"int16x{2 * lanes}")
-                        total = self.word_pairs(self.wrap, acc.vload(slot(r, vector), self.vector), x, w)
-                        ib.emit(acc.vstore(slot(r, vector), total))
+                        total = self.word_pairs(self.wrap, each.vload(slot(r), self.vector), x, w)
+                        ib.emit(each.vstore(slot(r), total))
         for r in range(rows):
-            for vector in range(self.vectors):
+            for vector, each in enumerate(acc):
                 at = (first + r) * self.block + vector * lanes
-                ib.emit(m.store(position, at, acc.vload(slot(r, vector), self.vector)))
+                ib.emit(m.store(position, at, each.vload(slot(r), self.vector)))
 
     def finish(self, tile, ti, block, vector, size, m):
         t, spec, keep = self.t, self.spec, self.keep

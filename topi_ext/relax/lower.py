@@ -269,10 +269,19 @@ class _Lowering(relax.PyExprMutator):
 
     def _product(self, call, function):
         product = Product.from_json(str(function.attrs["easyquant.spec"]))
-        inputs = [te.placeholder(*_kind(a), name=f"in{i}") for i, a in enumerate(call.args)]
-        made = te.create_prim_func([*inputs, compute(product, self.isa, *inputs)]).with_attrs(KERNEL)
-        name = self.builder_.add_func(made.without_attr("global_symbol"), f"eq_product_{row_of(self.isa)}")
-        return relax.call_tir(name, list(call.args), out_ty=_tensor(product.out_shape, "int32"))
+
+        def made(*inputs):
+            return compute(product, self.isa, *inputs)
+
+        return self.statements(made, list(call.args), f"eq_product_{row_of(self.isa)}")
+
+    def statements(self, made, tensors, name):
+        """The call of a kernel that is loops already, made(placeholders) -> te.Tensor."""
+        inputs = [te.placeholder(*_kind(x), name=f"in{i}") for i, x in enumerate(tensors)]
+        out = made(*inputs)
+        function = te.create_prim_func([*inputs, out]).with_attrs(KERNEL).without_attr("global_symbol")
+        kind = _tensor(out.shape, out.dtype)
+        return relax.call_tir(self.builder_.add_func(function, name), tensors, out_ty=kind)
 
     def element(self, function, data, tensors, numbers, dtype):
         """A function of `elementwise` on an expression of the source, and on constants."""
@@ -280,20 +289,39 @@ class _Lowering(relax.PyExprMutator):
         return call_element(self.builder_, function, tensors, numbers, dtype)
 
 
-def _quantize(lowering, call, lo=0, hi=255):
+def _quantized(lowering, call, lo=0, hi=255):
+    """(what is quantized, the numbers of `elementwise.quantize`) of a quantize, or of a clip of one; None
+    of another call."""
+    name = getattr(getattr(call, "op", None), "name", "")
+    if name == "relax.clip":
+        made = lowering.bound.get(call.args[0])
+        limits = (int(limit.value) for limit in call.args[1:])
+        behind = getattr(getattr(made, "op", None), "name", "") == "relax.quantize"
+        return _quantized(lowering, made, *limits) if behind else None
+    if name != "relax.quantize":
+        return None
     scale, zero = map(_numbers, call.args[1:])
     if str(call.attrs.out_dtype) != "uint8" or scale is None or zero is None or scale.size != 1:
         return None
-    numbers = (scale.item(), int(zero.item()), lo, hi)
-    return lowering.element(elementwise.quantize, call.args[0], (), numbers, "uint8")
+    return call.args[0], (scale.item(), int(zero.item()), lo, hi)
 
 
-def _clip(lowering, call):
-    data, lo, hi = call.args
-    made = lowering.bound.get(data)
-    if getattr(getattr(made, "op", None), "name", "") != "relax.quantize":
+def _quantize(lowering, call):
+    found = _quantized(lowering, call)
+    return found and lowering.element(elementwise.quantize, found[0], (), found[1], "uint8")
+
+
+def _image(lowering, call):
+    """An input of the network that is quantized and then put into NHWC; None of another transpose."""
+    found = _quantized(lowering, lowering.bound.get(call.args[0]))
+    if found is None or found[0] in lowering.bound or call.attrs.axes is None:
         return None
-    return _quantize(lowering, made, int(lo.value), int(hi.value))
+    data, numbers = found
+    if not elementwise.is_image(_kind(data)[0], [int(axis) for axis in call.attrs.axes]):
+        return None
+    return lowering.statements(
+        lambda x: elementwise.image(x, *numbers), [lowering.visit_expr(data)], "eq_image"
+    )
 
 
 def _dequantize(lowering, call):
@@ -306,7 +334,10 @@ def _dequantize(lowering, call):
 
 
 #: stock operator -> its rule (lowering, call); None where it stays
-ELEMENTS = {"relax.quantize": _quantize, "relax.clip": _clip, "relax.dequantize": _dequantize}
+ELEMENTS = {
+    "relax.quantize": _quantize, "relax.clip": _quantize, "relax.dequantize": _dequantize,
+    "relax.permute_dims": _image,
+}  # fmt: skip
 
 
 def call_element(builder, function, tensors: Sequence, numbers: Sequence, dtype: str):

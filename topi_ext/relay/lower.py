@@ -178,6 +178,8 @@ class _Lowering:
             return self._product(call)
         if name == "qnn.quantize":
             return self._function(root, clip, call) or self._quantize(root, clip, call)
+        if name == "transpose":
+            return self._image(call)
         if name == "sum":
             return self._total(root)
         if name == "take":
@@ -412,6 +414,24 @@ class _Lowering:
             return relay_op.quantize(x, float(scale), int(zero), **_limits(clip))
 
         return _Chain(_between(root, call), (call.args[0],), emit)
+
+    def _image(self, call):
+        """An input of the network that is quantized and then put into NHWC; None of another transpose."""
+        quantized, axes = call.args[0], call.attrs.axes
+        clip, made = self._under_clip(quantized)
+        if name_of(made) != "qnn.quantize" or not self._alone(quantized) or axes is None:
+            return None
+        data = made.args[0]
+        if not isinstance(data, relay.Var) or not elementwise.is_image(
+            _ints(data.checked_type.shape), _ints(axes)
+        ):
+            return None
+        scale, zero = (value_of(a) for a in made.args[1:])
+
+        def emit(x):
+            return relay_op.image(x, float(scale), int(zero), **_limits(clip))
+
+        return _Chain((quantized, *_between(quantized, made)), (data,), emit)
 
     def _total(self, call):
         """The sum over a stored map, int32; None for another."""

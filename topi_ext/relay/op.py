@@ -17,6 +17,7 @@ easyquant.function          float32 -> float32                    (`function.rea
 easyquant.add (sub, max, min)  uint8, uint8 (or broadcast) -> uint8  (`reference.join`)
 easyquant.mul               uint8, uint8 (or its gate) -> uint8   (`reference.mul`)
 easyquant.total             uint8 -> int32, summed over the map
+easyquant.image             float32 NCHW -> uint8 NHWC, of few channels (`elementwise.image`)
 easyquant.shuffle           uint8 -> uint8, its channels shuffled (`elementwise.shuffle`)
 easyquant.group_norm        float32, scale, bias -> float32       (`kernels.group_norm`)
 easyquant.recurrence        float32, states, constants -> float32 (`kernels.recurrence`)
@@ -57,6 +58,7 @@ CONV2D, CONV2D_ADD = "easyquant.conv2d", "easyquant.conv2d_add"
 FLOAT, FLOAT_ADD, PRODUCT = "easyquant.float", "easyquant.float_add", "easyquant.product"
 TOTAL = "easyquant.total"
 SHUFFLE = "easyquant.shuffle"
+IMAGE = "easyquant.image"
 RESIZE = "easyquant.resize_linear"
 GROUP_NORM = "easyquant.group_norm"
 RECURRENCE = "easyquant.recurrence"
@@ -243,6 +245,11 @@ def _same_shape(dtype):
     return lambda arg_types, attrs: relay.TensorType(arg_types[0].shape, dtype)
 
 
+def _image_type(arg_types, attrs):
+    n, channels, height, width = arg_types[0].shape
+    return relay.TensorType((n, height, width, channels), "uint8")
+
+
 def _summed_shape(arg_types, attrs):
     n, _, _, channels = arg_types[0].shape
     return relay.TensorType((n, 1, 1, channels), "int32")
@@ -273,6 +280,7 @@ _ELEMENTWISE = {
 _STATEMENTS = {
     GROUP_NORM: (("data", "scale", "bias"), _same_shape("float32"), _by(group_norm.group_norm)),
     RECURRENCE: (("data", "states", "constants"), _recurrence_type, _recurrence),
+    IMAGE: (("data",), _image_type, _by(elementwise.image)),
     SHUFFLE: (("data",), _same_shape("uint8"), _by(elementwise.shuffle)),
     TOTAL: (("data",), _summed_shape, _by(elementwise.total)),
     RESIZE: (("data", "rows", "columns", "multiplier"), _resize_type, _by(resize.resize_linear)),
@@ -369,6 +377,11 @@ def product(a, b, of: kernels.Product, isa_name: str):
 def quantize(data, scale: float, zero_point: int, lo: int = 0, hi: int = 255):
     """float32 -> uint8."""
     return _elementwise("easyquant.quantize", [data], scale=scale, zero_point=zero_point, lo=lo, hi=hi)
+
+
+def image(data, scale: float, zero_point: int, lo: int = 0, hi: int = 255):
+    """float32 NCHW -> uint8 NHWC."""
+    return _elementwise(IMAGE, [data], scale=scale, zero_point=zero_point, lo=lo, hi=hi)
 
 
 def requantize(data, multiplier, in_zero_point: int, zero_point: int, lo: int = 0, hi: int = 255,

@@ -125,6 +125,10 @@ def word_dot(row: Isa) -> Dot:
                row.tiles["words"])  # fmt: skip
 
 
+#: `WordPairs`: a part of a core's own cache, as many boards have no other
+DATA_BYTES = 400_000
+
+
 def word_pairs(row: Isa) -> WordPairs:
     """acc + two products a lane by smlal: x holds the pair in every 32-bit lane, w as `split_pairs`."""
 
@@ -134,7 +138,7 @@ def word_pairs(row: Isa) -> WordPairs:
             acc = wrap.add(acc, part(w, 4 * i, 4).astype("int32x4") * value)
         return acc
 
-    return WordPairs(row.lanes, row.tiles["winograd"], multiply, order=split_pairs)
+    return WordPairs(row.lanes, row.tiles["winograd"], multiply, DATA_BYTES, order=split_pairs)
 
 
 def split_pairs(packed: np.ndarray) -> np.ndarray:

@@ -8,23 +8,28 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+from .. import epilogue
 from ..emit import address, const, dtype_of, effect, lanes_of, pick, pure, tir
 from ..epilogue import fence
 from ..isa import Isa, Vectors
-from ..kernels.depthwise import PairOps
+from ..kernels.depthwise import PairOps, QuadOps
 from ..kernels.direct import Dot, broadcast_word
 from ..kernels.tile_conv import Tiles
 from ..kernels.winograd_conv import WordPairs
 
+#: `WordPairs`: a part of the last-level cache
+DATA_BYTES = 2_000_000
+
 
 def word_pairs(row: Isa) -> WordPairs:
-    """vpmaddwd: int16 pairs multiplied and added into int32 lanes, which wrap."""
+    """vpmaddwd: int16 pairs multiplied and added into int32 lanes, which wrap. With VNNI LLVM makes one
+    vpdpwssd of it and the add."""
     name, wide = row.vectors_of(32 * row.lanes).word_pairs, f"int32x{row.lanes}"
 
     def multiply(wrap, acc, x, w):
         return wrap.add(acc, pure(wide, name, x, w))
 
-    return WordPairs(row.lanes, row.tiles["winograd"], multiply, narrow(row))
+    return WordPairs(row.lanes, row.tiles["winograd"], multiply, DATA_BYTES, narrow(row))
 
 
 def narrow_four(vectors: Vectors, values, zero_point, lo, hi):
@@ -48,12 +53,16 @@ def narrow_four(vectors: Vectors, values, zero_point, lo, hi):
 
 
 def narrow(row: Isa) -> Callable | None:
-    """`direct.Writer`'s narrow of a row that has it: vectors of eight lanes, four at a time."""
-    if not row.narrows:
-        return None
-    vectors = row.vectors_of(256)
+    """`direct.Writer`'s narrow of a row that has it."""
+    if row.narrows:
+        return _four_at_a_time(row.vectors_of(256))
+    return _saturating(row.vectors_of(512)) if row.lanes == 16 else None
 
-    def four_at_a_time(values, zero_point, lo, hi):
+
+def _four_at_a_time(vectors: Vectors) -> Callable:
+    """Vectors of eight lanes, packed in fours."""
+
+    def narrow(values, zero_point, lo, hi, bounded):
         done = []
         for first in range(0, len(values), 4):
             four = [*values[first : first + 4], *[values[-1]] * 3][:4]
@@ -64,7 +73,34 @@ def narrow(row: Isa) -> Callable | None:
             done += [tir.reinterpret("uint8x8", pick([halves], [i])) for i in range(4)]
         return done[: len(values)]
 
-    return four_at_a_time
+    return narrow
+
+
+def _saturating(vectors: Vectors) -> Callable:
+    """Vectors of sixteen lanes, one by one. Of sums that are ``bounded`` vpmovsdb clips to -128..127 what
+    float minima and maxima would, on the ports of the dot products."""
+
+    def narrow(values, zero_point, lo, hi, bounded):
+        of = bytes_of if bounded else rounded
+        return [of(x, zero_point, lo, hi) for x in values]
+
+    def rounded(x, zero_point, lo, hi):
+        return epilogue.store_byte(epilogue.round_to_step(x, zero_point, lo, hi), zero_point)
+
+    def bytes_of(x, zero_point, lo, hi):
+        offset, byte = (128, "uint8x16") if hi > 127 else (0, "int8x16")
+        all_lanes = (const(0, "int32x16"), const(-1, "int16"), const(4, "int32"))
+        steps = pure("int32x16", vectors.to_int32, x, *all_lanes)
+        steps = steps + const(zero_point - offset, "int32x16") if zero_point != offset else steps
+        name = "llvm.x86.avx512.mask.pmovs.db.512"
+        stored = pure("int8x16", name, steps, const(0, "int8x16"), const(-1, "int16"))
+        if offset:
+            stored = tir.reinterpret(byte, stored) ^ const(offset, byte)
+        stored = tir.max(stored, const(lo, byte)) if lo or not offset else stored
+        stored = tir.min(stored, const(hi, byte)) if hi % 128 < 127 else stored
+        return tir.reinterpret("uint8x16", stored)
+
+    return narrow
 
 
 def pair_ops(row: Isa) -> PairOps:
@@ -81,11 +117,31 @@ def pair_ops(row: Isa) -> PairOps:
         ones = (tir.reinterpret(f"int16x{lanes}", u) for u in units)
         return [pure(f"int32x{lanes // 2}", row.vectors_of(16 * lanes).word_pairs, x, one) for one in ones]
 
+    return PairOps(4 * row.lanes, multiply, widen, _packs(row))
+
+
+def _packs(row: Isa) -> Callable:
+    """Narrow of `PairOps` and `QuadOps`."""
+
     def packed(values, zero_point, lo, hi):
         vectors = row.vectors_of(32 * lanes_of(dtype_of(values[0]))[1])
         return narrow_four(vectors, values, zero_point, lo, hi)
 
-    return PairOps(4 * row.lanes, multiply, widen, packed)
+    return packed
+
+
+def quad_ops(row: Isa) -> QuadOps:
+    """Depthwise by vpdpbusd."""
+
+    def multiply(acc, data, weight):
+        return pure(dtype_of(acc), vpdpbusd(lanes_of(dtype_of(weight))[1]), acc, data, weight)
+
+    return QuadOps(4 * row.lanes, multiply, _packs(row), row.tiles["quads"])
+
+
+def vpdpbusd(size: int) -> str:
+    """LLVM's name for vectors of ``size`` bytes."""
+    return f"llvm.x86.avx512.vpdpbusd.{8 * size}"
 
 
 def _sum(parts):
@@ -134,11 +190,11 @@ def vnni_dot(row: Isa) -> Dot:
     def combine(acc, xs, ws):
         for x, w in zip(xs, ws, strict=True):
             data = tir.reinterpret(f"uint8x{4 * lanes}", x)
-            acc = pure(f"int32x{lanes}", f"llvm.x86.avx512.vpdpbusd.{row.bits}", acc, data, w)
+            acc = pure(f"int32x{lanes}", vpdpbusd(4 * lanes), acc, data, w)
         return acc
 
     return Dot(lanes, 4, "uint8", "int8", 1, broadcast_word(lanes), combine, row.tiles["direct"],
-               narrow=narrow(row), vectors=row.tiles.get("vectors", 1))  # fmt: skip
+               narrow=narrow(row), vectors=row.tiles.get("vectors", 1), rereads=True)  # fmt: skip
 
 
 def amx_tiles() -> Tiles:
