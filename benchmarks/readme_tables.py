@@ -220,16 +220,14 @@ FULL_NAMES = {
 }  # fmt: skip
 
 
-def today_table(stored, coverage):
-    """One line a network: our milliseconds, over the best int8's and the best fp32's, what stays float."""
+def today_table(by_class, coverage):
+    """One line a network: for each class our milliseconds, over the best int8's and the best fp32's; what
+    stays float. by_class: {its name, its row in the files: what is stored}."""
     lines = []
-    for net in dict.fromkeys(row["net"] for row in stored["rows"]):
-        mine = {row["runner"]: row for row in stored["rows"] if row["net"] == net}
-        cells = [FULL_NAMES.get(net, net), f"{mine['tvm_easyquant-int7']['ms_median']:.2f}"]
-        for kind in ("int8", "fp32"):
-            others = {r: row for r, row in mine.items() if r.endswith(f"-{kind}") and row["verified"]}
-            best = min(others, key=lambda r: others[r]["ms_median"])
-            cells.append(f"{1 / others[best]['over_ours_avx2']:.2f} ({RUNNERS[best]})")
+    for net in dict.fromkeys(row["net"] for stored in by_class.values() for row in stored["rows"]):
+        cells = [FULL_NAMES.get(net, net)]
+        for (_, isa_name), stored in by_class.items():
+            cells += _beside_the_best(stored["rows"], net, isa_name)
         facts = coverage["networks"][net]
         said = Counter(
             word.partition(":")[0]
@@ -240,9 +238,21 @@ def today_table(stored, coverage):
         named = ", ".join(f"{n} {op}" if n > 1 else op for op, n in said.items()) or "nothing"
         rest = facts["float"] - sum(said.values())
         lines.append([*cells, f"{named}{f', {rest} behind them or at the outputs' if rest else ''}"])
-    return table(
-        ["network", "our INT7, ms", "of the best int8's time", "of the best fp32's", "stays float"], lines
-    )
+    header = [f"{name}: {what}" for name, _ in by_class for what in ("ms", "of the best int8's", "fp32's")]
+    return table(["network", *header, "stays float"], lines)
+
+
+def _beside_the_best(rows, net, isa_name):
+    """Our milliseconds, and what part of the best int8's and the best fp32's time they are."""
+    mine = {row["runner"]: row for row in rows if row["net"] == net}
+    if not mine:
+        return ["", "", ""]
+    cells = [f"{mine['tvm_easyquant-int7']['ms_median']:.2f}"]
+    for kind in ("int8", "fp32"):
+        others = {r: row for r, row in mine.items() if r.endswith(f"-{kind}") and row["verified"]}
+        best = min(others, key=lambda r: others[r]["ms_median"])
+        cells.append(f"{1 / others[best][f'over_ours_{isa_name}']:.2f} ({RUNNERS[best]})")
+    return cells
 
 
 def coverage_table(stored):
@@ -528,7 +538,11 @@ TVM's own int8 convolution is in those tables although, on full-range 8-bit weig
         "search_avx2": search_table(stored("search_avx2.json")),
         "outputs": outputs_table(stored("outputs.json")),
         "cluster": cluster_readme(stored("cluster.json")),
-        "today": today_table(stored("networks_today_avx2.json"), stored("integers.json")),
+        "today": today_table(
+            {("AVX2", "avx2"): stored("networks_today_avx2.json"),
+             ("VNNI", "avx512vnni"): stored("networks_today_avx512.json")},
+            stored("integers.json"),
+        ),  # fmt: skip
         "coverage": coverage_table(stored("integers.json")),
         "relax": relax_table(stored("networks_relax_avx2.json")),
     }
