@@ -43,6 +43,15 @@ class Once:
         self.future: Any = None
 
 
+class Made(Once):
+    """What the workers of a cluster make of what they hold, and keep: function(*arguments), some of them a
+    `Once`. It is made again if it is lost. instead: nobody needs the first argument any more then."""
+
+    def __init__(self, function: Callable, *arguments: Any, instead: bool = False):
+        super().__init__(None)
+        self.function, self.arguments, self.instead = function, arguments, instead
+
+
 def plain(arguments: Iterable) -> tuple:
     """Arguments as a function here takes them."""
     return tuple(a.value if isinstance(a, Once) else a for a in arguments)
@@ -62,6 +71,11 @@ def _call(version: str, work: bytes, places: Sequence[int], *shared):
         arguments[place] = value
     with threadpool_limits(1):  # one order of BLAS's sums, whatever the machine
         return get_worker().address, function(*arguments)
+
+
+def _kept(*task):
+    """A `Made`, on a worker."""
+    return _call(*task)[1]
 
 
 @functools.cache
@@ -180,21 +194,30 @@ class Cluster:
         return Spread(self)
 
     def send(self, shared: Iterable[Once]) -> None:
-        """What the cluster does not hold yet."""
+        """What the cluster does not hold yet; and has it make what is `Made` of that."""
         from distributed import TimeoutError as Late
 
-        missing = list({id(once): once for once in shared if not _held(once)}.values())
+        missing = _missing(shared)
+        values = [once for once in missing if not isinstance(once, Made)]
         for _ in range(TRIES if missing else 0):
             try:
-                futures = self.client.scatter([once.value for once in missing], hash=False, timeout=ANSWER)
+                futures = self._scattered([once.value for once in values])
             except (OSError, Late):  # to a worker that is lost, or there is none
                 self.look_after()
                 continue
-            for once, future in zip(missing, futures, strict=True):
+            for once, future in zip(values, futures, strict=True):
                 once.future = future
+            for once in missing:
+                if isinstance(once, Made):
+                    once.future = _Task(self, once.function, once.arguments).start(_kept)
+                    if once.instead:
+                        once.arguments[0].future = None
             return
         if missing:
             raise self._without()
+
+    def _scattered(self, values: list) -> list:
+        return self.client.scatter(values, hash=False, timeout=ANSWER) if values else []
 
     def threads(self) -> int:
         """Of all workers together."""
@@ -232,6 +255,15 @@ def _held(once: Once) -> bool:
     return once.future is not None and once.future.status not in ("cancelled", "lost", "error")
 
 
+def _missing(shared: Iterable[Once]) -> list[Once]:
+    """What is not held, each once, behind what it is made of."""
+    found = [once for once in shared if not _held(once)]
+    for once in found:  # it grows
+        if isinstance(once, Made):
+            found += [a for a in once.arguments if isinstance(a, Once) and not _held(a)]
+    return list({id(once): once for once in reversed(found)}.values())
+
+
 class _Task:
     """One call, until it has ended somewhere."""
 
@@ -242,13 +274,14 @@ class _Task:
         self.work = pickle.dumps((function, own), 5)
         self.future: Any = None
 
-    def start(self) -> None:
+    def start(self, how: Callable = _call) -> Any:
         from . import __version__
 
         shared = [self.arguments[i].future for i in self.places]
         self.future = self.cluster.client.submit(
-            _call, __version__, self.work, self.places, *shared, pure=False
+            how, __version__, self.work, self.places, *shared, pure=False
         )
+        return self.future
 
     def result(self):
         from distributed import CancelledError, KilledWorker
