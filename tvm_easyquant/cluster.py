@@ -15,6 +15,7 @@ import pickle
 import re
 import sys
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -269,6 +270,7 @@ class _Task:
 
     def __init__(self, cluster: Cluster, function: Callable, arguments: Sequence):
         self.cluster, self.arguments = cluster, list(arguments)
+        self.name = getattr(function, "__name__", "task").strip("_")  # by which Dask learns how long it takes
         self.places = [i for i, a in enumerate(self.arguments) if isinstance(a, Once)]
         own = [None if isinstance(a, Once) else a for a in self.arguments]
         self.work = pickle.dumps((function, own), 5)
@@ -278,8 +280,9 @@ class _Task:
         from . import __version__
 
         shared = [self.arguments[i].future for i in self.places]
+        key = f"{self.name}-{uuid.uuid4().hex}"
         self.future = self.cluster.client.submit(
-            how, __version__, self.work, self.places, *shared, pure=False
+            how, __version__, self.work, self.places, *shared, key=key, pure=False
         )
         return self.future
 

@@ -132,7 +132,7 @@ def fit_weights(images: Images, start, scale, config: QuantConfig, workers, bias
             (outputs - scale.scale * scales[g] * inputs) / rows
             for g, (outputs, inputs, rows) in zip(parts, means, strict=True)
         ]).astype(np.float32)  # fmt: skip
-    return scales, correction, integers, bias
+    return scales, correction, integers.astype(np.float64), bias
 
 
 def _moments(node, part, images, scale, keep):
@@ -145,12 +145,16 @@ def _total(*pieces):
 
 
 def _fit(quadratic, node, group, part, start, grid, *others):
-    """`reconstruct.fit` of the channels ``part`` of a group; start: their scales."""
+    """`reconstruct.fit` of the channels ``part`` of a group, the integers int8; start: their scales."""
     inner = quadratic.channels(slice(part.start - group.start, part.stop - group.start))
     candidates = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)
-    return reconstruct.fit(inner, reconstruct.weight_2d(node)[:, part], candidates, *others)
+    scales, integers, *rest = reconstruct.fit(
+        inner, reconstruct.weight_2d(node)[:, part], candidates, *others
+    )
+    return scales, integers.astype(np.int8), *rest
 
 
 def _means(m, q):
     """(sums of the outputs, sums over the rows of X q, rows), for every channel."""
+    q = q.astype(np.float64)
     return m.outputs, m.inputs @ q if m.inputs.ndim == 1 else (m.inputs * q).sum(axis=0), m.rows
