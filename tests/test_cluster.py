@@ -2,6 +2,7 @@
 where it is not there, another's, or lost."""
 
 import os
+import pickle
 import platform
 import shutil
 import signal
@@ -25,6 +26,7 @@ from tvm_easyquant.scales.calibrate import calibrate, start_table
 from tvm_easyquant.scales.numerics import QuantConfig
 from tvm_easyquant.scales.partition import plan
 from tvm_easyquant.search.bits import layer_errors
+from tvm_easyquant.search.driver import search
 
 pytest.importorskip("distributed")
 HERE = Path(__file__).resolve().parent
@@ -176,6 +178,55 @@ def test_accuracy_and_sensitivity_of_a_cluster_are_those_of_one_machine(running)
     assert told and all("tasks: 127.0.0.1:" in text for text in told if text[:5] in ("float", "integ"))
     feeds = [each for each in sent if isinstance(each, list)]
     assert sum(map(len, feeds)) == len(data)
+
+
+def sent_by(there, found, samples):
+    """(the table that a search on the cluster finds, the values that it sends)."""
+    graph, plan_, config = found
+    scatter, sent = there.client.scatter, []
+
+    def counted(values, **options):
+        sent.extend(values)
+        return scatter(values, **options)
+
+    there.client.scatter = counted
+    try:
+        calibrated = calibrate(graph, plan_, samples, config)
+        return search(graph, plan_, calibrated, config).to_json(), sent
+    finally:
+        there.client.scatter = scatter
+
+
+@pytest.mark.ci
+def test_a_search_sends_each_image_once_and_no_tensor_of_a_layer(running):
+    """Story: of 463 MB that the search of SqueezeNet sent, 334 were its layers' inputs and outputs. With
+    twice the images only these are more."""
+    graph, plan_, _, images = work()
+    config = QuantConfig(grid=8, search_images=16)
+    found, samples = (graph, plan_, config), [images[n % 6] + np.float32(n) for n in range(16)]
+    here = search(graph, plan_, calibrate(graph, plan_, samples, config), config).to_json()
+    with cluster.connected(running.address) as there:
+        _, few = sent_by(there, found, samples[:8])
+        table, sent = sent_by(there, found, samples)
+    assert table == here
+    shares = [each for each in sent if isinstance(each, list) and isinstance(each[0], dict)]
+    once = sorted(x.tobytes() for x in samples)
+    assert sorted(x["image"].tobytes() for share in shares for x in share) == once
+    few, many = (sum(len(pickle.dumps(each)) for each in values) for values in (few, sent))
+    assert many - few < 1.1 * 8 * samples[0].nbytes
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("settings", [{}, dict(method="easyquant"), dict(bits=8, objective="hessian")])
+def test_batches_and_a_part_of_the_images_are_cut_as_on_one_machine(running, settings):
+    """Two images a sample, and a site judged on the first samples only, whose shares are no walk's own."""
+    graph, images = networks.joined(3, batch=2)
+    plan_, config = plan(graph), QuantConfig(grid=8, search_images=13, **settings)
+    samples = [images[n % 6] + np.float32(n) for n in range(13)]
+    calibrated = calibrate(graph, plan_, samples, config)
+    here = search(graph, plan_, calibrated, config).to_json()
+    with cluster.connected(running.address) as there:
+        assert sent_by(there, (graph, plan_, config), samples)[0] == here
 
 
 @pytest.mark.ci

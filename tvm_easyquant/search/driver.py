@@ -34,7 +34,8 @@ and so on to all: a candidate is dropped when it is behind by 4 standard deviati
 the sample gives them.
 Tasks go to joblib: threads by default, any other backend, such as loky or dask, under
 ``joblib.parallel_config``. Work is cut and summed in an order that does not depend on the number of
-workers, and BLAS runs on one thread in each, so the result does not depend on them either.
+workers, and BLAS runs on one thread in each, so the result does not depend on them either. On a cluster the
+workers run the networks on their own images (`walk`), and this process sees none.
 """
 
 from __future__ import annotations
@@ -136,15 +137,16 @@ class _Search:
         readers = [reader for site in judged for reader in site.readers if config.weighs_effects]
         sizes = lengths(self.graph, feeds, self.workers.local) if readers else {}
         known = effects(self.graph, feeds, readers, each=self.workers.local, sizes=sizes) if readers else {}
-        self.effects = frozenset(known)
         if chooses:
             noise = wide.noises(scales, feeds, known, self.workers.local)
             config = replace(config, wide=wide.choose(scales, noise))
             scales = self._start(config)
         self.config = config
+        ends = [site for site in sites if self._two_ends(scales.decided(site.name))]
+        self.effects = frozenset(reader for site in ends for reader in site.readers if reader in known)
         there = self.workers.cluster is not None
         walk = Walk(scales, len(feeds))
-        each = None if there else [{name: known[name][i] for name in known} for i in range(len(feeds))]
+        each = None if there else [{n: known[n][i] for n in self.effects} for i in range(len(feeds))]
         walk.weighing = Weighing(self.effects, sizes, each)
         where = There if there else Here
         self.images = where(walk, self.calibration.samples, self.workers)

@@ -127,7 +127,8 @@ def fit_weights(images: Images, start, scale, config: QuantConfig, workers, bias
     if record is not None:
         record("weights", node.name, grid, -errors, best)
     if how.bias_correction:
-        means = workers.run(_means, [(m, integers[:, g]) for m, g in zip(total, parts, strict=True)])
+        sums = [workers.made(_sums, m) for m in total]
+        means = workers.run(_means, [(each, integers[:, g]) for each, g in zip(sums, parts, strict=True)])
         bias = np.concatenate([
             (outputs - scale.scale * scales[g] * inputs) / rows
             for g, (outputs, inputs, rows) in zip(parts, means, strict=True)
@@ -154,7 +155,12 @@ def _fit(quadratic, node, group, part, start, grid, *others):
     return scales, integers.astype(np.int8), *rest
 
 
-def _means(m, q):
+def _sums(m):
+    return m.outputs, m.inputs, m.rows
+
+
+def _means(sums, q):
     """(sums of the outputs, sums over the rows of X q, rows), for every channel."""
+    outputs, inputs, rows = sums
     q = q.astype(np.float64)
-    return m.outputs, m.inputs @ q if m.inputs.ndim == 1 else (m.inputs * q).sum(axis=0), m.rows
+    return outputs, inputs @ q if inputs.ndim == 1 else (inputs * q).sum(axis=0), rows
