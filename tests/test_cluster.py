@@ -230,6 +230,26 @@ def test_batches_and_a_part_of_the_images_are_cut_as_on_one_machine(running, set
 
 
 @pytest.mark.ci
+def test_a_search_that_was_interrupted_here_goes_on_on_a_cluster(running, tmp_path):
+    """What was decided before, the workers hear of with their first task; images are walked from the start."""
+    graph, plan_, _, images = work()
+    config = QuantConfig(grid=8, search_images=4)
+    found = graph, plan_, calibrate(graph, plan_, images[:4], config), config
+
+    def interrupt(done, total, text):
+        if done == total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(*found, checkpoint=tmp_path / "state", progress=interrupt)
+    told = []
+    with cluster.connected(running.address):
+        table = search(*found, checkpoint=tmp_path / "state", progress=lambda *each: told.append(each[2]))
+    assert any(text.startswith("resumed at") for text in told)
+    assert table.to_json() == search(*found).to_json()
+
+
+@pytest.mark.ci
 @pytest.mark.skipif(not platform.libc_ver()[0], reason="the C library is not GNU's")
 def test_workers_keep_the_memory_of_arrays_that_come_and_go(running):
     """Dask's have the C library give it back at once: of 20 arrays of 4 MiB each page was a fault, and a

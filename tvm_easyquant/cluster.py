@@ -270,9 +270,7 @@ class _Task:
 
     def __init__(self, cluster: Cluster, function: Callable, arguments: Sequence):
         self.cluster, self.arguments = cluster, list(arguments)
-        self.name = getattr(function, "__name__", "task").strip(
-            "_"
-        )  # by which Dask learns how long it takes
+        self.name = getattr(function, "__name__", "task").strip("_")  # Dask learns how long these take
         self.places = [i for i, a in enumerate(self.arguments) if isinstance(a, Once)]
         own = [None if isinstance(a, Once) else a for a in self.arguments]
         self.work = pickle.dumps((function, own), 5)
