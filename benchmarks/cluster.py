@@ -115,10 +115,10 @@ def traffic(case: Case, address: str) -> dict:
                 bytes_[kind_of(value)] += size(value)
             return scatter(values, **options)
 
-        def submitted(function, version, work, places, *shared, **options):
+        def submitted(function, version, work, *shared, **options):
             nonlocal tasks
             tasks, bytes_["arguments"] = tasks + 1, bytes_["arguments"] + len(work)
-            return submit(function, version, work, places, *shared, **options)
+            return submit(function, version, work, *shared, **options)
 
         def ran(function, calls):
             found = run(function, calls)

@@ -311,7 +311,7 @@ def test_another_release_is_told_before_the_work(running, monkeypatch):
 @pytest.mark.ci
 def test_a_worker_of_another_release_that_joins_later_is_told_too(running):
     with cluster.connected(running.address) as there:
-        task = there.client.submit(cluster._call, "9.9", b"", ())
+        task = there.client.submit(cluster._call, "9.9", b"")
         with pytest.raises(ClusterError, match="here it is 9.9"):
             task.result()
 

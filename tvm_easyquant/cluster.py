@@ -19,7 +19,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
@@ -46,11 +46,25 @@ class Once:
 
 class Made(Once):
     """What the workers of a cluster make of what they hold, and keep: function(*arguments), some of them a
-    `Once`. It is made again if it is lost. instead: nobody needs the first argument any more then."""
+    `Once`. It is made again if it is lost. instead: nobody needs the first argument any more then; kept:
+    else each task makes it where it runs, which is where its arguments are."""
 
-    def __init__(self, function: Callable, *arguments: Any, instead: bool = False):
+    def __init__(self, function: Callable, *arguments: Any, instead: bool = False, kept: bool = True):
         super().__init__(None)
-        self.function, self.arguments, self.instead = function, arguments, instead
+        self.function, self.arguments, self.instead, self.kept = function, arguments, instead, kept
+
+
+class _Place(NamedTuple):
+    """An argument as it is sent: the number of what the worker holds."""
+
+    number: int
+
+
+class _Call(NamedTuple):
+    """An argument as it is sent: what is made of others, which may be places and calls."""
+
+    function: Callable
+    arguments: tuple
 
 
 def plain(arguments: Iterable) -> tuple:
@@ -58,7 +72,7 @@ def plain(arguments: Iterable) -> tuple:
     return tuple(a.value if isinstance(a, Once) else a for a in arguments)
 
 
-def _call(version: str, work: bytes, places: Sequence[int], *shared):
+def _call(version: str, work: bytes, *shared):
     """A task, on a worker: (the worker's address, what the function returned)."""
     from distributed import get_worker
 
@@ -67,11 +81,18 @@ def _call(version: str, work: bytes, places: Sequence[int], *shared):
     if version != __version__:
         raise ClusterError(_other(get_worker().address, __version__, version))
     _keep_memory()
-    function, arguments = pickle.loads(work)  # noqa: S301  # a worker runs what it is sent
-    for place, value in zip(places, shared, strict=True):
-        arguments[place] = value
+    call = pickle.loads(work)  # noqa: S301  # a worker runs what it is sent
     with threadpool_limits(1):  # one order of BLAS's sums, whatever the machine
-        return get_worker().address, function(*arguments)
+        return get_worker().address, _value(call, shared)
+
+
+def _value(argument: Any, shared: Sequence) -> Any:
+    """An argument as it was sent, on a worker that holds ``shared``."""
+    if isinstance(argument, _Place):
+        return shared[argument.number]
+    if isinstance(argument, _Call):
+        return argument.function(*(_value(a, shared) for a in argument.arguments))
+    return argument
 
 
 def _kept(*task):
@@ -156,7 +177,7 @@ class Cluster:
         """function(*arguments) for each of ``calls``, in their order. Raises what a function raises, and
         ClusterError where the cluster is lost."""
         tasks = [_Task(self, function, call) for call in calls]
-        self.send([a for task in tasks for a in task.arguments if isinstance(a, Once)])
+        self.send([once for task in tasks for once in task.shared])
         for task in tasks:
             task.start()
         found = self._together(tasks)
@@ -256,12 +277,21 @@ def _held(once: Once) -> bool:
     return once.future is not None and once.future.status not in ("cancelled", "lost", "error")
 
 
+def _held_for(arguments: Iterable) -> Iterator[Once]:
+    """What a worker must hold to have these arguments."""
+    for a in arguments:
+        if isinstance(a, Made) and not a.kept:
+            yield from _held_for(a.arguments)
+        elif isinstance(a, Once):
+            yield a
+
+
 def _missing(shared: Iterable[Once]) -> list[Once]:
     """What is not held, each once, behind what it is made of."""
     found = [once for once in shared if not _held(once)]
     for once in found:  # it grows
         if isinstance(once, Made):
-            found += [a for a in once.arguments if isinstance(a, Once) and not _held(a)]
+            found += [each for each in _held_for(once.arguments) if not _held(each)]
     return list({id(once): once for once in reversed(found)}.values())
 
 
@@ -269,21 +299,30 @@ class _Task:
     """One call, until it has ended somewhere."""
 
     def __init__(self, cluster: Cluster, function: Callable, arguments: Sequence):
-        self.cluster, self.arguments = cluster, list(arguments)
+        self.cluster = cluster
         self.name = getattr(function, "__name__", "task").strip("_")  # Dask learns how long these take
-        self.places = [i for i, a in enumerate(self.arguments) if isinstance(a, Once)]
-        own = [None if isinstance(a, Once) else a for a in self.arguments]
-        self.work = pickle.dumps((function, own), 5)
+        self.shared: list[Once] = []
+        self.work = pickle.dumps(self._sent(function, arguments), 5)
         self.future: Any = None
+
+    def _sent(self, function: Callable, arguments: Iterable) -> _Call:
+        """A call as it is sent; what it needs of what workers hold comes to ``shared``."""
+        sent: list[Any] = []
+        for a in arguments:
+            if isinstance(a, Made) and not a.kept:
+                a = self._sent(a.function, a.arguments)
+            elif isinstance(a, Once):
+                self.shared.append(a)
+                a = _Place(len(self.shared) - 1)
+            sent.append(a)
+        return _Call(function, tuple(sent))
 
     def start(self, how: Callable = _call) -> Any:
         from . import __version__
 
-        shared = [self.arguments[i].future for i in self.places]
+        shared = [once.future for once in self.shared]
         key = f"{self.name}-{uuid.uuid4().hex}"
-        self.future = self.cluster.client.submit(
-            how, __version__, self.work, self.places, *shared, key=key, pure=False
-        )
+        self.future = self.cluster.client.submit(how, __version__, self.work, *shared, key=key, pure=False)
         return self.future
 
     def result(self):
@@ -297,7 +336,7 @@ class _Task:
             except (CancelledError, KilledWorker, CommClosedError):
                 self.cluster.look_after()
                 self.cluster.again += 1
-                self.cluster.send(self.arguments[i] for i in self.places)
+                self.cluster.send(self.shared)
                 self.start()
                 continue
             self.cluster.did(address)

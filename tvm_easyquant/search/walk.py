@@ -86,14 +86,17 @@ class Walk:
         self._ran: set[str] = set()
         self._fitted: set[str] = set()
         self._known: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+        self._images: dict[Wanted, tuple[list, list, list | None]] = {}
 
     def __sizeof__(self) -> int:
-        """Bytes of its tensors, for Dask."""
-        held = (part for s in self.samples for part in (s.floats, s.stored, s.real, s.raw, s.feed))
-        return 10_000 + sum(array.nbytes for part in held for array in part.values())
+        """Bytes that go out with it: by them Dask leaves it where it is."""
+        held = [part for s in self.samples for part in (s.floats, s.stored, s.real, s.raw, s.feed)]
+        arrays = [array for part in held for array in part.values()]
+        arrays += [array for node in self.graph for array in (node.weight, node.bias) if array is not None]
+        return 10_000 + sum(array.nbytes for array in arrays)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "each": one_by_one, "_known": {}}
+        return {**self.__dict__, "each": one_by_one, "_known": {}, "_images": {}}
 
     def copy(self) -> Walk:
         """Another one where this one is, for a worker; it shares the tensors, which do not change."""
@@ -121,7 +124,7 @@ class Walk:
             )
             for sample in self.samples:
                 sample.settle(self.plan.sites[name].tensors, self.scales)
-        self._known = {}
+        self._known, self._images = {}, {}
         self._go_on()
 
     def _begin(self, way: str) -> None:
@@ -217,8 +220,14 @@ class Walk:
         """(inputs, outputs, weights of the errors or None) of a layer, as far as its images are wanted.
 
         Of weights to be decided: batches, stored inputs and float outputs. Of a site: single images, inputs
-        before they are rounded, and float outputs, but for the cosine without the bias.
+        before they are rounded, and float outputs, but for the cosine without the bias. They are kept until
+        the next decision.
         """
+        if wanted not in self._images:
+            self._images[wanted] = self._made(wanted)
+        return self._images[wanted]
+
+    def _made(self, wanted: Wanted) -> tuple[list, list, list | None]:
         node = self.graph[wanted.layer]
         count = max(0, min(len(self.samples), wanted.limit - self.first))
         if wanted.site is None:
@@ -516,8 +525,10 @@ class _Elsewhere(Images):
             first, last = max(part.start, start), min(part.stop, samples.stop * self.each)
             if first < last:
                 mine = slice(first - start, last - start)
-                pieces.append(Made(_piece, walk, self.wanted, self.single, mine))
-        return pieces[0] if len(pieces) == 1 and not self.whole else Made(_joined, self.whole, *pieces)
+                pieces.append((walk, self.wanted, self.single, mine))
+        if len(pieces) == 1 and not self.whole:  # the walk has them: no need to keep them beside it
+            return Made(_piece, *pieces[0], kept=False)
+        return Made(_joined, self.whole, *(Made(_piece, *piece) for piece in pieces))
 
 
 def _with_images(walk: Walk, feeds, first: int) -> Walk:
