@@ -230,6 +230,18 @@ def test_batches_and_a_part_of_the_images_are_cut_as_on_one_machine(running, set
 
 
 @pytest.mark.ci
+def test_what_workers_make_of_what_they_hold_is_an_argument(running):
+    """Kept there, or made by each task; an error of it is the error itself."""
+    with cluster.connected(running.address) as there:
+        held = cluster.Once((3, 1, 2))
+        least = cluster.Made(min, cluster.Made(sorted, held, kept=False))
+        assert there.run(max, [(least, 0), (7, least)]) == [1, 7]
+        assert there.run(sum, [(cluster.Made(sorted, held, kept=False),)]) == [6]
+        with pytest.raises(ValueError, match="invalid literal"):
+            there.run(abs, [(cluster.Made(int, "x"),)])
+
+
+@pytest.mark.ci
 def test_a_search_that_was_interrupted_here_goes_on_on_a_cluster(running, tmp_path):
     """What was decided before, the workers hear of with their first task; images are walked from the start."""
     graph, plan_, _, images = work()
