@@ -47,11 +47,16 @@ class Once:
 class Made(Once):
     """What the workers of a cluster make of what they hold, and keep: function(*arguments), some of them a
     `Once`. It is made again if it is lost. instead: nobody needs the first argument any more then; kept:
-    else each task makes it where it runs, which is where its arguments are."""
+    else each task makes it where it runs. where: the worker, of `Cluster.places`, that makes it, and runs
+    the tasks that it is an argument of, if it is there."""
 
-    def __init__(self, function: Callable, *arguments: Any, instead: bool = False, kept: bool = True):
+    def __init__(
+        self, function: Callable, *arguments: Any, instead: bool = False, kept: bool = True,
+        where: str | None = None,
+    ):  # fmt: skip
         super().__init__(None)
-        self.function, self.arguments, self.instead, self.kept = function, arguments, instead, kept
+        self.function, self.arguments, self.where = function, arguments, where
+        self.instead, self.kept = instead, kept
 
 
 class _Place(NamedTuple):
@@ -231,7 +236,7 @@ class Cluster:
                 once.future = future
             for once in missing:
                 if isinstance(once, Made):
-                    once.future = _Task(self, once.function, once.arguments).start(_kept)
+                    once.future = _Task(self, once.function, once.arguments, once.where).start(_kept)
                     if once.instead:
                         once.arguments[0].future = None
             return
@@ -243,10 +248,20 @@ class Cluster:
 
     def threads(self) -> int:
         """Of all workers together."""
+        return sum(self._threads().values())
+
+    def places(self, count: int) -> list[str | None]:
+        """For each of so many shares its worker, all threads of one before those of the next: the same
+        while no worker comes or goes."""
+        threads = [address for address, n in sorted(self._threads().items()) for _ in range(n)]
+        return [threads[i * len(threads) // count] if threads else None for i in range(count)]
+
+    def _threads(self) -> dict[str, int]:
+        """{worker's address: its threads}."""
         from distributed import TimeoutError as Late
 
         try:
-            return sum(self.client.nthreads().values())
+            return self.client.nthreads()
         except (OSError, Late):
             raise self._lost() from None
 
@@ -298,11 +313,13 @@ def _missing(shared: Iterable[Once]) -> list[Once]:
 class _Task:
     """One call, until it has ended somewhere."""
 
-    def __init__(self, cluster: Cluster, function: Callable, arguments: Sequence):
+    def __init__(self, cluster: Cluster, function: Callable, arguments: Sequence, where: str | None = None):
         self.cluster = cluster
         self.name = getattr(function, "__name__", "task").strip("_")  # Dask learns how long these take
         self.shared: list[Once] = []
         self.work = pickle.dumps(self._sent(function, arguments), 5)
+        theirs = (once.where for once in self.shared if isinstance(once, Made) and once.where)
+        self.where = where or next(theirs, None)
         self.future: Any = None
 
     def _sent(self, function: Callable, arguments: Iterable) -> _Call:
@@ -322,7 +339,10 @@ class _Task:
 
         shared = [once.future for once in self.shared]
         key = f"{self.name}-{uuid.uuid4().hex}"
-        self.future = self.cluster.client.submit(how, __version__, self.work, *shared, key=key, pure=False)
+        place: dict[str, Any] = dict(workers=[self.where], allow_other_workers=True) if self.where else {}
+        self.future = self.cluster.client.submit(
+            how, __version__, self.work, *shared, key=key, pure=False, **place
+        )
         return self.future
 
     def result(self):

@@ -459,8 +459,16 @@ class There:
         self.walk, self.workers = walk, workers
         self.parts = cut(len(feeds), PARTS)
         start = Once(walk.copy())
-        self._walks: list[Once] = [Made(_with_images, start, Once(feeds[p]), p.start) for p in self.parts]
+        self._walks: list[Once] = [
+            Made(_with_images, start, Once(feeds[p]), p.start, where=where)
+            for p, where in zip(self.parts, self._places, strict=True)
+        ]
         self._decisions: list[Decision] = []
+
+    @property
+    def _places(self) -> list[str | None]:
+        assert self.workers.cluster is not None  # noqa: S101  # else the images are here
+        return self.workers.cluster.places(len(self.parts))
 
     def decide(self, kind: str, name: str, found: object = None) -> None:
         """See `Walk.decide`; the workers hear of it when they are next asked for something."""
@@ -472,7 +480,10 @@ class There:
         """The walk of each share, where ours is."""
         if self._decisions:
             decisions = Once(self._decisions)
-            self._walks = [Made(_gone_on, walk, decisions, instead=True) for walk in self._walks]
+            self._walks = [
+                Made(_gone_on, walk, decisions, instead=True, where=where)
+                for walk, where in zip(self._walks, self._places, strict=True)
+            ]
             self._decisions = []
         return self._walks
 
