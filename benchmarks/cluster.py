@@ -8,18 +8,16 @@ machine, in turn, ``--rounds`` times. ``wall`` is what a user waits, on a machin
 and ``workers`` are CPU seconds of this process and of the workers, which say how the work is divided. The
 results must be equal.
 
-``traffic`` counts, in one process, the bytes that a search sends to tasks and has back from them, in MB:
-``tensors`` are inputs and outputs of layers on the images, ``rest`` is what does not grow with images
-(weights, products, sums). ``sharded`` is by reckoning what a search would send whose workers keep the state
-of their images, so that no layer's tensors go out: the images, the network and the table to each of two
-workers, and ``rest`` less the weights and products that these could make themselves. ``compiled`` says what
-judging the compiled network costs here.
+``traffic`` counts what a search sends to the cluster and has back from it, in MB as it is pickled:
+``images``; the ``network``, with the scales where the search starts; what was ``decided``; the
+``candidates``; the ``arguments`` that are a task's own; ``tensors`` of layers on images, which workers make
+themselves (whatever is none of the others is counted there). ``between`` is what Dask says that the workers
+sent each other. ``compiled`` says what judging the compiled network costs here.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import pickle
@@ -42,10 +40,10 @@ from tvm_easyquant.host import installed
 from tvm_easyquant.measure import networks
 from tvm_easyquant.samples import labelled
 from tvm_easyquant.scales.calibrate import calibrate, start_table
-from tvm_easyquant.scales.numerics import QuantConfig
+from tvm_easyquant.scales.numerics import QuantConfig, Scale
 from tvm_easyquant.scales.partition import plan
 from tvm_easyquant.search.driver import search
-from tvm_easyquant.search.workers import Workers
+from tvm_easyquant.search.walk import Walk
 
 WORKERS = 2
 
@@ -89,50 +87,51 @@ class Case:
         return networks.judge(self.judged, both, self.graph, warn=list)
 
 
-@contextlib.contextmanager
-def counting():
-    """Counts what tasks are sent and return, as a cluster would be sent it: what they share once."""
-    theirs = Workers.run
-    found = dict.fromkeys(("tensors", "layers", "rest", "returned"), 0)
-    found["tasks"] = found["exchanges"] = 0
-
-    def kind_of(once) -> str:
-        value = once.value
-        if isinstance(value, tuple) and isinstance(value[0], list):
-            return "tensors"
-        return "rest" if isinstance(value, tuple) and isinstance(value[0], np.ndarray) else "layers"
-
-    def run(self, function, arguments):
-        calls = list(arguments)
-        for each in (a for call in calls for a in call):
-            if not isinstance(each, cluster.Once):
-                found["rest"] += size(each)
-            elif each.future is None:
-                each.future = "counted"
-                found[kind_of(each)] += size(each.value)
-        results = theirs(self, function, calls)
-        found["returned"] += size(results)
-        found["tasks"] += len(calls)
-        found["exchanges"] += 1
-        return results
-
-    Workers.run = run
-    try:
-        yield found
-    finally:
-        Workers.run = theirs
+def kind_of(value) -> str:
+    """What a value is that all tasks, or some, are sent."""
+    if isinstance(value, Walk):
+        return "network"
+    first = value[0] if isinstance(value, list) else None
+    kinds = {dict: "images", tuple: "decided", Scale: "candidates"}
+    return kinds.get(type(first), "tensors")
 
 
-def traffic(case: Case) -> dict:
-    with counting() as found:
-        table = case.search()
-    each = size(case.graph) + len(table)
-    sharded = size(case.images) + WORKERS * each + found["rest"]
+KINDS = ("images", "network", "decided", "candidates", "arguments", "tensors")
+
+
+def traffic(case: Case, address: str) -> dict:
+    """Of one search on the cluster."""
+
+    def moved():
+        return sum(there.client.run(lambda dask_worker: dask_worker.transfer_outgoing_bytes_total).values())
+
+    bytes_, tasks, returned = dict.fromkeys(KINDS, 0), 0, []
+    with cluster.connected(address) as there:
+        client, before = there.client, moved()
+        scatter, submit, run = client.scatter, client.submit, there.run
+
+        def scattered(values, **options):
+            for value in values:
+                bytes_[kind_of(value)] += size(value)
+            return scatter(values, **options)
+
+        def submitted(function, version, work, *shared, **options):
+            nonlocal tasks
+            tasks, bytes_["arguments"] = tasks + 1, bytes_["arguments"] + len(work)
+            return submit(function, version, work, *shared, **options)
+
+        def ran(function, calls):
+            found = run(function, calls)
+            returned.append(size(found))
+            return found
+
+        client.scatter, client.submit, there.run = scattered, submitted, ran
+        case.search()
+        between = moved() - before
     return {
-        "images": len(case.images), "tensors": mb(found["tensors"]),
-        "rest": mb(found["layers"] + found["rest"]),
-        "sent": mb(found["tensors"] + found["layers"] + found["rest"]), "sharded": mb(sharded),
-        "returned": mb(found["returned"]), "tasks": found["tasks"], "exchanges": found["exchanges"],
+        "images": len(case.images), "sent": mb(sum(bytes_.values())),
+        "kinds": {kind: mb(count) for kind, count in bytes_.items()}, "returned": mb(sum(returned)),
+        "between": mb(between), "tasks": tasks, "exchanges": len(returned),
     }  # fmt: skip
 
 
@@ -226,7 +225,7 @@ def main():
                 "layers": len(graph.compute_nodes), "gmacs": round(graph.macs / 1e9, 3), "traffic": [],
             }  # fmt: skip
             for count in (args.images, 2 * args.images):
-                facts["traffic"].append(traffic(Case(name, args.data, count)))
+                facts["traffic"].append(traffic(Case(name, args.data, count), local.scheduler_address))
                 print(f"{name}: traffic {facts['traffic'][-1]}", flush=True)
             facts["compiled"] = compiled(case)
             print(f"{name}: compiled {facts['compiled']}", flush=True)

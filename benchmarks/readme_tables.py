@@ -472,15 +472,17 @@ def cluster_tables(stored) -> dict[str, tuple[list[str], list[list[str]]]]:
             on = f"{found['judged'] if what.startswith('evaluate') else found['images']} images"
             work.append([name, f"{what}, {on}", *(f"{seconds:.1f}" for seconds in cpu)])
         for each in found["traffic"]:
-            sizes = [each[key] for key in ("sent", "tensors", "sharded", "returned")]
+            kinds = each["kinds"]
+            sizes = [each["sent"], kinds["images"], kinds["network"], kinds["tensors"]]
+            sizes += [each["returned"], each["between"]]
             traffic.append(
-                [name, str(each["images"]), *(f"{mb:.0f}" for mb in sizes), str(each["exchanges"])]
+                [name, str(each["images"]), *(f"{mb:.1f}" for mb in sizes), str(each["exchanges"])]
             )
     return {
         "work": (["network", "work", "one process, CPU s", "on two workers: here, CPU s",
                   "both workers, CPU s"], work),
-        "traffic": (["network", "images", "sent, MB", "of it layers' tensors", "if workers kept them",
-                     "returned, MB", "exchanges"], traffic),
+        "traffic": (["network", "images", "sent, MB", "of it images", "the network", "layers' tensors",
+                     "returned, MB", "between workers, MB", "exchanges"], traffic),
     }  # fmt: skip
 
 

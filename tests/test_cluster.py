@@ -2,6 +2,7 @@
 where it is not there, another's, or lost."""
 
 import os
+import pickle
 import platform
 import shutil
 import signal
@@ -25,6 +26,7 @@ from tvm_easyquant.scales.calibrate import calibrate, start_table
 from tvm_easyquant.scales.numerics import QuantConfig
 from tvm_easyquant.scales.partition import plan
 from tvm_easyquant.search.bits import layer_errors
+from tvm_easyquant.search.driver import search
 
 pytest.importorskip("distributed")
 HERE = Path(__file__).resolve().parent
@@ -178,6 +180,87 @@ def test_accuracy_and_sensitivity_of_a_cluster_are_those_of_one_machine(running)
     assert sum(map(len, feeds)) == len(data)
 
 
+def sent_by(there, found, samples):
+    """(the table that a search on the cluster finds, the values that it sends)."""
+    graph, plan_, config = found
+    scatter, sent = there.client.scatter, []
+
+    def counted(values, **options):
+        sent.extend(values)
+        return scatter(values, **options)
+
+    there.client.scatter = counted
+    try:
+        calibrated = calibrate(graph, plan_, samples, config)
+        return search(graph, plan_, calibrated, config).to_json(), sent
+    finally:
+        there.client.scatter = scatter
+
+
+@pytest.mark.ci
+def test_a_search_sends_each_image_once_and_no_tensor_of_a_layer(running):
+    """Story: of 463 MB that the search of SqueezeNet sent, 334 were its layers' inputs and outputs. With
+    twice the images only these are more."""
+    graph, plan_, _, images = work()
+    config = QuantConfig(grid=8, search_images=16)
+    found, samples = (graph, plan_, config), [images[n % 6] + np.float32(n) for n in range(16)]
+    here = search(graph, plan_, calibrate(graph, plan_, samples, config), config).to_json()
+    with cluster.connected(running.address) as there:
+        _, few = sent_by(there, found, samples[:8])
+        table, sent = sent_by(there, found, samples)
+    assert table == here
+    shares = [each for each in sent if isinstance(each, list) and isinstance(each[0], dict)]
+    once = sorted(x.tobytes() for x in samples)
+    assert sorted(x["image"].tobytes() for share in shares for x in share) == once
+    few, many = (sum(len(pickle.dumps(each)) for each in values) for values in (few, sent))
+    assert many - few < 1.1 * 8 * samples[0].nbytes
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("settings", [{}, dict(method="easyquant"), dict(bits=8, objective="hessian")])
+def test_batches_and_a_part_of_the_images_are_cut_as_on_one_machine(running, settings):
+    """Two images a sample, and a site judged on the first samples only, whose shares are no walk's own."""
+    graph, images = networks.joined(3, batch=2)
+    plan_, config = plan(graph), QuantConfig(grid=8, search_images=13, **settings)
+    samples = [images[n % 6] + np.float32(n) for n in range(13)]
+    calibrated = calibrate(graph, plan_, samples, config)
+    here = search(graph, plan_, calibrated, config).to_json()
+    with cluster.connected(running.address) as there:
+        assert sent_by(there, (graph, plan_, config), samples)[0] == here
+
+
+@pytest.mark.ci
+def test_what_workers_make_of_what_they_hold_is_an_argument(running):
+    """Kept there, or made by each task; an error of it is the error itself."""
+    with cluster.connected(running.address) as there:
+        held = cluster.Once((3, 1, 2))
+        least = cluster.Made(min, cluster.Made(sorted, held, kept=False))
+        assert there.run(max, [(least, 0), (7, least)]) == [1, 7]
+        assert there.run(sum, [(cluster.Made(sorted, held, kept=False),)]) == [6]
+        with pytest.raises(ValueError, match="invalid literal"):
+            there.run(abs, [(cluster.Made(int, "x"),)])
+
+
+@pytest.mark.ci
+def test_a_search_that_was_interrupted_here_goes_on_on_a_cluster(running, tmp_path):
+    """What was decided before, the workers hear of with their first task; images are walked from the start."""
+    graph, plan_, _, images = work()
+    config = QuantConfig(grid=8, search_images=4)
+    found = graph, plan_, calibrate(graph, plan_, images[:4], config), config
+
+    def interrupt(done, total, text):
+        if done == total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(*found, checkpoint=tmp_path / "state", progress=interrupt)
+    told = []
+    with cluster.connected(running.address):
+        table = search(*found, checkpoint=tmp_path / "state", progress=lambda *each: told.append(each[2]))
+    assert any(text.startswith("resumed at") for text in told)
+    assert table.to_json() == search(*found).to_json()
+
+
 @pytest.mark.ci
 @pytest.mark.skipif(not platform.libc_ver()[0], reason="the C library is not GNU's")
 def test_workers_keep_the_memory_of_arrays_that_come_and_go(running):
@@ -240,7 +323,7 @@ def test_another_release_is_told_before_the_work(running, monkeypatch):
 @pytest.mark.ci
 def test_a_worker_of_another_release_that_joins_later_is_told_too(running):
     with cluster.connected(running.address) as there:
-        task = there.client.submit(cluster._call, "9.9", b"", ())
+        task = there.client.submit(cluster._call, "9.9", b"")
         with pytest.raises(ClusterError, match="here it is 9.9"):
             task.result()
 

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topi_ext import reference
-from tvm_easyquant.cluster import plain
 from tvm_easyquant.network.layout import to_nhwc
 from tvm_easyquant.network.ops import evaluate, linear
 from tvm_easyquant.scales.numerics import METHODS, QuantConfig, scale_for, steps, weight_scales
+from tvm_easyquant.search.walk import Images
 from tvm_easyquant.search.weights import CHANNELS, fit_weights, reconstruct
+from tvm_easyquant.search.workers import Workers
 
 
 def layer(groups=1, kernel=3, seed=0, size=7, channels=8, images=3, bits=7):
@@ -141,11 +142,8 @@ def test_pieces_and_corrections_fit_as_one(groups, channels, centred):
     node, stored, outputs, scale = layer(groups, 3, 1, channels=channels)
     config = QuantConfig(method="easyquant_mse", bias_correction=centred, grid=8)
     start = weight_scales(reconstruct.weight_2d(node), 7, node.bias, scale.scale)
-
-    def run(function, tasks):
-        return [function(*plain(task)) for task in tasks]
-
-    scales, _, q, bias = fit_weights(node, stored, outputs, start, scale, config, run)
+    images = Images(node, stored, outputs)
+    scales, _, q, bias = fit_weights(images, start, scale, config, Workers(1))
     mine = error(node, stored, outputs, scale, q, scales, bias)
     if not centred:
         assert bias is node.bias

@@ -24,12 +24,14 @@ from tvm_easyquant.scales.numerics import (
     weight_scales,
 )
 from tvm_easyquant.scales.partition import plan
-from tvm_easyquant.search import driver
+from tvm_easyquant.search import walk
 from tvm_easyquant.search import weights as weight_search
 from tvm_easyquant.search.driver import APART, TOGETHER, cosine, layer_figures, objectives, search
 from tvm_easyquant.search.grid import factors
 from tvm_easyquant.search.objectives import SiteTask
+from tvm_easyquant.search.walk import Images
 from tvm_easyquant.search.weights import search_weights
+from tvm_easyquant.search.workers import Workers
 
 
 def searched(graph, images, progress=None, checkpoint=None, jobs=None, **settings):
@@ -206,7 +208,7 @@ def test_both_routes_give_each_channels_cosine(rows):
 
 
 def one_layer(groups=1, kernel=3, seed=0, size=6, bits=7, images=2, **settings):
-    """(node, arguments of search_weights) of a lone convolution."""
+    """(node, (stored, outputs, start, scale, config)) of a lone convolution."""
     b = networks.Builder(seed, size=size, channels=4)
     b.conv("c", "image", 8 if groups < 4 else 4, kernel=kernel, groups=groups)
     node, config = b.nodes["c"], QuantConfig(bits=bits, grid=15, method="easyquant_unsigned", **settings)
@@ -237,7 +239,7 @@ def objective(node, stored, outputs, scales, scale, config):
 def test_every_channel_gets_its_best_candidate(groups, kernel, seed, size, bits):
     """Full, grouped and depthwise; so it is never worse than the start, which is a candidate."""
     node, (stored, outputs, start, scale, config) = one_layer(groups, kernel, seed, size, bits)
-    found = search_weights(node, stored, outputs, start, scale, config)
+    found = search_weights(Images(node, stored, outputs), start, scale, config)
     candidates = [(start.astype(np.float64) / f).astype(np.float32) for f in factors(config)]
     every = np.array([objective(node, stored, outputs, s, scale, config) for s in candidates])
     mine = objective(node, stored, outputs, found, scale, config)
@@ -248,10 +250,11 @@ def test_every_channel_gets_its_best_candidate(groups, kernel, seed, size, bits)
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_pieces_of_channels_and_threads_change_nothing(groups, monkeypatch):
-    node, arguments = one_layer(groups)
-    whole = search_weights(node, *arguments)
+    node, (stored, outputs, *others) = one_layer(groups)
+    images = Images(node, stored, outputs)
+    whole = search_weights(images, *others)
     monkeypatch.setattr(weight_search, "CHUNK", 1)  # one channel at a time
-    np.testing.assert_array_equal(search_weights(node, *arguments, jobs=3), whole)
+    np.testing.assert_array_equal(search_weights(images, *others, Workers(3)), whole)
 
 
 def test_candidates_that_are_all_alike_leave_the_start():
@@ -733,5 +736,5 @@ def test_a_concat_is_judged_by_the_branch_that_is_not_made_yet_too(kind, bits, m
 
     graph, feeds = late_branch(networks.Builder(1), {"relu": relu, "leaky relu": leaky}[kind])
     now = noise()
-    monkeypatch.setattr(driver._Search, "_late", lambda self: {})
+    monkeypatch.setattr(walk.Walk, "late", {})
     assert now < 0.4 * noise()

@@ -120,20 +120,15 @@ assert max(scores) >= whole_cosine(activation_scale)
 
 from tvm_easyquant.network.node import Node
 from tvm_easyquant.scales.numerics import QuantConfig, Scale
+from tvm_easyquant.search.walk import Images
 from tvm_easyquant.search.weights import search_weights
 
 attrs = dict(strides=(1, 1), padding=(1, 1, 1, 1), dilation=(1, 1), groups=1)
 node = Node("stem", "conv2d", ("image",), (1, 28, 28, len(bias)), attrs, weight.transpose(2, 3, 1, 0), bias)
 stored = Scale(activation_scale, 64, 1, 127)  # -63..63 as uint8
 q = (integers(images, activation_scale) + 64).astype(np.uint8)[..., None]
-theirs = search_weights(
-    node,
-    [x[None] for x in q],
-    [o.reshape(1, 28, 28, -1) for o in O],
-    start,
-    stored,
-    QuantConfig(method="easyquant"),
-)
+layer = Images(node, [x[None] for x in q], [o.reshape(1, 28, 28, -1) for o in O])
+theirs = search_weights(layer, start, stored, QuantConfig(method="easyquant"))
 np.testing.assert_allclose(theirs, found, rtol=1e-6)
 print("the package's search agrees")
 

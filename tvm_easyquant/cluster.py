@@ -15,10 +15,11 @@ import pickle
 import re
 import sys
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
@@ -43,12 +44,40 @@ class Once:
         self.future: Any = None
 
 
+class Made(Once):
+    """What the workers of a cluster make of what they hold, and keep: function(*arguments), some of them a
+    `Once`. It is made again if it is lost. instead: nobody needs the first argument any more then; kept:
+    else each task makes it where it runs. where: the worker, of `Cluster.places`, that makes it, and runs
+    the tasks that it is an argument of, if it is there."""
+
+    def __init__(
+        self, function: Callable, *arguments: Any, instead: bool = False, kept: bool = True,
+        where: str | None = None,
+    ):  # fmt: skip
+        super().__init__(None)
+        self.function, self.arguments, self.where = function, arguments, where
+        self.instead, self.kept = instead, kept
+
+
+class _Place(NamedTuple):
+    """An argument as it is sent: the number of what the worker holds."""
+
+    number: int
+
+
+class _Call(NamedTuple):
+    """An argument as it is sent: what is made of others, which may be places and calls."""
+
+    function: Callable
+    arguments: tuple
+
+
 def plain(arguments: Iterable) -> tuple:
     """Arguments as a function here takes them."""
     return tuple(a.value if isinstance(a, Once) else a for a in arguments)
 
 
-def _call(version: str, work: bytes, places: Sequence[int], *shared):
+def _call(version: str, work: bytes, *shared):
     """A task, on a worker: (the worker's address, what the function returned)."""
     from distributed import get_worker
 
@@ -57,11 +86,23 @@ def _call(version: str, work: bytes, places: Sequence[int], *shared):
     if version != __version__:
         raise ClusterError(_other(get_worker().address, __version__, version))
     _keep_memory()
-    function, arguments = pickle.loads(work)  # noqa: S301  # a worker runs what it is sent
-    for place, value in zip(places, shared, strict=True):
-        arguments[place] = value
+    call = pickle.loads(work)  # noqa: S301  # a worker runs what it is sent
     with threadpool_limits(1):  # one order of BLAS's sums, whatever the machine
-        return get_worker().address, function(*arguments)
+        return get_worker().address, _value(call, shared)
+
+
+def _value(argument: Any, shared: Sequence) -> Any:
+    """An argument as it was sent, on a worker that holds ``shared``."""
+    if isinstance(argument, _Place):
+        return shared[argument.number]
+    if isinstance(argument, _Call):
+        return argument.function(*(_value(a, shared) for a in argument.arguments))
+    return argument
+
+
+def _kept(*task):
+    """A `Made`, on a worker."""
+    return _call(*task)[1]
 
 
 @functools.cache
@@ -141,7 +182,7 @@ class Cluster:
         """function(*arguments) for each of ``calls``, in their order. Raises what a function raises, and
         ClusterError where the cluster is lost."""
         tasks = [_Task(self, function, call) for call in calls]
-        self.send([a for task in tasks for a in task.arguments if isinstance(a, Once)])
+        self.send([once for task in tasks for once in task.shared])
         for task in tasks:
             task.start()
         found = self._together(tasks)
@@ -180,28 +221,47 @@ class Cluster:
         return Spread(self)
 
     def send(self, shared: Iterable[Once]) -> None:
-        """What the cluster does not hold yet."""
+        """What the cluster does not hold yet; and has it make what is `Made` of that."""
         from distributed import TimeoutError as Late
 
-        missing = list({id(once): once for once in shared if not _held(once)}.values())
+        missing = _missing(shared)
+        values = [once for once in missing if not isinstance(once, Made)]
         for _ in range(TRIES if missing else 0):
             try:
-                futures = self.client.scatter([once.value for once in missing], hash=False, timeout=ANSWER)
+                futures = self._scattered([once.value for once in values])
             except (OSError, Late):  # to a worker that is lost, or there is none
                 self.look_after()
                 continue
-            for once, future in zip(missing, futures, strict=True):
+            for once, future in zip(values, futures, strict=True):
                 once.future = future
+            for once in missing:
+                if isinstance(once, Made):
+                    once.future = _Task(self, once.function, once.arguments, once.where).start(_kept)
+                    if once.instead:
+                        once.arguments[0].future = None
             return
         if missing:
             raise self._without()
 
+    def _scattered(self, values: list) -> list:
+        return self.client.scatter(values, hash=False, timeout=ANSWER) if values else []
+
     def threads(self) -> int:
         """Of all workers together."""
+        return sum(self._threads().values())
+
+    def places(self, count: int) -> list[str | None]:
+        """For each of so many shares its worker, all threads of one before those of the next: the same
+        while no worker comes or goes."""
+        threads = [address for address, n in sorted(self._threads().items()) for _ in range(n)]
+        return [threads[i * len(threads) // count] if threads else None for i in range(count)]
+
+    def _threads(self) -> dict[str, int]:
+        """{worker's address: its threads}."""
         from distributed import TimeoutError as Late
 
         try:
-            return sum(self.client.nthreads().values())
+            return self.client.nthreads()
         except (OSError, Late):
             raise self._lost() from None
 
@@ -232,23 +292,58 @@ def _held(once: Once) -> bool:
     return once.future is not None and once.future.status not in ("cancelled", "lost", "error")
 
 
+def _held_for(arguments: Iterable) -> Iterator[Once]:
+    """What a worker must hold to have these arguments."""
+    for a in arguments:
+        if isinstance(a, Made) and not a.kept:
+            yield from _held_for(a.arguments)
+        elif isinstance(a, Once):
+            yield a
+
+
+def _missing(shared: Iterable[Once]) -> list[Once]:
+    """What is not held, each once, behind what it is made of."""
+    found = [once for once in shared if not _held(once)]
+    for once in found:  # it grows
+        if isinstance(once, Made):
+            found += [each for each in _held_for(once.arguments) if not _held(each)]
+    return list({id(once): once for once in reversed(found)}.values())
+
+
 class _Task:
     """One call, until it has ended somewhere."""
 
-    def __init__(self, cluster: Cluster, function: Callable, arguments: Sequence):
-        self.cluster, self.arguments = cluster, list(arguments)
-        self.places = [i for i, a in enumerate(self.arguments) if isinstance(a, Once)]
-        own = [None if isinstance(a, Once) else a for a in self.arguments]
-        self.work = pickle.dumps((function, own), 5)
+    def __init__(self, cluster: Cluster, function: Callable, arguments: Sequence, where: str | None = None):
+        self.cluster = cluster
+        self.name = getattr(function, "__name__", "task").strip("_")  # Dask learns how long these take
+        self.shared: list[Once] = []
+        self.work = pickle.dumps(self._sent(function, arguments), 5)
+        theirs = (once.where for once in self.shared if isinstance(once, Made) and once.where)
+        self.where = where or next(theirs, None)
         self.future: Any = None
 
-    def start(self) -> None:
+    def _sent(self, function: Callable, arguments: Iterable) -> _Call:
+        """A call as it is sent; what it needs of what workers hold comes to ``shared``."""
+        sent: list[Any] = []
+        for a in arguments:
+            if isinstance(a, Made) and not a.kept:
+                a = self._sent(a.function, a.arguments)
+            elif isinstance(a, Once):
+                self.shared.append(a)
+                a = _Place(len(self.shared) - 1)
+            sent.append(a)
+        return _Call(function, tuple(sent))
+
+    def start(self, how: Callable = _call) -> Any:
         from . import __version__
 
-        shared = [self.arguments[i].future for i in self.places]
+        shared = [once.future for once in self.shared]
+        key = f"{self.name}-{uuid.uuid4().hex}"
+        place: dict[str, Any] = dict(workers=[self.where], allow_other_workers=True) if self.where else {}
         self.future = self.cluster.client.submit(
-            _call, __version__, self.work, self.places, *shared, pure=False
+            how, __version__, self.work, *shared, key=key, pure=False, **place
         )
+        return self.future
 
     def result(self):
         from distributed import CancelledError, KilledWorker
@@ -261,7 +356,7 @@ class _Task:
             except (CancelledError, KilledWorker, CommClosedError):
                 self.cluster.look_after()
                 self.cluster.again += 1
-                self.cluster.send(self.arguments[i] for i in self.places)
+                self.cluster.send(self.shared)
                 self.start()
                 continue
             self.cluster.did(address)

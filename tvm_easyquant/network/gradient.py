@@ -59,17 +59,36 @@ def effects(
     layers: Iterable[str],
     projections: int = 2,
     each: Each = lambda function, numbers: list(map(function, numbers)),
+    sizes: Mapping[str, float] | None = None,
 ) -> dict[str, list[Effect]]:
     """{layer: its `Effect` on each sample}; without the layers whose effect is nothing, or no number.
 
     feeds: {input: array} each, in the model's own layout. each(function, numbers): calls the function with
     every number, in threads if it likes. The result does not depend on that; the random vectors come from
-    the images.
+    the images. sizes: the `lengths` on them, if they are known.
     """
     layers, numbers = frozenset(layers), range(len(feeds))
-    ends = _ends(graph)
-    squares = np.zeros((len(feeds), len(ends)))
+    known = lengths(graph, feeds, each) if sizes is None else sizes
     found: list[dict[str, Effect]] = [{} for _ in feeds]
+
+    def descend(number: int) -> None:
+        found[number] = effect_of(graph, feeds[number], layers, known, projections)
+
+    for first in numbers[::2]:  # two samples in memory at once
+        each(descend, numbers[first : first + 2])
+    whole = [name for name in graph.nodes if name in layers and all(name in one for one in found)]
+    return {
+        name: [one[name] for one in found] for name in whole if any(one[name].root.any() for one in found)
+    }
+
+
+def lengths(
+    graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]], each: Each = lambda f, n: list(map(f, n))
+) -> dict[str, float]:
+    """{tensor whose errors count: its length, the root of its mean square over the samples}, where that is
+    a number above 0."""
+    ends, numbers = _ends(graph), range(len(feeds))
+    squares = np.zeros((len(feeds), len(ends)))
 
     def measure(number: int) -> None:
         def see(node, value):
@@ -78,18 +97,10 @@ def effects(
 
         run(graph, feeds[number], see)
 
-    def descend(number: int) -> None:
-        norms = np.sqrt(squares.mean(axis=0))
-        sizes = {end: float(n) for end, n in zip(ends, norms, strict=True) if np.isfinite(n) and n > 0}
-        found[number] = _effects(graph, feeds[number], layers, sizes, projections)
-
-    for function in (measure, descend):
-        for first in numbers[::2]:  # two samples in memory at once
-            each(function, numbers[first : first + 2])
-    whole = [name for name in graph.nodes if name in layers and all(name in one for one in found)]
-    return {
-        name: [one[name] for one in found] for name in whole if any(one[name].root.any() for one in found)
-    }
+    for first in numbers[::2]:  # two samples in memory at once
+        each(measure, numbers[first : first + 2])
+    norms = np.sqrt(squares.mean(axis=0))
+    return {end: float(n) for end, n in zip(ends, norms, strict=True) if np.isfinite(n) and n > 0}
 
 
 def _ends(graph: Graph) -> list[str]:
@@ -98,8 +109,14 @@ def _ends(graph: Graph) -> list[str]:
     return [n.name for n in graph if n.dtype == "float32" and n.name in read.union(graph.outputs)]
 
 
-def _effects(graph, feed, layers, sizes, projections) -> dict[str, Effect]:
-    """`effects` of one sample; sizes: end -> the length of it on all."""
+def effect_of(
+    graph: Graph,
+    feed: Mapping[str, np.ndarray],
+    layers: Iterable[str],
+    sizes: Mapping[str, float],
+    projections: int = 2,
+) -> dict[str, Effect]:
+    """{layer: its `Effect`} on one sample, where that is a number; sizes: the `lengths` on all."""
     kept = _kept(graph, feed)
     total: dict[str, np.ndarray] = {}
     for projection in range(projections):

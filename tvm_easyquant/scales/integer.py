@@ -217,6 +217,15 @@ class Sample:
         self.ran: set[str] = set()
         self.gone: set[str] = set()
 
+    def copy(self) -> Sample:
+        """Another one where this one is, not watched; it shares the tensors, which do not change."""
+        made = Sample(self.feed)
+        for name in ("floats", "stored", "real", "raw"):
+            getattr(made, name).update(getattr(self, name))
+        made.ran |= self.ran
+        made.gone |= self.gone
+        return made
+
     def advance_float(self, node: Node) -> None:
         if node.op == "input":
             self.floats[node.name] = to_nhwc(self.feed[node.name])

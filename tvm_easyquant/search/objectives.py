@@ -115,6 +115,13 @@ def site_cosines(node: Node, value, weight, scales, bias, o, candidates):
     return found
 
 
+def cosines_of(layer, images, candidates):
+    """`site_cosines` of a layer (node, weight, scales, bias) on one image: ([value], [output], None)."""
+    node, weight, scales, bias = layer
+    (value,), (o,), _ = images
+    return site_cosines(node, value, weight, scales, bias, o, candidates)
+
+
 class Errors(NamedTuple):
     """Squared errors of candidates (F,) on some output positions of some images; they add up.
 
@@ -207,10 +214,10 @@ class SiteTask(NamedTuple):
     sample: bool = False
 
 
-def errors_of(layer, images, number: int, chosen, part, sample: bool) -> Errors:
-    """`site_errors` of a `SiteTask` by what its tasks share: layer (node, (flat, basis), candidates), and
-    images (values, targets, sensitivity)."""
-    node, (flat, basis), candidates = layer
+def errors_of(layer, candidates, images, number: int, chosen, part, sample: bool) -> Errors:
+    """`site_errors` of a `SiteTask` by what its tasks share: layer (node, (flat, basis)), the candidates,
+    and images (values, targets, sensitivity)."""
+    node, (flat, basis) = layer
     values, targets, h = images
     return site_errors(
         SiteTask(node, values, targets, flat, basis, candidates, chosen, part, number, h, sample)

@@ -5,6 +5,7 @@ No TVM here.
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -16,15 +17,11 @@ from ..scales.numerics import QuantConfig, Scale, steps
 from . import objectives, reconstruct
 from .grid import factors
 from .objectives import choose
+from .walk import Images
 from .workers import PARTS, Workers, cut
 
 CHUNK = 2**26  # bytes of candidate weights held at once
 CHANNELS = 128  # output channels fitted in one task
-
-
-def singly(batches) -> list:
-    """The images of batches, each (1, ...)."""
-    return [x[i : i + 1] for x in batches for i in range(len(x))]
 
 
 class CosineTask(NamedTuple):
@@ -41,7 +38,7 @@ class CosineTask(NamedTuple):
 def channel_scores(task: CosineTask, part: slice, images) -> np.ndarray:
     """The cosine of every candidate and of the channels ``part``, summed over the images: (F, C).
 
-    images: (stored inputs, outputs of the float layer), one image each. See `search_weights`.
+    images: (stored inputs, outputs of the float layer, ...), one image each. See `search_weights`.
     """
     node, scale = task.node, task.scale
     top = steps(task.bits, signed=True)
@@ -56,26 +53,22 @@ def channel_scores(task: CosineTask, part: slice, images) -> np.ndarray:
     cosines = objectives.depthwise_cosines if is_depthwise(node) else objectives.channel_cosines
     bias, units = node.bias[part].astype(np.float64), np.float64(scale.scale) * scales
     found = np.zeros(scales.shape)
-    for q, o in zip(*images, strict=True):
+    for q, o in zip(*images[:2], strict=True):
         x = reconstruct.columns(q.astype(exact) - exact(scale.zero_point), node, part)
         found += cosines(x, o.reshape(-1, node.channels)[:, part], bias, units, candidates, farthest)
     return found
 
 
-def search_weights(
-    node: Node, inputs, outputs, start, scale, config: QuantConfig, jobs=1, run=None, record=None
-):
+def search_weights(images: Images, start, scale, config: QuantConfig, workers=None, record=None):
     """The weight scales with the best cosine: float32 (K,).
 
-    inputs: the quantized input, uint8 NHWC or (N, C), stored with ``scale`` (`Scale`), as a list of
-    batches; outputs: the float output O in the same batches; both are taken image by image. start:
-    float32 (K,) scales. Every channel takes its own best candidate (paper, 3.2: "all filters of a
-    layer are searched in one sweep").
+    images: of a layer the quantized inputs, uint8 NHWC or (N, C), stored with ``scale`` (`Scale`), and the
+    float outputs O, as batches; they are taken image by image. start: float32 (K,) scales. Every channel
+    takes its own best candidate (paper, 3.2: "all filters of a layer are searched in one sweep").
     """
-    run = run or Workers(jobs).run
-    inputs, outputs = singly(inputs), singly(outputs)
+    workers, node, images = workers or Workers(1), images.node, images.singly()
     if node.shape[1:-1] in ((), (1, 1)):  # one position: the cosine runs over the images
-        inputs, outputs = [np.concatenate(inputs)], [np.concatenate(outputs)]
+        images = images.together()
     grid = factors(config)
     scales = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)  # S * f = 1 / scale
     weight = reconstruct.weight_2d(node)
@@ -86,13 +79,12 @@ def search_weights(
         for group in reconstruct.groups(node)
         for first in range(group.start, group.stop, width)
     ]
-    images = cut(len(inputs), PARTS)
     layer = Once(CosineTask(node, weight, scale, scales, config.bits_of(node.name)))
-    shares = [Once((inputs[i], outputs[i])) for i in images]
+    shares = [images.share(part) for part in cut(len(images), PARTS)]
     tasks = [(layer, part, share) for part in pieces for share in shares]
-    found = run(channel_scores, tasks)
+    found = workers.run(channel_scores, tasks)
     scores = np.concatenate(
-        [sum(found[n * len(images) : (n + 1) * len(images)]) / len(inputs) for n in range(len(pieces))],
+        [sum(found[n * len(shares) : (n + 1) * len(shares)]) / len(images) for n in range(len(pieces))],
         axis=1,
     )
     best = choose(scores)
@@ -101,68 +93,74 @@ def search_weights(
     return scales[best, np.arange(node.channels)]
 
 
-def fit_weights(
-    node: Node, inputs, outputs, start, scale, config: QuantConfig, run, bias=None, record=None
-):
+def fit_weights(images: Images, start, scale, config: QuantConfig, workers, bias=None, record=None):
     """Weights with the least squared error: (scales (K,), gains (K,), integers (depth, K), bias (K,)).
 
     Arguments as `search_weights`; bias: what is added in the place of the node's own. All float32, but the
     integers. The scales have their gains (None without gain correction) in them, as in a `ScaleTable`.
     """
-    how, bias = config.how, node.bias if bias is None else bias
-    grid = factors(config)
-    candidates = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)
-    weight = reconstruct.weight_2d(node)
-    images = cut(len(inputs), PARTS)
-    parts = reconstruct.groups(node)
-    rows = sum(o.size for o in outputs) // node.channels
-    keep = not is_depthwise(node) and rows < len(weight)
-    layer, shares = Once(node), [Once((inputs[i], outputs[i])) for i in images]
-    sums = run(_moments, [(layer, g, share, scale, keep) for g in parts for share in shares])
+    node, how, layer = images.node, config.how, images.layer
+    bias, grid = node.bias if bias is None else bias, factors(config)
+    parts, count = reconstruct.groups(node), cut(len(images), PARTS)
+    rows = len(images) * prod(node.shape[:-1])
+    keep = not is_depthwise(node) and rows < prod(node.weight.shape[:3])
+    shares = [images.share(part) for part in count]
+    sums = workers.held(_moments, [(layer, g, share, scale, keep) for g in parts for share in shares])
     total = [
-        reconstruct.Moments.total(sums[n * len(images) : (n + 1) * len(images)]) for n in range(len(parts))
+        workers.made(_total, *sums[n * len(shares) : (n + 1) * len(shares)]) for n in range(len(parts))
     ]
-    del sums
-    tasks, places = [], []
+    del sums, shares
+    tasks = []
     for group, m in zip(parts, total, strict=True):
-        quadratic = reconstruct.problem(m, bias[group], scale.scale, how.bias_correction)
-        shared: Once | None = None
+        quadratic = workers.made(reconstruct.problem, m, bias[group], scale.scale, how.bias_correction)
         for first in range(group.start, group.stop, CHANNELS):
             part = slice(first, min(first + CHANNELS, group.stop))
-            inner = quadratic.channels(slice(part.start - group.start, part.stop - group.start))
-            if shared is None or inner.gram is not shared.value[0]:  # depthwise each has its own
-                shared = Once((inner.gram, inner.matrix))
-            mine = inner.cross, inner.least, weight[:, part], candidates[:, part]
-            tasks.append((shared, *mine, config.bits_of(node.name), how))
-            places.append((part, m, part.start - group.start))
-    fitted = run(_fit, tasks)
+            tasks.append((quadratic, layer, group, part, start[part], grid, config.bits_of(node.name), how))
+    fitted = workers.run(_fit, tasks)
     scales, integers, errors, best, gains = (
         np.concatenate(parts, axis=-1) for parts in zip(*fitted, strict=True)
     )
     correction = None
     if how.gain_correction:
-        correction = reconstruct.shrunk(gains[0], gains[1], len(inputs)).astype(np.float32)
+        correction = reconstruct.shrunk(gains[0], gains[1], len(images)).astype(np.float32)
         scales = scales * correction
     if record is not None:
         record("weights", node.name, grid, -errors, best)
     if how.bias_correction:
+        sums = [workers.made(_sums, m) for m in total]
+        means = workers.run(_means, [(each, integers[:, g]) for each, g in zip(sums, parts, strict=True)])
         bias = np.concatenate([
-            (m.outputs - scale.scale * scales[g] * _means(m, integers[:, g])) / m.rows
-            for g, m in zip(parts, total, strict=True)
+            (outputs - scale.scale * scales[g] * inputs) / rows
+            for g, (outputs, inputs, rows) in zip(parts, means, strict=True)
         ]).astype(np.float32)  # fmt: skip
-    return scales, correction, integers, bias
+    return scales, correction, integers.astype(np.float64), bias
 
 
 def _moments(node, part, images, scale, keep):
-    inputs, outputs = images
+    inputs, outputs, *_ = images
     return reconstruct.moments(node, part, inputs, outputs, scale, keep)
 
 
-def _fit(shared, cross, least, *others):
-    gram, matrix = shared
-    return reconstruct.fit(reconstruct.Problem(gram, matrix, cross, least), *others)
+def _total(*pieces):
+    return reconstruct.Moments.total(pieces)
 
 
-def _means(m, q):
-    """The sum over the rows of X q, for every channel."""
-    return m.inputs @ q if m.inputs.ndim == 1 else (m.inputs * q).sum(axis=0)
+def _fit(quadratic, node, group, part, start, grid, *others):
+    """`reconstruct.fit` of the channels ``part`` of a group, the integers int8; start: their scales."""
+    inner = quadratic.channels(slice(part.start - group.start, part.stop - group.start))
+    candidates = (start.astype(np.float64)[None] / grid[:, None]).astype(np.float32)
+    scales, integers, *rest = reconstruct.fit(
+        inner, reconstruct.weight_2d(node)[:, part], candidates, *others
+    )
+    return scales, integers.astype(np.int8), *rest
+
+
+def _sums(m):
+    return m.outputs, m.inputs, m.rows
+
+
+def _means(sums, q):
+    """(sums of the outputs, sums over the rows of X q, rows), for every channel."""
+    outputs, inputs, rows = sums
+    q = q.astype(np.float64)
+    return outputs, inputs @ q if inputs.ndim == 1 else (inputs * q).sum(axis=0), rows

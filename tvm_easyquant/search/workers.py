@@ -10,7 +10,7 @@ from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
 
-from ..cluster import active, plain
+from ..cluster import Made, Once, active, plain
 
 PARTS = 8  # tasks that the images of one layer are cut into
 
@@ -39,6 +39,18 @@ class Workers:
         calls = ((function, *plain(a)) for a in arguments)
         call = delayed(_threaded if self.threaded else _alone)
         return Parallel(self.jobs, prefer="threads")(call(*each) for each in calls)
+
+    def held(self, function, arguments) -> list[Once]:
+        """What `run` returns, each to be an argument of other tasks; on a cluster it stays there."""
+        if self.cluster is not None:
+            return [Made(function, *a) for a in arguments]
+        return [Once(found) for found in self.run(function, arguments)]
+
+    def made(self, function, *arguments) -> Once:
+        """The same of one call that is too little for a task: here it is made at once."""
+        if self.cluster is not None:
+            return Made(function, *arguments)
+        return Once(function(*plain(arguments)))
 
     @property
     def note(self) -> str:
