@@ -541,10 +541,12 @@ TVM's own int8 convolution is in those tables although, on full-range 8-bit weig
         "outputs": outputs_table(stored("outputs.json")),
         "cluster": cluster_readme(stored("cluster.json")),
         "today": today_table(
-            {("AVX2", "avx2"): stored("networks_today_avx2.json"),
-             ("VNNI", "avx512vnni"): stored("networks_today_avx512.json")},
+            {
+                ("AVX2", "avx2"): stored("networks_today_avx2.json"),
+                ("VNNI", "avx512vnni"): stored("networks_today_avx512.json"),
+            },
             stored("integers.json"),
-        ),  # fmt: skip
+        ),
         "coverage": coverage_table(stored("integers.json")),
         "relax": relax_table(stored("networks_relax_avx2.json")),
     }

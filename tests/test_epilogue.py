@@ -179,8 +179,8 @@ def test_a_function_of_a_residual_sum_is_the_norms_for_every_pair_of_values(row,
 
 @pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")
 @pytest.mark.parametrize(
-    "name", ["direct_avx2_d2", "depthwise_avx2", "direct_avx512vnni", "depthwise_avx512bw",
-             "depthwise_avx512vnni"]
+    "name",
+    ["direct_avx2_d2", "depthwise_avx2", "direct_avx512vnni", "depthwise_avx512bw", "depthwise_avx512vnni"],
 )
 def test_a_function_is_a_handful_of_vector_instructions(name):
     """Compiled only: nothing scalar, nothing called, nothing contracted; one division for each vector."""

@@ -141,7 +141,10 @@ def windows(x, kernel, strides, padding, dilation, fill):
     """
     top, left, bottom, right = padding
     if any(padding):
-        x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=x.dtype.type(fill))
+        n, h, w, c = x.shape
+        padded = np.full((n, top + h + bottom, left + w + right, c), fill, x.dtype)
+        padded[:, top : top + h, left : left + w] = x
+        x = padded
     (n, h, w, c), (r, s) = x.shape, kernel
     oh = output_size(h, r, strides[0], dilation[0], 0, 0)
     ow = output_size(w, s, strides[1], dilation[1], 0, 0)

@@ -16,9 +16,13 @@ import numpy as np
 
 from topi_ext.function import is_vector
 
+#: numbers of a map that are computed together: their float64 steps stay in a CPU's cache
+TOGETHER = 2**14
+
 
 def _sigmoid(x):
-    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, small) / (1 + small)
 
 
 #: name -> function of float64 arrays
@@ -53,7 +57,19 @@ ONNX = ("Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Reciprocal", "Abs", "Neg", "Er
 def compute(expression, x: np.ndarray) -> np.ndarray:
     """The expression of every number of ``x``: float32 of the same shape, computed in float64."""
     with np.errstate(over="ignore"):
-        return compute64(expression, x).astype(np.float32)
+        return _in_parts(lambda part: compute64(expression, part), x)
+
+
+def _in_parts(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    """float32: function(x), of the shape of ``x``, of parts (M, K) of `TOGETHER` numbers, whole along the
+    last axis."""
+    found: np.ndarray = np.empty(x.shape, np.float32)
+    width = x.shape[-1] if x.size and x.ndim else 1
+    rows, made = x.reshape(-1, width), found.reshape(-1, width)
+    step = max(1, TOGETHER // width)
+    for first in range(0, len(rows), step):
+        made[first : first + step] = function(rows[first : first + step])
+    return found
 
 
 def compute64(expression, x: np.ndarray) -> np.ndarray:
