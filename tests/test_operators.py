@@ -309,7 +309,7 @@ def test_calls_of_relay_that_move_and_join_are_read():
     function = relay.Function([x], relay.Tuple([relay.nn.relu(call) for call in made.values()]))
     module = relay.transform.InferType()(tvm.IRModule.from_expr(function))
     graph = eq.from_relay(module)
-        assert all(node.op != "float" for node in graph)
+    assert all(node.op != "float" for node in graph)
     assert {"gather", "slice", "transpose", "sub", "max", "min", "mul"} <= {node.op for node in graph}
     feed = {"x": normal(1, 4, 6, 8)}
     for name, mine, want in zip(
