@@ -188,7 +188,7 @@ class Race:
         for (key, of), runner in self.runners.items():
             if of == isa_name:
                 made = runner.output(self.folder / "o.npy")
-                if not (_cosine(made, expected) > 0.999 if near else np.array_equal(made, expected)):
+                if not (cosine(made, expected) > 0.999 if near else np.array_equal(made, expected)):
                     raise SystemExit(
                         f"error: {key} of {self.name} on {isa_name} differs from the reference"
                     )
@@ -239,10 +239,10 @@ class Race:
         session = onnxruntime.InferenceSession(self.path, providers=["CPUExecutionProvider"])
         truth = np.concatenate([y.ravel() for y in session.run(None, {self.entry: self.samples[0]})])
         made = {key: runner.output(self.folder / "o.npy") for key, runner in self.runners.items()}
-        return {key: _cosine(y, truth) for key, y in made.items()}
+        return {key: cosine(y, truth) for key, y in made.items()}
 
 
-def _cosine(a, b):
+def cosine(a, b):
     a, b = a.astype(float), b.astype(float)
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
@@ -319,25 +319,22 @@ def tune_ours(args):
                 print(f"{name} on {isa_name}: {found}", flush=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(description):
+    """The parser of what every race of networks is told."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--isa", nargs="+", default=["avx2"], choices=CLASSES)
     parser.add_argument("--uncapped", action="store_true", help="the CPU as it is; --isa names its class")
     parser.add_argument("--nets", nargs="+", default=list(random_networks.NETWORKS))
     parser.add_argument("--also", nargs="+", default=[], metavar="NAME=ONNX", help="networks of files")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--peers-python", help="Python of an environment with openvino, nncf, ncnn, pnnx")
-    parser.add_argument("--relax-python", help="Python of an environment with this and today's apache-tvm")
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "easyquant_peers",
                         help="where capped copies of the peers' packages are kept")  # fmt: skip
-    parser.add_argument("--records", type=Path, nargs="+", help="tuning records for ours")
-    parser.add_argument("--fp32-records", type=Path, help="tuning records for TVM's fp32")
-    parser.add_argument("--tune-fp32", type=int, metavar="TRIALS", help="make --fp32-records and end")
-    parser.add_argument("--tune-ours", type=int, metavar="TRIALS", help="append to --records and end")
-    args = parser.parse_args()
+    return parser
+
+
+def check(args):
+    """Complete what `arguments` gave; SystemExit if it asks for what is not here."""
     if args.nets == ["today"]:
         args.nets = list(random_networks.OF_TODAY)
     args.files = {name: Path(file) for name, _, file in (word.partition("=") for word in args.also)}
@@ -345,6 +342,20 @@ def main():
     check_classes(args.isa, args.uncapped)
     if args.peers_python and not shutil.which(args.peers_python):
         raise SystemExit(f"error: --peers-python: there is no {args.peers_python}")
+
+
+def main():
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--relax-python", help="Python of an environment with this and today's apache-tvm")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--records", type=Path, nargs="+", help="tuning records for ours")
+    parser.add_argument("--fp32-records", type=Path, help="tuning records for TVM's fp32")
+    parser.add_argument("--tune-fp32", type=int, metavar="TRIALS", help="make --fp32-records and end")
+    parser.add_argument("--tune-ours", type=int, metavar="TRIALS", help="append to --records and end")
+    args = parser.parse_args()
+    check(args)
     if args.relax_python and not shutil.which(args.relax_python):
         raise SystemExit(f"error: --relax-python: there is no {args.relax_python}")
     if args.tune_fp32:

@@ -51,25 +51,33 @@ def urgent():
 class Runner:
     """A started `runner.py`."""
 
-    def __init__(self, python, kind, model, inputs, threads, cpus, env=None):
-        command = [str(python), str(HERE / "runner.py"), kind, str(model), str(inputs), str(threads)]
+    def __init__(self, python, kind, model, inputs, threads, cpus, env=None, batch=1):
+        self.python, self.model, self.inputs, self.env = python, model, inputs, env
+        command = [python, HERE / "runner.py", kind, model, inputs, threads, batch]
         self.process = subprocess.Popen(
-            [*urgent(), "taskset", "-c", ",".join(map(str, cpus)), *command], text=True,
+            [*urgent(), "taskset", "-c", ",".join(map(str, cpus)), *map(str, command)], text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={**os.environ, **(env or {})},
         )  # fmt: skip
-        self.version = self._answer()
+        self.version = self.answer()
 
-    def _answer(self):
+    def another(self, kind, threads, cpus, batch):
+        """The same model in a process more."""
+        return Runner(self.python, kind, self.model, self.inputs, threads, cpus, self.env, batch)
+
+    def answer(self):
         line = self.process.stdout.readline().strip()
         if not line:
-            raise RuntimeError(f"{Path(self.process.args[-3]).name} ended")
+            raise RuntimeError(f"{Path(self.model).name} ended")
         return line
 
-    def ask(self, text):
+    def tell(self, text):
         self.process.stdin.write(f"{text}\n")
         self.process.stdin.flush()
-        return self._answer()
+
+    def ask(self, text):
+        self.tell(text)
+        return self.answer()
 
     def output(self, path):
         self.ask(f"output {path}")
