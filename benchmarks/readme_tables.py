@@ -220,6 +220,25 @@ FULL_NAMES = {
 }  # fmt: skip
 
 
+def throughput_table(stored):
+    """One line a network: our images per second, each peer's best mode and how many times ours that is."""
+    lines = []
+    for net in dict.fromkeys(row["net"] for row in stored["rows"]):
+        mine = [row for row in stored["rows"] if row["net"] == net]
+        best: dict = {}
+        for row in mine:
+            who = row["runner"].partition("-")[0]
+            if who not in best or row["images_per_second"] > best[who]["images_per_second"]:
+                best[who] = row
+        cells = [net]
+        for who in ("tvm_easyquant", "openvino", "onnxruntime"):
+            row = best[who]
+            text = f"{row['images_per_second']:.0f} ({row['mode']}, batch {row['batch']})"
+            cells.append(text if who == "tvm_easyquant" else f"{text}: {row['over_ours']:.2f}")
+        lines.append(cells)
+    return table(["network", "ours", "OpenVINO int8, best mode", "ONNX Runtime int8, best mode"], lines)
+
+
 def today_table(by_class, coverage):
     """One line a network: for each class our milliseconds, over the best int8's and the best fp32's; what
     stays float. by_class: {its name, its row in the files: what is stored}."""
@@ -505,6 +524,7 @@ LAYER_RUNNERS = ("onnxruntime-int8", "onnxruntime-fp32", "tvm-int8", "tvm-fp32")
 def main():
     layers, accuracy, networks = map(stored, ("layers_avx2.json", "accuracy.json", "networks_avx2.json"))
     accuracy = current(accuracy, stored("outputs.json"))
+    wide = stored("networks_avx512.json")
     wrong = sorted(r["wrong_outputs"] for r in layers["rows"] if "wrong_outputs" in r)
     text = f"""<!-- measured -->
 
@@ -514,19 +534,24 @@ thread, everybody capped at AVX2, medians of one interleaved run on
 
 {networks_table(networks, "avx2")}
 
+The same, everybody capped at AVX-512 with VNNI, on {cpu(wide["machine"])}:
+
+{networks_table(wide, "avx512vnni")}
+
 {accuracy_text(accuracy, stored("accuracy_avx2.json"))}
 
-Layer by layer, with AVX-512 and VNNI, memory and size: [benchmarks/README.md](benchmarks/README.md#speed).
+Layer by layer, with AVX-512 without VNNI, throughput, memory and size:
+[benchmarks/README.md](benchmarks/README.md#speed).
 TVM's own int8 convolution is in those tables although, on full-range 8-bit weights, up to
 {wrong[-1]:.0%} of its outputs are wrong on AVX2. Made by `networks.py`, `layers.py`, `accuracy.py` and
 `outputs.py` (our default) in `benchmarks/`; the command, the machine, the versions and every setting are in
 `benchmarks/results/`.
 
 <!-- /measured -->"""
-    wide = stored("networks_avx512.json")
     tables = {
         "layers": layers_table(layers),
         "networks": networks_table(networks, "avx2"),
+        "throughput": throughput_table(stored("throughput_avx512vnni.json")),
         "memory": memory_table(networks),
         "threads": threads_table(networks, stored("networks_avx2_2threads.json")),
         "serving": serving_table(stored("threads.json")),
