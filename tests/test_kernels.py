@@ -277,7 +277,7 @@ def test_a_tuning_record_outranks_the_estimate_and_never_the_proof():
 
 
 def test_without_measured_costs_the_order_of_the_manifest_decides(monkeypatch):
-    monkeypatch.setattr(cost, "costs", dict)
+    monkeypatch.setattr(cost, "costs", lambda core="": {})
     assert planned(63, 63).kernel.name == "direct_avx2_d4"  # 8x8: four tiles are too few for Winograd
     assert "4 tiles are too few" in dict(planned(63, 63).refused)["winograd_f43_avx2"]
     spec = ConvSpec(1, 16, 16, 16, 16, (3, 3), padding=PAD, data_max=63)

@@ -436,7 +436,7 @@ def test_the_rewritten_module_proves_its_7_bit_range_and_names_its_rounding():
 @pytest.mark.isa("avx2")
 def test_lowering_leaves_no_qnn_op_and_says_what_it_chose(monkeypatch):
     """The choice is made without measured costs: the first legal row, whatever CPU they came from."""
-    monkeypatch.setattr(cost, "costs", dict)
+    monkeypatch.setattr(cost, "costs", lambda core="": {})
     graph, pictures = networks.residual(3)
     module = eq.quantize(graph, pictures, method="minmax").module
     lower = LowerInteger("llvm -mcpu=core-avx2")
