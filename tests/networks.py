@@ -144,8 +144,8 @@ def joined(seed=0, **options):
 
 
 def resized(seed=0, **options):
-    """Linear resizes of every kind of coordinates, up and down, of 8 and of 5 channels: behind a layer and a
-    clip, before a clip, a function and a layer, and for readers of floats: (graph, images)."""
+    """Linear resizes of every kind of coordinates, up and down, of 8 and of 5 channels: behind a layer and
+    a clip, before a clip, a function and a layer, and for readers of floats: (graph, images)."""
     b = Builder(seed, **options)
     x = b.relu("stem.relu", b.conv("stem", "image", 8), hi=2.0)
     x = b.conv("second", b.resize_linear("twice", x, (20, 20)), 5)
@@ -251,8 +251,11 @@ def onnx_model(nodes, inputs, outputs, constants, opset=13):
 RECURRENT = {"LSTM": (4, 2), "GRU": (3, 1), "RNN": (1, 1)}
 
 
-def recurrent(op, steps=7, batch=1, size=21, direction="bidirectional", initial=False, **attributes):
-    """(model, x) of one LSTM, GRU or RNN; its outputs are the rows and the last of them."""
+def recurrent(
+    op, steps=7, batch=1, size=21, direction="bidirectional", initial=False, lengths=None, **attributes
+):
+    """(model, x) of one LSTM, GRU or RNN; its outputs are the rows and the last of them. lengths: of the
+    sequences."""
     rng, (gates, states) = np.random.default_rng(steps), RECURRENT[op]
     ways, features = 1 + (direction == "bidirectional"), 6
     sizes = {
@@ -271,6 +274,8 @@ def recurrent(op, steps=7, batch=1, size=21, direction="bidirectional", initial=
         name: (rng.standard_normal(s) * scale.get(name, 0.5)).astype(np.float32)
         for name, s in sizes.items()
     }
+    if lengths is not None:
+        constants["l"], names[4] = np.array(lengths, np.int32), "l"
     while not names[-1]:
         names.pop()
     outputs = {"y": [steps, ways, batch, size]} | {"yh": [ways, batch, size]}
@@ -293,12 +298,14 @@ LOOPS = {
     "RNN, wide": ("RNN", dict(size=130, direction="reverse", initial=True), 2),
     LOOP: ("RNN", dict(steps=4, size=2), 4),
     "RNN, too few steps": ("RNN", dict(steps=3), 0),
+    "RNN, of several lengths": ("RNN", dict(batch=3, size=2, lengths=(7, 2, 5)), 0),
     "RNN, a function that is none of ours": ("RNN", dict(activations=["Softplus"] * 2), 0),
 }
 
 
 def sized_onnx(seed=0):
-    """conv - relu - max pool - conv - relu - global pool - flatten - gemm; input ``x`` (any, 3, any, any)."""
+    """conv - relu - max pool - conv - relu - global pool - flatten - gemm; input ``x`` (any, 3, any,
+    any)."""
     rng = np.random.default_rng(seed)
     sizes = {"w1": (8, 3, 3, 3), "w2": (16, 8, 3, 3), "w3": (4, 16)}
     constants = {name: (rng.standard_normal(s) * 0.2).astype(np.float32) for name, s in sizes.items()}

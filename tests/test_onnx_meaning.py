@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from functools import cache
 
+import networks
 import numpy as np
 import pytest
+
+import tvm_easyquant as eq
+from tvm_easyquant.errors import LoadError
 
 pytest.importorskip("onnxruntime", minversion="1.22")  # older ones are wrong, or crash, on rare attributes
 
@@ -713,3 +717,67 @@ def test_what_no_rule_runs_the_reference_does():
     )
     assert names == ["x", "axes"]
     np.testing.assert_array_equal(op.evaluate(x, axes), [[3], [3]])
+
+
+def runtime(model):
+    import onnxruntime as ort
+
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+SEVERAL = {
+    "of several lengths": dict(lengths=(2, 5)),
+    "of several lengths, from states": dict(lengths=(4, 1), initial=True),
+    "with numbers": dict(activations=["HardSigmoid", "ScaledTanh", "Affine"], activation_alpha=[0.3, 0.7, 1.2],
+                         activation_beta=[0.4, 0.9, 0.1]),
+    "with numbers of some": dict(activations=["Elu", "LeakyRelu", "Tanh"], activation_alpha=[0.2, 0.5]),
+    "long": dict(steps=520),
+    "long and clipped": dict(steps=520, clip=0.4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("op, count", [("LSTM", 3), ("GRU", 2), ("RNN", 1)])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_what_a_recurrent_operator_seldom_has(name, op, count, direction):
+    """Story: these were computed by onnx.reference, which ignores lengths, directions and activations, and the
+    network was calibrated and compiled with its numbers."""
+    options = dict(steps=5, batch=2, size=3) | SEVERAL[name]
+    ways = 2 if direction == "bidirectional" else 1
+    if "activations" in options:
+        named = options["activations"][:count]
+        options["activations"] = named * ways
+        for which, takers in (
+            ("alpha", ("HardSigmoid", "ScaledTanh", "Affine", "Elu", "LeakyRelu")),
+            ("beta", ("HardSigmoid", "ScaledTanh", "Affine")),
+        ):
+            taken = sum(each in takers for each in named)
+            numbers = options.pop(f"activation_{which}", [])[:taken] * ways
+            options |= {f"activation_{which}": numbers} if numbers else {}
+    model, x = networks.recurrent(op, direction=direction, **options)
+    expected = runtime(model).run(None, {"x": x})
+    for want, made in zip(expected, eq.load_onnx(model).run({"x": x}).values(), strict=True):
+        np.testing.assert_allclose(made, want, atol=3e-6, rtol=1e-5)
+
+
+def test_a_recurrent_operator_may_leave_out_its_first_output():
+    model, x = networks.recurrent("GRU", steps=3, size=4)
+    model.graph.node[0].output[0] = ""
+    del model.graph.output[0]
+    (want,) = runtime(model).run(None, {"x": x})
+    np.testing.assert_allclose(eq.load_onnx(model).run({"x": x})["yh"], want, atol=1e-6)
+
+
+def test_what_no_recurrent_operator_can_be_is_refused_by_name():
+    model, _ = networks.recurrent("GRU", lengths=(7,))
+    del model.graph.initializer[[each.name for each in model.graph.initializer].index("l")]
+    model.graph.input.append(helper.make_tensor_value_info("l", onnx.TensorProto.INT32, [1]))
+    with pytest.raises(
+        LoadError, match=r"node cell \(GRU\) has sequence_lens that are computed; give them as"
+    ):
+        eq.load_onnx(model)
+    model, _ = networks.recurrent("LSTM", activations=["Sigmoid", "ScaledTanh", "Tanh"] * 2)
+    with pytest.raises(
+        LoadError, match="has the activations Sigmoid, ScaledTanh, .* lacks its alpha or beta"
+    ):
+        eq.load_onnx(model)

@@ -21,8 +21,8 @@ from ..network.graph import Graph
 from ..network.layout import nhwc
 from ..network.tensors import NUMPY
 from . import geometry, uncovered
-from .meaning import resizing
-from .onnx_file import check, cut, fixed_shapes, inline, read_onnx, stem, told
+from .meaning import recurrent, resizing
+from .onnx_file import CUT, called, check, cut, fixed_shapes, inline, read_onnx, stem, told
 from .onnx_macs import multiply_accumulates
 from .onnx_model import Prepared, Site, prepare
 from .onnx_op import FLOATS, Call, NotConstant, OnnxOp, plain
@@ -142,8 +142,10 @@ class _Walk:
 
     def _site(self, site):
         known = [tensor for tensor in site.inputs if self.known(tensor)]
-        floats = all(self.dtype(tensor) == "float32" for tensor in (*known, site.outputs[0]))
+        made = next(output for output in site.outputs if output)
+        floats = all(self.dtype(tensor) == "float32" for tensor in (*known, made))
         rule = RULES.get(site.node.op_type) if floats or site.node.op_type in ANY_DTYPE else None
+        rule = rule if made == site.outputs[0] else None  # of the rules none leaves out its first output
         nodes = dict(self.builder.nodes)
         if rule is None or rule(self, site) is False:
             self.builder.nodes.update(nodes)  # a Sum of three may have folded its constant into a layer
@@ -210,6 +212,8 @@ class _Walk:
         self._float(tensor, op, tensors, op.op == "Transpose")
 
     def _float(self, value, op: OnnxOp, tensors: Sequence[str], covered: bool) -> None:
+        if (why := recurrent.refused(op)) is not None:
+            raise LoadError(f"{called(op.node)} {why}, or {CUT}")
         sizes = [self.size(tensor) for tensor in tensors]
         op = uncovered.told(op, sizes) if covered and not self.builder.former else op
         attrs = {"fn": op.evaluate, "handle": op, "macs": multiply_accumulates(op, sizes)}

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from ..onnx_op import Call, NotConstant
+from ...network.tensors import NUMPY
+from ..onnx_op import Call, NotConstant, OnnxOp
 from .algebra import Value, value, values
 
 #: steps that are written out
@@ -17,18 +19,22 @@ LONGEST = 512
 
 Step = Callable[[Value, list[Value]], list[Value]]
 
-#: activations without numbers of their own
-ACTIVATIONS: dict[str, Callable[[Value], Value]] = {
-    "affine": lambda x: x,
-    "elu": lambda x: x.where(x > 0, x.exp() - 1),
-    "hardsigmoid": lambda x: (x * 0.2 + 0.5).at_least(0).at_most(1),
-    "leakyrelu": lambda x: x.where(x > 0, x * 0.01),
-    "relu": lambda x: x.at_least(0),
-    "sigmoid": lambda x: x.unary("sigmoid"),
-    "softplus": lambda x: (x.exp() + 1).log(),
-    "softsign": lambda x: x / (x.abs() + 1),
-    "tanh": lambda x: x.unary("tanh"),
+#: activation -> (of x, alpha and beta; what they are where they are not given, None: they must be)
+ACTIVATIONS: dict[str, tuple[Callable[..., Value], tuple[float, ...] | None]] = {
+    "affine": (lambda x, alpha, beta: x * alpha + beta, (1.0, 0.0)),
+    "elu": (lambda x, alpha: x.where(x > 0, (x.exp() - 1) * alpha), (1.0,)),
+    "hardsigmoid": (lambda x, alpha, beta: (x * alpha + beta).at_least(0).at_most(1), (0.2, 0.5)),
+    "leakyrelu": (lambda x, alpha: x.where(x > 0, x * alpha), (0.01,)),
+    "relu": (lambda x: x.at_least(0), ()),
+    "scaledtanh": (lambda x, alpha, beta: (x * beta).unary("tanh") * alpha, None),
+    "sigmoid": (lambda x: x.unary("sigmoid"), ()),
+    "softplus": (lambda x: (x.exp() + 1).log(), ()),
+    "softsign": (lambda x: x / (x.abs() + 1), ()),
+    "tanh": (lambda x: x.unary("tanh"), ()),
+    "thresholdedrelu": (lambda x, alpha: x.where(x > alpha, 0), (1.0,)),
 }
+#: how many numbers an activation takes: alpha, or alpha and beta
+NUMBERS = {"affine": 2, "hardsigmoid": 2, "scaledtanh": 2, "elu": 1, "leakyrelu": 1, "thresholdedrelu": 1}
 
 
 def part(x: Value, axis: int, first: int, last: int) -> Value:
@@ -82,26 +88,37 @@ class _Cell:
 
 
 def _activations(call: Call, direction: int, count: int, usual: Sequence[str]) -> list[Callable]:
-    """A direction's activations; NotConstant for numbers of their own or an unknown one."""
-    if call.get("activation_alpha") or call.get("activation_beta"):
-        raise NotConstant(f"{call.op.op} with numbers for its activations")
-    named = call.get("activations") or [*usual] * (direction + 1)
-    chosen = [str(name).lower() for name in named[direction * count : (direction + 1) * count]]
-    unknown = [name for name in chosen if name not in ACTIVATIONS]
-    if len(chosen) != count or unknown:
-        raise NotConstant(f"{call.op.op} with the activations {', '.join(map(str, named))}")
+    """A direction's activations; NotConstant for one that is unknown, or lacks its numbers."""
+    ways = 2 if call["direction"] == "bidirectional" else 1
+    named = [str(name) for name in call.get("activations") or [*usual] * ways]
+    alphas, betas = (iter(call.get(f"activation_{which}") or ()) for which in ("alpha", "beta"))
+    chosen = []
+    for name in named:  # those of both directions in turn take the numbers that are given
+        function, numbers = ACTIVATIONS.get(name.lower(), (None, None))
+        known = NUMBERS.get(name.lower(), 0)
+        given = [*islice(alphas, min(known, 1)), *islice(betas, max(known - 1, 0))]
+        numbers = (*given, *(numbers or ())[len(given) :])
+        if function is None or len(numbers) != known:
+            raise NotConstant(f"{call.op.op} with the activations {', '.join(named)}")
+        chosen.append(partial(_applied, function, numbers))
+    if len(chosen) < count * ways:  # the schema names two of an RNN that takes one
+        raise NotConstant(f"{call.op.op} with the activations {', '.join(named)}")
     clip = call.get("clip")
 
     def clipped(function):
         return function if clip is None else lambda x: function(x.at_least(-clip).at_most(clip))
 
-    functions = [ACTIVATIONS[name] for name in chosen]  # the third, of the memory, no runtime clips
-    return [*map(clipped, functions[:2]), *functions[2:]]
+    functions = chosen[direction * count : (direction + 1) * count]
+    return [*map(clipped, functions[:2]), *functions[2:]]  # the third, of the memory, no runtime clips
+
+
+def _applied(function: Callable[..., Value], numbers: Sequence[float], x: Value) -> Value:
+    return function(x, *numbers)
 
 
 def _lstm_cell(call: Call, direction: int) -> tuple[_Cell, Step]:
     cell, forgets = _Cell(call, direction, 4), not call.get("input_forget", 0)
-    f, g, h = _activations(call, direction, 3, ("Sigmoid", "Tanh", "Tanh"))
+    f, g, h = _activations(call, direction, *CELLS["LSTM"])
 
     def peep(number, state):
         return 0 if cell.peepholes is None else state * cell.gate(cell.peepholes, number)
@@ -120,7 +137,7 @@ def _lstm_cell(call: Call, direction: int) -> tuple[_Cell, Step]:
 
 def _gru_cell(call: Call, direction: int) -> tuple[_Cell, Step]:
     cell, late = _Cell(call, direction, 3), call.get("linear_before_reset", 0)
-    f, g = _activations(call, direction, 2, ("Sigmoid", "Tanh"))
+    f, g = _activations(call, direction, *CELLS["GRU"])
 
     def step(x: Value, state: list[Value]) -> list[Value]:
         (hidden,) = state
@@ -137,7 +154,7 @@ def _gru_cell(call: Call, direction: int) -> tuple[_Cell, Step]:
 
 def _rnn_cell(call: Call, direction: int) -> tuple[_Cell, Step]:
     cell = _Cell(call, direction, 1)
-    (f,) = _activations(call, direction, 1, ("Tanh",))
+    (f,) = _activations(call, direction, *CELLS["RNN"])
     return cell, lambda x, state: [f(x + state[0].matmul(cell.recurrent) + cell.bias[1])]
 
 
@@ -150,9 +167,8 @@ def _recurrent(cell_of: Callable[[Call, int], tuple[_Cell, Step]], states: int) 
         x = x.transpose((1, 0, 2)) if batch_first else x
         steps, batch, features = x.shape
         lengths = call.known(4)
-        if lengths is not None and (np.asarray(lengths) != steps).any():
-            raise NotConstant(f"{call.op.op} of sequences of several lengths")
-        if not 0 < steps <= LONGEST:
+        whole = lengths is None or bool((np.asarray(lengths) == steps).all())
+        if not steps > 0 or (steps > LONGEST and call.t is not NUMPY):
             raise NotConstant(f"{call.op.op} of {steps} steps; at most {LONGEST} are written out")
         way = call["direction"]
         made, last = [], []
@@ -165,11 +181,16 @@ def _recurrent(cell_of: Callable[[Call, int], tuple[_Cell, Step]], states: int) 
             each: list[Value] = []
             backwards = way == "reverse" or direction == 1
             for number in reversed(range(steps)) if backwards else range(steps):
-                state = step(part(sums, 0, number, number + 1).reshape((batch, wide)), state)
-                each.append(state[0].reshape((1, 1, batch, cell.size)))
+                before, state = state, step(part(sums, 0, number, number + 1).reshape((batch, wide)), state)
+                out = state[0]
+                if not whole:  # behind a sequence's end the state stays, and the output is zero
+                    inside = x.constant((np.asarray(lengths).reshape(batch, 1) > number).astype(np.float32))
+                    state = [new.where(inside > 0, old) for new, old in zip(state, before, strict=True)]
+                    out = state[0] * inside
+                each.append(out.reshape((1, 1, batch, cell.size)))
             made.append(joined(each[::-1] if backwards else each, 0))
             final = 0 if backwards else steps - 1  # cut from all, by which a host knows the loop
-            hidden = part(made[-1], 0, final, final + 1)
+            hidden = part(made[-1], 0, final, final + 1) if whole else state[0]
             last.append([one.reshape((1, batch, cell.size)) for one in (hidden, *state[1:])])
         y = joined(made, 1)
         ends = [joined([direction[k] for direction in last], 0) for k in range(states)]
@@ -204,6 +225,25 @@ def _cumulative_sum(call: Call) -> Any:
     return joined([sums[number] for number in range(size)], axis).tensor
 
 
+def refused(op: OnnxOp) -> str | None:
+    """Why a recurrent operator cannot be computed, with the cure; None of any other. onnx.reference, which
+    computes what has no rule, ignores most of its attributes and inputs."""
+    if op.op not in CELLS:
+        return None
+    if 4 in op.tensors:
+        return "has sequence_lens that are computed; give them as a constant"
+    call = Call(NUMPY, op, [np.zeros(0, np.float32)] * len(op.tensors))
+    try:
+        for direction in range(2 if call["direction"] == "bidirectional" else 1):
+            _activations(call, direction, *CELLS[op.op])
+    except NotConstant:
+        named = ", ".join(map(str, call.get("activations")))
+        return f"has the activations {named}, of which one is unknown or lacks its alpha or beta"
+    return None
+
+
+#: operator -> how many activations a direction has, and which if none are named
+CELLS = {"GRU": (2, ("Sigmoid", "Tanh")), "LSTM": (3, ("Sigmoid", "Tanh", "Tanh")), "RNN": (1, ("Tanh",))}
 RULES: dict[str, Callable[[Call], Any]] = {
     "CumSum": _cumulative_sum,
     "GRU": _recurrent(_gru_cell, 1),
