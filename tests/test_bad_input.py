@@ -676,6 +676,7 @@ def killed_and_resumed(folder, points, *command, others=()):
         assert [result.read_bytes() for result in results] == expected
 
 
+@pytest.mark.ci
 def test_a_search_killed_at_any_write_is_resumed_to_the_same_bytes(tmp_path):
     killed_and_resumed(
         tmp_path,

@@ -99,6 +99,7 @@ def test_quantize_meets_a_drop_of_the_user_s_metric(work, capsys, monkeypatch, t
         assert len(err.splitlines()) == 1 and re.search(message, err)
 
 
+@pytest.mark.ci
 def test_benchmark_names_every_layer_the_machine_and_the_ratio(work, capsys):
     folder, _, _, q = work
     command = ["benchmark", folder / "net.onnx", "--table", folder / "net.json", "--rounds", "3"]
