@@ -184,8 +184,9 @@ def _recurrent(cell_of: Callable[[Call, int], tuple[_Cell, Step]], states: int) 
                 before, state = state, step(part(sums, 0, number, number + 1).reshape((batch, wide)), state)
                 out = state[0]
                 if not whole:  # behind a sequence's end the state stays, and the output is zero
-                    inside = x.constant((np.asarray(lengths).reshape(batch, 1) > number).astype(np.float32))
-                    state = [new.where(inside > 0, old) for new, old in zip(state, before, strict=True)]
+                    known = (np.asarray(lengths).reshape(batch, 1) > number).astype(np.float32)
+                    inside, outside = x.constant(known), x.constant(1 - known)
+                    state = [new * inside + old * outside for new, old in zip(state, before, strict=True)]
                     out = state[0] * inside
                 each.append(out.reshape((1, 1, batch, cell.size)))
             made.append(joined(each[::-1] if backwards else each, 0))
