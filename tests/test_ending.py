@@ -262,7 +262,9 @@ def test_signals_at_random_moments_lose_nothing(folder):
         process.send_signal(getattr(signal, name))
         _, err = process.communicate(timeout=300)
         number = getattr(signal, name)
-        done = err == "" or err.splitlines()[-1].startswith("next: ")  # its work was done, Python about to end
+        done = err == "" or err.splitlines()[-1].startswith(
+            "next: "
+        )  # its work was done, Python about to end
         over = process.returncode == -number and done
         assert over or process.returncode in (0, 128 + number), (words, err)
         if process.returncode == 128 + number:
