@@ -197,18 +197,19 @@ def test_extremes(row, data_max, sign):
 ])  # fmt: skip
 @pytest.mark.parametrize("row", [
     pytest.param(r, id=r.name, marks=pytest.mark.isa(r.isa))
-    for r in ROWS if r.name in ("direct_avx2_d1", "direct_avx512bw_d1", "direct_generic")
+    for r in ROWS
+    if r.name in ("direct_avx2_d1", "direct_avx512bw_d1", "direct_avx512vnni", "direct_generic")
 ])  # fmt: skip
 @pytest.mark.parametrize("own_first", [True, False])
 def test_a_residual_add_is_the_norms_for_every_pair_of_values(row, scales, own_first):
     """Row i of the map holds i in every pixel, column j of the residual j."""
     own, other, out = scales
     residual = Residual(own, 100, 0, 254, other, 3, own_first, out)
-    spec = ConvSpec(1, 256, 256, 8, 8, (1, 1), epilogue="add", residual=residual, out_zero_point=5, lo=2)
-    data = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (1, 256, 256, 8)).copy()
-    beside = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (1, 256, 256, 8)).copy()
-    weight = np.eye(8, dtype=np.int8)[None, None]
-    operands = (spec, data, weight, np.full(8, -100, np.int32), np.ones(8, np.float32), beside)
+    spec = ConvSpec(1, 256, 256, 16, 16, (1, 1), epilogue="add", residual=residual, out_zero_point=5, lo=2)
+    data = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (1, 256, 256, 16)).copy()
+    beside = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (1, 256, 256, 16)).copy()
+    weight = np.eye(16, dtype=np.int8)[None, None]
+    operands = (spec, data, weight, np.full(16, -100, np.int32), np.ones(16, np.float32), beside)
     np.testing.assert_array_equal(run(row, *operands)[0], expected(*operands))
 
 
@@ -293,6 +294,31 @@ def test_every_kernel_has_measured_costs_that_grow_with_the_layer():
         little, much = many if row.refuses(small) else (small, large)
         times = [cost.estimate(row.name, row.work(spec)) for spec in (little, much)]
         assert 0 < times[0] < times[1], row.name
+
+
+def test_a_core_that_nobody_measured_has_the_costs_of_another():
+    assert cost.costs("no such core") == cost.costs() != {}
+    assert cost.estimate("direct_avx2_d4", [1.0] * 5, core="no such core") == cost.estimate(
+        "direct_avx2_d4", [1.0] * 5, core=cost.USUAL
+    )
+
+
+@pytest.mark.isa("avx512vnni")
+@pytest.mark.parametrize("own_scale", [0.03, 1e30])
+def test_a_sum_beyond_int32_saturates(own_scale):
+    """It is narrowed by vpmovsdb where it cannot reach that far; a scale of 1e30 can."""
+    row, residual = manifest.kernel("direct_avx512vnni"), replace(RESIDUAL, own_scale=own_scale)
+    spec = ConvSpec(1, 5, 5, 16, 32, (1, 1), data_max=127, epilogue="add", residual=residual)
+    check(row, replace(spec, out_zero_point=7))
+    check(row, replace(spec, lo=3, hi=100))
+
+
+@pytest.mark.isa("avx512vnni")
+def test_winograd_multiplies_and_adds_in_one_instruction():
+    """LLVM makes vpdpwssd of vpmaddwd and the add; the costs of the row are measured so."""
+    row = manifest.kernel("winograd_f43_avx512vnni")
+    spec = ConvSpec(1, 8, 8, 32, 32, (3, 3), padding=PAD, data_max=63)
+    assert "vpdpwssd" in run(row, spec, *operands(spec, weight_limit(row, spec)))[1]
 
 
 def test_a_layer_of_mixed_depths_has_a_stored_time():
