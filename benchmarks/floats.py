@@ -86,10 +86,7 @@ OPERATORS = {
     "matmul": matmul,
     **{f"instance_norm_{s[1]}x{s[2]}": partial(norm, s) for s in MAPS},
     **{f"group_norm{g}_{s[1]}x{s[2]}": partial(norm, s, g) for s in MAPS for g in (8, 32)},
-    **{
-        f"lstm_{size}x{steps}": partial(lstm, steps, size)
-        for size, steps in ((48, 40), (96, 40), (256, 80))
-    },
+    **{f"lstm_{size}x{steps}": partial(lstm, steps, size) for size, steps in SEQUENCES},
 }
 
 

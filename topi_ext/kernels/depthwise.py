@@ -205,6 +205,12 @@ def blocks_of(spec: ConvSpec, width: int) -> list[tuple[int, int]]:
     return blocks
 
 
+def padded(values: np.ndarray) -> np.ndarray:
+    """Arrays of channels, the last axis, with zeros up to a multiple of `LANES`."""
+    width = [(0, 0)] * (values.ndim - 1) + [(0, -values.shape[-1] % LANES)]
+    return np.ascontiguousarray(np.pad(values, width))
+
+
 def pack_pairs(spec: ConvSpec, weight, bias, multiplier, width: int):
     """(weights, bias, multiplier) for `compute_pairs`.
 
@@ -213,16 +219,10 @@ def pack_pairs(spec: ConvSpec, weight, bias, multiplier, width: int):
     sums: even lanes, odd lanes of the one interleave, then of the other.
     """
     r = spec.kernel[0]
-    channels = -(-spec.out_channels // LANES) * LANES
-    padded = np.zeros((*weight.shape[:2], channels), np.int8)
-    padded[:, :, : spec.out_channels] = weight[:, :, 0]
-    parts = cut(spec, cuts(spec, weight))
-    starts = np.zeros((len(parts), channels), np.int16)
-    starts[:, : spec.out_channels] = [-center(spec, _taps(weight, part)) for part in parts]
-    multiplier = multiplier.reshape(-1, spec.out_channels)
-    folded, factor = np.zeros(channels, np.int32), np.zeros((len(multiplier), channels), np.float32)
-    folded[: spec.out_channels] = bias - starts[:, : spec.out_channels].astype(np.int32).sum(axis=0)
-    factor[:, : spec.out_channels] = multiplier
+    parts, whole = cut(spec, cuts(spec, weight)), padded(weight[:, :, 0])
+    starts = padded(np.stack([-center(spec, _taps(weight, part)) for part in parts]).astype(np.int16))
+    folded = padded(bias.astype(np.int32)) - starts.astype(np.int32).sum(axis=0, dtype=np.int32)
+    factor = padded(multiplier.reshape(-1, spec.out_channels))
     pairs, blocks, order = pairs_of(spec), blocks_of(spec, width), []
     packed = np.zeros((len(blocks), r * len(pairs) + len(parts), 2 * width), np.int8)
     for b, (first, size) in enumerate(blocks):
@@ -230,7 +230,7 @@ def pack_pairs(spec: ConvSpec, weight, bias, multiplier, width: int):
             place = slice(half * size, (half + 1) * size)
             for i in range(r):
                 for j, (_, *taps) in enumerate(pairs):
-                    both = [np.zeros(len(own), np.int8) if t is None else padded[i, t, own] for t in taps]
+                    both = [np.zeros(len(own), np.int8) if t is None else whole[i, t, own] for t in taps]
                     packed[b, i * len(pairs) + j, place] = np.stack(both, axis=1).reshape(-1)
             packed[b, r * len(pairs) :, place] = np.ascontiguousarray(starts[:, own]).view(np.int8)
             order += [*own[::2], *own[1::2]]
@@ -450,25 +450,18 @@ def pack_quads(spec: ConvSpec, weight, bias, multiplier, width: int):
     weights: int8 (blocks, R, quads of both windows, 4 * width): the four interleaves of each. bias and
     multiplier in the order of the sums.
     """
-    channels, quads = (
-        -(-spec.out_channels // LANES) * LANES,
-        [quad for window in quads_of(spec) for quad in window],
-    )
-    padded = np.zeros((*weight.shape[:2], channels), np.int8)
-    padded[:, :, : spec.out_channels] = weight[:, :, 0]
-    multiplier = multiplier.reshape(-1, spec.out_channels)
-    folded, factor = np.zeros(channels, np.int32), np.zeros((len(multiplier), channels), np.float32)
-    folded[: spec.out_channels], factor[:, : spec.out_channels] = bias, multiplier
+    quads, whole = [quad for window in quads_of(spec) for quad in window], padded(weight[:, :, 0])
     blocks, order = blocks_of(spec, width), []
     packed = np.zeros((len(blocks), spec.kernel[0], len(quads), 4 * width), np.int8)
     for b, (first, size) in enumerate(blocks):
         for quarter, own in enumerate(quarters(size, first)):
             for k, taps in enumerate(quads):
-                each = [0 * padded[:, 0, own] if tap is None else padded[:, tap, own] for tap in taps]
+                each = [0 * whole[:, 0, own] if tap is None else whole[:, tap, own] for tap in taps]
                 place = slice(quarter * size, (quarter + 1) * size)
-                packed[b, :, k, place] = np.stack(each, axis=2).reshape(len(padded), -1)
+                packed[b, :, k, place] = np.stack(each, axis=2).reshape(len(whole), -1)
             order += own
-    return packed, folded[order], factor[:, order].reshape(-1)
+    factor = padded(multiplier.reshape(-1, spec.out_channels))
+    return packed, padded(bias)[order], factor[:, order].reshape(-1)
 
 
 def compute_quads(cfg, spec: ConvSpec, ops: QuadOps, data, weight, bias, multiplier, residual=None):
@@ -476,7 +469,7 @@ def compute_quads(cfg, spec: ConvSpec, ops: QuadOps, data, weight, bias, multipl
 
     AutoTVM knob: ``tile`` (pixels of a row computed at once).
     """
-    cfg.define_knob("tile", [p for p in (ops.pixels, 2, 1, 3) if p <= spec.out_width] or [1])
+    cfg.define_knob("tile", [p for p in (ops.pixels, 2, 1, 3) if p <= spec.out_width])
     cfg.add_flop(2 * spec.macs)
     source = padded_map(spec, LANES, "uint8", data)
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])

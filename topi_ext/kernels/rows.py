@@ -151,12 +151,9 @@ def depthwise_row(name: str, accumulator: str) -> Kernel:
         return EXACT
 
     def constants(spec, weight, bias, multiplier):
-        def padded(values):
-            width = [(0, 0)] * (values.ndim - 1) + [(0, -spec.out_channels % depthwise.LANES)]
-            return np.ascontiguousarray(np.pad(values, width))
-
         center = depthwise.center(spec, weight) if accumulator == "int16" else 0 * bias
         taps = np.concatenate([weight.reshape(-1, spec.out_channels), -center[None]])
+        padded = depthwise.padded
         return (padded(taps.astype(accumulator)), padded(bias + center), padded(multiplier).reshape(-1))
 
     def compute(cfg, spec, data, *rest):
@@ -165,16 +162,18 @@ def depthwise_row(name: str, accumulator: str) -> Kernel:
     return Kernel(name, "generic", refuses, proves, constants, compute, depthwise.work)
 
 
+def _several_taps_refuse(spec) -> Refusal | None:
+    """Of the depthwise kernels that take several taps of a kernel row at once."""
+    if not spec.depthwise:
+        return Refusal("only for depthwise convolutions")
+    if spec.epilogue == "add" and spec.out_channels % depthwise.LANES:
+        return Refusal(f"a residual add of channels that are not a multiple of {depthwise.LANES}")
+    return Refusal("no two taps in a kernel row") if spec.kernel[1] < 2 else None
+
+
 def depthwise_pairs_row(row: Isa) -> Kernel:
     """Depthwise with the byte-pair multiply: two taps of a channel at once."""
     ops = x86.pair_ops(row)
-
-    def refuses(spec):
-        if not spec.depthwise:
-            return Refusal("only for depthwise convolutions")
-        if spec.epilogue == "add" and spec.out_channels % depthwise.LANES:
-            return Refusal(f"a residual add of channels that are not a multiple of {depthwise.LANES}")
-        return Refusal("no two taps in a kernel row") if spec.kernel[1] < 2 else None
 
     def proves(spec, weight):
         pairs = depthwise.pair_bound(spec, weight)
@@ -186,19 +185,13 @@ def depthwise_pairs_row(row: Isa) -> Kernel:
     def compute(cfg, spec, data, *rest):
         return depthwise.compute_pairs(cfg, spec, ops, data, *rest)
 
-    return Kernel(f"depthwise_{row.name}", row.name, refuses, proves, constants, compute, depthwise.work)
+    name = f"depthwise_{row.name}"
+    return Kernel(name, row.name, _several_taps_refuse, proves, constants, compute, depthwise.work)
 
 
 def depthwise_quads_row(row: Isa) -> Kernel:
     """Depthwise with the multiply of four bytes: four taps of a channel at once, of any weights."""
     ops = x86.quad_ops(row)
-
-    def refuses(spec):
-        if not spec.depthwise:
-            return Refusal("only for depthwise convolutions")
-        if spec.epilogue == "add" and spec.out_channels % depthwise.LANES:
-            return Refusal(f"a residual add of channels that are not a multiple of {depthwise.LANES}")
-        return Refusal("no two taps in a kernel row") if spec.kernel[1] < 2 else None
 
     def constants(spec, weight, bias, multiplier):
         return depthwise.pack_quads(spec, weight, bias, multiplier, ops.width)
@@ -206,8 +199,11 @@ def depthwise_quads_row(row: Isa) -> Kernel:
     def compute(cfg, spec, data, *rest):
         return depthwise.compute_quads(cfg, spec, ops, data, *rest)
 
+    def proves(spec, weight):
+        return EXACT
+
     name = f"depthwise_{row.name}"
-    return Kernel(name, row.name, refuses, lambda _, weight: EXACT, constants, compute, depthwise.work)
+    return Kernel(name, row.name, _several_taps_refuse, proves, constants, compute, depthwise.work)
 
 
 def winograd_row(m: int, row: Isa, pairs: winograd_conv.WordPairs, tiles: int) -> Kernel:
