@@ -20,7 +20,7 @@ class Vectors(NamedTuple):
 
     byte_pairs: pmaddubsw, u8 x s8 added in pairs, saturating; word_pairs: pmaddwd, s16 x s16 added in
     pairs; to_int32: float32 to int32, half to even; to_words, to_bytes: int32 to int16 to uint8,
-    saturating.
+    saturating; saturated: int32 to int8, saturating, "" where there is none.
     """
 
     bits: int
@@ -29,6 +29,7 @@ class Vectors(NamedTuple):
     to_int32: str
     to_words: str
     to_bytes: str
+    saturated: str = ""
 
 
 SSSE3 = Vectors(
@@ -42,6 +43,7 @@ AVX2 = Vectors(
 AVX512 = Vectors(
     512, "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512",
     "llvm.x86.avx512.mask.cvtps2dq.512", "llvm.x86.avx512.packssdw.512", "llvm.x86.avx512.packuswb.512",
+    "llvm.x86.avx512.mask.pmovs.db.512",
 )  # fmt: skip
 
 

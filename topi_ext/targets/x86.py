@@ -56,7 +56,8 @@ def narrow(row: Isa) -> Callable | None:
     """`direct.Writer`'s narrow of a row that has it."""
     if row.narrows:
         return _four_at_a_time(row.vectors_of(256))
-    return _saturating(row.vectors_of(512)) if row.lanes == 16 else None
+    widest = row.vectors[0]
+    return _saturating(widest) if widest.saturated else None
 
 
 def _four_at_a_time(vectors: Vectors) -> Callable:
@@ -92,8 +93,7 @@ def _saturating(vectors: Vectors) -> Callable:
         all_lanes = (const(0, "int32x16"), const(-1, "int16"), const(4, "int32"))
         steps = pure("int32x16", vectors.to_int32, x, *all_lanes)
         steps = steps + const(zero_point - offset, "int32x16") if zero_point != offset else steps
-        name = "llvm.x86.avx512.mask.pmovs.db.512"
-        stored = pure("int8x16", name, steps, const(0, "int8x16"), const(-1, "int16"))
+        stored = pure("int8x16", vectors.saturated, steps, const(0, "int8x16"), const(-1, "int16"))
         if offset:
             stored = tir.reinterpret(byte, stored) ^ const(offset, byte)
         stored = tir.max(stored, const(lo, byte)) if lo or not offset else stored
