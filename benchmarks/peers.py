@@ -61,9 +61,9 @@ class Runner:
         )  # fmt: skip
         self.version = self.answer()
 
-    def another(self, kind, threads, cpus, batch):
-        """The same model in a process more."""
-        return Runner(self.python, kind, self.model, self.inputs, threads, cpus, self.env, batch)
+    def another(self, kind, threads, cpus, batch, model):
+        """A process more, of the same runtime."""
+        return Runner(self.python, kind, model, self.inputs, threads, cpus, self.env, batch)
 
     def answer(self):
         line = self.process.stdout.readline().strip()

@@ -5,7 +5,7 @@
 KIND: ``tvm`` (MODEL an exported library), ``onnxruntime``, ``openvino``, ``openvino_bf16``,
 ``ncnn`` (MODEL.param and .bin). Two keep several calls under way: ``tvm_pool``, as many as THREADS, of one
 thread each, by a program that they share; ``openvino_streams``, by the streams that OpenVINO chooses.
-BATCH is of ``onnxruntime`` and ``openvino``: the others take 1.
+BATCH is of ``onnxruntime`` and ``openvino``; a library of ours is made for one, the others take 1.
 Then, over standard input: a number n runs the network n times and prints the mean of the milliseconds;
 ``rate START SECONDS`` runs it for that long from that time of the monotonic clock and prints the calls a
 second; ``output FILE`` stores the outputs of the first input, one after the other; ``memory`` prints the

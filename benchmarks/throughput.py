@@ -5,7 +5,7 @@
 The networks, the classes of CPUs and the check of ours are those of `networks`. `MODES` says what runs: as
 many processes as cores, each with one thread and a core of its own; calls at once in one process (our pool
 of contexts, OpenVINO's streams under its THROUGHPUT hint, as many as it chooses); all threads for one call.
-Peers take a batch of 8, too. Every mode runs for ``SECONDS``, or for ``CALLS`` calls where that takes
+All take a batch of 8, too. Every mode runs for ``SECONDS``, or for ``CALLS`` calls where that takes
 longer, in turn, and in reverse order in the next round; a first round warms up. ``images_per_second`` is
 the median of the rounds. ``over_ours`` is the rate of our best mode over the row's, the median of the
 rounds' ratios: above 1, ours is faster. A mode that fails on a network is told and left out.
@@ -23,7 +23,11 @@ from pathlib import Path
 import machine
 import networks
 import numpy as np
+from peers import target_of
+from runner import of_batch
 
+import tvm_easyquant as eq
+from tvm_easyquant.errors import EasyQuantError
 from tvm_easyquant.files import write_text
 
 OURS = "tvm_easyquant-int7"
@@ -31,6 +35,7 @@ SECONDS, CALLS, LEAD = 2.0, 30, 0.2
 #: runner, mode, batch, kind of `runner`, whether each core has a process of its own
 MODES = (
     (OURS, "processes", 1, "tvm", True),
+    (OURS, "processes", 8, "tvm", True),
     (OURS, "pool", 1, "tvm_pool", False),
     (OURS, "threads", 1, "tvm", False),
     ("openvino-int8", "streams", 1, "openvino_streams", False),
@@ -50,18 +55,30 @@ class Race(networks.Race):
     def _peer_models(self):
         return {key: model for key, model in super()._peer_models().items() if key.endswith("int8")}
 
+    def _of_batch(self, isa_name, batch):
+        """Our library of the same table for a batch."""
+        file = self.folder / f"{OURS}_{isa_name}_{batch}.so"
+        if not file.exists():
+            model = file.with_suffix(".onnx")
+            model.write_bytes(of_batch(self.path, batch))
+            graph = self.q.table.at_shapes(self.q.graph, eq.load_onnx(model))
+            target = target_of(isa_name, self.args.uncapped)
+            eq.Quantized(self.q.table, graph, self.q.table.check(graph)).build(target).export(file)
+        return file
+
     def mode(self, isa_name, runner, mode, batch, kind, split):
         """The started processes of a mode, or None; each gives what the runner alone gives."""
         cores, one = sorted(os.sched_getaffinity(0)), self.runners.get((runner, isa_name))
         if one is None:
             return None
         try:
+            model = self._of_batch(isa_name, batch) if runner == OURS and batch > 1 else one.model
             group = []
             for cpus in [[core] for core in cores] if split else [cores]:
-                group.append(one.another(kind, len(cpus), cpus, batch))
+                group.append(one.another(kind, len(cpus), cpus, batch, model))
                 self.stack.callback(group[-1].stop)
             alone, *made = (each.output(self.folder / "o.npy") for each in (one, *group))
-        except (RuntimeError, BrokenPipeError) as error:
+        except (RuntimeError, BrokenPipeError, EasyQuantError) as error:
             self._leave_out(f"{runner}, {mode}, batch {batch}, on {isa_name}", error)
             return None
         for found in made:
