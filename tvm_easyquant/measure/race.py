@@ -16,6 +16,9 @@ import numpy as np
 
 from ..network.graph import Graph, GraphError
 from ..network.node import model_shape
+from ..scales.numerics import QuantConfig
+from ..scales.table import ScaleTable
+from ..search.find import of_noise
 from . import timing
 
 Progress = Callable[[int, int, str], None]
@@ -245,6 +248,24 @@ class Faster:
     skip: tuple[str, ...]
     benchmark: Benchmark
     notes: tuple[str, ...]
+
+
+def keep_if_faster(
+    graph: Graph, config: QuantConfig, build: Callable[[ScaleTable], Any], measure: Callable[..., Benchmark]
+) -> Faster:
+    """The layers that are faster in float on this CPU, if keeping them float speeds the network up.
+
+    Measured with the scales of one noise sample, which do not change the time, before any search.
+    build(table): the integer network; measure(integer network, bits=, feed=): it beside the float one.
+    Raises what they and `plan` raise.
+    """
+    feed = noise(graph)
+
+    def measured(skip):
+        table, bits = of_noise(graph, feed, config, skip)
+        return measure(build(table), bits=bits, feed=feed)
+
+    return faster(measured)
 
 
 def faster(measured: Callable[[tuple[str, ...]], Benchmark]) -> Faster:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ import numpy as np
 from topi_ext.relax import lower as lowering
 
 from .. import package
-from ..measure.race import Benchmark, Call, Faster, Progress, faster, named, noise, race
+from ..measure import race
+from ..measure.race import Benchmark, Call, Faster, Progress, named
 from ..network.graph import Graph
 from ..runtime import vm
 from ..scales.numerics import QuantConfig
-from ..search.find import of_noise
 from .build import Built, build
 from .doctor import describe_host
 from .framework import relax, tvm
@@ -34,7 +35,7 @@ def threads(count: int) -> None:
 
 def benchmark(graph: Graph, floats: Built, integers: Built, **options) -> Benchmark:
     """`race` of what `build` and `build_float` make; options: its."""
-    return race(graph, floats, integers, threads_of=threads, machine=describe_host(), **options)
+    return race.race(graph, floats, integers, threads_of=threads, machine=describe_host(), **options)
 
 
 def calls(chosen: package.Chosen, feed: Mapping[str, np.ndarray], repeat: int = 10) -> list[Call]:
@@ -84,16 +85,10 @@ def keep_if_faster(
     measure=benchmark,
     progress: Progress | None = None,
 ) -> Faster:
-    """The layers that are faster in float on this CPU, if keeping them float speeds the network up.
+    """`race.keep_if_faster` of what `build` makes; floats: the float network for ``target``; measure:
+    in place of `benchmark`."""
 
-    Measured with the scales of one noise sample, which do not change the time. floats: the float network,
-    built for ``target``. measure: in place of `benchmark`. Raises what `benchmark` and `plan` raise.
-    """
-    feed = noise(graph)
+    def integers(table):
+        return build(rewrite(graph, table), target)
 
-    def measured(skip):
-        table, bits = of_noise(graph, feed, config, skip)
-        integers = build(rewrite(graph, table), target)
-        return measure(graph, floats, integers, bits=bits, feed=feed, progress=progress)
-
-    return faster(measured)
+    return race.keep_if_faster(graph, config, integers, partial(measure, graph, floats, progress=progress))

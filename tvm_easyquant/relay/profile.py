@@ -6,11 +6,13 @@ ReLU, a residual add).
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..host import describe_machine
-from ..measure.race import Benchmark, Faster, Progress, faster, noise, race
+from ..measure import race
+from ..measure.race import Benchmark, Faster, Progress
 from ..network.graph import Graph
 from ..scales.numerics import QuantConfig
-from ..search.find import of_noise
 from .build import Built, build
 from .framework import tvm
 from .rewrite import rewrite
@@ -30,7 +32,7 @@ def threads(count: int) -> None:
 
 def benchmark(graph: Graph, floats: Built, integers: Built, **options) -> Benchmark:
     """`race` of what `build` and `build_float` make; options: its."""
-    return race(graph, floats, integers, threads_of=threads, machine=describe_host(), **options)
+    return race.race(graph, floats, integers, threads_of=threads, machine=describe_host(), **options)
 
 
 def keep_if_faster(
@@ -41,19 +43,11 @@ def keep_if_faster(
     *,
     measure=benchmark,
     progress: Progress | None = None,
-    **options,
 ) -> Faster:
-    """The layers that are faster in float on this CPU, if keeping them float speeds the network up.
+    """`race.keep_if_faster` of what `build` makes; floats: the float network for ``target``; measure:
+    in place of `benchmark`."""
 
-    Scales do not change the time, so this is measured with those of one noise sample, before any search.
-    floats: the float network, built for ``target``. options: of `benchmark`, which ``measure`` may replace.
-    Raises what `benchmark` and `plan` raise.
-    """
-    feed = noise(graph)
+    def integers(table):
+        return build(rewrite(graph, table), target)
 
-    def measured(skip):
-        table, bits = of_noise(graph, feed, config, skip)
-        integers = build(rewrite(graph, table), target)
-        return measure(graph, floats, integers, bits=bits, feed=feed, progress=progress, **options)
-
-    return faster(measured)
+    return race.keep_if_faster(graph, config, integers, partial(measure, graph, floats, progress=progress))
