@@ -149,7 +149,7 @@ def cases():
             yield pytest.param(row, spec, id=f"{row.isa}-{row.name}-{name}", marks=pytest.mark.isa(row.isa))
 
 
-def check(row, spec):
+def check(row, spec, mcpu=None):
     refused = row.refuses(spec)
     if refused is not None:  # a shape the row does not take: the reason must be the shape
         assert spec.groups > 1 and "multiple" in refused.why
@@ -158,7 +158,7 @@ def check(row, spec):
     if limits is None:
         return
     data, weight, bias, factor, residual = operands(spec, limits)
-    out, _ = run(row, spec, data, weight, bias, factor, residual)
+    out, _ = run(row, spec, data, weight, bias, factor, residual, mcpu)
     np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factor, residual))
 
 
@@ -169,6 +169,15 @@ def legal(row, spec, weight_max):
 @pytest.mark.parametrize("row, spec", list(cases()))
 def test_kernel_equals_the_norm(row, spec):
     check(row, spec)
+
+
+@pytest.mark.isa("avx512vnni")
+@pytest.mark.parametrize("row, spec", [
+    pytest.param(*case.values, id=case.id) for case in cases() if case.values[0].isa == "avxvnni"
+])  # fmt: skip
+def test_a_kernel_of_avxvnni_equals_the_norm_by_the_instructions_of_avx512(row, spec):
+    """The same vpdpbusd of 256 bits, in another encoding: so what no CPU at hand runs has run."""
+    check(row, spec, "cascadelake")
 
 
 @pytest.mark.parametrize(
@@ -494,6 +503,19 @@ def test_avxvnni_keeps_six_pixels_by_two_vectors_in_sixteen_registers():
     assert loop.count("{vex}\tvpdpbusd") == loop.count("vpdpbusd") in (12, 24)  # LLVM may unroll it
     assert loop.count("vpbroadcastd") * 2 == loop.count("vpdpbusd")  # each pixel's inputs are loaded once
     assert "%zmm" not in loop and "(%rsp)" not in loop
+
+
+@pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")
+def test_depthwise_of_avxvnni_takes_four_taps_at_once():
+    layer = ConvSpec(1, 14, 14, 64, 64, (3, 3), groups=64, padding=PAD, data_max=255)
+    weight = np.full(layer.weight_shape, 127, np.int8)
+    chosen = planner.choose(layer, weight, np.zeros(64, np.int32), "avxvnni")
+    assert chosen.kernel.name == "depthwise_avxvnni"
+    data, weight, bias, factor, _ = operands(layer, 127)
+    text = compiled(
+        chosen.kernel, layer, [data, *chosen.kernel.pack(layer, weight, bias, factor)], "alderlake"
+    )
+    assert text.count("{vex}\tvpdpbusd") == text.count("vpdpbusd") > 0 and "%zmm" not in text
 
 
 @pytest.mark.skipif(isa.arch_of("") != "x86_64", reason="compiles for x86")

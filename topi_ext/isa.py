@@ -116,8 +116,8 @@ ISAS = {
         ),
         Isa(
             "avxvnni", ("avx2", "avxvnni"), ("avx2", "avx_vnni"), "alderlake", "avx2",
-            registers=16, bits=256, tiles={"direct": 12, "vectors": 2}, vectors=(AVX2, SSSE3), narrows=True,
-            byte_dots=True, ran=False,
+            registers=16, bits=256, tiles={"direct": 12, "vectors": 2, "quads": 2}, vectors=(AVX2, SSSE3),
+            narrows=True, byte_dots=True, ran=False,
         ),
         Isa(
             "avx512bw", ("avx512bw", "avx512vl"), ("avx512bw", "avx512vl"), "skylake-avx512", "avx2",

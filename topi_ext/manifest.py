@@ -30,6 +30,7 @@ ARMV7, NEON, DOTPROD, I8MM = (ISAS[n] for n in ("armv7_neon", "neon", "neon_dotp
 KERNELS = (
     depthwise_quads_row(AVX512VNNI),
     depthwise_pairs_row(AVX512BW),
+    depthwise_quads_row(AVXVNNI),  # compiled only: no costs
     depthwise_pairs_row(AVX2),
     depthwise_row("depthwise_int16", "int16"),
     depthwise_row("depthwise_int32", "int32"),
