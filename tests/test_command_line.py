@@ -303,6 +303,17 @@ def test_every_verb_is_followed_by_one_that_there_is():
     assert set(onward.NEXT) == (ours | {"compile", "run"}) - {"auto"}
 
 
+def test_what_follows_is_of_the_bits_that_were_asked_for():
+    """Of a table of both, the next command went back to 7."""
+    from tvm_easyquant.cli import onward
+
+    args = SimpleNamespace(FILE="net.onnx", table="net.json", bits=8, tuning_records=None)
+    for verb in ("plan", "benchmark"):
+        assert "--bits 8" in " ".join(onward.NEXT[verb](args))
+    of_search = SimpleNamespace(FILE="net.onnx", output="net.json", bits="8", dry_run=False)
+    assert "--bits" not in onward.NEXT["quantize"](of_search)  # its table has those alone
+
+
 def test_what_is_made_for_another_machine_is_not_to_be_run_here(tmp_path, monkeypatch):
     """The line named benchmark, which ended in "made for another architecture"."""
     from test_package import AVX2_ONLY, compiled
@@ -459,6 +470,19 @@ def test_auto_is_the_verbs_one_after_the_other_and_keeps_what_is_done(folder, st
     steps.clear()
     assert root.run([*AUTO, "--bits", "7"]) == 0
     assert [line[0] for line in steps] == ["quantize", "compile", "report"]
+
+
+@needs_host
+@pytest.mark.linker
+@pytest.mark.parametrize("cpu, bits", [("core-avx2", "7"), ("cascadelake", "8")])
+def test_auto_of_several_bits_scores_compiles_and_reports_those_of_the_class(folder, steps, cpu, bits):
+    """The report refused the score, which is of one table, after everything else was done."""
+    from tvm_easyquant.cli import root
+
+    on = ["--target", f"llvm -mcpu={cpu}"]
+    assert root.run([*AUTO, "--labels", "labelled.npz", "--bits", "7,8", *on]) == 0
+    taken = [line[line.index("--bits") + 1] for line in steps]
+    assert taken == ["7,8", bits, bits, bits] and "--accuracy" in steps[3]
 
 
 @needs_host

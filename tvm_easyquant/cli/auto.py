@@ -60,7 +60,11 @@ def add(subparsers) -> None:
         help="labelled: .npz, folder of folders, module:function; alone: the folders in --images are the "
         "classes")  # fmt: skip
     add("-o", "--output", metavar="FOLDER", help="for the results (FILE without its ending, _easyquant)")
-    add("--bits", default="7", help="7, 8, or auto, by layer (7)")
+    add(
+        "--bits",
+        default="7",
+        help="7, 8, auto, by layer, or 7,8: both are found, those of the target's class compiled (7)",
+    )
     add("--max-drop", metavar="POINTS", help="accuracy that may be lost against float32 on --labels")
     add("--metric", metavar="MODULE:FUNCTION", help="instead of top-1 and top-5, as in evaluate")
     add("--limit", metavar="N", help="judge by the first N labelled samples only")
@@ -171,7 +175,7 @@ def _steps(args, host) -> tuple[list[Step], Path]:
         shapes = ["--input-shapes", " ".join(named)]
     at = [args.FILE, *model, *shapes, *_given(args, "outputs")]
     target, how = _given(args, "target"), _given(args, *PICTURES)
-    on, images = ["--table", str(table)], _digest(args.images)
+    on, images = ["--table", str(table), *_taken(args, host)], _digest(args.images)
     metric, truth = _given(args, "metric"), [_digest(text) for text in (labels, args.metric) if text]
     words, of = [*at, "--calibration", args.images, *how, "--bits", args.bits], [graph.fingerprint, images]
     if labels is not None and args.max_drop:
@@ -193,6 +197,15 @@ def _steps(args, host) -> tuple[list[Step], Path]:
     except ImportError as error:
         print(f"note: no report: {lacking(error)}", file=sys.stderr)
     return steps, folder
+
+
+def _taken(args, host) -> list[str]:
+    """Of a table of several bits those of ``compile --bits by-class``: what is scored is compiled."""
+    from ..scales.table import bits_of_class
+
+    if "," not in args.bits:
+        return []
+    return ["--bits", str(bits_of_class(host.row(host.target(args.target))))]
 
 
 PICTURES = ("scale", "mean", "std", "short_side", "size", "crop", "channel_order", "layout", "preprocess")

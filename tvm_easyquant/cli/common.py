@@ -68,8 +68,9 @@ class Parser(argparse.ArgumentParser):
 
 def _near(word: str, known: Sequence[str]) -> str:
     """The end of a sentence: what may be meant."""
-    near = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    names = {name.lstrip("-"): name for name in known}  # dashes alone are not near
+    near = difflib.get_close_matches(word.lstrip("-"), names, 1)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def add_verb(subparsers, name: str, run: Callable, help: str, examples: str) -> argparse.ArgumentParser:

@@ -44,7 +44,14 @@ def compiling(args, table: str, *more: str) -> list[str]:
     """The command that compiles the integers of a table."""
     if getattr(args, "batch", None):  # which compile takes from --input-shapes only
         return []
-    return [PROGRAM, "compile", *_model(args), "--table", table, *more, "-o", named(table, ".tar")]
+    on = ["--table", table, *_bits(args)]
+    return [PROGRAM, "compile", *_model(args), *on, *more, "-o", named(table, ".tar")]
+
+
+def _bits(args) -> list[str]:
+    """Of a table of several bits those that the verb was told to take."""
+    told = str(getattr(args, "bits", None))
+    return ["--bits", told] if getattr(args, "table", None) and told in ("7", "8") else []
 
 
 def _of_package(path: str) -> list[str]:
@@ -70,7 +77,8 @@ def _plan(args):
 
 def tuning(args, table: str) -> list[str]:
     """The command that measures the kernels of a table."""
-    return [PROGRAM, "tune-kernels", *_model(args), "--table", table, "-o", named(table, ".log")]
+    on = ["--table", table, *_bits(args)]
+    return [PROGRAM, "tune-kernels", *_model(args), *on, "-o", named(table, ".log")]
 
 
 def _elsewhere(path: str) -> list[str] | None:
