@@ -235,10 +235,7 @@ def site_errors(task: SiteTask) -> Errors:
             positions(task.node, value, first, last, task.number + start + i)
             for i, value in enumerate(values[some])
         ]
-        h = None if task.sensitivity is None else _at(where, task.sensitivity[some])
-        total = _errors(task, np.concatenate(values[some]), _at(where, task.targets[some]), where, h).plus(
-            total
-        )
+        total = _errors(task, some, where).plus(total)
     assert total is not None  # noqa: S101  # there is an image
     return total
 
@@ -249,14 +246,21 @@ def _at(where, maps):
     return np.concatenate([a if w is None else a[w] for a, w in zip(flat, where, strict=True)])
 
 
-def _errors(task: SiteTask, value, t, where, h) -> Errors:
-    """`site_errors` of images that are computed on together; t, h: the targets and weights at ``where``."""
-    norm = _squares(t).sum(dtype=np.float64)
+def _errors(task: SiteTask, some: slice, where) -> Errors:
+    """`site_errors` of images that are computed on together, at the positions ``where``."""
+    value, seen, at = np.concatenate(task.values[some]), where, slice(None)
+    count = prod(task.node.shape[1:-1])
+    if where[0] is not None and is_depthwise(task.node) and 2 * len(where[0]) >= count:
+        # all positions are less work than to gather what makes these
+        seen, at = [None] * len(where), np.concatenate([i * count + w for i, w in enumerate(where)])
+    t = _at(seen, task.targets[some])
+    h = None if task.sensitivity is None else _at(seen, task.sensitivity[some])
+    norm = _squares(t)[at].sum(dtype=np.float64)
     outside = 0.0
     if task.basis is not None:
         inside = t @ task.basis
         outside, t = max(norm - _squares(inside).sum(dtype=np.float64), 0.0), inside
-    source = _source(value, task.node, None if where[0] is None else np.stack(where))
+    source = _source(value, task.node, None if seen[0] is None else np.stack(seen))
     buffer = np.empty_like(source.values)
     errors = np.zeros((len(task.chosen), len(t)), np.float32)
     for row, f in zip(errors, task.chosen, strict=True):
@@ -269,9 +273,10 @@ def _errors(task: SiteTask, value, t, where, h) -> Errors:
             if h is not None:
                 y *= h[:, channels]
             row += _squares(y)
+    errors = errors if seen is where else errors.take(at, axis=1)
     found, noise = errors.sum(axis=1, dtype=np.float64), np.zeros((len(task.chosen),) * 2)
     if task.sample:
-        size = len(t) // len(where)
+        size = errors.shape[1] // len(where)
         apart = errors.reshape(len(errors), len(where), size)
         apart = (apart - apart.mean(axis=2, keepdims=True, dtype=np.float64)).reshape(len(errors), -1)
         noise = apart @ apart.T * (size / (size - 1))
@@ -298,14 +303,14 @@ class _Source(NamedTuple):
     windows: bool = False
 
     def rows(self, buffer) -> np.ndarray:
-        """(M, ...) of a buffer like the values."""
+        """(M, ...) of a buffer like the values; of a depthwise layer's windows (images, OH, OW, ...)."""
         if self.pixels is not None:
             return buffer.reshape(-1, buffer.shape[-1]).take(
                 self.pixels, axis=0, out=self.room, mode="clip"
             )
         if self.windows:
             seen = _windows(self.node, buffer)
-            return seen.reshape(-1, *seen.shape[3:])
+            return seen if is_depthwise(self.node) else seen.reshape(-1, *seen.shape[3:])
         return buffer
 
 
@@ -336,17 +341,12 @@ def _source(value, node: Node, where) -> _Source:
 
 
 def _products(node: Node, rows, flat, step):
-    """[(rows times the weights ``flat * step``, their channels)]; rows: (M, K), or (M, R, S, C)."""
+    """[(rows times the weights ``flat * step``, their channels)]; rows: (M, K), or (..., R, S, C)."""
     if rows.ndim == 2:
         return [(rows @ (flat * step), slice(None))]
     if is_depthwise(node):
-        r, s = rows.shape[1:3]
-        y = np.zeros((len(rows), node.channels), np.float32)
-        taps = (flat * step).reshape(r, s, -1)
-        for i in range(r):
-            for j in range(s):
-                y += rows[:, i, j] * taps[i, j]
-        return [(y, slice(None))]
+        taps = (flat * step).reshape(rows.shape[-3:])
+        return [(np.einsum("...ijc,ijc->...c", rows, taps).reshape(-1, node.channels), slice(None))]
     groups = node.attrs["groups"]
     if groups == 1:
         return [(rows.reshape(len(rows), -1) @ (flat * step), slice(None))]
