@@ -248,14 +248,15 @@ def _at(where, maps):
 
 def _errors(task: SiteTask, some: slice, where) -> Errors:
     """`site_errors` of images that are computed on together, at the positions ``where``."""
-    value, seen, at = np.concatenate(task.values[some]), where, slice(None)
+    value, seen, at = np.concatenate(task.values[some]), where, np.arange(0)
     count = prod(task.node.shape[1:-1])
     if where[0] is not None and is_depthwise(task.node) and 2 * len(where[0]) >= count:
         # all positions are less work than to gather what makes these
         seen, at = [None] * len(where), np.concatenate([i * count + w for i, w in enumerate(where)])
     t = _at(seen, task.targets[some])
     h = None if task.sensitivity is None else _at(seen, task.sensitivity[some])
-    norm = _squares(t)[at].sum(dtype=np.float64)
+    squares = _squares(t)
+    norm = (squares if seen is where else squares[at]).sum(dtype=np.float64)
     outside = 0.0
     if task.basis is not None:
         inside = t @ task.basis
