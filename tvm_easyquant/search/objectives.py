@@ -5,6 +5,7 @@ Cosine: the mean over images (the paper). Squared error: the sum over images, re
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from math import ceil, prod
 from typing import NamedTuple
@@ -157,25 +158,37 @@ TAIL = 1 / 64
 TOGETHER = 2**17
 
 
-def positions(node: Node, value, first: float, last: float, image: int = 0) -> np.ndarray | None:
+def positions(
+    node: Node, value, first: float, last: float, image: int = 0, order: np.ndarray | None = None
+) -> np.ndarray | None:
     """A part of a layer's output positions, in an order that is fixed for each image: those between two
     fractions. None stands for all of them, as they come.
 
     value: the input, float32, of one image. The `TAIL` with the largest inputs come first: a few positions
     can make most of the error of a scale that clips, and a random sample hold none. The others are in
-    random order.
+    random order. order: `order_of` of it, if it is known.
     """
     count = prod(node.shape[1:-1])
     if (first, last) == (0.0, 1.0):
         return None
+    order = order_of(node, value, image) if order is None else order
+    return order[ceil(first * count) : ceil(last * count)]
+
+
+def order_of(node: Node, value, image: int) -> np.ndarray:
+    """The order of `positions`."""
+    count, a = prod(node.shape[1:-1]), node.attrs
     size = np.square(np.square(value)).sum(axis=-1, keepdims=True)
-    a = node.attrs
     view = windows(size, node.weight.shape[:2], a["strides"], a["padding"], a["dilation"], 0)
     reach = view.reshape(count, -1).sum(axis=1)
     order = np.random.default_rng((count, image)).permutation(count)
     tail = np.argsort(-reach[order], kind="stable")[: ceil(TAIL * count)]
-    order = np.concatenate([order[tail], np.delete(order, tail)])
-    return order[ceil(first * count) : ceil(last * count)]
+    return np.concatenate([order[tail], np.delete(order, tail)])
+
+
+def orders_of(node: Node, images, number: int) -> list[np.ndarray]:
+    """`order_of` of some images, counted from ``number``: once, not for every stage and grid."""
+    return [order_of(node, value, number + i) for i, value in enumerate(images[0])]
 
 
 def projected(node: Node, weight, weighted=False) -> tuple[np.ndarray, np.ndarray | None]:
@@ -198,7 +211,7 @@ class SiteTask(NamedTuple):
     values: float32 inputs before they are rounded, one image each, counted from ``number``; targets: the
     float outputs without the bias; flat, basis: of `projected`; candidates: all `Scale`s, of which those
     numbered ``chosen`` are tried; part: fractions of the positions; sensitivity: float32, like the targets,
-    weights of the errors; sample: whether the noise is wanted.
+    weights of the errors; sample: whether the noise is wanted; orders: `orders_of` the images, if known.
     """
 
     node: Node
@@ -212,15 +225,16 @@ class SiteTask(NamedTuple):
     number: int = 0
     sensitivity: list[np.ndarray] | None = None
     sample: bool = False
+    orders: list[np.ndarray] | None = None
 
 
-def errors_of(layer, candidates, images, number: int, chosen, part, sample: bool) -> Errors:
+def errors_of(layer, candidates, images, number: int, orders, chosen, part, sample: bool) -> Errors:
     """`site_errors` of a `SiteTask` by what its tasks share: layer (node, (flat, basis)), the candidates,
     and images (values, targets, sensitivity)."""
     node, (flat, basis) = layer
     values, targets, h = images
     return site_errors(
-        SiteTask(node, values, targets, flat, basis, candidates, chosen, part, number, h, sample)
+        SiteTask(node, values, targets, flat, basis, candidates, chosen, part, number, h, sample, orders)
     )
 
 
@@ -231,9 +245,10 @@ def site_errors(task: SiteTask) -> Errors:
     together = max(1, TOGETHER // values[0].size)
     for start in range(0, len(values), together):
         some = slice(start, start + together)
+        orders = itertools.repeat(None) if task.orders is None else task.orders[some]
         where = [
-            positions(task.node, value, first, last, task.number + start + i)
-            for i, value in enumerate(values[some])
+            positions(task.node, value, first, last, task.number + start + i, order)
+            for i, (value, order) in enumerate(zip(values[some], orders, strict=False))
         ]
         total = _errors(task, some, where).plus(total)
     assert total is not None  # noqa: S101  # there is an image
