@@ -156,7 +156,8 @@ def _convolve(x, node, weight):
         a = node.attrs
         r, s = weight.shape[:2]
         patches = windows(x, (r, s), a["strides"], a["padding"], a["dilation"], 0)
-        return np.einsum("nhwijc,ijc->nhwc", patches, weight[:, :, 0], order="C")
+        taps = np.ascontiguousarray(weight[:, :, 0])  # einsum's innermost loop is along the channels
+        return np.ascontiguousarray(np.einsum("nhwijc,ijc->nhwc", patches, taps))
     per = k // groups
     out = np.empty((n * oh * ow, k), x.dtype)
     for g in range(groups):
