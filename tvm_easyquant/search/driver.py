@@ -32,8 +32,8 @@ successive halving tries all of them on a few of the output positions (those wit
 fixed random sample of at least 512), and only those that could still be the least on four times as many,
 and so on to all: a candidate is dropped when it is behind by 4 standard deviations of that distance, as
 the sample gives them.
-Tasks go to joblib: threads by default, any other backend, such as loky or dask, under
-``joblib.parallel_config``. Work is cut and summed in an order that does not depend on the number of
+Tasks go to threads of this process; under ``joblib.parallel_config`` to any other backend, such as loky or
+dask. Work is cut and summed in an order that does not depend on the number of
 workers, and BLAS runs on one thread in each, so the result does not depend on them either. On a cluster the
 workers run the networks on their own images (`walk`), and this process sees none.
 """
