@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvm_easyquant.scales import histogram
-from tvm_easyquant.scales.calibrate import calibrate, start_table
+from tvm_easyquant.scales.calibrate import Range, calibrate, start_table
 from tvm_easyquant.scales.histogram import BINS, Histogram
 from tvm_easyquant.scales.numerics import ConfigError, QuantConfig
 from tvm_easyquant.scales.partition import plan
@@ -33,6 +33,28 @@ def test_neither_order_nor_merging_changes_a_histogram(parts, random):
         merged.merge(seen(part))
     assert seen(*shuffled) == whole and merged == whole
     assert whole.counts.sum() + whole.zeros == sum(map(len, parts))
+
+
+@pytest.mark.parametrize("power", [-149, -140, -127, -20, 0, 100, 126])
+def test_numbers_of_any_size_fall_into_the_bins_that_they_belong_to(power):
+    x = np.ldexp(np.arange(1, 9, dtype=np.float64) / 8, power + 1).astype(np.float32)
+    x = np.append(x, np.float32(0))
+    h = seen(x)
+    expected = np.bincount(
+        np.floor(np.ldexp(x[:-1].astype(np.float64), -h.exponent)).astype(int), minlength=BINS
+    )
+    np.testing.assert_array_equal(
+        h.counts, expected - np.bincount([0], weights=[(x[:-1] == 0).sum()], minlength=BINS)
+    )
+    assert h.zeros == (x == 0).sum()
+
+
+def test_a_range_sees_its_negative_values():
+    x = np.random.default_rng(0).standard_normal((1, 5, 4, 3)).astype(np.float32).transpose(0, 2, 1, 3)
+    found = Range.of(QuantConfig(start="mse", asymmetric=True))
+    found.see(x)
+    found.see(np.abs(x))
+    assert found.negative == seen(x[x < 0]) and found.histogram == seen(x, x)
 
 
 def test_bins_hold_what_they_say():

@@ -1,5 +1,6 @@
 """The scale search against the paper's pseudo-code, and its properties. No TVM."""
 
+import threading
 from dataclasses import replace
 
 import networks
@@ -562,6 +563,65 @@ def test_site_errors_is_the_squared_error_of_the_layer(groups, kernel, stride):
                 assert sum(p.sums[i] for p in parts) == pytest.approx(expected, rel=1e-3)
                 assert whole.sums[i] == pytest.approx(expected, rel=1e-3)
             assert sum(p.norm for p in parts) == pytest.approx(sum((t**2).sum() for t in targets), rel=1e-5)
+
+
+@pytest.mark.parametrize("channels", [3, 40])
+@pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 2), (5, 1)])
+def test_depthwise_products_are_the_sums_of_their_taps(channels, kernel, stride):
+    """A multiplication and an addition of whole maps for each tap took most of a small network's search."""
+    b = networks.Builder(0, size=11, channels=channels)
+    b.conv("c", "image", channels, kernel=kernel, stride=stride, groups=channels)
+    node = b.nodes["c"]
+    for x in map(to_nhwc, b.images(2)):
+        x = np.concatenate([x, -x])
+        seen = reference.windows(
+            x, (kernel, kernel), *(node.attrs[a] for a in ("strides", "padding", "dilation")), 0
+        )
+        expected = np.zeros((*seen.shape[:3], channels), np.float32)
+        for i in range(kernel):
+            for j in range(kernel):
+                expected += seen[:, :, :, i, j] * node.weight[i, j, 0]
+        found = linear(x, node, node.weight)
+        assert found.dtype == np.float32 and found.flags.c_contiguous
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        whole, wide = np.rint(x * 20), np.rint(node.weight * 20)
+        np.testing.assert_array_equal(
+            linear(whole, node, wide), linear(whole.astype(np.float64), node, wide)
+        )
+
+
+def test_the_order_of_positions_is_made_once_for_a_site(monkeypatch):
+    """Every stage of both grids made it anew, of every image."""
+    graph, images = wide()
+    made = []
+    original = objectives.order_of
+
+    def spy(node, value, image):
+        made.append((node.name, image))
+        return original(node, value, image)
+
+    monkeypatch.setattr(objectives, "order_of", spy)
+    found = searched(graph, images[:2], method=DEFAULT_METHOD, grid=10)
+    assert len(made) == len(set(made)) and len({name for name, _ in made}) == 4
+    monkeypatch.setattr(objectives, "orders_of", lambda *each: None)  # each task makes what it needs
+    assert searched(graph, images[:2], method=DEFAULT_METHOD, grid=10).to_json() == found.to_json()
+
+
+def test_a_layer_that_waits_for_its_input_is_not_run_again(monkeypatch):
+    graph, images = wide()
+    again = []
+    monkeypatch.setattr(walk, "evaluate", lambda node, *x: again.append(node.name) or evaluate(node, *x))
+    searched(graph, images[:2], order="layerwise", grid=10)
+    assert not again
+
+
+def test_tasks_run_in_the_threads_that_are_there():
+    """joblib started new ones for every call, which cost 2 ms of CPU."""
+    workers = Workers(2)
+    seen = [set(workers.run(lambda _: threading.get_ident(), [(i,) for i in range(50)])) for _ in range(5)]
+    assert len(set().union(*seen)) <= 2
+    with pytest.raises(ZeroDivisionError):
+        workers.run(lambda x: 1 / x, [(1,), (0,)])
 
 
 class Interrupted(Exception):

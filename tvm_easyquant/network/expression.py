@@ -22,7 +22,7 @@ TOGETHER = 2**14
 
 def _sigmoid(x):
     small = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, small) / (1 + small)
+    return np.maximum(small, x >= 0) / (1 + small)  # small is at most 1
 
 
 #: name -> function of float64 arrays
@@ -77,7 +77,7 @@ def compute64(expression, x: np.ndarray) -> np.ndarray:
 
     def value(e):
         if isinstance(e, str):
-            return x.astype(np.float64)
+            return exact
         if not isinstance(e, tuple) or is_vector(e):
             return np.asarray(e, np.float64)
         found = FUNCTIONS[e[0]](*map(value, e[1:]))
@@ -86,6 +86,7 @@ def compute64(expression, x: np.ndarray) -> np.ndarray:
         return found
 
     with np.errstate(all="ignore"):
+        exact = x.astype(np.float64)
         return np.broadcast_to(value(expression), x.shape)
 
 

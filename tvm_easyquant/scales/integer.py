@@ -347,10 +347,9 @@ def _layer(exact):
         flat = np.abs(weight.reshape(-1, node.channels))
         reach = max(s.hi - s.zero_point, s.zero_point - s.lo)
         if reach * flat.sum(axis=0, dtype=np.int64).max() < 2**24:  # float32 holds every partial sum
-            steps = _steps(node, scales, q)
-            acc = linear(steps.astype(np.float32), node, weight.astype(np.float32))
-        else:
-            acc = exact(node, q, weight, s.zero_point)
+            acc = linear(q.astype(np.float32) - np.float32(s.zero_point), node, weight.astype(np.float32))
+            return acc.astype(np.int32) + bias  # which is within 2**30
+        acc = exact(node, q, weight, s.zero_point)
         return reference.as_int32(acc.astype(np.int64) + bias, f"layer {node.name}")
 
     return run

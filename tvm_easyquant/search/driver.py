@@ -32,8 +32,8 @@ successive halving tries all of them on a few of the output positions (those wit
 fixed random sample of at least 512), and only those that could still be the least on four times as many,
 and so on to all: a candidate is dropped when it is behind by 4 standard deviations of that distance, as
 the sample gives them.
-Tasks go to joblib: threads by default, any other backend, such as loky or dask, under
-``joblib.parallel_config``. Work is cut and summed in an order that does not depend on the number of
+Tasks go to threads of this process; under ``joblib.parallel_config`` to any other backend, such as loky or
+dask. Work is cut and summed in an order that does not depend on the number of
 workers, and BLAS runs on one thread in each, so the result does not depend on them either. On a cluster the
 workers run the networks on their own images (`walk`), and this process sees none.
 """
@@ -41,7 +41,7 @@ workers run the networks on their own images (`walk`), and this process sees non
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
@@ -80,11 +80,17 @@ Record = Callable[[str, str, np.ndarray, np.ndarray, np.ndarray], None]
 
 class _Judge(NamedTuple):
     """A layer that judges its input's scales: what it is, on which images, and whether by its float
-    weights."""
+    weights; of each share of the images the order of the positions, None where a task makes it."""
 
     node: Node
     images: Images
     by_float_weights: bool
+    orders: Sequence[Once | None]
+
+
+def _places(node: Node) -> int:
+    """How many output positions of a layer the halving tells apart."""
+    return node.shape[1] * node.shape[2] if len(node.shape) == 4 else 1
 
 
 class _Search:
@@ -234,10 +240,10 @@ class _Search:
         limit = len(self.calibration.samples)
         if by_effect or name in walk.late:
             limit = min(limit, walk.early)
-        layers = [
-            _Judge(node, self.images.images(Wanted(node.name, limit, name, by_effect)), by_float_weights)
-            for node in ready
-        ]
+        layers = []
+        for node in ready:
+            images = self.images.images(Wanted(node.name, limit, name, by_effect))
+            layers.append(_Judge(node, images, by_float_weights, self._orders(images)))
         if ends:
             return self._search_ends(name, start, layers, by_effect)
         grid = [start.with_scale(start.scale / f) for f in factors(self.config)]
@@ -245,6 +251,15 @@ class _Search:
         if self.record is not None:
             self.record("activations", name, factors(self.config), scores, np.array(best))
         return grid[best].scale
+
+    def _orders(self, images: Images) -> Sequence[Once | None]:
+        """Of each share of a layer's images `objectives.orders_of`, where stages look at some positions."""
+        parts, stages_ = cut(len(images), PARTS), stages(_places(images.node), len(images))
+        halves = self.how.objective != "cosine" and not self.how.exhaustive and len(stages_) > 1
+        if self.workers.cluster is not None or not halves:
+            return [None] * len(parts)
+        tasks = [(images.layer, images.share(part), part.start) for part in parts]
+        return self.workers.held(objectives.orders_of, tasks)
 
     def _two_ends(self, start) -> bool:
         """Whether both ends of a site's range are searched."""
@@ -276,7 +291,7 @@ class _Search:
         candidates = Once(grid)
         tasks = [
             (shared, images.share(slice(i, i + 1)), candidates)
-            for node, images, by_float_weights in layers
+            for node, images, by_float_weights, _ in layers
             for shared in [self.images.made(Walk.weights, node.name, by_float_weights)]
             for i in range(len(images))
         ]
@@ -292,16 +307,16 @@ class _Search:
         chosen = np.arange(len(grid))
         count = len(layers[0].images)
         images = cut(count, PARTS)
-        size = min(node.shape[1] * node.shape[2] if len(node.shape) == 4 else 1 for node, *_ in layers)
+        size = min(_places(node) for node, *_ in layers)
         scores, least = np.zeros(len(grid)), 0.0
         weighted, candidates = by_effect or self.how.objective == "hessian", Once(grid)
         parts = [
-            (shared, candidates, layer.images.share(i), i.start)
+            (shared, candidates, layer.images.share(i), i.start, order)
             for layer in layers
             for shared in [
                 self.images.made(Walk.products, layer.node.name, layer.by_float_weights, weighted)
             ]
-            for i in images
+            for i, order in zip(images, layer.orders, strict=True)
         ]
 
         def errors_of(part, sample):

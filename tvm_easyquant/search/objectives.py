@@ -5,6 +5,7 @@ Cosine: the mean over images (the paper). Squared error: the sum over images, re
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from math import ceil, prod
 from typing import NamedTuple
@@ -157,25 +158,37 @@ TAIL = 1 / 64
 TOGETHER = 2**17
 
 
-def positions(node: Node, value, first: float, last: float, image: int = 0) -> np.ndarray | None:
+def positions(
+    node: Node, value, first: float, last: float, image: int = 0, order: np.ndarray | None = None
+) -> np.ndarray | None:
     """A part of a layer's output positions, in an order that is fixed for each image: those between two
     fractions. None stands for all of them, as they come.
 
     value: the input, float32, of one image. The `TAIL` with the largest inputs come first: a few positions
     can make most of the error of a scale that clips, and a random sample hold none. The others are in
-    random order.
+    random order. order: `order_of` of it, if it is known.
     """
     count = prod(node.shape[1:-1])
     if (first, last) == (0.0, 1.0):
         return None
+    order = order_of(node, value, image) if order is None else order
+    return order[ceil(first * count) : ceil(last * count)]
+
+
+def order_of(node: Node, value, image: int) -> np.ndarray:
+    """The order of `positions`."""
+    count, a = prod(node.shape[1:-1]), node.attrs
     size = np.square(np.square(value)).sum(axis=-1, keepdims=True)
-    a = node.attrs
     view = windows(size, node.weight.shape[:2], a["strides"], a["padding"], a["dilation"], 0)
     reach = view.reshape(count, -1).sum(axis=1)
     order = np.random.default_rng((count, image)).permutation(count)
     tail = np.argsort(-reach[order], kind="stable")[: ceil(TAIL * count)]
-    order = np.concatenate([order[tail], np.delete(order, tail)])
-    return order[ceil(first * count) : ceil(last * count)]
+    return np.concatenate([order[tail], np.delete(order, tail)])
+
+
+def orders_of(node: Node, images, number: int) -> list[np.ndarray]:
+    """`order_of` of some images, counted from ``number``: once, not for every stage and grid."""
+    return [order_of(node, value, number + i) for i, value in enumerate(images[0])]
 
 
 def projected(node: Node, weight, weighted=False) -> tuple[np.ndarray, np.ndarray | None]:
@@ -198,7 +211,7 @@ class SiteTask(NamedTuple):
     values: float32 inputs before they are rounded, one image each, counted from ``number``; targets: the
     float outputs without the bias; flat, basis: of `projected`; candidates: all `Scale`s, of which those
     numbered ``chosen`` are tried; part: fractions of the positions; sensitivity: float32, like the targets,
-    weights of the errors; sample: whether the noise is wanted.
+    weights of the errors; sample: whether the noise is wanted; orders: `orders_of` the images, if known.
     """
 
     node: Node
@@ -212,15 +225,16 @@ class SiteTask(NamedTuple):
     number: int = 0
     sensitivity: list[np.ndarray] | None = None
     sample: bool = False
+    orders: list[np.ndarray] | None = None
 
 
-def errors_of(layer, candidates, images, number: int, chosen, part, sample: bool) -> Errors:
+def errors_of(layer, candidates, images, number: int, orders, chosen, part, sample: bool) -> Errors:
     """`site_errors` of a `SiteTask` by what its tasks share: layer (node, (flat, basis)), the candidates,
     and images (values, targets, sensitivity)."""
     node, (flat, basis) = layer
     values, targets, h = images
     return site_errors(
-        SiteTask(node, values, targets, flat, basis, candidates, chosen, part, number, h, sample)
+        SiteTask(node, values, targets, flat, basis, candidates, chosen, part, number, h, sample, orders)
     )
 
 
@@ -231,14 +245,12 @@ def site_errors(task: SiteTask) -> Errors:
     together = max(1, TOGETHER // values[0].size)
     for start in range(0, len(values), together):
         some = slice(start, start + together)
+        orders = itertools.repeat(None) if task.orders is None else task.orders[some]
         where = [
-            positions(task.node, value, first, last, task.number + start + i)
-            for i, value in enumerate(values[some])
+            positions(task.node, value, first, last, task.number + start + i, order)
+            for i, (value, order) in enumerate(zip(values[some], orders, strict=False))
         ]
-        h = None if task.sensitivity is None else _at(where, task.sensitivity[some])
-        total = _errors(task, np.concatenate(values[some]), _at(where, task.targets[some]), where, h).plus(
-            total
-        )
+        total = _errors(task, some, where).plus(total)
     assert total is not None  # noqa: S101  # there is an image
     return total
 
@@ -249,14 +261,22 @@ def _at(where, maps):
     return np.concatenate([a if w is None else a[w] for a, w in zip(flat, where, strict=True)])
 
 
-def _errors(task: SiteTask, value, t, where, h) -> Errors:
-    """`site_errors` of images that are computed on together; t, h: the targets and weights at ``where``."""
-    norm = _squares(t).sum(dtype=np.float64)
+def _errors(task: SiteTask, some: slice, where) -> Errors:
+    """`site_errors` of images that are computed on together, at the positions ``where``."""
+    value, seen, at = np.concatenate(task.values[some]), where, np.arange(0)
+    count = prod(task.node.shape[1:-1])
+    if where[0] is not None and is_depthwise(task.node) and 2 * len(where[0]) >= count:
+        # all positions are less work than to gather what makes these
+        seen, at = [None] * len(where), np.concatenate([i * count + w for i, w in enumerate(where)])
+    t = _at(seen, task.targets[some])
+    h = None if task.sensitivity is None else _at(seen, task.sensitivity[some])
+    squares = _squares(t)
+    norm = (squares if seen is where else squares[at]).sum(dtype=np.float64)
     outside = 0.0
     if task.basis is not None:
         inside = t @ task.basis
         outside, t = max(norm - _squares(inside).sum(dtype=np.float64), 0.0), inside
-    source = _source(value, task.node, None if where[0] is None else np.stack(where))
+    source = _source(value, task.node, None if seen[0] is None else np.stack(seen))
     buffer = np.empty_like(source.values)
     errors = np.zeros((len(task.chosen), len(t)), np.float32)
     for row, f in zip(errors, task.chosen, strict=True):
@@ -269,9 +289,10 @@ def _errors(task: SiteTask, value, t, where, h) -> Errors:
             if h is not None:
                 y *= h[:, channels]
             row += _squares(y)
+    errors = errors if seen is where else errors.take(at, axis=1)
     found, noise = errors.sum(axis=1, dtype=np.float64), np.zeros((len(task.chosen),) * 2)
     if task.sample:
-        size = len(t) // len(where)
+        size = errors.shape[1] // len(where)
         apart = errors.reshape(len(errors), len(where), size)
         apart = (apart - apart.mean(axis=2, keepdims=True, dtype=np.float64)).reshape(len(errors), -1)
         noise = apart @ apart.T * (size / (size - 1))
@@ -298,14 +319,14 @@ class _Source(NamedTuple):
     windows: bool = False
 
     def rows(self, buffer) -> np.ndarray:
-        """(M, ...) of a buffer like the values."""
+        """(M, ...) of a buffer like the values; of a depthwise layer's windows (images, OH, OW, ...)."""
         if self.pixels is not None:
             return buffer.reshape(-1, buffer.shape[-1]).take(
                 self.pixels, axis=0, out=self.room, mode="clip"
             )
         if self.windows:
             seen = _windows(self.node, buffer)
-            return seen.reshape(-1, *seen.shape[3:])
+            return seen if is_depthwise(self.node) else seen.reshape(-1, *seen.shape[3:])
         return buffer
 
 
@@ -336,17 +357,12 @@ def _source(value, node: Node, where) -> _Source:
 
 
 def _products(node: Node, rows, flat, step):
-    """[(rows times the weights ``flat * step``, their channels)]; rows: (M, K), or (M, R, S, C)."""
+    """[(rows times the weights ``flat * step``, their channels)]; rows: (M, K), or (..., R, S, C)."""
     if rows.ndim == 2:
         return [(rows @ (flat * step), slice(None))]
     if is_depthwise(node):
-        r, s = rows.shape[1:3]
-        y = np.zeros((len(rows), node.channels), np.float32)
-        taps = (flat * step).reshape(r, s, -1)
-        for i in range(r):
-            for j in range(s):
-                y += rows[:, i, j] * taps[i, j]
-        return [(y, slice(None))]
+        taps = (flat * step).reshape(rows.shape[-3:])
+        return [(np.einsum("...ijc,ijc->...c", rows, taps).reshape(-1, node.channels), slice(None))]
     groups = node.attrs["groups"]
     if groups == 1:
         return [(rows.reshape(len(rows), -1) @ (flat * step), slice(None))]

@@ -52,6 +52,16 @@ def columns(x, node, part):
     return conv_columns(x, node, part.start * node.groups // node.channels)
 
 
+def _turned(x, node, part):
+    """What `columns` makes of a depthwise layer, as (C, K, M): from maps that lie whole one after another,
+    as numbers far apart are slow to gather."""
+    a, (r, s) = node.attrs, node.weight.shape[:2]
+    maps = np.ascontiguousarray(x[..., part].transpose(3, 0, 1, 2)).reshape(-1, *x.shape[1:3], 1)
+    view = windows(maps, (r, s), a["strides"], a["padding"], a["dilation"], 0)[..., 0]
+    view = view.reshape(-1, len(x), *view.shape[1:]) if len(x) > 1 else view[:, None]
+    return view.transpose(0, 4, 5, 1, 2, 3).reshape(len(view), r * s, -1)
+
+
 class Moments(NamedTuple):
     """Sums over the rows of X (M, K) and O (M, C); they add up over images.
 
@@ -82,16 +92,18 @@ def moments(node: Node, part: slice, inputs, outputs, scale: Scale, keep: bool =
     the matrix, not its Gram matrix."""
     pieces = []
     for q, o in zip(inputs, outputs, strict=True):
-        x = columns(q.astype(np.float32) - np.float32(scale.zero_point), node, part)
+        q = q.astype(np.float32) - np.float32(scale.zero_point)
+        x, turned = columns(q, node, part), _turned(q, node, part) if is_depthwise(node) else None
         o = o.reshape(-1, node.channels)[:, part]
         # float32 products are exact up to so many rows; their sums are kept in float64
         block = max(1, EXACT // max(scale.hi - scale.zero_point, scale.zero_point - scale.lo) ** 2)
         for first in range(0, len(x), block):
             rows, target = x[first : first + block], o[first : first + block].astype(np.float64)
             gram = matrix = None
-            if rows.ndim == 3:
-                channels = np.ascontiguousarray(rows.transpose(2, 1, 0))  # (C, K, M)
-                gram = (channels @ channels.transpose(0, 2, 1)).astype(np.float64)
+            if turned is not None:
+                channels = turned[..., first : first + block]
+                twin = channels.copy()  # times itself would be a call of syrk, slow where K is small
+                gram = (channels @ twin.transpose(0, 2, 1)).astype(np.float64)
                 cross = np.einsum("mkc,mc->kc", rows, target)
             else:
                 cross = rows.T.astype(np.float64) @ target
@@ -99,7 +111,7 @@ def moments(node: Node, part: slice, inputs, outputs, scale: Scale, keep: bool =
                     matrix = rows
                 else:
                     gram = (rows.T @ rows).astype(np.float64)
-            sums = rows.sum(axis=0, dtype=np.float64), target.sum(axis=0), (target * target).sum(axis=0)
+            sums = rows.sum(axis=0).astype(np.float64), target.sum(axis=0), (target * target).sum(axis=0)
             pieces.append(Moments(gram, matrix, cross, *sums, len(rows)))
             if not keep:
                 pieces = [Moments.total(pieces)]

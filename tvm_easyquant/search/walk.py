@@ -240,7 +240,10 @@ class Walk:
             floats = self.samples[number].floats
             if wanted.site in self.late:
                 floats = floats | self._ahead[number]
-            outputs.append(evaluate(node, self._float_value(node.inputs[0], floats)))
+            made = floats.get(node.name)  # the layer that waits for the decision has run there
+            if made is None:
+                made = evaluate(node, self._float_value(node.inputs[0], floats))
+            outputs.append(made)
         values, outputs = singly(values), singly(outputs)
         if self.how.objective == "cosine":
             return values, outputs, None

@@ -16,7 +16,7 @@ PARTS = 8  # tasks that the images of one layer are cut into
 
 
 class Workers:
-    """Runs tasks: by joblib where ``joblib.parallel_config`` says, else in threads of this process.
+    """Runs tasks: in threads of this process, or where ``joblib.parallel_config`` says, by joblib.
 
     jobs: how many at once; None is what ``parallel_config`` says, without one the number of CPUs. On a Dask
     cluster its workers are how many; jobs are then the threads of what runs in this process. ``cluster``:
@@ -27,8 +27,8 @@ class Workers:
         backend, configured = get_active_backend(prefer="threads")
         self.threaded = getattr(backend, "uses_threads", False)
         self.cluster = active()
-        if jobs is None and self.threaded and configured in (None, 1):
-            jobs = os.cpu_count() or 1
+        if jobs is None and self.threaded:
+            jobs = (os.cpu_count() or 1) if configured in (None, 1) else configured
         self.jobs = jobs
         self.threads = ThreadPoolExecutor(min(jobs, 64) if jobs and jobs > 0 else os.cpu_count() or 1)
 
@@ -36,9 +36,10 @@ class Workers:
         """function(*a) for each of ``arguments``, in their order; a `Once` stands for its value."""
         if self.cluster is not None:
             return self.cluster.run(function, arguments)
-        calls = ((function, *plain(a)) for a in arguments)
-        call = delayed(_threaded if self.threaded else _alone)
-        return Parallel(self.jobs, prefer="threads")(call(*each) for each in calls)
+        calls = [plain(a) for a in arguments]
+        if self.threaded:  # those that are there: joblib starts new ones for every call
+            return list(self.threads.map(lambda each: function(*each), calls))
+        return Parallel(self.jobs, prefer="threads")(delayed(_alone)(function, *each) for each in calls)
 
     def held(self, function, arguments) -> list[Once]:
         """What `run` returns, each to be an argument of other tasks; on a cluster it stays there."""
@@ -60,10 +61,6 @@ class Workers:
     def local(self, function, items) -> None:
         """function(item) for each item, in threads of this process: for what changes the items."""
         list(self.threads.map(function, items))
-
-
-def _threaded(function, *arguments):
-    return function(*arguments)
 
 
 def _alone(function, *arguments):
