@@ -117,7 +117,7 @@ def test_what_is_no_such_move_stays_float(case):
 SAID = {
     "with weights or a bias that are computed; they must be constants": ("Conv", ["x", "x"], {}, 4),
     "over the batch (axis 0); over other axes it is": ("ReduceMax", ["x"], dict(axes=[0]), 4),
-    "over axis 1 of 3 axes; of maps (N, C, H, W) it is": ("ReduceMean", ["r"], dict(axes=[1]), 3),
+    "of (2, 3, 4, 4) and a constant of shape (3, 1, 1); one number is": ("Max", ["x", "levels"], {}, 4),
     "where perm=[1, 0, 2, 3] moves the batch and an operator reads that":
         ("Transpose", ["x"], dict(perm=[1, 0, 2, 3]), 4),
     "from (2, 3, 4, 4) to (6, 16), which is another batch (axis 0)": ("Reshape", ["x", "six"], {}, 2),
@@ -140,10 +140,9 @@ def test_what_is_not_covered_says_what_about_it(how):
     batch; both are, with other attributes."""
     op, inputs, attributes, rank = SAID[how]
     constants = {"six": INT([6, 16]), "one": INT([1, 0]), "square": INT([[0, 1], [2, 0]]), "half": F(0.5),
-                 "twice": INT([2, 1, 1, 1]), "around": INT([0, 0, 1, 1, 0, 0, 1, 1]), "rows": INT([2, 12, 4]),
-                 "matrix": np.ones((4, 4), F), "slopes": np.ones((4, 1), F)}  # fmt: skip
+                 "twice": INT([2, 1, 1, 1]), "around": INT([0, 0, 1, 1, 0, 0, 1, 1]),
+                 "matrix": np.ones((4, 4), F), "slopes": np.ones((4, 1), F), "levels": np.ones((3, 1, 1), F)}  # fmt: skip
     nodes = [
-        ("Reshape", ["x", "rows"], ["r"], "line", {}),
         ("MaxPool", ["x"], ["p"], "pool", dict(kernel_shape=[1, 1])),
         ("ReduceSum", ["x"], ["s"], "sum", dict(keepdims=0)),
         (op, inputs, ["y"], "node", attributes | (dict(keepdims=1) if op.startswith("Reduce") else {})),

@@ -294,8 +294,10 @@ class Builder:
         if vector.ndim == 0:
             number = float(vector)
             return self.function(value, name, [number, data] if left else [data, number], shape)
-        if rule is None or len(shape) != 4 or last:
+        if rule is None or last or len(shape) not in (3, 4) or (len(shape) == 3 and not self.since()):
             return False
+        if len(shape) == 3:
+            return self.on_map(value, data, shape, lambda made, x, _: self.channels(made, x, scale, shift))
         self.channels(value, data, scale, shift)
         return True
 
@@ -366,6 +368,28 @@ class Builder:
         """window: pool_size, strides and padding (top, left, bottom, right)."""
         self.one(value, op, data, shape, dict(window, **more))
 
+    def average(
+        self, value: Value, data: Value, shape: Sequence[int], window: Mapping, counted: bool
+    ) -> bool:
+        """The average of each window of a map; counted: with its padding, as zeros. shape: NHWC; window:
+        see `pool`. False where a window has nothing of the map."""
+        if counted or not any(window["padding"]) or not self.since():
+            counted = counted or not any(window["padding"])
+            self.pool(value, "avg_pool2d", data, shape, window, count_include_pad=counted)
+            return True
+        counts, sizes = [], zip(self.node(data).shape[1:3], shape[1:3], strict=True)
+        axes = zip(window["pool_size"], window["strides"], window["padding"][:2], strict=True)
+        for (size, made), (kernel, stride, pad) in zip(sizes, axes, strict=True):
+            first = [i * stride - pad for i in range(made)]
+            counts.append(tuple(min(at + kernel, size) - max(at, 0) for at in first))
+        if min(map(min, counts)) < 1:
+            return False
+        limits = zip(window["padding"], window["pool_size"] * 2, strict=True)
+        padding = tuple(min(pad, size - 1) for pad, size in limits)  # what is beyond is in no window
+        attrs = dict(window, padding=padding, rows=counts[0], columns=counts[1])
+        self.one(value, "mean_pool2d", data, shape, attrs, called="avg_pool2d")
+        return True
+
     def whole_map(self, value: Value, op: str, data: Value) -> bool:
         """A pool whose window is the map."""
         if len(self.node(data).shape) != 4:
@@ -377,7 +401,7 @@ class Builder:
         return True
 
     def reduce(self, value: Value, op: str, data: Value, axes: Sequence[int], shape: Sequence[int]) -> bool:
-        """The mean or the largest (``op``: of `POOLS`) along axes of NCHW, not along the batch; shape:
+        """The mean or the largest (``op``: of `POOLS`) along axes of the model, not along the batch; shape:
         NHWC, with them of size 1, or without. Of height and width together it is a pool."""
         before, rows = model_shape(self.node(data)), self._channels_last(data)
         rank = len(before)
@@ -385,7 +409,7 @@ class Builder:
         inner = list(range(1, rank - 1) if rows else range(2, rank))
         if (rank == 4 or rows is not None) and axes == inner and (op == "reduce_mean" or self.since()):
             return self._pool_all(value, POOLS[op], data, shape, rows)
-        if not axes or axes[0] == 0 or (op == "reduce_mean" and rank != 4) or not self.since():
+        if not axes or axes[0] == 0 or not self.since():
             return False
         kept = nhwc(1 if axis in axes else n for axis, n in enumerate(before))
         made: Value = value if len(shape) == rank else (value, "kept")

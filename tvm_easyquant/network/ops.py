@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -213,6 +213,35 @@ def _average(node, x):
     return total / count
 
 
+def mean_counts(node: Use) -> np.ndarray:
+    """float32 (OH, OW, 1): of how many numbers each of a ``mean_pool2d`` is the mean."""
+    return np.multiply.outer(node.attrs["rows"], node.attrs["columns"]).astype(np.float32)[..., None]
+
+
+def mean_parts(node: Use) -> int:
+    """Of how many parts each mean of a ``mean_pool2d`` is made, so that they are whole."""
+    return lcm(*node.attrs["rows"]) * lcm(*node.attrs["columns"])
+
+
+def mean_shares(node: Use) -> np.ndarray:
+    """int32 (OH, OW, 1): of how many of the `mean_parts` each number of a window is."""
+    down, across = (lcm(*each) // np.array(each) for each in (node.attrs["rows"], node.attrs["columns"]))
+    return np.multiply.outer(down, across).astype(np.int32)[..., None]
+
+
+def _mean_within(node, x):
+    a = node.attrs
+    view = windows(x, a["pool_size"], a["strides"], a["padding"], (1, 1), 0)
+    return view.sum(axis=(3, 4), dtype=np.float32) / mean_counts(node)
+
+
+def _many_parts(node):
+    most = resample.STEPS * mean_parts(node)
+    if most <= 2**30:
+        return None
+    return f"an average pool whose windows have so many sizes that its int32 accumulator may reach {most}"
+
+
 def _mean(node, x):
     return x.mean(axis=node.attrs["axes"], keepdims=True, dtype=np.float32)
 
@@ -363,6 +392,10 @@ _ROWS = (
     Operator(
         "avg_pool2d", ("pool_size", "strides", "padding", "count_include_pad"), "accumulate", _average,
         ("AveragePool", "GlobalAveragePool"), _by_inputs, refusal=_uncounted,
+    ),
+    Operator(  # without its padding; rows, columns: how many of each window are within the map
+        "mean_pool2d", ("pool_size", "strides", "padding", "rows", "columns"), "accumulate", _mean_within,
+        ("AveragePool",), _by_inputs, refusal=_many_parts,
     ),
     # along axes that are not the batch's, which stay with size 1; of a whole map it is a pool
     Operator("reduce_mean", ("axes",), "accumulate", _mean, ("ReduceMean",), _by_inputs),

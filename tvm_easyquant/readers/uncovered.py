@@ -100,8 +100,7 @@ def _reduction(u: _Use) -> str | None:
         return " over axes that the data decide"
     if axes is None or 0 in axes:
         return " over the batch (axis 0); over other axes it is"
-    of = f"axis {axes[0]}" if len(axes) == 1 else f"axes {axes}"
-    return f" over {of} of {len(u.first)} axes; of maps (N, C, H, W) it is"
+    return None
 
 
 def _transposition(u: _Use) -> str | None:
@@ -194,8 +193,8 @@ def _pair(u: _Use) -> str | None:
     a, b = u.at.values()
     if len(u.shapes) == 1:
         (constant,) = u.constants.values()
-        one = "one number, or one a channel (axis 1), is"
-        return f" of {u.shapes[0]} and a constant of shape {constant.shape}; {one}"
+        one = "one number" if u.op.op in ("Max", "Min", "Pow") else "one number, or one a channel (axis 1),"
+        return f" of {u.shapes[0]} and a constant of shape {constant.shape}; {one} is"
     return f" of {a} and {b}; where one has the other's shape, or 1 in its place behind the batch, it is"
 
 

@@ -623,9 +623,9 @@ def _avg_pool2d(walk, var, call):
     padding = _whole(walk, var, call)
     if not _stay_nchw(call) or ints(a.dilation) != (1, 1) or padding != (*begin, *end):
         return False
-    attrs = dict(pool_size=ints(a.pool_size), strides=ints(a.strides), padding=padding,
-                 count_include_pad=bool(a.count_include_pad) or not any(padding))  # fmt: skip
-    return walk.one(var, call, "avg_pool2d", attrs)
+    window = dict(pool_size=ints(a.pool_size), strides=ints(a.strides), padding=padding)
+    data, counted = walk.of(call.args[0]), bool(a.count_include_pad)
+    return walk.builder.average(var, data, _out(var), window, counted)
 
 
 def _whole(walk, var, call) -> tuple[int, ...]:

@@ -255,14 +255,12 @@ def _pool1d(op: str) -> Callable:
         a, size = call.attrs, _shape(call.checked_type, op)
         if a.layout != "NCW" or bool(a.ceil_mode) or _ints(a.dilation) != (1,) or not walk.builder.since():
             return False
-        attrs: dict[str, object] = dict(_high(call), pool_size=(1, *_ints(a.pool_size)))
-        if op == "avg_pool2d":
-            attrs["count_include_pad"] = bool(a.count_include_pad) or not any(_ints(a.padding))
-        else:
-            attrs["dilation"] = (1, 1)
+        window: dict[str, object] = dict(_high(call), pool_size=(1, *_ints(a.pool_size)))
 
         def pool(value, data, shape):
-            walk.builder.one(value, op, data, shape, attrs)
+            if op == "avg_pool2d":
+                return walk.builder.average(value, data, shape, window, bool(a.count_include_pad))
+            return walk.builder.pool(value, op, data, shape, window, dilation=(1, 1))
 
         return walk.builder.on_map(call, call.args[0], size, pool)
 
@@ -439,13 +437,8 @@ def _avg_pool2d(walk, call):
     padding = _whole_windows(call, (1, 1))
     if a.layout != "NCHW" or _ints(a.dilation) != (1, 1) or padding != _four(a.padding):
         return False
-    attrs = dict(
-        pool_size=_ints(a.pool_size),
-        strides=_ints(a.strides),
-        padding=padding,
-        count_include_pad=bool(a.count_include_pad) or not any(padding),
-    )
-    return walk.add(call, "avg_pool2d", call.args[0], attrs)
+    window = dict(pool_size=_ints(a.pool_size), strides=_ints(a.strides), padding=padding)
+    return walk.builder.average(call, call.args[0], _out(call), window, bool(a.count_include_pad))
 
 
 def _global_avg_pool2d(walk, call):
