@@ -131,6 +131,35 @@ def tokens(n, x):
     return n.reshape(mean, 1, C, 1, 1)
 
 
+def line(n, x):
+    """Vectors behind a pool, with a norm of theirs that no layer before it takes."""
+    x = n.relu(n.op("Flatten", n.op("GlobalAveragePool", x)))
+    x = n.op("BatchNormalization", x, *(n.vector(C) for _ in range(4)))
+    return n.reshape(n.op("Mul", n.relu(x), n.vector(C)), 1, C, 1, 1)
+
+
+def windows(n, x, batch=1, side=3):
+    """Swin: windows that are moved by one place merge into the batch, and leave it again."""
+    steps = S // side
+
+    def rolled(x, by):
+        for axis in (1, 2):
+            parts = [n.op("Slice", x, INT([a]), INT([b]), INT([axis])) for a, b in ((by, 99), (0, by))]
+            x = n.op("Concat", *parts, axis=axis)
+        return x
+
+    y = rolled(n.turn(x, 0, 2, 3, 1), 1)
+    y = n.turn(n.reshape(y, batch, steps, side, steps, side, C), 0, 1, 3, 2, 4, 5)
+    y = n.op("MatMul", n.reshape(y, -1, side * side, C), n.weights(C, 2 * C))
+    heads = n.turn(n.reshape(y, -1, side * side, 2, 2, C // 2), 2, 0, 3, 1, 4)
+    a, b = (n.op("Gather", heads, INT(i), axis=0) for i in range(2))
+    scores = n.op("Sigmoid", n.op("MatMul", a, n.turn(b, 0, 1, 3, 2)))
+    y = n.reshape(n.turn(n.op("MatMul", scores, b), 0, 2, 1, 3), -1, side * side, C)
+    y = n.reshape(n.op("MatMul", y, n.weights(C, C)), batch, steps, steps, side, side, C)
+    y = rolled(n.reshape(n.turn(y, 0, 1, 3, 2, 4, 5), batch, S, S, C), -1)
+    return n.op("Add", x, n.turn(y, 0, 3, 1, 2))
+
+
 def attention(weigh, **attributes):
     def made(n, x):
         heads = n.reshape(n.op("MatMul", n.rows(x), n.weights(C, 3 * C)), 1, S * S, 3, 2, C // 2)
@@ -187,7 +216,7 @@ CASES = {
     "one dimension": one_dimension, "ConvTranspose": up(1), "ConvTranspose, grouped": up(2),
     "ConvTranspose, depthwise": up(C),
     "MatMul of rows": lambda n, x: (n.map(n.op("MatMul", n.rows(x), n.weights(C, 5))), 5),
-    "tokens": tokens, "attention": attention("Sigmoid"),
+    "tokens": tokens, "attention": attention("Sigmoid"), "windows": windows, "vectors of a line": line,
 }  # fmt: skip
 #: what stays float -> (network, the float operators, what else is no integer because of them)
 FLOATS = {
@@ -263,7 +292,7 @@ def check_exact(host, model, inputs, **settings):
 
 
 #: what is compiled every day; CI compiles all
-EVERY_DAY = ("AveragePool, pads not counted", "tokens")
+EVERY_DAY = ("AveragePool, pads not counted", "tokens", "windows")
 
 
 @pytest.mark.parametrize(
@@ -272,6 +301,25 @@ EVERY_DAY = ("AveragePool, pads not counted", "tokens")
 def test_what_is_compiled_has_the_integers_of_the_norm(name, host):
     q = check_exact(host, between(CASES[name]), feeds(), method="minmax", fuse_functions=True)
     assert q.plan.floats == {} and q.coverage == 100
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_windows_leave_an_open_batch_too(batch):
+    """A model whose batch is open has -1 in its place."""
+    n = Net(13, seed=2)
+    x = n.relu(n.conv("image", C, 3, 3))
+    n.result(n.conv(windows(n, x, -1), 4))
+    model = n.build({"image": (TensorProto.FLOAT, ("n", 3, S, S))})
+    inputs = feeds(shape=(batch, 3, S, S))
+    graph = eq.load_onnx(model, batch=batch)
+    assert plan(graph, functions=True).floats == {} and graph.former is not None
+    want = run(model, inputs[0])
+    for each in (graph, graph.former()):
+        (found,) = each.run(inputs[0]).values()
+        np.testing.assert_allclose(found, want, rtol=0, atol=1e-5)
+    q = eq.quantize(graph, inputs, method="minmax")
+    (found,) = run_integer(q.graph, q.table, inputs[0]).values()
+    assert ((found - want) ** 2).sum() < 1e-2 * (want**2).sum()
 
 
 def c2f(split, blocks=2, size=8, channels=8):

@@ -120,7 +120,7 @@ SAID = {
     "of (2, 3, 4, 4) and a constant of shape (3, 1, 1); one number is": ("Max", ["x", "levels"], {}, 4),
     "where perm=[1, 0, 2, 3] moves the batch and an operator reads that":
         ("Transpose", ["x"], dict(perm=[1, 0, 2, 3]), 4),
-    "from (2, 3, 4, 4) to (6, 16), which is another batch (axis 0)": ("Reshape", ["x", "six"], {}, 2),
+    "from (2, 3, 4, 4) to (96,); between two axes or more it is": ("Reshape", ["x", "line"], {}, 1),
     "along the batch (axis 0); along other axes it is": ("Gather", ["x", "one"], dict(axis=0), 4),
     "of indices of 2 axes; of one axis or one number it is": ("Gather", ["x", "square"], dict(axis=1), 5),
     "from (2, 3, 4, 4) to (4, 3, 4, 4): it repeats the batch (axis 0)": ("Tile", ["x", "twice"], {}, 4),
@@ -129,7 +129,7 @@ SAID = {
     "of two tensors; of a tensor and a constant it is": ("Div", ["x", "p"], {}, 4),
     "of (2, 3, 4, 4) and a constant of shape (4, 4); one number, or one a channel (axis 1), is":
         ("Add", ["x", "matrix"], {}, 4),
-    "of (2, 3, 4, 4) and a constant of shape (4, 1); one number, or one a channel (axis 1), is":
+    "of (2, 3, 4, 4) and a constant of shape (4, 1); one number is, or one a channel (axis 1) behind a layer":
         ("PRelu", ["x", "slopes"], {}, 4),
 }  # fmt: skip
 
@@ -139,7 +139,7 @@ def test_what_is_not_covered_says_what_about_it(how):
     """Story: "Resize is not covered" was said of a cubic one, and "Transpose is not covered" of one that moves the
     batch; both are, with other attributes."""
     op, inputs, attributes, rank = SAID[how]
-    constants = {"six": INT([6, 16]), "one": INT([1, 0]), "square": INT([[0, 1], [2, 0]]), "half": F(0.5),
+    constants = {"line": INT([-1]), "one": INT([1, 0]), "square": INT([[0, 1], [2, 0]]), "half": F(0.5),
                  "twice": INT([2, 1, 1, 1]), "around": INT([0, 0, 1, 1, 0, 0, 1, 1]),
                  "matrix": np.ones((4, 4), F), "slopes": np.ones((4, 1), F), "levels": np.ones((3, 1, 1), F)}  # fmt: skip
     nodes = [

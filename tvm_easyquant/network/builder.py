@@ -195,13 +195,34 @@ class Builder:
         self.tensor[value] = self.tensor[data]
         return True
 
-    def channels(self, value: Value, data: Value, scale, shift) -> str:
-        """``scale * data + shift`` (each () or (C,)) with nothing to fold into: a 1x1 depthwise layer."""
+    def channels(self, value: Value, data: Value, scale, shift) -> bool:
+        """``scale * data + shift`` (each () or (C,)) with nothing to fold into: a 1x1 depthwise layer, of
+        what is no map on one. False of other than two to four axes."""
         shape = self.node(data).shape
+        if len(shape) == 3:
+            return self.on_map(value, data, shape, lambda made, x, _: self.channels(made, x, scale, shift))
+        if len(shape) == 2 and self.since():
+            return self._vector_channels(value, data, scale, shift)
+        if len(shape) != 4:
+            return False
         attrs = dict(strides=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=shape[3])
         weight, bias = (np.broadcast_to(v, shape[3:]).astype(np.float32) for v in (scale, shift))
-        weight = weight.reshape(1, 1, 1, -1)
-        return self.add(value, "conv2d", [self.tensor[data]], shape, attrs, weight, bias)
+        self.one(value, "conv2d", data, shape, attrs, weight=weight.reshape(1, 1, 1, -1), bias=bias)
+        return True
+
+    def _vector_channels(self, value: Value, data: Value, scale, shift) -> bool:
+        """`channels` of (N, C)."""
+        n, channels = self.node(data).shape
+        high, made = (value, "map"), OnMap(value)
+        self.uses.update({high: 1, made: 1})
+
+        def shaped(key: Value, x: Value, shape: tuple[int, ...]) -> None:
+            self.one(key, "reshape", x, shape, dict(shape=shape, channels_first=False))
+
+        shaped(high, data, (n, 1, 1, channels))
+        self.channels(made, high, scale, shift)
+        shaped(value, made, (n, channels))
+        return True
 
     # -- functions of one number
 
@@ -294,12 +315,9 @@ class Builder:
         if vector.ndim == 0:
             number = float(vector)
             return self.function(value, name, [number, data] if left else [data, number], shape)
-        if rule is None or last or len(shape) not in (3, 4) or (len(shape) == 3 and not self.since()):
+        if rule is None or last or (len(shape) == 3 and not self.since()):
             return False
-        if len(shape) == 3:
-            return self.on_map(value, data, shape, lambda made, x, _: self.channels(made, x, scale, shift))
-        self.channels(value, data, scale, shift)
-        return True
+        return self.channels(value, data, scale, shift)
 
     def join(self, value: Value, name: str, a: Value, b: Value, shape: Sequence[int]) -> bool:
         """A sum, a difference, a product or the larger or smaller of two tensors, of which one may be
@@ -434,7 +452,8 @@ class Builder:
         return True
 
     def reshape(self, value: Value, data: Value, shape: Sequence[int]) -> bool:
-        """Another shape of the same batch; shape: NCHW."""
+        """Another shape, of the same batch or of one that takes up the axes behind it, or gives them back;
+        shape: NCHW."""
         after = tuple(shape)
         if data in self.aside:
             at, size, _ = self.aside[data]  # the numbers lie in the same order if no axis was passed
@@ -447,7 +466,9 @@ class Builder:
                 return True
             data = key if len(after) != 4 else data
         before = model_shape(self.node(data))
-        if not before or before[:1] != after[:1]:
+        if not before or not after:
+            return False
+        if before[:1] != after[:1] and (min(len(before), len(after)) < 2 or not self.since()):
             return False
         if len(before) == len(after) == 4:  # of a map another one
             row = (before[0], prod(before[1:]))

@@ -283,10 +283,10 @@ def largest(node: Use, x: np.ndarray) -> np.ndarray:
 
 
 def reshape(node: Use, x: np.ndarray) -> np.ndarray:
-    n, shape = x.shape[0], node.attrs["shape"]
+    shape = node.attrs["shape"]
     if not node.attrs["channels_first"]:
-        return x.reshape(n, *shape[1:])
-    return to_nhwc(to_nchw(x).reshape(n, *nchw(shape)[1:]))
+        return x.reshape(-1, *shape[1:])
+    return to_nhwc(to_nchw(x).reshape(-1, *nchw(shape)[1:]))
 
 
 def transpose(node: Use, x: np.ndarray) -> np.ndarray:
@@ -402,7 +402,8 @@ _ROWS = (
     Operator("reduce_max", ("axes",), "move", largest, ("ReduceMax",), _by_inputs),
     # relu has the limits 0 and inf, relu6 has 0 and 6
     Operator("clip", ("lo", "hi"), "requantize", _clip, ("Clip", "Relu"), _by_limit),
-    # channels_first: in the order N, C, H, W of the one side that is a map
+    # channels_first: in the order N, C, H, W of the one side that is a map. The batch may take up what is
+    # behind it, and give it back
     Operator("reshape", ("shape", "channels_first"), "move", reshape, ("Reshape", "Flatten"), _by_inputs),
     # the batch stays first
     Operator("transpose", ("axes",), "move", transpose, ("Transpose",), _by_inputs),

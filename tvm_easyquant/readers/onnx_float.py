@@ -270,13 +270,7 @@ def _batch_norm(walk, site):
     value, data = site.outputs[0], site.inputs[0]
     if walk.builder.fold_affine(value, data, scale, shift):
         return True
-    rank = len(walk.size(data))
-    if rank == 4:
-        walk.builder.channels(value, data, scale, shift)
-        return True
-    return rank == 3 and _on_map(
-        walk, site, data, lambda value, data, _: walk.builder.channels(value, data, scale, shift)
-    )
+    return walk.builder.channels(value, data, scale, shift)
 
 
 def _window(walk, site, kernel, *, counts=None):

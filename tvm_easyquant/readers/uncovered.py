@@ -76,7 +76,9 @@ def _convolution(u: _Use) -> str | None:
         return " with weights or a bias that are computed; they must be constants"
     if len(u.first) not in (3, 4):
         return f" of {len(u.first) - 2} dimensions; of 1 and 2 it is"
-    strides = u.get("strides", ())
+    strides, groups = u.get("strides", ()), u.get("group", 1)
+    if u.op.op == "ConvTranspose" and len(u.first) == 3 and groups > 1 and set(strides) != {1}:
+        return f" of one dimension with group={groups}; with 1, or a channel in each, it is"
     if u.op.op == "ConvTranspose" and len(set(strides)) > 1:
         return f" with strides={list(strides)}; with equal ones it is"
     return None
@@ -109,9 +111,8 @@ def _transposition(u: _Use) -> str | None:
 
 
 def _other_shape(u: _Use) -> str | None:
-    if u.first[:1] != u.made[:1]:
-        return f" from {u.first} to {u.made}, which is another batch (axis 0)"
-    return None
+    short = min(len(u.first), len(u.made)) < 2
+    return f" from {u.first} to {u.made}; between two axes or more it is" if short else None
 
 
 def _places(u: _Use) -> str | None:
@@ -193,11 +194,16 @@ def _pair(u: _Use) -> str | None:
     a, b = u.at.values()
     if len(u.shapes) == 1:
         (constant,) = u.constants.values()
-        one = "one number" if u.op.op in ("Max", "Min", "Pow") else "one number, or one a channel (axis 1),"
-        return f" of {u.shapes[0]} and a constant of shape {constant.shape}; {one} is"
+        one = ONE.get(u.op.op, "one number, or one a channel (axis 1), is")
+        return f" of {u.shapes[0]} and a constant of shape {constant.shape}; {one}"
     return f" of {a} and {b}; where one has the other's shape, or 1 in its place behind the batch, it is"
 
 
+#: operator of a tensor and a constant -> of which constants it is covered, where that is not as of others
+ONE = {
+    **dict.fromkeys(("Max", "Min", "Pow"), "one number is"),
+    "PRelu": "one number is, or one a channel (axis 1) behind a layer",
+}
 #: ONNX operator that some rule of a reader takes -> what of this use it does not take; None: see `here`
 WHY: dict[str, Callable[[_Use], str | None]] = {
     **dict.fromkeys(("Conv", "ConvTranspose"), _convolution),

@@ -407,13 +407,7 @@ def _batch_norm(walk, var, call, index):
         return False
     if walk.builder.fold_affine(var, data, scale, shift):
         return True
-    if rank == 4:
-        walk.builder.channels(var, data, scale, shift)
-        return True
-    return rank == 3 and walk.builder.on_map(
-        var, data, walk.size(var),
-        lambda value, data, _: walk.builder.channels(value, data, scale, shift),
-    )  # fmt: skip
+    return walk.builder.channels(var, data, scale, shift)
 
 
 def _dropout(walk, var, call, index):

@@ -173,17 +173,10 @@ def _batch_norm(walk, expr, call):
     axis = int(call.attrs.axis)
     if axis == 1 and walk.builder.fold_affine(expr, data, scale, shift):
         return True
-    rank = len(data.checked_type.shape)
-    if axis != 1 or rank not in (3, 4) or (rank == 3 and not walk.builder.since()):
+    if axis != 1 or (len(data.checked_type.shape) == 3 and not walk.builder.since()):
         return False
-
-    def alone(value, data, _=None):
-        walk.builder.channels(value, data, scale, shift)
-
-    if rank == 3:
-        walk.builder.on_map(call, data, _shape(data.checked_type, "batch_norm"), alone)
-    else:
-        alone(call, data)
+    if not walk.builder.channels(call, data, scale, shift):
+        return False
     walk.builder.tensor[expr] = walk.tensor(call)
     return True
 
