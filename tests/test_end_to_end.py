@@ -131,13 +131,6 @@ def tokens(n, x):
     return n.reshape(mean, 1, C, 1, 1)
 
 
-def line(n, x):
-    """Vectors behind a pool, with a norm of theirs that no layer before it takes."""
-    x = n.relu(n.op("Flatten", n.op("GlobalAveragePool", x)))
-    x = n.op("BatchNormalization", x, *(n.vector(C) for _ in range(4)))
-    return n.reshape(n.op("Mul", n.relu(x), n.vector(C)), 1, C, 1, 1)
-
-
 def windows(n, x, batch=1, side=3):
     """Swin: windows that are moved by one place merge into the batch, and leave it again."""
     steps = S // side
@@ -216,7 +209,7 @@ CASES = {
     "one dimension": one_dimension, "ConvTranspose": up(1), "ConvTranspose, grouped": up(2),
     "ConvTranspose, depthwise": up(C),
     "MatMul of rows": lambda n, x: (n.map(n.op("MatMul", n.rows(x), n.weights(C, 5))), 5),
-    "tokens": tokens, "attention": attention("Sigmoid"), "windows": windows, "vectors of a line": line,
+    "tokens": tokens, "attention": attention("Sigmoid"), "windows": windows,
 }  # fmt: skip
 #: what stays float -> (network, the float operators, what else is no integer because of them)
 FLOATS = {

@@ -265,6 +265,34 @@ def test_a_mean_of_channels_is_integer_but_not_that_of_a_normalization():
     assert found.floats["energy"] == "it is a mean of squares, for which 8 bits are too few"
 
 
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+def test_a_normalization_of_what_lies_in_another_shape_is_one(square):
+    """Story: of ConvNeXt's, whose channels are the last axis, what is subtracted from is a map and the mean is not:
+    both ran in 8 bits."""
+    nodes = [
+        ("Conv", ["x", "w"], ["a"], "first", {}),
+        ("Transpose", ["a"], ["t"], "turn", dict(perm=[0, 2, 3, 1])),
+        ("ReduceMean", ["t"], ["m"], "mean", dict(axes=[-1])),
+        ("Sub", ["t", "m"], ["c"], "centred", {}),
+        (square, ["c", "two" if square == "Pow" else "c"], ["s"], "square", {}),
+        ("ReduceMean", ["s"], ["v"], "variance", dict(axes=[-1])),
+        ("Sqrt", ["v"], ["d"], "deviation", {}),
+        ("Div", ["c", "d"], ["n"], "normal", {}),
+        ("MatMul", ["n", "k"], ["y"], "last", {}),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.standard_normal((4, 3, 1, 1)).astype(F),
+        "k": rng.standard_normal((4, 4)).astype(F),
+    }
+    constants |= {"two": F(2)} if square == "Pow" else {}
+    model = networks.onnx_model(nodes, {"x": [1, 3, 4, 4]}, {"y": [1, 4, 4, 4]}, constants, 13)
+    found = plan(load_onnx(model), functions=True)
+    assert {"first", "last"} <= found.integer and {"mean", "variance", "normal"} <= set(found.floats)
+    assert found.floats["mean"].startswith("a normalization subtracts it from what it is the mean of")
+    assert found.floats["variance"] == "it is a mean of squares, for which 8 bits are too few"
+
+
 def newer(size=6):
     nodes = [
         ("Conv", ["x", "w"], ["a"], "first", dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])),

@@ -197,31 +197,15 @@ class Builder:
 
     def channels(self, value: Value, data: Value, scale, shift) -> bool:
         """``scale * data + shift`` (each () or (C,)) with nothing to fold into: a 1x1 depthwise layer, of
-        what is no map on one. False of other than two to four axes."""
+        (N, C, L) on a map. False of what has other axes: a vector behind a normalization stays float."""
         shape = self.node(data).shape
         if len(shape) == 3:
             return self.on_map(value, data, shape, lambda made, x, _: self.channels(made, x, scale, shift))
-        if len(shape) == 2 and self.since():
-            return self._vector_channels(value, data, scale, shift)
         if len(shape) != 4:
             return False
         attrs = dict(strides=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=shape[3])
         weight, bias = (np.broadcast_to(v, shape[3:]).astype(np.float32) for v in (scale, shift))
         self.one(value, "conv2d", data, shape, attrs, weight=weight.reshape(1, 1, 1, -1), bias=bias)
-        return True
-
-    def _vector_channels(self, value: Value, data: Value, scale, shift) -> bool:
-        """`channels` of (N, C)."""
-        n, channels = self.node(data).shape
-        high, made = (value, "map"), OnMap(value)
-        self.uses.update({high: 1, made: 1})
-
-        def shaped(key: Value, x: Value, shape: tuple[int, ...]) -> None:
-            self.one(key, "reshape", x, shape, dict(shape=shape, channels_first=False))
-
-        shaped(high, data, (n, 1, 1, channels))
-        self.channels(made, high, scale, shift)
-        shaped(value, made, (n, channels))
         return True
 
     # -- functions of one number

@@ -195,6 +195,8 @@ def _pair(u: _Use) -> str | None:
     if len(u.shapes) == 1:
         (constant,) = u.constants.values()
         one = ONE.get(u.op.op, "one number, or one a channel (axis 1), is")
+        if len(u.shapes[0]) == 2:
+            one = "one number is, or one a channel behind a layer"
         return f" of {u.shapes[0]} and a constant of shape {constant.shape}; {one}"
     return f" of {a} and {b}; where one has the other's shape, or 1 in its place behind the batch, it is"
 
