@@ -37,7 +37,8 @@ ON_RELAX = tests/test_kernels.py tests/test_epilogue.py tests/test_float_conv.py
 	tests/test_relax_arm.py tests/test_relax_floats.py tests/test_relax_pass.py tests/test_relax_read.py \
 	tests/test_host.py tests/test_host_tensors.py tests/test_deploy.py tests/test_deployment.py tests/test_package.py \
 	tests/test_shapes.py tests/test_shipped.py tests/test_image_input.py tests/test_measure.py tests/test_tuning.py \
-	tests/test_python.py tests/test_saved.py tests/test_resize.py tests/test_several_bits.py
+	tests/test_python.py tests/test_saved.py tests/test_resize.py tests/test_several_bits.py \
+	tests/test_end_to_end.py
 test-kernels-relax: $(RELAX_READY)
 	$(RELAX)/bin/python -m pytest $(WORKERS) -m "not slow" $(ON_RELAX) $(PYTEST_FLAGS)
 

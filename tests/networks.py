@@ -125,6 +125,9 @@ def joined(seed=0, **options):
     x = b.add("least", "min", [b.pool("mean", x, "avg_pool2d", h, 1), x], shape, {})
     x = b.relu("shifted.relu", b.add("shifted", "add", [b.conv("row", x, 8), gate], shape, {}))
     x = b.conv("mid", b.add("most", "max", [x, y], shape, {}), 8, kernel=1)
+    within = dict(rows=(2, *(3,) * (h - 2), 2), columns=(*(2,) * (w - 1), 1))
+    window = dict(pool_size=(3, 2), strides=(1, 1), padding=(1, 0, 1, 1))
+    x = b.add("near", "mean_pool2d", [x], shape, window | within)
     for name, op, size, attrs in (
         ("groups", "reshape", (n, 2, c // 2, h, w), dict(shape=(n, 2, c // 2, h, w), channels_first=True)),
         ("turned", "transpose", (n, c // 2, 2, h, w), dict(axes=(0, 2, 1, 3, 4))),

@@ -69,6 +69,17 @@ CASES = {
     ),
     "avg_pool2d": average(True),
     "avg_pool2d, padding not counted": average(False),
+    "mean_pool2d": (
+        "mean_pool2d",
+        dict(
+            pool_size=(3, 2),
+            strides=(2, 1),
+            padding=(1, 0, 2, 1),
+            rows=(2, 3, 3, 1),
+            columns=(2, 2, 2, 2, 2, 1),
+        ),
+        [random(2, 7, 6, 3)],
+    ),
     "reduce_mean": ("reduce_mean", dict(axes=(3,)), [random(2, 3, 4, 5)]),
     "reduce_max": ("reduce_max", dict(axes=(1, 3)), [apart((2, 3, 4, 5))]),
     "clip": ("clip", dict(lo=0.0, hi=inf), [apart((1, 4, 5, 3))]),

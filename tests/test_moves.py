@@ -117,10 +117,10 @@ def test_what_is_no_such_move_stays_float(case):
 SAID = {
     "with weights or a bias that are computed; they must be constants": ("Conv", ["x", "x"], {}, 4),
     "over the batch (axis 0); over other axes it is": ("ReduceMax", ["x"], dict(axes=[0]), 4),
-    "over axis 1 of 3 axes; of maps (N, C, H, W) it is": ("ReduceMean", ["r"], dict(axes=[1]), 3),
+    "of (2, 3, 4, 4) and a constant of shape (3, 1, 1); one number is": ("Max", ["x", "levels"], {}, 4),
     "where perm=[1, 0, 2, 3] moves the batch and an operator reads that":
         ("Transpose", ["x"], dict(perm=[1, 0, 2, 3]), 4),
-    "from (2, 3, 4, 4) to (6, 16), which is another batch (axis 0)": ("Reshape", ["x", "six"], {}, 2),
+    "from (2, 3, 4, 4) to (96,); between two axes or more it is": ("Reshape", ["x", "line"], {}, 1),
     "along the batch (axis 0); along other axes it is": ("Gather", ["x", "one"], dict(axis=0), 4),
     "of indices of 2 axes; of one axis or one number it is": ("Gather", ["x", "square"], dict(axis=1), 5),
     "from (2, 3, 4, 4) to (4, 3, 4, 4): it repeats the batch (axis 0)": ("Tile", ["x", "twice"], {}, 4),
@@ -129,7 +129,7 @@ SAID = {
     "of two tensors; of a tensor and a constant it is": ("Div", ["x", "p"], {}, 4),
     "of (2, 3, 4, 4) and a constant of shape (4, 4); one number, or one a channel (axis 1), is":
         ("Add", ["x", "matrix"], {}, 4),
-    "of (2, 3, 4, 4) and a constant of shape (4, 1); one number, or one a channel (axis 1), is":
+    "of (2, 3, 4, 4) and a constant of shape (4, 1); one number is, or one a channel (axis 1) behind a layer":
         ("PRelu", ["x", "slopes"], {}, 4),
 }  # fmt: skip
 
@@ -139,11 +139,10 @@ def test_what_is_not_covered_says_what_about_it(how):
     """Story: "Resize is not covered" was said of a cubic one, and "Transpose is not covered" of one that moves the
     batch; both are, with other attributes."""
     op, inputs, attributes, rank = SAID[how]
-    constants = {"six": INT([6, 16]), "one": INT([1, 0]), "square": INT([[0, 1], [2, 0]]), "half": F(0.5),
-                 "twice": INT([2, 1, 1, 1]), "around": INT([0, 0, 1, 1, 0, 0, 1, 1]), "rows": INT([2, 12, 4]),
-                 "matrix": np.ones((4, 4), F), "slopes": np.ones((4, 1), F)}  # fmt: skip
+    constants = {"line": INT([-1]), "one": INT([1, 0]), "square": INT([[0, 1], [2, 0]]), "half": F(0.5),
+                 "twice": INT([2, 1, 1, 1]), "around": INT([0, 0, 1, 1, 0, 0, 1, 1]),
+                 "matrix": np.ones((4, 4), F), "slopes": np.ones((4, 1), F), "levels": np.ones((3, 1, 1), F)}  # fmt: skip
     nodes = [
-        ("Reshape", ["x", "rows"], ["r"], "line", {}),
         ("MaxPool", ["x"], ["p"], "pool", dict(kernel_shape=[1, 1])),
         ("ReduceSum", ["x"], ["s"], "sum", dict(keepdims=0)),
         (op, inputs, ["y"], "node", attributes | (dict(keepdims=1) if op.startswith("Reduce") else {})),
@@ -264,6 +263,34 @@ def test_a_mean_of_channels_is_integer_but_not_that_of_a_normalization():
     assert {"level"} <= found.integer and {"mean", "variance", "energy", "centred"} <= set(found.floats)
     assert found.floats["mean"].startswith("a normalization subtracts it from what it is the mean of")
     assert found.floats["energy"] == "it is a mean of squares, for which 8 bits are too few"
+
+
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+def test_a_normalization_of_what_lies_in_another_shape_is_one(square):
+    """Story: of ConvNeXt's, whose channels are the last axis, what is subtracted from is a map and the mean is not:
+    both ran in 8 bits."""
+    nodes = [
+        ("Conv", ["x", "w"], ["a"], "first", {}),
+        ("Transpose", ["a"], ["t"], "turn", dict(perm=[0, 2, 3, 1])),
+        ("ReduceMean", ["t"], ["m"], "mean", dict(axes=[-1])),
+        ("Sub", ["t", "m"], ["c"], "centred", {}),
+        (square, ["c", "two" if square == "Pow" else "c"], ["s"], "square", {}),
+        ("ReduceMean", ["s"], ["v"], "variance", dict(axes=[-1])),
+        ("Sqrt", ["v"], ["d"], "deviation", {}),
+        ("Div", ["c", "d"], ["n"], "normal", {}),
+        ("MatMul", ["n", "k"], ["y"], "last", {}),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.standard_normal((4, 3, 1, 1)).astype(F),
+        "k": rng.standard_normal((4, 4)).astype(F),
+    }
+    constants |= {"two": F(2)} if square == "Pow" else {}
+    model = networks.onnx_model(nodes, {"x": [1, 3, 4, 4]}, {"y": [1, 4, 4, 4]}, constants, 13)
+    found = plan(load_onnx(model), functions=True)
+    assert {"first", "last"} <= found.integer and {"mean", "variance", "normal"} <= set(found.floats)
+    assert found.floats["mean"].startswith("a normalization subtracts it from what it is the mean of")
+    assert found.floats["variance"] == "it is a mean of squares, for which 8 bits are too few"
 
 
 def newer(size=6):

@@ -21,9 +21,9 @@ from tvm_easyquant.writers import qdq, verify
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {name for name, row in OPERATORS.items() if row.integer not in ("input", "float")}
 MOVES = {name for name, row in OPERATORS.items() if row.moves}
-#: what the host runs as a layer; a resize has its own kernel, a mean along axes is a sum
+#: what the host runs as a layer; a resize has its own kernel, a mean along axes or of windows that differ is a sum
 PRODUCTS = {name for name, row in OPERATORS.items() if row.integer == "accumulate"}
-PRODUCTS -= {"resize_linear", "reduce_mean"}
+PRODUCTS -= {"resize_linear", "reduce_mean", "mean_pool2d"}
 JOIN = {name for name, row in OPERATORS.items() if row.integer in ("sum", "product")}
 
 

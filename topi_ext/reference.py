@@ -23,7 +23,8 @@ mul             requantize of the int32 product of the steps, with ``multiplier(
 product         the exact int32 sum of the products of the steps of two tensors
 elementwise     ``table[q]``, the table made of ``quantize(f(dequantize(q)))``
 linear resize   requantize of the exact int32 sum of two rows' and two columns' parts
-average pool    requantize of the exact int32 sum, with ``multiplier(in, 1 / count, out)``
+average pool    requantize of the exact int32 sum, with ``multiplier(in, 1 / count, out)``; where windows
+                hold different counts, of the sum times ``parts / count``, parts their least common multiple
 ==============  ==========================================================================
 
 A function between a layer and its rounding (LeakyReLU, hard-swish, SiLU) is part of the requantize:

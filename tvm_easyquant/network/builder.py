@@ -195,13 +195,18 @@ class Builder:
         self.tensor[value] = self.tensor[data]
         return True
 
-    def channels(self, value: Value, data: Value, scale, shift) -> str:
-        """``scale * data + shift`` (each () or (C,)) with nothing to fold into: a 1x1 depthwise layer."""
+    def channels(self, value: Value, data: Value, scale, shift) -> bool:
+        """``scale * data + shift`` (each () or (C,)) with nothing to fold into: a 1x1 depthwise layer, of
+        (N, C, L) on a map. False of what has other axes: a vector behind a normalization stays float."""
         shape = self.node(data).shape
+        if len(shape) == 3:
+            return self.on_map(value, data, shape, lambda made, x, _: self.channels(made, x, scale, shift))
+        if len(shape) != 4:
+            return False
         attrs = dict(strides=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=shape[3])
         weight, bias = (np.broadcast_to(v, shape[3:]).astype(np.float32) for v in (scale, shift))
-        weight = weight.reshape(1, 1, 1, -1)
-        return self.add(value, "conv2d", [self.tensor[data]], shape, attrs, weight, bias)
+        self.one(value, "conv2d", data, shape, attrs, weight=weight.reshape(1, 1, 1, -1), bias=bias)
+        return True
 
     # -- functions of one number
 
@@ -294,10 +299,9 @@ class Builder:
         if vector.ndim == 0:
             number = float(vector)
             return self.function(value, name, [number, data] if left else [data, number], shape)
-        if rule is None or len(shape) != 4 or last:
+        if rule is None or last or (len(shape) == 3 and not self.since()):
             return False
-        self.channels(value, data, scale, shift)
-        return True
+        return self.channels(value, data, scale, shift)
 
     def join(self, value: Value, name: str, a: Value, b: Value, shape: Sequence[int]) -> bool:
         """A sum, a difference, a product or the larger or smaller of two tensors, of which one may be
@@ -366,6 +370,28 @@ class Builder:
         """window: pool_size, strides and padding (top, left, bottom, right)."""
         self.one(value, op, data, shape, dict(window, **more))
 
+    def average(
+        self, value: Value, data: Value, shape: Sequence[int], window: Mapping, counted: bool
+    ) -> bool:
+        """The average of each window of a map; counted: with its padding, as zeros. shape: NHWC; window:
+        see `pool`. False where a window has nothing of the map."""
+        if counted or not any(window["padding"]) or not self.since():
+            counted = counted or not any(window["padding"])
+            self.pool(value, "avg_pool2d", data, shape, window, count_include_pad=counted)
+            return True
+        counts, sizes = [], zip(self.node(data).shape[1:3], shape[1:3], strict=True)
+        axes = zip(window["pool_size"], window["strides"], window["padding"][:2], strict=True)
+        for (size, made), (kernel, stride, pad) in zip(sizes, axes, strict=True):
+            first = [i * stride - pad for i in range(made)]
+            counts.append(tuple(min(at + kernel, size) - max(at, 0) for at in first))
+        if min(map(min, counts)) < 1:
+            return False
+        limits = zip(window["padding"], window["pool_size"] * 2, strict=True)
+        padding = tuple(min(pad, size - 1) for pad, size in limits)  # what is beyond is in no window
+        attrs = dict(window, padding=padding, rows=counts[0], columns=counts[1])
+        self.one(value, "mean_pool2d", data, shape, attrs, called="avg_pool2d")
+        return True
+
     def whole_map(self, value: Value, op: str, data: Value) -> bool:
         """A pool whose window is the map."""
         if len(self.node(data).shape) != 4:
@@ -377,7 +403,7 @@ class Builder:
         return True
 
     def reduce(self, value: Value, op: str, data: Value, axes: Sequence[int], shape: Sequence[int]) -> bool:
-        """The mean or the largest (``op``: of `POOLS`) along axes of NCHW, not along the batch; shape:
+        """The mean or the largest (``op``: of `POOLS`) along axes of the model, not along the batch; shape:
         NHWC, with them of size 1, or without. Of height and width together it is a pool."""
         before, rows = model_shape(self.node(data)), self._channels_last(data)
         rank = len(before)
@@ -385,7 +411,7 @@ class Builder:
         inner = list(range(1, rank - 1) if rows else range(2, rank))
         if (rank == 4 or rows is not None) and axes == inner and (op == "reduce_mean" or self.since()):
             return self._pool_all(value, POOLS[op], data, shape, rows)
-        if not axes or axes[0] == 0 or (op == "reduce_mean" and rank != 4) or not self.since():
+        if not axes or axes[0] == 0 or not self.since():
             return False
         kept = nhwc(1 if axis in axes else n for axis, n in enumerate(before))
         made: Value = value if len(shape) == rank else (value, "kept")
@@ -410,7 +436,8 @@ class Builder:
         return True
 
     def reshape(self, value: Value, data: Value, shape: Sequence[int]) -> bool:
-        """Another shape of the same batch; shape: NCHW."""
+        """Another shape, of the same batch or of one that takes up the axes behind it, or gives them back;
+        shape: NCHW."""
         after = tuple(shape)
         if data in self.aside:
             at, size, _ = self.aside[data]  # the numbers lie in the same order if no axis was passed
@@ -423,7 +450,9 @@ class Builder:
                 return True
             data = key if len(after) != 4 else data
         before = model_shape(self.node(data))
-        if not before or before[:1] != after[:1]:
+        if not before or not after:
+            return False
+        if before[:1] != after[:1] and (min(len(before), len(after)) < 2 or not self.since()):
             return False
         if len(before) == len(after) == 4:  # of a map another one
             row = (before[0], prod(before[1:]))

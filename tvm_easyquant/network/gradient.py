@@ -22,7 +22,7 @@ from . import expression, resample
 from .graph import Graph, run
 from .layout import to_nchw, to_nhwc
 from .node import Node
-from .ops import evaluate, is_depthwise
+from .ops import evaluate, is_depthwise, mean_counts
 
 #: of the input, relative to 1 or to its size, on both sides of the number whose derivative is taken
 STEP = 1e-3
@@ -326,6 +326,11 @@ def _average(node, gradient, shapes, kept):
     return (_spread(node, shapes[0], size, lambda i, j: gradient / count),)
 
 
+def _mean_within(node, gradient, shapes, kept):
+    made = gradient / mean_counts(node)
+    return (_spread(node, shapes[0], node.attrs["pool_size"], lambda i, j: made),)
+
+
 def _mean_along(node, gradient, shapes, kept):
     count = np.prod(shapes[0]) // np.prod(gradient.shape)
     return (np.broadcast_to(gradient / np.float32(count), shapes[0]),)
@@ -386,6 +391,7 @@ RULES = {
     "concat": Rule(_concat),
     "max_pool2d": Rule(_max_pool, _largest),
     "avg_pool2d": Rule(_average),
+    "mean_pool2d": Rule(_mean_within),
     "reduce_mean": Rule(_mean_along),
     "reduce_max": Rule(_times, _shares_of_largest),
     "clip": Rule(_times, _within),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -202,6 +202,35 @@ def _average(node, x):
     return total / count
 
 
+def mean_counts(node: Use) -> np.ndarray:
+    """float32 (OH, OW, 1): of how many numbers each of a ``mean_pool2d`` is the mean."""
+    return np.multiply.outer(node.attrs["rows"], node.attrs["columns"]).astype(np.float32)[..., None]
+
+
+def mean_parts(node: Use) -> int:
+    """Of how many parts each mean of a ``mean_pool2d`` is made, so that they are whole."""
+    return lcm(*node.attrs["rows"]) * lcm(*node.attrs["columns"])
+
+
+def mean_shares(node: Use) -> np.ndarray:
+    """int32 (OH, OW, 1): of how many of the `mean_parts` each number of a window is."""
+    down, across = (lcm(*each) // np.array(each) for each in (node.attrs["rows"], node.attrs["columns"]))
+    return np.multiply.outer(down, across).astype(np.int32)[..., None]
+
+
+def _mean_within(node, x):
+    a = node.attrs
+    view = windows(x, a["pool_size"], a["strides"], a["padding"], (1, 1), 0)
+    return view.sum(axis=(3, 4), dtype=np.float32) / mean_counts(node)
+
+
+def _many_parts(node):
+    most = resample.STEPS * mean_parts(node)
+    if most <= 2**30:
+        return None
+    return f"an average pool whose windows have so many sizes that its int32 accumulator may reach {most}"
+
+
 def _mean(node, x):
     return x.mean(axis=node.attrs["axes"], keepdims=True, dtype=np.float32)
 
@@ -243,10 +272,10 @@ def largest(node: Use, x: np.ndarray) -> np.ndarray:
 
 
 def reshape(node: Use, x: np.ndarray) -> np.ndarray:
-    n, shape = x.shape[0], node.attrs["shape"]
+    shape = node.attrs["shape"]
     if not node.attrs["channels_first"]:
-        return x.reshape(n, *shape[1:])
-    return to_nhwc(to_nchw(x).reshape(n, *nchw(shape)[1:]))
+        return x.reshape(-1, *shape[1:])
+    return to_nhwc(to_nchw(x).reshape(-1, *nchw(shape)[1:]))
 
 
 def transpose(node: Use, x: np.ndarray) -> np.ndarray:
@@ -353,12 +382,17 @@ _ROWS = (
         "avg_pool2d", ("pool_size", "strides", "padding", "count_include_pad"), "accumulate", _average,
         ("AveragePool", "GlobalAveragePool"), _by_inputs, refusal=_uncounted,
     ),
+    Operator(  # without its padding; rows, columns: how many of each window are within the map
+        "mean_pool2d", ("pool_size", "strides", "padding", "rows", "columns"), "accumulate", _mean_within,
+        ("AveragePool",), _by_inputs, refusal=_many_parts,
+    ),
     # along axes that are not the batch's, which stay with size 1; of a whole map it is a pool
     Operator("reduce_mean", ("axes",), "accumulate", _mean, ("ReduceMean",), _by_inputs),
     Operator("reduce_max", ("axes",), "move", largest, ("ReduceMax",), _by_inputs),
     # relu has the limits 0 and inf, relu6 has 0 and 6
     Operator("clip", ("lo", "hi"), "requantize", _clip, ("Clip", "Relu"), _by_limit),
-    # channels_first: in the order N, C, H, W of the one side that is a map
+    # channels_first: in the order N, C, H, W of the one side that is a map. The batch may take up what is
+    # behind it, and give it back
     Operator("reshape", ("shape", "channels_first"), "move", reshape, ("Reshape", "Flatten"), _by_inputs),
     # the batch stays first
     Operator("transpose", ("axes",), "move", transpose, ("Transpose",), _by_inputs),

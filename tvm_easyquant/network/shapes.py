@@ -16,7 +16,7 @@ from .node import Node, model_shape
 #: operator -> its attributes that are sizes of maps
 SIZES = {
     "reshape": ("shape",), "slice": ("begin", "end"), "gather": ("indices",),
-    "resize_linear": ("sizes", "scales"), "matmul": ("depth",),
+    "resize_linear": ("sizes", "scales"), "matmul": ("depth",), "mean_pool2d": ("rows", "columns"),
 }  # fmt: skip
 POOLS = ("avg_pool2d", "max_pool2d")
 

@@ -270,13 +270,7 @@ def _batch_norm(walk, site):
     value, data = site.outputs[0], site.inputs[0]
     if walk.builder.fold_affine(value, data, scale, shift):
         return True
-    rank = len(walk.size(data))
-    if rank == 4:
-        walk.builder.channels(value, data, scale, shift)
-        return True
-    return rank == 3 and _on_map(
-        walk, site, data, lambda value, data, _: walk.builder.channels(value, data, scale, shift)
-    )
+    return walk.builder.channels(value, data, scale, shift)
 
 
 def _window(walk, site, kernel, *, counts=None):
@@ -514,18 +508,17 @@ def _max_pool(walk, site):
     kernel = tuple(a["kernel_shape"])
     strides, dilations, padding = _window(walk, site, kernel, counts=size[2:])
     data, padding = walk.unpadded(site.inputs[0], padding, -inf)
-    attrs = dict(pool_size=(1, *kernel)[-2:], **_high(strides, dilations, padding))
-    return _pooled(walk, site, "max_pool2d", data, attrs)
+    window = dict(pool_size=(1, *kernel)[-2:], **_high(strides, dilations, padding))
+    return _pooled(
+        walk, site, data, lambda value, x, shape: walk.builder.pool(value, "max_pool2d", x, shape, window)
+    )
 
 
-def _pooled(walk, site, op, data, attrs) -> bool:
-    def pool(value, data, shape):
-        walk.builder.one(value, op, data, shape, attrs)
-
+def _pooled(walk, site, data, pool: Callable) -> bool:
+    """pool(value, map, shape): False where it stays float."""
     if len(walk.size(data)) == 3:
         return _on_map(walk, site, data, pool)
-    pool(site.outputs[0], data, walk.shape(site))
-    return True
+    return pool(site.outputs[0], data, walk.shape(site)) is not False
 
 
 def _avg_pool(walk, site):
@@ -540,11 +533,11 @@ def _avg_pool(walk, site):
     counts, data = bool(a.get("count_include_pad")) or not any(padding), site.inputs[0]
     if counts:
         data, padding = walk.unpadded(data, padding, 0.0)
-    attrs = dict(
-        pool_size=(1, *kernel)[-2:], **_high(strides, dilations, padding), count_include_pad=counts
+    window = dict(pool_size=(1, *kernel)[-2:], **_high(strides, dilations, padding))
+    del window["dilation"]
+    return _pooled(
+        walk, site, data, lambda value, x, shape: walk.builder.average(value, x, shape, window, counts)
     )
-    del attrs["dilation"]
-    return _pooled(walk, site, "avg_pool2d", data, attrs)
 
 
 def _global(op: str) -> Callable:

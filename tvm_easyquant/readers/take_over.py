@@ -337,6 +337,7 @@ RULES: dict[str, Callable[[_TakeOver, Node], None]] = {
     "concat": _TakeOver._move,
     "max_pool2d": _TakeOver._move,
     "avg_pool2d": _TakeOver._arithmetic,
+    "mean_pool2d": _TakeOver._arithmetic,
     "reduce_mean": _TakeOver._arithmetic,
     "reduce_max": _TakeOver._move,
     "clip": _TakeOver._arithmetic,

@@ -76,7 +76,9 @@ def _convolution(u: _Use) -> str | None:
         return " with weights or a bias that are computed; they must be constants"
     if len(u.first) not in (3, 4):
         return f" of {len(u.first) - 2} dimensions; of 1 and 2 it is"
-    strides = u.get("strides", ())
+    strides, groups = u.get("strides", ()), u.get("group", 1)
+    if u.op.op == "ConvTranspose" and len(u.first) == 3 and groups > 1 and set(strides) != {1}:
+        return f" of one dimension with group={groups}; with 1, or a channel in each, it is"
     if u.op.op == "ConvTranspose" and len(set(strides)) > 1:
         return f" with strides={list(strides)}; with equal ones it is"
     return None
@@ -100,8 +102,7 @@ def _reduction(u: _Use) -> str | None:
         return " over axes that the data decide"
     if axes is None or 0 in axes:
         return " over the batch (axis 0); over other axes it is"
-    of = f"axis {axes[0]}" if len(axes) == 1 else f"axes {axes}"
-    return f" over {of} of {len(u.first)} axes; of maps (N, C, H, W) it is"
+    return None
 
 
 def _transposition(u: _Use) -> str | None:
@@ -110,9 +111,8 @@ def _transposition(u: _Use) -> str | None:
 
 
 def _other_shape(u: _Use) -> str | None:
-    if u.first[:1] != u.made[:1]:
-        return f" from {u.first} to {u.made}, which is another batch (axis 0)"
-    return None
+    short = min(len(u.first), len(u.made)) < 2
+    return f" from {u.first} to {u.made}; between two axes or more it is" if short else None
 
 
 def _places(u: _Use) -> str | None:
@@ -194,11 +194,18 @@ def _pair(u: _Use) -> str | None:
     a, b = u.at.values()
     if len(u.shapes) == 1:
         (constant,) = u.constants.values()
-        one = "one number, or one a channel (axis 1), is"
+        one = ONE.get(u.op.op, "one number, or one a channel (axis 1), is")
+        if len(u.shapes[0]) == 2:
+            one = "one number is, or one a channel behind a layer"
         return f" of {u.shapes[0]} and a constant of shape {constant.shape}; {one}"
     return f" of {a} and {b}; where one has the other's shape, or 1 in its place behind the batch, it is"
 
 
+#: operator of a tensor and a constant -> of which constants it is covered, where that is not as of others
+ONE = {
+    **dict.fromkeys(("Max", "Min", "Pow"), "one number is"),
+    "PRelu": "one number is, or one a channel (axis 1) behind a layer",
+}
 #: ONNX operator that some rule of a reader takes -> what of this use it does not take; None: see `here`
 WHY: dict[str, Callable[[_Use], str | None]] = {
     **dict.fromkeys(("Conv", "ConvTranspose"), _convolution),

@@ -407,13 +407,7 @@ def _batch_norm(walk, var, call, index):
         return False
     if walk.builder.fold_affine(var, data, scale, shift):
         return True
-    if rank == 4:
-        walk.builder.channels(var, data, scale, shift)
-        return True
-    return rank == 3 and walk.builder.on_map(
-        var, data, walk.size(var),
-        lambda value, data, _: walk.builder.channels(value, data, scale, shift),
-    )  # fmt: skip
+    return walk.builder.channels(var, data, scale, shift)
 
 
 def _dropout(walk, var, call, index):
@@ -623,9 +617,9 @@ def _avg_pool2d(walk, var, call):
     padding = _whole(walk, var, call)
     if not _stay_nchw(call) or ints(a.dilation) != (1, 1) or padding != (*begin, *end):
         return False
-    attrs = dict(pool_size=ints(a.pool_size), strides=ints(a.strides), padding=padding,
-                 count_include_pad=bool(a.count_include_pad) or not any(padding))  # fmt: skip
-    return walk.one(var, call, "avg_pool2d", attrs)
+    window = dict(pool_size=ints(a.pool_size), strides=ints(a.strides), padding=padding)
+    data, counted = walk.of(call.args[0]), bool(a.count_include_pad)
+    return walk.builder.average(var, data, _out(var), window, counted)
 
 
 def _whole(walk, var, call) -> tuple[int, ...]:

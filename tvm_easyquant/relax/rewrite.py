@@ -27,6 +27,7 @@ from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis
 from ..network.node import Node, model_shape
+from ..network.ops import mean_shares
 from ..network.shuffle import shuffled
 from ..network.tensors import NUMPY
 from ..scales.image_input import FirstNodes, ImageInput, every_byte, first_nodes
@@ -252,6 +253,12 @@ class _Rewriter(_Floats):
         total = self.t.reduce("sum", self._steps(tensor), (1, 2))
         return self._finish(node, total)
 
+    def _mean_pool(self, node):
+        a = node.attrs
+        window = (a["pool_size"], a["strides"], a["padding"], (1, 1))
+        total = self.t.window("sum", self._steps(node.inputs[0]), *window, 1)
+        self._finish(node, self.t.binary("multiply", total, self.t.constant(mean_shares(node))))
+
     def _reduce_mean(self, node):
         self._finish(node, self.t.reduce("sum", self._steps(node.inputs[0]), node.attrs["axes"]))
 
@@ -423,7 +430,7 @@ def _float_average(t, node, x):
     a = node.attrs
     window = (a["pool_size"], a["strides"], a["padding"], (1, 1))
     count = np.float32(prod(a["pool_size"]))
-    if any(a["padding"]) and not a["count_include_pad"]:
+    if any(a["padding"]) and not a.get("count_include_pad"):
         count = NUMPY.pool("sum", np.ones((1, 1, *x.shape[2:]), np.float32), *window)
     return t.binary("divide", _windows(t, "sum", x, *window), t.constant(count))
 
@@ -574,6 +581,7 @@ INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "matmul": _Rewriter._matmul,
     "elementwise": _Rewriter._lookup,
     "avg_pool2d": _Rewriter._average,
+    "mean_pool2d": _Rewriter._mean_pool,
     "reduce_mean": _Rewriter._reduce_mean,
     "resize_linear": _Rewriter._resize_linear,
     "clip": _Rewriter._clip,
@@ -593,6 +601,7 @@ FLOAT: dict[str, Callable] = {
     "concat": _float_concat,
     "max_pool2d": _float_max_pool,
     "avg_pool2d": _float_average,
+    "mean_pool2d": _float_average,
     "reduce_mean": _float_mean,
     "reduce_max": lambda t, node, x: t.reduce("max", x, _model_axes(node)),
     "clip": lambda t, node, x: _clipped(t, x, node.attrs["lo"], node.attrs["hi"]),

@@ -173,17 +173,10 @@ def _batch_norm(walk, expr, call):
     axis = int(call.attrs.axis)
     if axis == 1 and walk.builder.fold_affine(expr, data, scale, shift):
         return True
-    rank = len(data.checked_type.shape)
-    if axis != 1 or rank not in (3, 4) or (rank == 3 and not walk.builder.since()):
+    if axis != 1 or (len(data.checked_type.shape) == 3 and not walk.builder.since()):
         return False
-
-    def alone(value, data, _=None):
-        walk.builder.channels(value, data, scale, shift)
-
-    if rank == 3:
-        walk.builder.on_map(call, data, _shape(data.checked_type, "batch_norm"), alone)
-    else:
-        alone(call, data)
+    if not walk.builder.channels(call, data, scale, shift):
+        return False
     walk.builder.tensor[expr] = walk.tensor(call)
     return True
 
@@ -255,14 +248,12 @@ def _pool1d(op: str) -> Callable:
         a, size = call.attrs, _shape(call.checked_type, op)
         if a.layout != "NCW" or bool(a.ceil_mode) or _ints(a.dilation) != (1,) or not walk.builder.since():
             return False
-        attrs: dict[str, object] = dict(_high(call), pool_size=(1, *_ints(a.pool_size)))
-        if op == "avg_pool2d":
-            attrs["count_include_pad"] = bool(a.count_include_pad) or not any(_ints(a.padding))
-        else:
-            attrs["dilation"] = (1, 1)
+        window: dict[str, object] = dict(_high(call), pool_size=(1, *_ints(a.pool_size)))
 
         def pool(value, data, shape):
-            walk.builder.one(value, op, data, shape, attrs)
+            if op == "avg_pool2d":
+                return walk.builder.average(value, data, shape, window, bool(a.count_include_pad))
+            return walk.builder.pool(value, op, data, shape, window, dilation=(1, 1))
 
         return walk.builder.on_map(call, call.args[0], size, pool)
 
@@ -439,13 +430,8 @@ def _avg_pool2d(walk, call):
     padding = _whole_windows(call, (1, 1))
     if a.layout != "NCHW" or _ints(a.dilation) != (1, 1) or padding != _four(a.padding):
         return False
-    attrs = dict(
-        pool_size=_ints(a.pool_size),
-        strides=_ints(a.strides),
-        padding=padding,
-        count_include_pad=bool(a.count_include_pad) or not any(padding),
-    )
-    return walk.add(call, "avg_pool2d", call.args[0], attrs)
+    window = dict(pool_size=_ints(a.pool_size), strides=_ints(a.strides), padding=padding)
+    return walk.builder.average(call, call.args[0], _out(call), window, bool(a.count_include_pad))
 
 
 def _global_avg_pool2d(walk, call):

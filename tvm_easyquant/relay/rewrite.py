@@ -10,7 +10,7 @@ computes the norm of `topi_ext.reference` exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from itertools import chain
 from math import inf
 
@@ -26,6 +26,7 @@ from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph, run
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis, to_nchw, to_nhwc
 from ..network.node import Node, model_shape
+from ..network.ops import mean_shares
 from ..network.shuffle import shuffled
 from ..scales.image_input import FirstNodes, ImageInput, every_byte, first_nodes
 from ..scales.integer import function_values
@@ -266,6 +267,19 @@ class _Rewriter:
         total = relay.sum(_steps(self.stored(node.inputs[0]), s), axis=[1, 2], keepdims=True)
         return self._finish(node, total, _number(self.scales.unit(node)))
 
+    def _mean_pool(self, node):
+        a, s = node.attrs, self.scale(node.inputs[0])
+        top, left, bottom, right = a["padding"]
+        widths = ((0, 0), (top, bottom), (left, right), (0, 0))
+        total = relay.nn.pad(_steps(self.stored(node.inputs[0]), s), widths, pad_value=0)
+        for axis, size, stride in zip((1, 2), a["pool_size"], a["strides"], strict=True):
+            reach = (node.shape[axis] - 1) * stride + 1
+            places = (
+                relay.strided_slice(total, [i], [i + reach], [stride], axes=[axis]) for i in range(size)
+            )
+            total = reduce(relay.add, places)
+        self._finish(node, total * relay.const(mean_shares(node)), _number(self.scales.unit(node)))
+
     def _reduce_mean(self, node):
         steps = _steps(self.stored(node.inputs[0]), self.scale(node.inputs[0]))
         total = relay.sum(steps, axis=node.attrs["axes"], keepdims=True)
@@ -500,6 +514,11 @@ def _float_concat(node, *x):
     return relay.concatenate(x, axis=nchw_axis(node.attrs["axis"], len(node.shape)))
 
 
+def _float_mean_pool(node, x):
+    window = {key: node.attrs[key] for key in ("pool_size", "strides", "padding")}
+    return relay.nn.avg_pool2d(x, count_include_pad=False, **window)
+
+
 def _float_reduce(made):
     def rule(node, x):
         axes = [nchw_axis(axis, len(node.shape)) for axis in node.attrs["axes"]]
@@ -606,6 +625,7 @@ INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "matmul": _Rewriter._matmul,
     "elementwise": _Rewriter._lookup,
     "avg_pool2d": _Rewriter._average,
+    "mean_pool2d": _Rewriter._mean_pool,
     "reduce_mean": _Rewriter._reduce_mean,
     "resize_linear": _Rewriter._resize_linear,
     "clip": _Rewriter._clip,
@@ -625,6 +645,7 @@ FLOAT: dict[str, Callable] = {
     "concat": _float_concat,
     "max_pool2d": lambda node, x: relay.nn.max_pool2d(x, **node.attrs),
     "avg_pool2d": lambda node, x: relay.nn.avg_pool2d(x, **node.attrs),
+    "mean_pool2d": _float_mean_pool,
     "reduce_mean": _float_reduce(relay.mean),
     "reduce_max": _float_reduce(relay.max),
     "clip": _float_clip,

@@ -382,6 +382,10 @@ def _average(node, scales, q):
     return reference.windows(_steps(node, scales, q), *window).sum(axis=(3, 4), dtype=np.int32)
 
 
+def _mean_within(node, scales, q):
+    return _average(node, scales, q) * ops.mean_shares(node)
+
+
 def _reduce_mean(node, scales, q):
     return _steps(node, scales, q).sum(axis=node.attrs["axes"], keepdims=True, dtype=np.int32)
 
@@ -417,6 +421,10 @@ def _share_along(node, scales):
     return np.float32(1) / np.float32(prod(before[axis] for axis in node.attrs["axes"]))
 
 
+def _share_within(node, scales):
+    return np.float32(1) / np.float32(ops.mean_parts(node))
+
+
 def _part(node, scales):
     return np.float32(1) / np.float32(resample.parts(node.attrs))
 
@@ -447,6 +455,7 @@ RULES = {
     "concat": Rule(_move),
     "max_pool2d": Rule(_max_pool),
     "avg_pool2d": Rule(_average, _share),
+    "mean_pool2d": Rule(_mean_within, _share_within),
     "reduce_mean": Rule(_reduce_mean, _share_along),
     "reduce_max": Rule(_move),
     "clip": Rule(_steps),

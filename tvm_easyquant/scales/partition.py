@@ -21,6 +21,10 @@ from .numerics import QuantConfig
 
 #: the square, as readers write it
 SQUARES = (("multiply", "x", "x"), ("power", "x", 2.0))
+#: why such a mean stays float
+SUBTRACTED = "a normalization subtracts it from what it is the mean of, for which 8 bits are too few"
+#: operators that give a tensor another shape
+SHAPED = ("reshape", "transpose")
 
 
 @dataclass(frozen=True)
@@ -147,11 +151,21 @@ def _why_float(
 
 
 def _of_normalization(node: Node, graph: Graph) -> str | None:
-    """Why a mean along some axes stays float, as that of a normalization in pieces does."""
-    (source,) = node.inputs
-    subtracts = (n for n in map(graph.__getitem__, graph.users[node.name]) if n.op == "sub")
-    if any(source in user.inputs for user in subtracts):
-        return "a normalization subtracts it from what it is the mean of, for which 8 bits are too few"
+    """Why a mean along some axes stays float, as that of a normalization in pieces does; it, and what it is
+    the mean of, may be read in another shape."""
+
+    def source_of(tensor: str) -> str:
+        while graph[tensor].op in SHAPED:
+            (tensor,) = graph[tensor].inputs
+        return tensor
+
+    source, found = source_of(node.inputs[0]), [node.name]
+    for name in found:
+        for user in map(graph.__getitem__, graph.users[name]):
+            if user.op in SHAPED:
+                found.append(user.name)
+            elif user.op == "sub" and source in map(source_of, user.inputs):
+                return SUBTRACTED
     made = graph[source]
     if made.op == "elementwise" and made.attrs["expression"] in SQUARES:
         return "it is a mean of squares, for which 8 bits are too few"

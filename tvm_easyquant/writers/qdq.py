@@ -382,6 +382,9 @@ class _Exporter:
         counts = int(node.attrs["count_include_pad"])
         return self._pool("AveragePool", node, x, output, count_include_pad=counts)
 
+    def _mean(self, node, x, output):
+        return self._pool("AveragePool", node, x, output, count_include_pad=0)
+
     def _reduce(self, node, x, output):
         axes = sorted(nchw_axis(axis, len(node.shape)) for axis in node.attrs["axes"])
         op, since = node.operator.onnx[0], 18  # from then on the axes are an input
@@ -498,6 +501,7 @@ RULES: dict[str, Callable[[_Exporter, Node, list, str], str]] = {
     "concat": _Exporter._concat,
     "max_pool2d": _Exporter._max_pool,
     "avg_pool2d": _Exporter._average,
+    "mean_pool2d": _Exporter._mean,
     "reduce_mean": _Exporter._reduce,
     "reduce_max": _Exporter._reduce,
     "clip": _Exporter._limit,

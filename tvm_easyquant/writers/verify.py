@@ -30,7 +30,7 @@ from ..network.expression import compute64
 from ..network.graph import Graph
 from ..network.layout import to_nchw, to_nhwc
 from ..network.node import Node, model_shape
-from ..network.ops import is_depthwise, linear
+from ..network.ops import is_depthwise, linear, mean_shares
 from ..scales.integer import Sample, Scales, function_values, node_limits
 from ..scales.numerics import Scale, integer_limits
 from ..scales.table import ScaleTable
@@ -433,13 +433,17 @@ def _exact_function(run: _Run):
     return values / run.step, FLOAT_FUNCTION * (1 + np.abs(values)) / run.step
 
 
-def _exact_average(run: _Run):
+def _exact_average(run: _Run, share=1):
     a, (steps,) = run.node.attrs, run.steps
     window = (a["pool_size"], a["strides"], a["padding"], (1, 1), 0)
     total, size = (
-        reference.windows(v, *window).sum(axis=(3, 4)) * run.unit for v in (steps, np.abs(steps))
+        reference.windows(v, *window).sum(axis=(3, 4)) * share * run.unit for v in (steps, np.abs(steps))
     )  # fmt: skip
     return total, _error(prod(a["pool_size"]), size)
+
+
+def _exact_mean_within(run: _Run):
+    return _exact_average(run, mean_shares(run.node))
 
 
 def _exact_mean(run: _Run):
@@ -471,6 +475,7 @@ EXACT: dict[str, Callable[[_Run], tuple]] = {
     "matmul": _exact_contraction,
     "elementwise": _exact_function,
     "avg_pool2d": _exact_average,
+    "mean_pool2d": _exact_mean_within,
     "reduce_mean": _exact_mean,
     "resize_linear": _exact_resize,
     "clip": _exact_limit,
