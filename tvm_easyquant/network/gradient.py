@@ -337,6 +337,20 @@ def _shares_of_largest(node, x):
     return there / there.sum(axis=node.attrs["axes"], keepdims=True)
 
 
+def _normalized(node, x):
+    """What each number was divided by, and what came of it before the scale."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    root = np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(node.attrs["epsilon"]))
+    return root, centred / root
+
+
+def _layer_norm(node, gradient, shapes, kept):
+    root, made = kept
+    inner = gradient * np.float32(node.attrs["scale"])
+    along = (inner * made).mean(axis=-1, keepdims=True)
+    return ((inner - inner.mean(axis=-1, keepdims=True) - made * along) / root,)
+
+
 def _moved(node, gradient, shapes, kept):
     """Of what moves every number to one place at most."""
     size = int(np.prod(shapes[0]))
@@ -388,6 +402,7 @@ RULES = {
     "avg_pool2d": Rule(_average),
     "reduce_mean": Rule(_mean_along),
     "reduce_max": Rule(_times, _shares_of_largest),
+    "layer_norm": Rule(_layer_norm, _normalized),
     "clip": Rule(_times, _within),
     "reshape": Rule(_moved),
     "transpose": Rule(_moved),

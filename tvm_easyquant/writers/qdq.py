@@ -23,6 +23,7 @@ from topi_ext.function import is_vector
 
 from ..errors import ExportError
 from ..files import replacing
+from ..network import pieces
 from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph
 from ..network.layout import nchw, nchw_axes, nchw_axis
@@ -356,18 +357,24 @@ class _Exporter:
         }
 
     def _in_pieces(self, node, handle, x, output):
-        tensors = [
-            Tensor.of(name, model_shape(self.graph[t]), self.graph[t].dtype)
-            for name, t in zip(x, node.inputs, strict=True)
-        ]
         try:
-            made = handle.emit(Onnx(self.add, self.constant, self.free, self.opset, node.name), tensors)
+            made = handle.emit(self._tensors(node), self._inputs(node, x))
         except NotConstant:
             raise ExportError(
                 f"node {node.name} ({handle.op}) is of opset {handle.opset} and has no form in opset "
                 f"{self.opset}; convert the model to that or cut it there"
             ) from None
         return self.add("Identity", [made.name], output)
+
+    def _tensors(self, node) -> Onnx:
+        """What writes a node in pieces."""
+        return Onnx(self.add, self.constant, self.free, self.opset, node.name)
+
+    def _inputs(self, node, x) -> list[Tensor]:
+        return [
+            Tensor.of(name, model_shape(self.graph[t]), self.graph[t].dtype)
+            for name, t in zip(x, node.inputs, strict=True)
+        ]
 
     def _global(self, node) -> dict:
         """The window of a pool over the whole map."""
@@ -388,6 +395,11 @@ class _Exporter:
         if self.opset < since:
             return self.add(op, x, output, node.name, axes=axes, keepdims=1)
         return self.add(op, [*x, self.constant(f"{node.name}_axes", axes, np.int64)], output, node.name)
+
+    def _layer_norm(self, node, x, output):
+        """In pieces along the channels: the operator itself knows last axes alone."""
+        made = pieces.layer_norm(self._tensors(node), self._inputs(node, x)[0], node.attrs)
+        return self.add("Identity", [made.name], output, node.name)
 
     def _pool(self, op, node, x, output, **more):
         a = node.attrs
@@ -500,6 +512,7 @@ RULES: dict[str, Callable[[_Exporter, Node, list, str], str]] = {
     "avg_pool2d": _Exporter._average,
     "reduce_mean": _Exporter._reduce,
     "reduce_max": _Exporter._reduce,
+    "layer_norm": _Exporter._layer_norm,
     "clip": _Exporter._limit,
     "reshape": _Exporter._reshape,
     "transpose": _Exporter._transpose,
