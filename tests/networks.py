@@ -173,7 +173,7 @@ def attended(seed=0, **options):
 
 
 def normalized(seed=0, **options):
-    """Layer normalizations: behind a layer, behind a sum, before a float reader: (graph, images)."""
+    """Layer normalizations: behind a layer and a sum, before a layer, a clip and a function: (graph, images)."""
     b = Builder(seed, **options)
     x = b.conv("stem", "image", 6, stride=2)
 
@@ -187,7 +187,9 @@ def normalized(seed=0, **options):
     x = norm("first", x)
     y = b.conv("mid", x, 6)
     x = norm("second", b.add("sum", "add", [x, y], b.nodes[x].shape, {}))
-    x = norm("third", b.conv("late", x, 40))
+    x = norm("third", b.conv("late", b.relu("second.relu", x), 40))
+    swish = dict(expression=("multiply", "x", ("sigmoid", "x")))
+    x = b.conv("last", b.add("swish", "elementwise", [x], b.nodes[x].shape, swish), 7)
     b.dense("logits", b.flatten("flat", b.global_pool("gap", x)), 5)
     return b.graph("logits"), b.images(6)
 

@@ -266,6 +266,31 @@ def test_a_layer_norm_is_one_node_and_one_kernel(name):
     assert "layer_norm" not in [node.op for node in former] and "float" in [node.op for node in former]
 
 
+@pytest.mark.parametrize(
+    "name, axes, inputs",
+    [
+        ("along two axes", [1, 2], {}),
+        ("of another axis than the squares", [2], {}),
+        ("the mean less it", [1], {"less": ["m", "d0"]}),
+        ("squares of another tensor", [1], {"square": ["a", "a"]}),
+        ("an epsilon that is negative", [1], {"little": np.float32(-1e-3)}),
+    ],
+)
+def test_what_is_no_layer_norm_stays_what_it_was(name, axes, inputs):
+    nodes = [
+        ("Relu", ["a"], ["d0"], "relu", {}),
+        ("ReduceMean", ["d0"], ["m"], "mean", dict(axes=axes)),
+        ("Sub", inputs.get("less", ["d0", "m"]), ["d"], "less", {}),
+        ("Mul", inputs.get("square", ["d", "d"]), ["s"], "square", {}),
+        ("ReduceMean", ["s"], ["v"], "variance", dict(axes=[1])),
+        ("Add", ["v", "little"], ["w"], "plus", {}),
+        ("Sqrt", ["w"], ["r"], "root", {}),
+        ("Div", ["d", "r"], ["b"], "quotient", {}),
+    ]
+    graph = load_onnx(between(nodes, {"little": inputs.get("little", np.float32(1))}))
+    assert "layer_norm" not in [node.op for node in graph]
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_is_one_node_whatever_it_was_written_as(name):
     graph = load_onnx(FUNCTIONS[name]())

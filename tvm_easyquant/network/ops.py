@@ -105,7 +105,7 @@ class Operator:
     @property
     def requantizes(self) -> bool:
         """It ends in a requantize, in which a clip behind it can happen too."""
-        return self.integer in ("accumulate", "sum", "product", "contract")
+        return self.integer in ("accumulate", "sum", "product", "contract", "norm")
 
     @property
     def in_float(self) -> bool:

@@ -23,7 +23,6 @@ from topi_ext.function import is_vector
 
 from ..errors import ExportError
 from ..files import replacing
-from ..network import pieces
 from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph
 from ..network.layout import nchw, nchw_axes, nchw_axis
@@ -357,24 +356,18 @@ class _Exporter:
         }
 
     def _in_pieces(self, node, handle, x, output):
+        tensors = [
+            Tensor.of(name, model_shape(self.graph[t]), self.graph[t].dtype)
+            for name, t in zip(x, node.inputs, strict=True)
+        ]
         try:
-            made = handle.emit(self._tensors(node), self._inputs(node, x))
+            made = handle.emit(Onnx(self.add, self.constant, self.free, self.opset, node.name), tensors)
         except NotConstant:
             raise ExportError(
                 f"node {node.name} ({handle.op}) is of opset {handle.opset} and has no form in opset "
                 f"{self.opset}; convert the model to that or cut it there"
             ) from None
         return self.add("Identity", [made.name], output)
-
-    def _tensors(self, node) -> Onnx:
-        """What writes a node in pieces."""
-        return Onnx(self.add, self.constant, self.free, self.opset, node.name)
-
-    def _inputs(self, node, x) -> list[Tensor]:
-        return [
-            Tensor.of(name, model_shape(self.graph[t]), self.graph[t].dtype)
-            for name, t in zip(x, node.inputs, strict=True)
-        ]
 
     def _global(self, node) -> dict:
         """The window of a pool over the whole map."""
@@ -391,15 +384,34 @@ class _Exporter:
 
     def _reduce(self, node, x, output):
         axes = sorted(nchw_axis(axis, len(node.shape)) for axis in node.attrs["axes"])
-        op, since = node.operator.onnx[0], 18  # from then on the axes are an input
+        return self._along(node.operator.onnx[0], axes, x, output, node.name)
+
+    def _along(self, op, axes, x, output, label=None):
+        """A mean or a maximum over axes, which stay."""
+        since = 18  # from then on the axes are an input
         if self.opset < since:
-            return self.add(op, x, output, node.name, axes=axes, keepdims=1)
-        return self.add(op, [*x, self.constant(f"{node.name}_axes", axes, np.int64)], output, node.name)
+            return self.add(op, x, output, label, axes=axes, keepdims=1)
+        return self.add(op, [*x, self.constant(f"{label or output}_axes", axes, np.int64)], output, label)
 
     def _layer_norm(self, node, x, output):
-        """In pieces along the channels: the operator itself knows last axes alone."""
-        made = pieces.layer_norm(self._tensors(node), self._inputs(node, x)[0], node.attrs)
-        return self.add("Identity", [made.name], output, node.name)
+        """In pieces along the channels, as `readers.layer_norm` reads them: the operator knows last axes
+        alone."""
+        spread = (-1, *(1,) * (len(node.shape) - 2))
+        scale, shift, epsilon = (
+            self.constant(f"{node.name}_{key}", np.reshape(np.asarray(node.attrs[key], np.float32), to))
+            for key, to in (("scale", spread), ("shift", spread), ("epsilon", ()))
+        )
+        names = ("mean", "centred", "squares", "variance", "sum", "root", "quotient", "scaled")
+        part = {name: self.free(f"{node.name}_{name}") for name in names}
+        self._along("ReduceMean", [1], x, part["mean"])
+        self.add("Sub", [x[0], part["mean"]], part["centred"])
+        self.add("Mul", [part["centred"]] * 2, part["squares"])
+        self._along("ReduceMean", [1], [part["squares"]], part["variance"])
+        self.add("Add", [part["variance"], epsilon], part["sum"])
+        self.add("Sqrt", [part["sum"]], part["root"])
+        self.add("Div", [part["centred"], part["root"]], part["quotient"])
+        self.add("Mul", [part["quotient"], scale], part["scaled"])
+        return self.add("Add", [part["scaled"], shift], output, node.name)
 
     def _pool(self, op, node, x, output, **more):
         a = node.attrs
