@@ -22,7 +22,7 @@ from . import expression, resample
 from .graph import Graph, run
 from .layout import to_nchw, to_nhwc
 from .node import Node
-from .ops import evaluate, is_depthwise
+from .ops import evaluate, is_depthwise, normalized
 
 #: of the input, relative to 1 or to its size, on both sides of the number whose derivative is taken
 STEP = 1e-3
@@ -337,13 +337,6 @@ def _shares_of_largest(node, x):
     return there / there.sum(axis=node.attrs["axes"], keepdims=True)
 
 
-def _normalized(node, x):
-    """What each number was divided by, and what came of it before the scale."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    root = np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(node.attrs["epsilon"]))
-    return root, centred / root
-
-
 def _layer_norm(node, gradient, shapes, kept):
     root, made = kept
     inner = gradient * np.float32(node.attrs["scale"])
@@ -402,7 +395,7 @@ RULES = {
     "avg_pool2d": Rule(_average),
     "reduce_mean": Rule(_mean_along),
     "reduce_max": Rule(_times, _shares_of_largest),
-    "layer_norm": Rule(_layer_norm, _normalized),
+    "layer_norm": Rule(_layer_norm, normalized),
     "clip": Rule(_times, _within),
     "reshape": Rule(_moved),
     "transpose": Rule(_moved),

@@ -218,10 +218,15 @@ def _mean(node, x):
     return x.mean(axis=node.attrs["axes"], keepdims=True, dtype=np.float32)
 
 
-def _layer_norm(node, x):
+def normalized(node: Use, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(what a layer normalization divides by, what it makes before its scale)."""
     centred = x - x.mean(axis=-1, keepdims=True)
     root = np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(node.attrs["epsilon"]))
-    return centred / root * np.float32(node.attrs["scale"]) + np.float32(node.attrs["shift"])
+    return root, centred / root
+
+
+def _layer_norm(node, x):
+    return normalized(node, x)[1] * np.float32(node.attrs["scale"]) + np.float32(node.attrs["shift"])
 
 
 def _too_wide(node):
