@@ -175,6 +175,28 @@ def attended(seed=0, **options):
     return b.graph(last), b.images(6)
 
 
+def normalized(seed=0, **options):
+    """Layer normalizations: behind a layer and a sum, before a layer, a clip and a function: (graph, images)."""
+    b = Builder(seed, **options)
+    x = b.conv("stem", "image", 6, stride=2)
+
+    def norm(name, x):
+        size, rng = b.nodes[x].shape, np.random.default_rng(len(name))
+        vectors = {
+            key: tuple(map(float, np.float32(rng.standard_normal(size[-1])))) for key in ("scale", "shift")
+        }
+        return b.add(name, "layer_norm", [x], size, dict(epsilon=1e-4, **vectors))
+
+    x = norm("first", x)
+    y = b.conv("mid", x, 6)
+    x = norm("second", b.add("sum", "add", [x, y], b.nodes[x].shape, {}))
+    x = norm("third", b.conv("late", b.relu("second.relu", x), 40))
+    swish = dict(expression=("multiply", "x", ("sigmoid", "x")))
+    x = b.conv("last", b.add("swish", "elementwise", [x], b.nodes[x].shape, swish), 7)
+    b.dense("logits", b.flatten("flat", b.global_pool("gap", x)), 5)
+    return b.graph("logits"), b.images(6)
+
+
 def chain(seed=0, relu=True, channels=4, **options):
     """conv - (relu) - conv: the smallest network with a searched activation scale."""
     b = Builder(seed, **options)

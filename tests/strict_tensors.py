@@ -153,5 +153,9 @@ class _Checks:
         assert x.dtype == scale.dtype == bias.dtype == np.float32 and len(x.shape) > 2
         assert scale.shape == bias.shape == (x.shape[1],) and x.shape[1] % groups == 0
 
+    @staticmethod
+    def softmax(x, axis):
+        assert x.dtype.kind == "f" and 0 <= axis < len(x.shape)
+
 
 STRICT = _Strict()

@@ -82,6 +82,11 @@ CASES = {
     ),
     "reduce_mean": ("reduce_mean", dict(axes=(3,)), [random(2, 3, 4, 5)]),
     "reduce_max": ("reduce_max", dict(axes=(1, 3)), [apart((2, 3, 4, 5))]),
+    "layer_norm": (
+        "layer_norm",
+        dict(epsilon=1e-3, scale=(1.0, -2.0, 0.5, 3.0), shift=(0.0, 1.0, 2.0, -1.0)),
+        [random(2, 3, 5, 4)],
+    ),
     "clip": ("clip", dict(lo=0.0, hi=inf), [apart((1, 4, 5, 3))]),
     "clip, two ends": ("clip", dict(lo=-1.0, hi=0.5), [apart((1, 4, 5, 3), step=0.1) + np.float32(0.01)]),
     "reshape": ("reshape", dict(shape=(2, 24), channels_first=True), [random(2, 3, 4, 2)]),

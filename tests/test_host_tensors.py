@@ -270,6 +270,16 @@ def test_pools():
     check(cases, [x for x, *_ in POOLS.values()])
 
 
+def test_softmax():
+    """Along any axis; far from zero, of equal numbers, of one."""
+    arrays = [normal(2, 6, 7, 5), 100 * normal(3, 37), np.full((2, 1), 90, np.float32), normal(9)]
+    cases = {
+        f"{arrays[i].shape} along {axis}": lambda t, *x, i=i, axis=axis: t.softmax(x[i], axis)
+        for i, axis in ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (2, 1), (3, 0))
+    }
+    check(cases, arrays)
+
+
 def test_normalizations():
     """Of any rank, of one channel and of all together; numbers far from zero, and of no spread at all."""
     arrays = [

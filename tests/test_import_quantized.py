@@ -376,6 +376,22 @@ def test_our_own_export_comes_back_as_it_was(bits):
         np.testing.assert_array_equal(a[q.graph.outputs[0]], b[taken.graph.outputs[0]])
 
 
+@pytest.mark.parametrize("bits", [7, 8])
+def test_an_exported_layer_norm_comes_back_as_one(bits):
+    """Story: it was written with sums and quotients, which were read as a float island."""
+    pytest.importorskip("tvm")
+    from tvm_easyquant.writers.qdq import to_qdq
+
+    graph, images = networks.normalized()
+    q = eq.quantize(graph, images, bits=bits, method="minmax")
+    taken = eq.import_quantized(to_qdq(q.graph, q.table))
+    norms = [node.name for node in taken.graph if node.op == "layer_norm"]
+    assert norms == ["first", "second", "third"] and taken.plan.integer.issuperset(norms)
+    for x in images[:3]:
+        (a,), (b,) = (run_integer(of.graph, of.table, x).values() for of in (q, taken))
+        np.testing.assert_array_equal(a, b)
+
+
 def test_dynamic_quantization_stays_float_and_says_why(tmp_path):
     quantization = pytest.importorskip("onnxruntime.quantization")
     pytest.importorskip("tvm")

@@ -197,6 +197,7 @@ EVERY_OPERATOR = {
         networks.joined,
         networks.resized,
         networks.attended,
+        networks.normalized,
         golden_networks.gate,
         golden_networks.functions,
         golden_networks.moves,

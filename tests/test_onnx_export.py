@@ -71,7 +71,7 @@ def moves(seed=0):
 @pytest.mark.parametrize("bits", [7, 8])
 @pytest.mark.parametrize(
     "make",
-    [networks.residual, networks.chain, networks.resized, moves, networks.joined],
+    [networks.residual, networks.chain, networks.resized, moves, networks.joined, networks.normalized],
     ids=lambda f: f.__name__,
 )
 @pytest.mark.parametrize("unsigned", [True, False])

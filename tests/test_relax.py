@@ -138,7 +138,9 @@ def test_layers_on_what_is_no_map(name, compared):
         compared("relax, outputs", mine.size)
 
 
-@pytest.mark.parametrize("made", [networks.turned, networks.joined, networks.attended, *range(4)])
+@pytest.mark.parametrize(
+    "made", [networks.turned, networks.joined, networks.attended, networks.normalized, *range(4)]
+)
 def test_random_networks(made, compared):
     """And three whose maps are transposed, joined and shuffled, and multiplied with each other."""
     graph, images = networks.random_graph(made) if isinstance(made, int) else made()

@@ -104,6 +104,17 @@ def test_a_normalization_is_made_where_its_map_is():
     check(lambda emit, x: emit(OP.nn.group_norm(x, *six, 2, 1, [3])), {"relax.nn.group_norm": 1})
 
 
+def test_a_softmax_is_one_kernel_where_its_map_is():
+    """Along the channels of a map that is channels last, along rows, along another axis."""
+
+    def between(emit, x):
+        return conv(emit, emit(OP.nn.softmax(conv(emit, x), 1)), ONE, padding=[0] * 4)
+
+    check(between, {"relax.permute_dims": 2, "eq_float_direct": 2, "eq_softmax": 1})
+    check(lambda emit, x: emit(OP.nn.softmax(x)), {"eq_softmax": 1})
+    check(lambda emit, x: emit(OP.nn.softmax(x, 2)), {"eq_softmax": 1})
+
+
 def test_limits_as_maximum_and_minimum_in_either_order():
     def body(emit, x):
         y = emit(OP.maximum(emit(OP.minimum(conv(emit, x), const(np.float32(1)))), const(np.float32(-1))))

@@ -83,8 +83,8 @@ def test_between_the_passes_a_layer_is_a_function_with_its_name_and_its_record()
     assert layers["first"].kernel == (3, 3) and layers["first"].lo == layers["first"].out_zero_point
     assert layers["dense"].epilogue == "dequantize" and layers["second"].epilogue == "requantize"
     layer, quantize = "easyquant.conv2d", "relax.quantize"
-    found = [name for name in names(module) if name in (layer, quantize, "relax.exp")]  # of the softmax
-    assert found == [quantize, layer, "relax.exp", quantize, layer, layer]
+    found = [name for name in names(module) if name in (layer, quantize, "relax.nn.softmax")]
+    assert found == [quantize, layer, "relax.nn.softmax", quantize, layer, layer]
     graph, images = networks.residual()
     stored = names(eq.quantize(graph, images, method="minmax", skip=["join", "pool"]).module)
     assert stored.count("relax.dequantize") == 1 and stored.count(quantize) == 3

@@ -85,6 +85,9 @@ def integers():
                       "reduce_mean", "max", "clip", "min", "sub"),
         "largest of channels": case(lambda e, x: OP.max(x, [1, 3]), "reduce_max", "reshape"),
         "largest of a map": case(lambda e, x: OP.max(x, [2, 3], keepdims=True), "max_pool2d"),
+        "layer norm of rows": case(lambda e, x: OP.nn.layer_norm(x, c(6), c(6), axes=[-1]),
+                                   "transpose", "layer_norm", "transpose"),
+        "layer norm of channels": case(lambda e, x: OP.nn.layer_norm(x, c(4), c(4), axes=[1]), "layer_norm"),
         "mean of columns": case(lambda e, x: OP.mean(x, [3]), "reduce_mean", "reshape"),
         "spatial gate": case(lambda e, x, g: OP.add(e(OP.multiply(g, x)), g), "mul", "add",
                              inputs=[image(), variable("g", (1, 1, 6, 6))]),
@@ -144,7 +147,7 @@ def floats():
     return {
         "softmax": case(lambda e, x: OP.nn.softmax(x, axis=1), "Softmax"),
         "log_softmax": case(lambda e, x: OP.nn.log_softmax(x, axis=-1), "LogSoftmax"),
-        "layer_norm": case(lambda e, x: OP.nn.layer_norm(x, c(6), c(6), axes=[-1]), "LayerNormalization"),
+        "layer_norm": case(lambda e, x: OP.nn.layer_norm(x, c(6, 6), c(6, 6), axes=[-2, -1]), "LayerNormalization"),
         "batch aside": case(lambda e, x: OP.nn.softmax(e(OP.permute_dims(x, [2, 0, 1, 3])), axis=0), "Transpose"),
         "max of all": case(lambda e, x: OP.max(x), "ReduceMax"),
         "min": case(lambda e, x: OP.min(x, 2, keepdims=True), "ReduceMin"),

@@ -116,6 +116,16 @@ def test_a_normalization_is_made_where_its_map_is():
     check(lambda x: nn.instance_norm(x, *nine, axis=2), {"nn.instance_norm": 1})
 
 
+def test_a_softmax_is_one_kernel_where_its_map_is():
+    """Along the channels of a map that is channels last, along rows, along another axis."""
+    check(
+        lambda x: conv(nn.softmax(conv(x, W, **PAD), 1), ONE),
+        {"transpose": 2, "easyquant.float": 2, "easyquant.softmax": 1},
+    )
+    check(nn.softmax, {"easyquant.softmax": 1})
+    check(lambda x: nn.softmax(x, 2), {"easyquant.softmax": 1})
+
+
 def test_without_a_layer_maps_stay_with_channels_last_too():
     """Story: between two integer layers and without a float one nothing was turned: an average pool was made in
     NCHW, behind a transpose that took as long, and its reader waited for another."""

@@ -22,6 +22,7 @@ add             ``quantize(dequantize(a) + dequantize(b))``; sub, max and min li
 mul             requantize of the int32 product of the steps, with ``multiplier(a, b, out)``
 product         the exact int32 sum of the products of the steps of two tensors
 elementwise     ``table[q]``, the table made of ``quantize(f(dequantize(q)))``
+layer norm      quantize of `layer_norm`, by exact integer sums over the channels
 linear resize   requantize of the exact int32 sum of two rows' and two columns' parts
 average pool    requantize of the exact int32 sum, with ``multiplier(in, 1 / count, out)``; where windows
                 hold different counts, of the sum times ``parts / count``, parts their least common multiple
@@ -118,6 +119,29 @@ def mul(a, b, a_scale, a_zero_point, b_scale, b_zero_point, scale, zero_point, l
     """uint8 * uint8 -> uint8, broadcast: the exact product of the steps, requantized."""
     product = (a.astype(np.int32) - np.int32(a_zero_point)) * (b.astype(np.int32) - np.int32(b_zero_point))
     return requantize(product, multiplier(a_scale, b_scale, scale), zero_point, lo, hi)
+
+
+def spread_epsilon(epsilon, channels, scale):
+    """The float32 epsilon of `layer_norm`, from that of a variance of real numbers; positive and finite."""
+    limits = np.finfo(np.float32)
+    exact = np.float64(epsilon) * np.float64(channels) ** 2 / np.float64(np.float32(scale)) ** 2
+    return np.float32(np.clip(exact, limits.tiny, limits.max))
+
+
+def layer_norm(q, gain, shift, epsilon):
+    """uint8 (..., C) -> float32: each number less the mean of its C channels, over the root of their
+    variance plus an epsilon, times ``gain`` plus ``shift``, both float32 (C,).
+
+    Of integers, C times as large: ``float32(C * q - sum) * (1 / sqrt(float32(C * squares - sum**2) +
+    epsilon)) * gain + shift``. The sums are exact, and neither scale nor zero point is in them; C is at
+    most `MOST_PRODUCTS`. epsilon: `spread_epsilon`.
+    """
+    q = np.asarray(q).astype(np.int64)
+    channels = q.shape[-1]
+    total = q.sum(axis=-1, keepdims=True)
+    spread = channels * (q * q).sum(axis=-1, keepdims=True) - total * total
+    inverse = np.float32(1) / np.sqrt(spread.astype(np.float32) + np.float32(epsilon))
+    return (channels * q - total).astype(np.float32) * inverse * gain + shift
 
 
 def as_int32(exact, what):

@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from ..emit import Builder, const, dtype_of, extern, lanes_of, part, tir, with_lanes
-from .elementwise import PARALLEL
+from ..emit import const, dtype_of, extern, tir, with_lanes
+from .vectors import LANES, Vectors
 
-#: lanes of a sum: four vectors of AVX2
-LANES = 32
 #: rows of a map that are summed beside each other, where the channels are last
 ROWS = 4
 
@@ -28,31 +26,12 @@ def group_norm(x, scale, bias, groups: int, epsilon: float, last: bool = False):
     return extern(shape, [x, scale, bias], made.body, "float32", "group_norm", "easyquant_group_norm")
 
 
-class _Norm:
-    """What both layouts share. A map is contiguous: a place in it is one index, behind zeros."""
+class _Norm(Vectors):
+    """What both layouts share."""
 
     def __init__(self, shape: tuple[int, ...], groups: int, epsilon: float):
-        self.shape, self.groups, self.epsilon, self.ib = shape, groups, epsilon, Builder()
-        self.kind = "parallel" if prod(shape) > PARALLEL else "serial"
-
-    def at(self, place):
-        return [*[0] * (len(self.shape) - 1), place]
-
-    def over(self, count: int, body: Callable, widest: int = LANES):
-        """body(place, lanes) of the vectors that cover so many numbers."""
-        at, lanes = 0, widest
-        while at < count:
-            times = (count - at) // lanes
-            if times:
-                with self.ib.for_range(0, times, "i") as i:
-                    body(i * lanes + at, lanes)
-            at, lanes = at + times * lanes, lanes // 2
-
-    def cell(self, value, name: str):
-        """A number that is computed once, as a function of the lanes it is wanted in."""
-        buffer = self.ib.allocate(dtype_of(value), 1, name)
-        self.ib.emit(buffer.vstore([0], value))
-        return lambda lanes=1: _wide(buffer.vload([0], dtype_of(value)), lanes)
+        super().__init__(shape)
+        self.groups, self.epsilon = groups, epsilon
 
     def inverse(self, squares, count: int):
         """1 / the standard deviation, of a sum of squares."""
@@ -89,18 +68,11 @@ class _First(_Norm):
 
     def sum(self, start, count: int, of: Callable):
         """Of ``of(numbers, lanes)`` of so many numbers from a place on."""
-        lanes = min(LANES, 1 << (count.bit_length() - 1))
-        wide = with_lanes("float32", lanes)
-        acc = self.ib.allocate("float32", lanes, "acc")
-        self.ib.emit(acc.vstore([0], const(0.0, wide)))
 
-        def add(place, lanes):
-            dtype = with_lanes("float32", lanes)
-            value = of(self.x.vload(self.at(start + place), dtype), lanes)
-            self.ib.emit(acc.vstore([0], acc.vload([0], dtype) + value))
+        def value(place, lanes):
+            return of(self.x.vload(self.at(start + place), with_lanes("float32", lanes)), lanes)
 
-        self.over(count, add, lanes)
-        return _across(acc.vload([0], wide))
+        return self.all_of(count, value, const(0.0, "float32"))
 
 
 class _Last(_Norm):
@@ -179,16 +151,3 @@ class _Last(_Norm):
 
 def _square(x):
     return x * x
-
-
-def _wide(x, lanes: int):
-    return x if lanes == 1 else tir.Broadcast(x, lanes)
-
-
-def _across(x):
-    """The sum of lanes, by halves."""
-    lanes = lanes_of(dtype_of(x))[1]
-    while lanes > 1:
-        lanes //= 2
-        x = part(x, 0, lanes) + part(x, lanes, lanes)
-    return x

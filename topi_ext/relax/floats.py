@@ -23,6 +23,7 @@ from ..function import REAL
 from ..kernels import elementwise
 from ..kernels.float_conv import FloatConv, choose
 from ..kernels.group_norm import group_norm
+from ..kernels.softmax import softmax
 from ..problem import ConvSpec
 from .lower import KERNEL, call_element, constant
 
@@ -251,10 +252,30 @@ class _Lowering(relax.PyExprMutator):
         arguments = [data, *map(self.visit_expr, call.args[1:])]
         return call_kernel(self.builder_, "group_norm", compute, arguments, shape_of(data) or ())
 
+    def _softmax(self, call, data, turn=range(4)):
+        """The kernel of a softmax on ``data``, whose axes are those of the module or in the order ``turn``;
+        None of another."""
+        shape = shape_of(call)
+        if (
+            name_of(call) != "relax.nn.softmax"
+            or dtype_of(call) != "float32"
+            or not shape
+            or not prod(shape)
+        ):
+            return None
+        axis = int(call.attrs.axis) % len(shape)
+        axis = turn.index(axis) if len(shape) == 4 else axis
+        return call_kernel(
+            self.builder_, "softmax", lambda x: softmax(x, axis), [data], shape_of(data) or ()
+        )
+
     def visit_call_(self, call):
         call = self.visit_expr_post_order(call)
-        made = self._function(call, call.args[0]) if call.args else None
-        made = self._normalized(call, call.args[0], False) if made is None and call.args else made
+        if not call.args:
+            return call
+        made = self._function(call, call.args[0])
+        made = self._normalized(call, call.args[0], False) if made is None else made
+        made = self._softmax(call, call.args[0]) if made is None else made
         return call if made is None else made
 
     def _function(self, call, data):
@@ -288,6 +309,11 @@ class _Lowering(relax.PyExprMutator):
         if len(maps) == 1 and name in NORMS:
             made = self._normalized(call, self._in_nhwc(maps[0]), True)
             return None if made is None else (made, True)
+        if (
+            len(maps) == 1
+            and (made := self._softmax(call, self._in_nhwc(maps[0]), NCHW_TO_NHWC)) is not None
+        ):
+            return made, True
         a = call.attrs
         if name == "relax.concat" and all(shape_of(x) for x in _tensors(call)):
             parts = [self._in_nhwc(x) for x in call.args[0].fields]

@@ -208,6 +208,8 @@ class _Lowering:
         if (norm := _norm(call)) is not None and len(maps) == 1:
             x, scale, bias = self._nhwc(maps[0]), *map(self._new, call.args[1:])
             return relay_op.normalized(x, scale, bias, *norm, last=True), True
+        if (axis := _softmax(call)) is not None:
+            return relay_op.softened(self._nhwc(maps[0]), NCHW_TO_NHWC.index(axis)), True
         if name == "nn.global_avg_pool2d" and str(a.layout) == "NCHW":
             return relay.nn.global_avg_pool2d(self._nhwc(maps[0]), layout="NHWC"), True
         if name == "take" and maps[0].same_as(call.args[0]) and isinstance(call.args[1], relay.Constant):
@@ -243,6 +245,8 @@ def _called(call, args):
     if (norm := _norm(call)) is not None:
         x, scale, bias = args
         return relay_op.normalized(x, scale, bias, *norm)
+    if (axis := _softmax(call)) is not None:
+        return relay_op.softened(args[0], axis)
     return _again(call, args)
 
 
@@ -258,6 +262,14 @@ def _norm(call) -> tuple[int, float] | None:
     if shape is None or len(shape) < 3 or not prod(shape) or int(a.axis) != 1 or not (a.center and a.scale):
         return None
     return shape[1] if name == "nn.instance_norm" else int(a.num_groups), float(a.epsilon)
+
+
+def _softmax(call) -> int | None:
+    """The axis of a softmax, none of whose axes is empty, else None."""
+    shape = shape_of(call)
+    if name_of(call) != "nn.softmax" or dtype_of(call) != "float32" or not shape or not prod(shape):
+        return None
+    return int(call.attrs.axis) % len(shape)
 
 
 def _moved(x, axes, shape, back=False):

@@ -6,6 +6,7 @@ Takes a Relay module of standard qnn ops in NHWC (what `tvm_easyquant.rewrite` m
   own operator, with the kernel that `planner.choose` proves legal from the real weights;
 * float operators between the dequantize of an int32 tensor, or of the two sides of a join, and a quantize
   by the function that `function.fuse` makes of them, computed before the rounding (`expression`);
+* a layer normalization in integers (`layer_norm`) with its quantize by one operator;
 * every other quantize, requantize, dequantize and join by an elementwise operator that computes the
   norm of `topi_ext.reference` (no stock qnn op rounds half to even).
 
@@ -31,6 +32,7 @@ from ..packing import fold_zero_point
 from ..planner import LayerChoice
 from ..problem import Convolution, ConvSpec, Residual
 from ..reference import multiplier
+from . import layer_norm as norms
 from . import op as relay_op
 from . import resize as resizes
 from .expression import JOINS, Expression, name_of, value_of
@@ -409,11 +411,14 @@ class _Lowering:
 
     def _quantize(self, root, clip, call):
         scale, zero = (value_of(a) for a in call.args[1:])
+        numbers = {"scale": float(scale), "zero_point": int(zero), **_limits(clip)}
+        if (norm := norms.read(call.args[0])) is not None:  # what is between is read by nobody then
 
-        def emit(x):
-            return relay_op.quantize(x, float(scale), int(zero), **_limits(clip))
+            def normalized(x):
+                return relay_op.layer_normalized(x, norm.gain, norm.shift, epsilon=norm.epsilon, **numbers)
 
-        return _Chain(_between(root, call), (call.args[0],), emit)
+            return _Chain(_between(root, call), (norm.data,), normalized)
+        return _Chain(_between(root, call), (call.args[0],), lambda x: relay_op.quantize(x, **numbers))
 
     def _image(self, call):
         """An input of the network that is quantized and then put into NHWC; None of another transpose."""

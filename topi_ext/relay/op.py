@@ -20,6 +20,8 @@ easyquant.total             uint8 -> int32, summed over the map
 easyquant.image             float32 NCHW -> uint8 NHWC, of few channels (`elementwise.image`)
 easyquant.shuffle           uint8 -> uint8, its channels shuffled (`elementwise.shuffle`)
 easyquant.group_norm        float32, scale, bias -> float32       (`kernels.group_norm`)
+easyquant.layer_norm        uint8, gain, shift -> uint8           (`kernels.layer_norm`)
+easyquant.softmax           float32 -> float32                    (`kernels.softmax`)
 easyquant.recurrence        float32, states, constants -> float32 (`kernels.recurrence`)
 easyquant.resize_linear     uint8, rows, columns, multiplier -> uint8 or float32
                             (`reference.resize_linear`, and what is made of it)
@@ -44,7 +46,7 @@ from tvm.relay.op import op as _op
 from .. import function, isa, manifest
 from ..emit import target_isa  # noqa: F401  # part of what this module answers
 from ..errors import KernelError
-from ..kernels import elementwise, float_conv, group_norm, resize
+from ..kernels import elementwise, float_conv, group_norm, layer_norm, resize, softmax
 from ..kernels import product as kernels
 from ..kernels.recurrence import Kernel as RecurrenceKernel
 from ..problem import ConvSpec
@@ -61,6 +63,8 @@ SHUFFLE = "easyquant.shuffle"
 IMAGE = "easyquant.image"
 RESIZE = "easyquant.resize_linear"
 GROUP_NORM = "easyquant.group_norm"
+SOFTMAX = "easyquant.softmax"
+LAYER_NORM = "easyquant.layer_norm"
 RECURRENCE = "easyquant.recurrence"
 
 
@@ -279,6 +283,8 @@ _ELEMENTWISE = {
 }
 _STATEMENTS = {
     GROUP_NORM: (("data", "scale", "bias"), _same_shape("float32"), _by(group_norm.group_norm)),
+    LAYER_NORM: (("data", "gain", "shift"), _same_shape("uint8"), _by(layer_norm.layer_norm)),
+    SOFTMAX: (("data",), _same_shape("float32"), _by(softmax.softmax)),
     RECURRENCE: (("data", "states", "constants"), _recurrence_type, _recurrence),
     IMAGE: (("data",), _image_type, _by(elementwise.image)),
     SHUFFLE: (("data",), _same_shape("uint8"), _by(elementwise.shuffle)),
@@ -408,6 +414,17 @@ def function_of(data, name: str):
 def normalized(data, scale, bias, groups: int, epsilon: float, last: bool = False):
     """float32 -> float32: `kernels.group_norm`."""
     return _elementwise(GROUP_NORM, [data, scale, bias], groups=groups, epsilon=epsilon, last=last)
+
+
+def softened(data, axis: int):
+    """float32 -> float32: `kernels.softmax`."""
+    return _elementwise(SOFTMAX, [data], axis=axis)
+
+
+def layer_normalized(data, gain, shift, **numbers):
+    """uint8 -> uint8: `kernels.layer_norm`, whose numbers they are."""
+    vectors = (relay.const(np.asarray(v, np.float32)) for v in (gain, shift))
+    return _elementwise(LAYER_NORM, [data, *vectors], **numbers)
 
 
 def recurrence(data, states, constants, of: Recurrence, isa_name: str):

@@ -420,6 +420,22 @@ class Builder:
         self.one(made, op, data, kept, dict(axes=along))
         return made is value or self.reshape(value, made, nchw(shape))
 
+    def layer_norm(
+        self, value: Value, data: Value, axis: int, attrs: Mapping | None, shape: Sequence[int]
+    ) -> bool:
+        """Along one axis; shape: of ``value``, in the model's layout; attrs: `normalization`'s."""
+        if attrs is None or not self.since():
+            return False
+        last = axis % len(shape) == len(shape) - 1
+        if len(shape) == 2 or (len(shape) == 4 and not last):
+            self.one(value, "layer_norm", data, nhwc(shape), attrs)
+            return True
+
+        def norm(made, x, high):
+            self.one(made, "layer_norm", x, high, attrs)
+
+        return self.on_map(value, data, shape, norm, rows=last)
+
     def _pool_all(
         self, value: Value, op: str, data: Value, shape: Sequence[int], rows: bool | None
     ) -> bool:
@@ -958,6 +974,28 @@ def _as_high(shape: Sequence[int], rows: bool) -> tuple[int, ...]:
 
 def _number(constant) -> float | None:
     return float(np.asarray(constant).reshape(())) if np.size(constant) == 1 else None
+
+
+def normalization(
+    shape: Sequence[int],
+    axis: int,
+    epsilon: float,
+    scale: np.ndarray | None,
+    shift: np.ndarray | None,
+) -> dict[str, Any] | None:
+    """The attributes of a layer normalization along an axis of a tensor of the model, by vectors of as many
+    numbers; None where no operator is one: along other axes than the last and that of channels, or of
+    numbers that are computed (None) or not finite."""
+    rank = len(shape)
+    if rank < 2 or 0 in shape or not 0 < epsilon < np.inf:
+        return None
+    if axis % rank != rank - 1 and (axis % rank != 1 or rank > 4):
+        return None
+    if scale is None or shift is None or not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+        return None
+    vectors = (np.broadcast_to(np.ravel(v), shape[axis]).astype(np.float32) for v in (scale, shift))
+    of_channels = dict(zip(("scale", "shift"), (tuple(map(float, v)) for v in vectors), strict=True))
+    return {"epsilon": float(epsilon), **of_channels}
 
 
 def per_channel(constant: np.ndarray, shape: Sequence[int], axis: int = 1) -> np.ndarray | None:

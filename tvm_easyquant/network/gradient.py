@@ -22,7 +22,7 @@ from . import expression, resample
 from .graph import Graph, run
 from .layout import to_nchw, to_nhwc
 from .node import Node
-from .ops import evaluate, is_depthwise, mean_counts
+from .ops import evaluate, is_depthwise, mean_counts, normalized
 
 #: of the input, relative to 1 or to its size, on both sides of the number whose derivative is taken
 STEP = 1e-3
@@ -342,6 +342,13 @@ def _shares_of_largest(node, x):
     return there / there.sum(axis=node.attrs["axes"], keepdims=True)
 
 
+def _layer_norm(node, gradient, shapes, kept):
+    root, made = kept
+    inner = gradient * np.float32(node.attrs["scale"])
+    along = (inner * made).mean(axis=-1, keepdims=True)
+    return ((inner - inner.mean(axis=-1, keepdims=True) - made * along) / root,)
+
+
 def _moved(node, gradient, shapes, kept):
     """Of what moves every number to one place at most."""
     size = int(np.prod(shapes[0]))
@@ -394,6 +401,7 @@ RULES = {
     "mean_pool2d": Rule(_mean_within),
     "reduce_mean": Rule(_mean_along),
     "reduce_max": Rule(_times, _shares_of_largest),
+    "layer_norm": Rule(_layer_norm, normalized),
     "clip": Rule(_times, _within),
     "reshape": Rule(_moved),
     "transpose": Rule(_moved),

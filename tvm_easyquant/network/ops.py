@@ -55,6 +55,7 @@ INTEGER = {
     "product": "to the int32 product of its inputs' steps",
     "contract": "to int32 sums of products of its inputs' steps, which float readers get without rounding",
     "table": "by a table of 256 entries, made in float32",
+    "norm": "in float32, by exact sums of its input's steps over the channels of a pixel",
     "requantize": "its input's steps, in another range",
     "move": "it moves numbers and computes none: input and output share one scale",
     "float": "not at all",
@@ -104,12 +105,12 @@ class Operator:
     @property
     def requantizes(self) -> bool:
         """It ends in a requantize, in which a clip behind it can happen too."""
-        return self.integer in ("accumulate", "sum", "product", "contract")
+        return self.integer in ("accumulate", "sum", "product", "contract", "norm")
 
     @property
     def in_float(self) -> bool:
         """It computes float32 from dequantized inputs, which is then quantized."""
-        return self.integer in ("sum", "table")
+        return self.integer in ("sum", "table", "norm")
 
 
 # -- layers
@@ -233,6 +234,23 @@ def _many_parts(node):
 
 def _mean(node, x):
     return x.mean(axis=node.attrs["axes"], keepdims=True, dtype=np.float32)
+
+
+def normalized(node: Use, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(what a layer normalization divides by, what it makes before its scale)."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    root = np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(node.attrs["epsilon"]))
+    return root, centred / root
+
+
+def _layer_norm(node, x):
+    return normalized(node, x)[1] * np.float32(node.attrs["scale"]) + np.float32(node.attrs["shift"])
+
+
+def _too_wide(node):
+    if node.shape[-1] > MOST_PRODUCTS:
+        return f"its int32 sums of squares hold {MOST_PRODUCTS} channels, not {node.shape[-1]}"
+    return None
 
 
 def _uncounted(node):
@@ -389,6 +407,10 @@ _ROWS = (
     # along axes that are not the batch's, which stay with size 1; of a whole map it is a pool
     Operator("reduce_mean", ("axes",), "accumulate", _mean, ("ReduceMean",), _by_inputs),
     Operator("reduce_max", ("axes",), "move", largest, ("ReduceMax",), _by_inputs),
+    Operator(  # over the channels of each pixel; scale, shift: one number a channel
+        "layer_norm", ("epsilon", "scale", "shift"), "norm", _layer_norm, ("LayerNormalization",),
+        refusal=_too_wide,
+    ),
     # relu has the limits 0 and inf, relu6 has 0 and 6
     Operator("clip", ("lo", "hi"), "requantize", _clip, ("Clip", "Relu"), _by_limit),
     # channels_first: in the order N, C, H, W of the one side that is a map. The batch may take up what is

@@ -1,4 +1,5 @@
-"""Functions of one number that are no single function of `expression`, as `Builder.chain` takes them.
+"""Operators in pieces: functions of one number that are no single function of `expression`, as
+`Builder.chain` takes them; a layer normalization, where a host or a file has no such operator.
 
 An operand is "x", the input; "#0", what the first step made; or a number. ``a`` are ONNX's attributes.
 """
@@ -7,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
+from typing import Any
 
 import numpy as np
+
+from .tensors import Tensors
 
 Steps = list[tuple]
 
@@ -62,3 +66,15 @@ def gelu(a: Mapping) -> Steps:
         ("multiply", 0.5, "x"), ("divide", "x", float(np.float32(np.sqrt(2)))), ("erf", "#1"),
         ("add", 1.0, "#2"), ("multiply", "#0", "#3"),
     ]  # fmt: skip
+
+
+def layer_norm(t: Tensors, x: Any, a: Mapping) -> Any:
+    """Over axis 1 of a tensor of the model's layout. a: the attributes of the operator of `ops`."""
+    count = t.constant(np.asarray(x.shape[1], np.float32))
+    mean = t.binary("divide", t.reduce("sum", x, [1]), count)
+    centred = t.binary("subtract", x, mean)
+    variance = t.binary("divide", t.reduce("sum", t.binary("multiply", centred, centred), [1]), count)
+    root = t.unary("sqrt", t.binary("add", variance, t.constant(np.asarray(a["epsilon"], np.float32))))
+    vectors = (np.asarray(a[key], np.float32) for key in ("scale", "shift"))
+    scale, shift = (t.constant(v.reshape(-1, *[1] * (len(x.shape) - 2))) for v in vectors)
+    return t.binary("add", t.binary("multiply", t.binary("divide", centred, root), scale), shift)

@@ -113,6 +113,9 @@ class Tensors(Protocol):
         """float32 (N, C, ...), each of ``groups`` groups of channels less its mean, over its standard
         deviation, times ``scale``, plus ``bias``, both (C,)."""
 
+    def softmax(self, x: Any, axis: int) -> Any:
+        """Of floats: ``exp(x) / sum(exp(x))`` along an axis, without overflow."""
+
 
 class _Numpy:
     def constant(self, array):
@@ -215,6 +218,11 @@ class _Numpy:
         centred = grouped - grouped.mean(2, keepdims=True)
         made = centred / np.sqrt((centred * centred).mean(2, keepdims=True) + x.dtype.type(epsilon))
         return made.reshape(x.shape) * scale.reshape(channels) + bias.reshape(channels)
+
+    def softmax(self, x, axis):
+        with np.errstate(all="ignore"):
+            e = np.exp(x - x.max(axis, keepdims=True))
+            return e / e.sum(axis, keepdims=True)
 
 
 def _divide(a, b):

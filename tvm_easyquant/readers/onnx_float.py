@@ -16,11 +16,12 @@ import numpy as np
 
 from ..errors import LoadError
 from ..network import pieces
-from ..network.builder import Builder, per_channel
+from ..network.builder import Builder, normalization, per_channel
 from ..network.graph import Graph
 from ..network.layout import nhwc
 from ..network.tensors import NUMPY
 from . import geometry, uncovered
+from .layer_norm import written_out
 from .meaning import recurrent, resizing
 from .onnx_file import CUT, called, check, cut, fixed_shapes, inline, read_onnx, stem, told
 from .onnx_macs import multiply_accumulates
@@ -88,6 +89,9 @@ class _Walk:
         self.prepared = prepared
         self.constants, self.types = prepared.constants, prepared.types
         self.maker = {output: site for site in prepared.sites for output in site.outputs if output}
+        self.norms = {} if former else written_out(prepared)
+        for end, norm in self.norms.items():
+            self.maker[end] = replace(self.maker[end], inputs=(norm.data,))
         order = self._order()
         uses: dict[Any, int] = {}
         for site in order:
@@ -101,6 +105,7 @@ class _Walk:
             return labels.get(value if isinstance(value, str) else value[0], "")
 
         self.builder = Builder(uses, label, former, self._aside)
+        self.builder.newer = bool(self.norms)
         self.padded: dict[str, tuple] = {}  # a pad of a map -> what it pads, padding, fill
         self.rounded: dict[str, dict] = {}  # QuantizeLinear's output -> attributes of its fake_quant
         for tensor in prepared.inputs:
@@ -146,6 +151,9 @@ class _Walk:
         floats = all(self.dtype(tensor) == "float32" for tensor in (*known, made))
         rule = RULES.get(site.node.op_type) if floats or site.node.op_type in ANY_DTYPE else None
         rule = rule if made == site.outputs[0] else None  # of the rules none leaves out its first output
+        if made in self.norms:
+            self.builder.layer_norm(made, *self.norms[made], self.size(made))
+            return
         nodes = dict(self.builder.nodes)
         if rule is None or rule(self, site) is False:
             self.builder.nodes.update(nodes)  # a Sum of three may have folded its constant into a layer
@@ -271,6 +279,16 @@ def _batch_norm(walk, site):
     if walk.builder.fold_affine(value, data, scale, shift):
         return True
     return walk.builder.channels(value, data, scale, shift)
+
+
+def _layer_norm(walk, site):
+    size, a = walk.size(site.inputs[0]), site.attributes
+    several = a["axis"] % len(size) != len(size) - 1
+    if several or walk.computed(site, 1, 2) or any(made in walk.builder.uses for made in site.outputs[1:]):
+        return False
+    scale, shift = (walk.constant(site, place) for place in (1, 2))
+    attrs = normalization(size, -1, a["epsilon"], scale, np.zeros(1) if shift is None else shift)
+    return walk.builder.layer_norm(site.outputs[0], site.inputs[0], -1, attrs, size)
 
 
 def _window(walk, site, kernel, *, counts=None):
@@ -705,6 +723,7 @@ RULES: dict[str, Callable[[_Walk, Site], Any]] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     "BatchNormalization": _batch_norm,
+    "LayerNormalization": _layer_norm,
     "Identity": _alias,
     "Dropout": _dropout,
     "Cast": _cast,

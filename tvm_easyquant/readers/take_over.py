@@ -340,6 +340,7 @@ RULES: dict[str, Callable[[_TakeOver, Node], None]] = {
     "mean_pool2d": _TakeOver._arithmetic,
     "reduce_mean": _TakeOver._arithmetic,
     "reduce_max": _TakeOver._move,
+    "layer_norm": _TakeOver._arithmetic,
     "clip": _TakeOver._arithmetic,
     "reshape": _TakeOver._move,
     "transpose": _TakeOver._move,

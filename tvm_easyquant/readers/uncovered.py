@@ -186,6 +186,14 @@ def _norm(u: _Use) -> str | None:
     return f" of {len(u.first)} axes" if len(u.first) not in (2, 3, 4) else None
 
 
+def _layer_norm(u: _Use) -> str | None:
+    if u.computed(1, 2):
+        return " with numbers that are computed; they must be constants"
+    if u.get("axis", -1) % len(u.first) != len(u.first) - 1:
+        return f" over several axes (axis={u.get('axis')} of {len(u.first)}); over the last it is"
+    return " with Mean or InvStdDev read" if len([name for name in u.op.node.output if name]) > 1 else None
+
+
 def _pair(u: _Use) -> str | None:
     if len(u.at) != 2:
         return None
@@ -220,6 +228,7 @@ WHY: dict[str, Callable[[_Use], str | None]] = {
     **dict.fromkeys(("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"), _pool),
     "Clip": _limits,
     "BatchNormalization": _norm,
+    "LayerNormalization": _layer_norm,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "PRelu"), _pair),
     "Mean": lambda u: " of several tensors; their Sum times a constant is",
 }

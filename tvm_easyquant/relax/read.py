@@ -18,7 +18,7 @@ import tvm_ffi
 
 from ..errors import LoadError
 from ..network import pieces
-from ..network.builder import AFFINE, Builder
+from ..network.builder import AFFINE, Builder, normalization
 from ..network.expression import BINARY, UNARY
 from ..network.graph import Graph
 from ..network.layout import nhwc, to_nchw
@@ -545,6 +545,16 @@ def _leaky_relu(walk, var, call):
     return walk.builder.function(var, "leaky_relu", [walk.of(call.args[0])], _out(var), alpha)
 
 
+def _layer_norm(walk, var, call):
+    a, size = call.attrs, walk.size(var)
+    axes = [int(axis) for axis in a.axes]
+    scale, shift = map(walk.constant, call.args[1:])
+    if len(axes) != 1 or not (a.scale and a.center):
+        return False
+    attrs = normalization(size, axes[0], float(a.epsilon), scale, shift)
+    return walk.builder.layer_norm(var, walk.of(call.args[0]), axes[0], attrs, size)
+
+
 def _prelu(walk, var, call):
     slope, shape = walk.constant(call.args[1]), _out(var)
     if slope is None or len(shape) not in (2, 4) or int(call.attrs.axis) % len(shape) != 1:
@@ -767,6 +777,7 @@ RULES: dict[str, Callable[[_Walk, Any, Any], object]] = {
     "relax.nn.softplus": _softplus,
     "relax.nn.leakyrelu": _leaky_relu,
     "relax.nn.prelu": _prelu,
+    "relax.nn.layer_norm": _layer_norm,
     "relax.concat": _concat,
     "relax.nn.max_pool2d": _max_pool2d,
     "relax.nn.avg_pool2d": _avg_pool2d,

@@ -16,13 +16,14 @@ import numpy as np
 
 from topi_ext.function import is_vector, of_sum
 from topi_ext.kernels import elementwise
+from topi_ext.kernels.layer_norm import layer_norm
 from topi_ext.kernels.product import Product
 from topi_ext.kernels.resize import resize_linear, resize_real
-from topi_ext.reference import quantize
+from topi_ext.reference import quantize, spread_epsilon
 from topi_ext.relax.lower import call_layer, call_product
 
 from ..errors import GraphError
-from ..network import resample
+from ..network import pieces, resample
 from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis
@@ -261,6 +262,15 @@ class _Rewriter(_Floats):
 
     def _reduce_mean(self, node):
         self._finish(node, self.t.reduce("sum", self._steps(node.inputs[0]), node.attrs["axes"]))
+
+    def _layer_norm(self, node):
+        a, (tensor,), made = node.attrs, node.inputs, self.scales.stored(node)
+        epsilon = float(spread_epsilon(a["epsilon"], node.shape[-1], self.scale(tensor).scale))
+        vectors = (self.t.constant(np.float32(a[key])) for key in ("scale", "shift"))
+        numbers = (epsilon, float(made.scale.scale), made.scale.zero_point, made.lo, made.hi)
+        self.stored_of[made.tensor] = self._element(
+            layer_norm, self.stored(tensor), *vectors, numbers=numbers
+        )
 
     def _resize_linear(self, node):
         (tensor,) = node.inputs
@@ -583,6 +593,7 @@ INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "avg_pool2d": _Rewriter._average,
     "mean_pool2d": _Rewriter._mean_pool,
     "reduce_mean": _Rewriter._reduce_mean,
+    "layer_norm": _Rewriter._layer_norm,
     "resize_linear": _Rewriter._resize_linear,
     "clip": _Rewriter._clip,
     **dict.fromkeys(MOVES, _Rewriter._move),
@@ -604,6 +615,7 @@ FLOAT: dict[str, Callable] = {
     "mean_pool2d": _float_average,
     "reduce_mean": _float_mean,
     "reduce_max": lambda t, node, x: t.reduce("max", x, _model_axes(node)),
+    "layer_norm": lambda t, node, x: pieces.layer_norm(t, x, node.attrs),
     "clip": lambda t, node, x: _clipped(t, x, node.attrs["lo"], node.attrs["hi"]),
     "reshape": lambda t, node, x: t.reshape(x, model_shape(node)),
     "transpose": lambda t, node, x: t.transpose(x, nchw_axes(node.attrs["axes"])),

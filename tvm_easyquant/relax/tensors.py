@@ -181,6 +181,9 @@ class RelaxTensors:
         made = _OP.nn.group_norm(x.expr, scale.expr, bias.expr, int(groups), 1, axes, float(epsilon))
         return self._emit(made, x.shape, x.dtype)
 
+    def softmax(self, x, axis):
+        return self._emit(_OP.nn.softmax(x.expr, int(axis)), x.shape, x.dtype)
+
     # -- beyond `Tensors`
 
     def window(self, name, x, kernel, strides, padding, dilation, first: int):

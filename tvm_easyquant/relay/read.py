@@ -13,7 +13,7 @@ from math import inf
 import numpy as np
 
 from ..errors import GraphError, LoadError
-from ..network.builder import AFFINE, Builder
+from ..network.builder import AFFINE, Builder, normalization
 from ..network.expression import BINARY, UNARY
 from ..network.graph import Graph
 from ..network.layout import nhwc
@@ -371,6 +371,15 @@ def _leaky_relu(walk, call):
     return _function(walk, call, float(call.attrs.alpha))
 
 
+def _layer_norm(walk, call):
+    a, (data, *vectors) = call.attrs, call.args
+    size, axis = _shape(data.checked_type, "layer_norm"), int(call.attrs.axis)
+    scale, shift = map(walk.constant, vectors)
+    scale, shift = scale if a.scale else np.ones(1), shift if a.center else np.zeros(1)
+    attrs = normalization(size, axis, float(a.epsilon), scale, shift)
+    return walk.builder.layer_norm(call, data, axis, attrs, size)
+
+
 def _prelu(walk, call):
     slope, shape = walk.constant(call.args[1]), _out(call)
     if slope is None or len(shape) not in (2, 4) or int(call.attrs.axis) not in (1, 1 - len(shape)):
@@ -509,6 +518,7 @@ RULES: dict[str, Callable[[_Walk, object], object]] = {
     **dict.fromkeys((*UNARY, *BINARY), _function),
     "nn.leaky_relu": _leaky_relu,
     "nn.prelu": _prelu,
+    "nn.layer_norm": _layer_norm,
     **dict.fromkeys((*AFFINE, "maximum", "minimum"), _binary),
     "nn.relu": _relu,
     "clip": _clip,

@@ -17,11 +17,11 @@ from math import inf
 import numpy as np
 
 from topi_ext.function import is_vector
-from topi_ext.reference import quantize
-from topi_ext.relay import resize
+from topi_ext.reference import quantize, spread_epsilon
+from topi_ext.relay import layer_norm, resize
 
 from ..errors import GraphError
-from ..network import resample
+from ..network import pieces, resample
 from ..network.expression import PARAMETRIC, softplus_of
 from ..network.graph import Graph, run
 from ..network.layout import NCHW_TO_NHWC, NHWC_TO_NCHW, nchw, nchw_axes, nchw_axis, to_nchw, to_nhwc
@@ -37,7 +37,7 @@ from .artefact import with_layouts, with_table
 from .emit import emit
 from .framework import relay, tvm
 from .reference import execute
-from .tensors import Tensor
+from .tensors import RELAY, Tensor
 
 #: how every requantize says it rounds; stock TVM has no half-even, this setting differs at ties only
 REQUANTIZE = {"rounding": "UPWARD", "compute_dtype": "float32"}
@@ -242,7 +242,8 @@ class _Rewriter:
 
     def _quantized(self, made, x, node):
         """A float32 NHWC tensor through the function that is fused to its node -> the stored tensor."""
-        x = _expression(made.function, x, len(node.shape), len(node.shape) - 1)
+        if made.function is not None:
+            x = _expression(made.function, x, len(node.shape), len(node.shape) - 1)
         scale = made.scale
         q = relay.qnn.quantize(x, _scalar(scale.scale), _zero(scale.zero_point), out_dtype="uint8")
         self.stored_of[made.tensor] = _clip(q, made.lo, made.hi)
@@ -284,6 +285,13 @@ class _Rewriter:
         steps = _steps(self.stored(node.inputs[0]), self.scale(node.inputs[0]))
         total = relay.sum(steps, axis=node.attrs["axes"], keepdims=True)
         self._finish(node, total, _number(self.scales.unit(node)))
+
+    def _layer_norm(self, node):
+        a, (tensor,), made = node.attrs, node.inputs, self.scales.stored(node)
+        epsilon = spread_epsilon(a["epsilon"], node.shape[-1], self.scale(tensor).scale)
+        gain, shift = (np.asarray(a[key], np.float32) for key in ("scale", "shift"))
+        x = layer_norm.write(layer_norm.LayerNorm(self.stored(tensor), gain, shift, float(epsilon)))
+        self._quantized(made, x, node)
 
     def _resize_linear(self, node):
         (tensor,) = node.inputs
@@ -527,6 +535,10 @@ def _float_reduce(made):
     return rule
 
 
+def _float_layer_norm(node, x):
+    return pieces.layer_norm(RELAY, Tensor.of(x, model_shape(node), np.float32), node.attrs).expr
+
+
 def _float_slice(node, x):
     return relay.strided_slice(x, *(nchw(node.attrs[key]) for key in ("begin", "end", "strides")))
 
@@ -627,6 +639,7 @@ INTEGER: dict[str, Callable[[_Rewriter, Node], None]] = {
     "avg_pool2d": _Rewriter._average,
     "mean_pool2d": _Rewriter._mean_pool,
     "reduce_mean": _Rewriter._reduce_mean,
+    "layer_norm": _Rewriter._layer_norm,
     "resize_linear": _Rewriter._resize_linear,
     "clip": _Rewriter._clip,
     **dict.fromkeys(MOVES, _Rewriter._move),
@@ -648,6 +661,7 @@ FLOAT: dict[str, Callable] = {
     "mean_pool2d": _float_mean_pool,
     "reduce_mean": _float_reduce(relay.mean),
     "reduce_max": _float_reduce(relay.max),
+    "layer_norm": _float_layer_norm,
     "clip": _float_clip,
     "reshape": lambda node, x: relay.reshape(x, model_shape(node)),
     "transpose": lambda node, x: relay.transpose(x, nchw_axes(node.attrs["axes"])),

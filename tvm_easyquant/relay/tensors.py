@@ -223,6 +223,9 @@ class _Relay:
         made = relay.nn.group_norm(x.expr, scale.expr, bias.expr, int(groups), epsilon=float(epsilon))
         return Tensor(made, x.shape, x.dtype)
 
+    def softmax(self, x, axis):
+        return Tensor(relay.nn.softmax(x.expr, int(axis)), x.shape, x.dtype)
+
     # -- parts
 
     def _number(self, x, value):

@@ -390,6 +390,12 @@ def _reduce_mean(node, scales, q):
     return _steps(node, scales, q).sum(axis=node.attrs["axes"], keepdims=True, dtype=np.int32)
 
 
+def _layer_norm(node, scales, q):
+    a, source = node.attrs, scales.decided(node.inputs[0])
+    epsilon = reference.spread_epsilon(a["epsilon"], q.shape[-1], source.scale)
+    return reference.layer_norm(q, np.float32(a["scale"]), np.float32(a["shift"]), epsilon)
+
+
 def _resize_linear(node, scales, q):
     zero = scales.decided(node.inputs[0]).zero_point
     return reference.resize_linear(q, *resample.tables(node.attrs), zero_point=zero)
@@ -458,6 +464,7 @@ RULES = {
     "mean_pool2d": Rule(_mean_within, _share_within),
     "reduce_mean": Rule(_reduce_mean, _share_along),
     "reduce_max": Rule(_move),
+    "layer_norm": Rule(_layer_norm),
     "clip": Rule(_steps),
     "reshape": Rule(_move),
     "transpose": Rule(_move),

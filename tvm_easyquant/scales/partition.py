@@ -182,10 +182,10 @@ def _fuses(node: Node, graph: Graph, integer: set[str], functions: bool) -> bool
         return False
     if node.op == "clip":
         return True
-    expression = node.attrs["expression"]
-    return function.fusable(expression) and not (
-        graph[producer].operator.integer == "sum" and function.vectors(expression)
-    )
+    expression, kind = node.attrs["expression"], graph[producer].operator.integer
+    if kind == "norm":  # whose kernel takes none
+        return False
+    return function.fusable(expression) and not (kind == "sum" and function.vectors(expression))
 
 
 def _loose(node: Node, graph: Graph, integer: set[str], functions: bool) -> bool:

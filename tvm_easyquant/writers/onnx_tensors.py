@@ -180,6 +180,10 @@ class Onnx:
         factor, plus = (self.reshape(v, (channels, *[1] * (len(x.shape) - 2))) for v in (scale, bias))
         return self.binary("add", self.binary("multiply", made, factor), plus)
 
+    def softmax(self, x, axis):  # below opset 13 the operator is another
+        e = self.unary("exp", self.binary("subtract", x, self.reduce("max", x, [axis])))
+        return self.binary("divide", e, self.reduce("sum", e, [axis]))
+
     # -- parts
 
     def _name(self) -> str:

@@ -387,10 +387,34 @@ class _Exporter:
 
     def _reduce(self, node, x, output):
         axes = sorted(nchw_axis(axis, len(node.shape)) for axis in node.attrs["axes"])
-        op, since = node.operator.onnx[0], 18  # from then on the axes are an input
+        return self._along(node.operator.onnx[0], axes, x, output, node.name)
+
+    def _along(self, op, axes, x, output, label=None):
+        """A mean or a maximum over axes, which stay."""
+        since = 18  # from then on the axes are an input
         if self.opset < since:
-            return self.add(op, x, output, node.name, axes=axes, keepdims=1)
-        return self.add(op, [*x, self.constant(f"{node.name}_axes", axes, np.int64)], output, node.name)
+            return self.add(op, x, output, label, axes=axes, keepdims=1)
+        return self.add(op, [*x, self.constant(f"{label or output}_axes", axes, np.int64)], output, label)
+
+    def _layer_norm(self, node, x, output):
+        """In pieces along the channels, as `readers.layer_norm` reads them: the operator knows last axes
+        alone."""
+        spread = (-1, *(1,) * (len(node.shape) - 2))
+        scale, shift, epsilon = (
+            self.constant(f"{node.name}_{key}", np.reshape(np.asarray(node.attrs[key], np.float32), to))
+            for key, to in (("scale", spread), ("shift", spread), ("epsilon", ()))
+        )
+        names = ("mean", "centred", "squares", "variance", "sum", "root", "quotient", "scaled")
+        part = {name: self.free(f"{node.name}_{name}") for name in names}
+        self._along("ReduceMean", [1], x, part["mean"])
+        self.add("Sub", [x[0], part["mean"]], part["centred"])
+        self.add("Mul", [part["centred"]] * 2, part["squares"])
+        self._along("ReduceMean", [1], [part["squares"]], part["variance"])
+        self.add("Add", [part["variance"], epsilon], part["sum"])
+        self.add("Sqrt", [part["sum"]], part["root"])
+        self.add("Div", [part["centred"], part["root"]], part["quotient"])
+        self.add("Mul", [part["quotient"], scale], part["scaled"])
+        return self.add("Add", [part["scaled"], shift], output, node.name)
 
     def _pool(self, op, node, x, output, **more):
         a = node.attrs
@@ -504,6 +528,7 @@ RULES: dict[str, Callable[[_Exporter, Node, list, str], str]] = {
     "mean_pool2d": _Exporter._mean,
     "reduce_mean": _Exporter._reduce,
     "reduce_max": _Exporter._reduce,
+    "layer_norm": _Exporter._layer_norm,
     "clip": _Exporter._limit,
     "reshape": _Exporter._reshape,
     "transpose": _Exporter._transpose,

@@ -452,6 +452,17 @@ def _exact_mean(run: _Run):
     return total, _error(steps.size // total.size, size)
 
 
+def _exact_norm(run: _Run):
+    """A float runtime makes the sums of real numbers, in any order."""
+    a, (steps,), scale = run.node.attrs, run.steps, float(run.inputs[0].scale)
+    centred = steps - steps.mean(axis=-1, keepdims=True)
+    root = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + a["epsilon"] / scale**2)
+    gain = np.abs(np.asarray(a["scale"])) / run.step
+    exact = centred / root * np.asarray(a["scale"]) / run.step + np.asarray(a["shift"]) / run.step
+    reach = np.abs(steps).max(axis=-1, keepdims=True) / root * gain
+    return exact, _error(3 * steps.shape[-1], reach + np.abs(exact))
+
+
 def _exact_resize(run: _Run):
     """A float runtime computes the coordinates in float32, too."""
     attrs, (steps,) = run.node.attrs, run.steps
@@ -478,6 +489,7 @@ EXACT: dict[str, Callable[[_Run], tuple]] = {
     "mean_pool2d": _exact_mean_within,
     "reduce_mean": _exact_mean,
     "resize_linear": _exact_resize,
+    "layer_norm": _exact_norm,
     "clip": _exact_limit,
 }
 

@@ -65,8 +65,7 @@ def _along_axis(of: Callable[[Value, int], Value]) -> Callable[[Call], Any]:
 
 
 def _softmax(x: Value, axis: int) -> Value:
-    e = (x - x.max([axis])).exp()
-    return e / e.sum([axis])
+    return Value(x.t, x.t.softmax(x.tensor, axis))
 
 
 def _log_softmax(x: Value, axis: int) -> Value:
