@@ -38,13 +38,13 @@ def test_the_bias_reaches_each_output_once(scheme):
 
 @BOTH
 def test_sums_of_inputs_are_bytes_and_reach_the_ends(scheme):
-    spec = ConvSpec(1, 8, 8, 8, 16, (scheme.taps,) * 2, data_max=127)
+    spec = ConvSpec(1, 8, 8, 8, 32, (scheme.taps,) * 2, data_max=127)
     off = bilinear.offsets(scheme, spec)
     corners = np.array(list(np.ndindex(*(2,) * scheme.data.shape[1]))) * 127
     sums = corners @ scheme.data.T + off
     assert sums.min() == 0 and sums.max() == 254
     assert bilinear.refuses(scheme, spec) is None
-    more = ConvSpec(1, 8, 8, 8, 16, (scheme.taps,) * 2, data_max=128)
+    more = ConvSpec(1, 8, 8, 8, 32, (scheme.taps,) * 2, data_max=128)
     assert "may reach 256" in str(bilinear.refuses(scheme, more))
 
 
@@ -56,7 +56,7 @@ def test_other_shapes_are_refused(scheme):
         (dict(groups=2), "one group"), (dict(in_channels=6), "multiple"), (dict(kernel=(2, 2)), "only for"),
     ):  # fmt: skip
         fields = {"in_channels": 8, "kernel": kernel, **changes}
-        spec = ConvSpec(1, 9, 9, out_channels=16, data_max=127, **fields)
+        spec = ConvSpec(1, 9, 9, out_channels=32, data_max=127, **fields)
         assert why in str(bilinear.refuses(scheme, spec))
     assert "one pixel" in str(bilinear.refuses(STRASSEN, ConvSpec(1, 1, 1, 8, 16, (1, 1), data_max=127)))
     assert "padding" in str(
@@ -68,6 +68,7 @@ def test_1x1_layers_that_do_not_pay_are_refused():
     few = ConvSpec(1, 7, 7, 2048, 512, (1, 1), data_max=127)
     assert "1835008 sums of weights" in str(bilinear.refuses(STRASSEN, few))
     assert bilinear.refuses(STRASSEN, replace(few, height=14, width=14)) is None
+    assert "fewer than 32" in str(bilinear.refuses(STRASSEN, replace(few, out_channels=31)))
     add = dict(epilogue="add", residual=Residual(0.02, 0, 0, 255, 0.01, 128, False, 0.03))
     assert "fewer than 256" in str(bilinear.refuses(STRASSEN, replace(few, in_channels=248, **add)))
     assert bilinear.refuses(STRASSEN, replace(few, in_channels=256, **add)) is None

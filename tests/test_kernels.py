@@ -98,8 +98,8 @@ STRASSEN = {
     LARGE: ConvSpec(1, 40, 40, 128, 64, (1, 1), data_max=127, hi=127),
     "one chunk": ConvSpec(1, 14, 14, 512, 64, (1, 1), data_max=127, zero_point=64, lo=1, hi=127),
     "odd pixels, batch, ragged": ConvSpec(3, 7, 5, 24, 41, (1, 1), data_max=127, zero_point=5),
-    "half a block": ConvSpec(1, 8, 9, 8, 16, (1, 1), data_max=63, epilogue="dequantize"),
-    "residual": ConvSpec(1, 5, 10, 256, 24, (1, 1), data_max=127, epilogue="add", residual=RESIDUAL, lo=3),
+    "half a block": ConvSpec(1, 8, 9, 8, 48, (1, 1), data_max=63, epilogue="dequantize"),
+    "residual": ConvSpec(1, 5, 10, 256, 56, (1, 1), data_max=127, epilogue="add", residual=RESIDUAL, lo=3),
     "two pixels": ConvSpec(2, 1, 1, 8, 33, (1, 1), data_max=127),
 }
 DEPTHWISE = {

@@ -25,6 +25,7 @@ from .reference import INT32_MAX
 
 GROUP = 4  # bytes of an int32 lane
 ADD_CHANNELS = 256  # what a residual add does besides takes longer than the products of fewer
+OUT_CHANNELS = 32  # for fewer the sums of inputs take longer
 CACHE, FEW_PIXELS = 2**20, 128  # sums of weights of a 1x1 layer that come from memory
 BEYOND = 8  # a layer is taken if what is beyond a byte adds no more than this part to the products
 
@@ -109,6 +110,8 @@ def _slow(scheme: Scheme, spec: ConvSpec) -> Refusal | None:
     """1x1 layers in which one product of eight is not worth what it costs, as measured on a Zen 4."""
     if spec.epilogue == "add" and spec.in_channels < ADD_CHANNELS:
         return Refusal(f"a residual add of fewer than {ADD_CHANNELS} input channels")
+    if spec.out_channels < OUT_CHANNELS:
+        return Refusal(f"fewer than {OUT_CHANNELS} output channels")
     pixels = spec.batch * spec.out_height * spec.out_width
     size = scheme.products * spec.in_channels // scheme.halves * (spec.out_channels // scheme.vectors)
     if size > CACHE and pixels < FEW_PIXELS:
