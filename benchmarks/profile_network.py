@@ -4,8 +4,9 @@
 
 TVM's debug executor times every call on one pinned thread; medians over the runs. Beside their sum stands
 the limit: of each layer its multiply-accumulates at the rate of the class's multiply in registers
-(`register_loops.c`, measured before and after), or a quarter of them at that of its word pairs, where
-F(4, 3) takes the layer, whichever is less.
+(`register_loops.c`, measured before and after), of those of the fewer products where the class has a scheme
+that takes the layer (`topi_ext.bilinear`), or a quarter of them at that of its word pairs, where F(4, 3)
+takes it, whichever is less.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import random_networks
 from peers import CLASSES, target_of, urgent
 
 import tvm_easyquant as eq
-from topi_ext import winograd
+from topi_ext import bilinear, isa, winograd
 from tvm_easyquant.files import write_text
 from tvm_easyquant.relay.build import build
 from tvm_easyquant.relay.framework import tvm
@@ -67,11 +68,19 @@ def register_rates(isa_name):
         )  # fmt: skip
 
 
-def limit(specs, rates):
+def limit(specs, rates, isa_name):
     """Microseconds of the layers if their multiplies took all of the time."""
     transform, total = winograd.transform(4, 3), 0.0
+    schemes = (bilinear.LINE, bilinear.STRASSEN) if "products" in isa.ISAS[isa_name].tiles else ()
     for spec in specs:
-        direct, fast = spec.macs / rates[0] * 1e-3, spec.macs / 4 / rates[1] * 1e-3
+        # of 2 outputs by the vectors, each of the taps by the halves of the input channels
+        shares = [
+            s.products / (2 * s.vectors * s.taps * s.halves)
+            for s in schemes
+            if not bilinear.refuses(s, spec)
+        ]
+        direct = spec.macs * min([1.0, *shares]) / rates[0] * 1e-3
+        fast = spec.macs / 4 / rates[1] * 1e-3
         total += direct if winograd.refuses(transform, spec) else min(direct, fast)
     return total
 
@@ -96,7 +105,7 @@ def main():
     before = register_rates(args.isa)
     found, specs = calls(args.net, target_of(args.isa))
     rates = tuple(map(max, before, register_rates(args.isa)))
-    least = limit(specs, rates)
+    least = limit(specs, rates, args.isa)
     total, shares = sum(us for _, us in found), {}
     for name, us in found:
         shares[kind(name)] = shares.get(kind(name), 0.0) + us

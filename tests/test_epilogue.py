@@ -159,6 +159,22 @@ def test_groups_have_their_own_second_vectors():
     np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factors, None))
 
 
+@pytest.mark.isa("avx512vnni")
+@pytest.mark.parametrize("name, taps", [("line_avx512vnni", 3), ("strassen_avx512vnni", 1)])
+def test_fewer_products_end_in_a_function_of_two_vectors(name, taps):
+    """The vectors are padded to blocks of one and of two vectors of output channels."""
+    rng = np.random.default_rng(3)
+    f = function.fuse(("leaky_relu", "x", tuple(np.resize(SLOPES, 37).tolist())), 1e-3, 0.01, -99, 156)
+    spec = ConvSpec(1, 7, 9, 16, 37, (taps, taps), padding=(taps // 2,) * 4, data_max=127,
+                    out_zero_point=99, function=f.function)  # fmt: skip
+    data = rng.integers(0, 128, (1, 7, 9, 16)).astype(np.uint8)
+    weight = rng.integers(-42, 43, spec.weight_shape).astype(np.int8)
+    bias = rng.integers(-3000, 3000, 37).astype(np.int32)
+    factors = np.stack([np.broadcast_to(f.multiplier, (37,)), f.other])
+    out, _ = run(manifest.kernel(name), spec, data, weight, bias, factors)
+    np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factors, None))
+
+
 @pytest.mark.parametrize("own_first", [True, False])
 @pytest.mark.parametrize("name", ["leaky_relu", "hard_swish_affine", "silu", "gelu"])
 @pytest.mark.parametrize("row", [

@@ -13,8 +13,18 @@ from kernel_host import compiled, output, run
 
 import tvm_easyquant as eq
 from topi_ext import cost, isa, manifest, planner, reference
-from topi_ext.conv2d import EXACT, Bound, ConvSpec, Refusal, Residual, accumulator_bound, fold_zero_point
+from topi_ext.conv2d import (
+    EXACT,
+    Bound,
+    Convolution,
+    ConvSpec,
+    Refusal,
+    Residual,
+    accumulator_bound,
+    fold_zero_point,
+)
 from topi_ext.emit import Builder, const
+from topi_ext.errors import KernelError
 from topi_ext.kernels import depthwise, direct
 from topi_ext.kernels.rows import direct_row, tile_row
 from topi_ext.kernels.tile_conv import Tiles
@@ -72,6 +82,25 @@ WINOGRAD = {
     ),
     "no padding, float": ConvSpec(1, 12, 11, 8, 16, (3, 3), data_max=127, epilogue="dequantize"),
     "one tile": ConvSpec(1, 3, 4, 33, 16, (3, 3), padding=PAD, data_max=63),
+}
+LINE = {
+    LARGE: TAILS[LARGE],
+    "chunks of rows": ConvSpec(1, 16, 28, 128, 16, (3, 3), padding=PAD, data_max=127, hi=127),
+    "odd width, batch, ragged": ConvSpec(
+        2, 9, 7, 20, 41, (3, 3), padding=(0, 1, 2, 1), data_max=127, zero_point=64, lo=1, hi=127
+    ),
+    "residual, one row": ConvSpec(1, 6, 14, 8, 32, (1, 3), padding=(0, 1, 0, 1), data_max=127, epilogue="add",
+                                  residual=RESIDUAL),
+    "no padding, float": ConvSpec(1, 12, 11, 8, 24, (3, 3), data_max=63, epilogue="dequantize"),
+    "one column": ConvSpec(1, 5, 3, 4, 16, (5, 3), padding=(2, 0, 2, 0), data_max=127),
+}  # fmt: skip
+STRASSEN = {
+    LARGE: ConvSpec(1, 40, 40, 128, 64, (1, 1), data_max=127, hi=127),
+    "one chunk": ConvSpec(1, 14, 14, 512, 64, (1, 1), data_max=127, zero_point=64, lo=1, hi=127),
+    "odd pixels, batch, ragged": ConvSpec(3, 7, 5, 24, 41, (1, 1), data_max=127, zero_point=5),
+    "half a block": ConvSpec(1, 8, 9, 8, 48, (1, 1), data_max=63, epilogue="dequantize"),
+    "residual": ConvSpec(1, 5, 10, 256, 56, (1, 1), data_max=127, epilogue="add", residual=RESIDUAL, lo=3),
+    "two pixels": ConvSpec(2, 1, 1, 8, 33, (1, 1), data_max=127),
 }
 DEPTHWISE = {
     LARGE: ConvSpec(1, 40, 40, 400, 400, (3, 3), groups=400, padding=PAD, data_max=127),
@@ -144,7 +173,7 @@ def operands(spec, weight_max, seed=0):
 def cases():
     """Every row of the manifest for this architecture with the shapes of its kind."""
     for row in ROWS:
-        kinds = {"depthwise": DEPTHWISE, "winograd": WINOGRAD}
+        kinds = {"depthwise": DEPTHWISE, "winograd": WINOGRAD, "line": LINE, "strassen": STRASSEN}
         for name, spec in kinds.get(row.name.split("_")[0], TAILS).items():
             yield pytest.param(row, spec, id=f"{row.isa}-{row.name}-{name}", marks=pytest.mark.isa(row.isa))
 
@@ -188,15 +217,17 @@ def test_a_kernel_of_avxvnni_equals_the_norm_by_the_instructions_of_avx512(row, 
 def test_extremes(row, data_max, sign):
     """The largest equal weights each kernel can prove, on data that is all data_max: no lane may wrap."""
     groups = 32 if row.name.startswith("depthwise") else 1
-    spec = ConvSpec(1, 4, 7, 32, 32, (3, 3), groups=groups, data_max=data_max, epilogue="dequantize")
-    limits = weight_limit(row, spec)
+    taps = 1 if row.name.startswith("strassen") else 9
+    kernel = (3, 3) if taps == 9 else (1, 1)
+    spec = ConvSpec(1, 4, 7, 32, 32, kernel, groups=groups, data_max=data_max, epilogue="dequantize")
+    limits = None if row.refuses(spec) else weight_limit(row, spec)
     if limits is None:
         return
     weight = np.broadcast_to(sign * limits, spec.weight_shape).astype(np.int8)
     data = np.full((1, 4, 7, 32), data_max, np.uint8)
     bias, factor = np.zeros(32, np.int32), np.ones(32, np.float32)
     out, _ = run(row, spec, data, weight, bias, factor)
-    assert (out == (sign * limits * data_max * 9 * (32 // groups)).astype(np.float32)).all()
+    assert (out == (sign * limits * data_max * taps * (32 // groups)).astype(np.float32)).all()
 
 
 @pytest.mark.parametrize("scales", [
@@ -320,6 +351,77 @@ def test_a_sum_beyond_int32_saturates(own_scale):
     spec = ConvSpec(1, 5, 5, 16, 32, (1, 1), data_max=127, epilogue="add", residual=residual)
     check(row, replace(spec, out_zero_point=7))
     check(row, replace(spec, lo=3, hi=100))
+
+
+ROUNDING = ("direct_avx2_d1", "depthwise_avx2", "direct_avx512vnni", "depthwise_avx512vnni", "line_avx512vnni",
+            "winograd_f43_avx512vnni")  # fmt: skip
+
+
+@pytest.mark.parametrize("zero_point, lo, hi", [(0, 0, 127), (64, 1, 127), (255, 3, 255), (3, 0, 250)])
+@pytest.mark.parametrize("row", [
+    pytest.param(r, id=r.name, marks=pytest.mark.isa(r.isa)) for r in ROWS if r.name in ROUNDING
+])  # fmt: skip
+def test_scaled_accumulators_at_the_ends_of_int32_and_beyond(row, zero_point, lo, hi):
+    """A float minimum keeps what is beyond from turning negative; below int32 there is none, and no need."""
+    groups = 32 if row.name.startswith("depthwise") else 1
+    spec = ConvSpec(1, 4, 8, 32, 32, (3, 3), padding=PAD, groups=groups, data_max=127, lo=lo, hi=hi,
+                    out_zero_point=zero_point)  # fmt: skip
+    data, weight, bias, _, _ = operands(spec, 20)
+    bias[:16] = np.resize([-1, 1], 16) * (2**31 - 2**21)
+    below = np.full(32, np.nextafter(np.float32(1), np.float32(0)))
+    for factor, far in ((below, False), (below, True), (np.full(32, 3e5, np.float32), True)):
+        operand = (replace(spec, far=far), data, weight, bias, factor, None)
+        np.testing.assert_array_equal(run(row, *operand)[0], expected(*operand))
+
+
+def test_a_multiplier_of_one_or_more_is_far():
+    spec = ConvSpec(1, 4, 8, 8, 8, (3, 3))
+    weight, bias = np.ones(spec.weight_shape, np.int8), np.zeros(8, np.int32)
+    factors = np.full((2, 8), 2, np.float32)  # the second vector is the function's
+    factors[0] = np.nextafter(np.float32(1), np.float32(0))
+    planner.choose_network([Convolution(spec, weight, bias, factors)], "avx2", {})
+    factors[0, 3] = 1
+    with pytest.raises(
+        KernelError, match="3x3 8->8 @ 4x8: a multiplier of 1 or more, and its spec is not far"
+    ):
+        planner.choose_network([Convolution(spec, weight, bias, factors)], "avx2", {})
+    planner.choose_network([Convolution(replace(spec, far=True), weight, bias, factors)], "avx2", {})
+    assert ConvSpec.from_json(replace(spec, far=True).to_json()).far and "far" not in spec.to_json()
+
+
+@pytest.mark.isa("avx512vnni")
+@pytest.mark.parametrize("name", ["line", "strassen"])
+def test_fewer_products_of_bytes_whatever_the_tile_and_the_chunk(name):
+    """Some sums of three weights are no bytes, in most blocks of output channels."""
+    row = manifest.kernel(f"{name}_avx512vnni")
+    taps = 3 if name == "line" else 1
+    spec = ConvSpec(1, 16, 14, 32, 72, (taps, taps), padding=(taps // 2,) * 4, data_max=127, zero_point=9)
+    data, weight, bias, factor, _ = operands(spec, 40)
+    weight[1 % taps, :, ::13, ::7] = 63 * np.sign(weight[1 % taps, :1, ::13, ::7])
+    arrays = [data, *row.pack(spec, weight, fold_zero_point(bias, weight, 9), factor)]
+    rows = taps * 32 // 4 * 4 if taps == 3 else 32 // 8 * 7
+    assert (arrays[1].shape[1] > rows) == (name == "line")
+    wanted = expected(spec, data, weight, bias, factor, None)
+    for tile, chunk in ((None, None), (4 if taps == 1 else 7, 112), (3, 56 if taps == 3 else 28)):
+        knobs = {} if tile is None else {"tile": tile, "chunk": chunk}
+        found = output(row, spec, arrays, isa.ISAS["avx512vnni"].mcpu, **knobs)
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_layer_takes_fewer_products_where_they_pay_and_are_proven():
+    def plan(kernel, weight_max, data_max=127, channels=256):
+        spec = ConvSpec(
+            1, 14, 14, channels, 256, (kernel,) * 2, padding=(kernel // 2,) * 4, data_max=data_max
+        )
+        weight = np.full(spec.weight_shape, weight_max, np.int8)
+        return planner.choose(spec, weight, np.zeros(256, np.int32), "avx512vnni")
+
+    assert plan(3, 42).kernel.name == "line_avx512vnni"
+    assert plan(1, 63).kernel.name == "strassen_avx512vnni"
+    assert "add 3072 products to 12288" in dict(plan(3, 43).refused)["line_avx512vnni"]
+    assert "a sum of weights may reach 128, beyond 127" in dict(plan(1, 64).refused)["strassen_avx512vnni"]
+    assert "inputs may reach 256" in dict(plan(1, 63, data_max=128).unfit)["strassen_avx512vnni"]
+    assert "strassen_avx512vnni" in dict(plan(1, 63, channels=16).slower)
 
 
 @pytest.mark.isa("avx512vnni")

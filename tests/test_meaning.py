@@ -5,7 +5,7 @@ import pytest
 
 tvm = pytest.importorskip("tvm")
 from kernel_host import RELAY
-from test_kernels import DEPTHWISE, TAILS, WINOGRAD
+from test_kernels import DEPTHWISE, LINE, STRASSEN, TAILS, WINOGRAD
 from tvm import te
 
 from topi_ext import isa, manifest, packing, reference
@@ -155,7 +155,8 @@ def test_every_instruction_of_a_kernel_has_a_meaning(monkeypatch):
     for module in (x86, arm):
         monkeypatch.setattr(module, "pure", recorded)
     monkeypatch.setattr(x86, "effect", done)
-    spec = {"depthwise": DEPTHWISE["plain"], "winograd": WINOGRAD["whole tiles"]}
+    spec = {"depthwise": DEPTHWISE["plain"], "winograd": WINOGRAD["whole tiles"],
+            "line": LINE["one column"], "strassen": STRASSEN["two pixels"]}  # fmt: skip
     for row in manifest.KERNELS:
         layer = spec.get(row.name.split("_")[0], TAILS["first layer, stride, odd sizes"])
         weight = np.ones(layer.weight_shape, np.int8)

@@ -2,7 +2,7 @@
 kernels read it (`packing`). No TVM here."""
 
 from .packing import blocks_of, fold_zero_point, pack, pad_vector, runs_of, tight
-from .problem import EXACT, Bound, Convolution, ConvSpec, Refusal, Residual
+from .problem import EXACT, Bound, Convolution, ConvSpec, Refusal, Residual, is_far
 from .proofs import (
     INT16_MAX,
     NEIGHBOURS,
@@ -25,6 +25,7 @@ __all__ = [
     "accumulator_bound",
     "blocks_of",
     "fold_zero_point",
+    "is_far",
     "lane_bound",
     "lane_reach",
     "merged_scales",

@@ -121,13 +121,14 @@ class Builder:
 
     @contextmanager
     def for_range(self, begin, end, name: str, kind: str = "serial"):
-        """``for name in begin..end`` (ints); yields the int32 value. An empty range emits nothing."""
+        """``for name in begin..end``, ints, or 0 to an expression; yields the int32 value. A range known to
+        be empty emits nothing."""
         var = tir.Var(name, "int32")  # TVM's code generator wants loops from zero
         self._blocks.append([])
         yield var + begin if begin else var
         body = self._body()
-        if end > begin:
-            count = tir.const(end - begin, "int32")
+        if not isinstance(end, int) or end > begin:
+            count = tir.const(end - begin, "int32") if isinstance(end, int) else end
             self.emit(tir.For(var, tir.const(0, "int32"), count, KINDS[kind], body))
 
     @contextmanager

@@ -38,14 +38,20 @@ def divide(x, divisor: float):
     return x / tir.reinterpret(dtype_of(x), const(bits, with_lanes("int32", base_lanes)))
 
 
+def _clipped(x, lo, hi):
+    return tir.max(tir.min(x, const(float(hi), dtype_of(x))), const(float(lo), dtype_of(x)))
+
+
 def _shifted(x, lo, hi):
     """``clip(rint(x), lo, hi)`` + MAGIC, in float32 lanes."""
-    clipped = tir.max(tir.min(x, const(float(hi), dtype_of(x))), const(float(lo), dtype_of(x)))
-    return clipped + const(MAGIC, dtype_of(x))
+    return _clipped(x, lo, hi) + const(MAGIC, dtype_of(x))
 
 
-def rounded(x, lo, hi):
-    """float32 lanes -> float32 lanes: ``clip(rint(x), lo, hi)``."""
+def rounded(x, lo, hi, nearest: Callable | None = None):
+    """float32 lanes -> float32 lanes: ``clip(rint(x), lo, hi)``; nearest(x) -> rint(x), where there is an
+    instruction for it."""
+    if nearest is not None:
+        return nearest(_clipped(x, lo, hi))
     return fence(_shifted(x, lo, hi)) - const(MAGIC, dtype_of(x))
 
 
@@ -146,17 +152,19 @@ def stored(real, out_scale, zero_point, lo, hi, expression=None):
     return store_byte(round_to_step(divide(total, out_scale), zero_point, lo, hi), zero_point)
 
 
-def unrounded(spec: ConvSpec, acc, multiplier, other, residual, keep: Callable):
+def unrounded(
+    spec: ConvSpec, acc, multiplier, other, residual, keep: Callable, nearest: Callable | None = None
+):
     """int32 lanes (bias added) -> float32 lanes: what ``spec``'s epilogue rounds last.
 
     multiplier, other: float32 lanes, as `factors` loads them; residual: uint8 lanes for the add epilogue,
-    else None; keep: as `applied` takes it.
+    else None; keep: as `applied` takes it; nearest: a row's instruction for `rounded`.
     """
     scaled = acc.astype(dtype_of(multiplier)) * multiplier
     r = spec.residual
     if r is None:
         return scaled if spec.function is None else applied(spec.function, fence(scaled), other, keep)
-    own = rounded(scaled, r.own_lo - r.own_zero_point, r.own_hi - r.own_zero_point)
+    own = rounded(scaled, r.own_lo - r.own_zero_point, r.own_hi - r.own_zero_point, nearest)
     beside = residual.astype(dtype_of(acc)) - const(r.zero_point, dtype_of(acc))
     beside = beside.astype(dtype_of(multiplier))
     merged = None

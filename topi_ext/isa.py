@@ -57,7 +57,8 @@ class Isa:
 
     registers: vector registers; bits: of one; None: the multiply has no vectors (AMX). tiles: what a kernel
     keeps in registers without a spill, by multiply: accumulators of a direct kernel (those of float32 as
-    "float"), in how many "vectors" of a pixel, if not one; tiles of Winograd's.
+    "float"), in how many "vectors" of a pixel, if not one; of a bilinear one as "products"; tiles of
+    Winograd's.
     vectors: x86's instructions, widest first. narrows: the direct kernels pack four vectors of outputs to
     bytes at once (`targets.x86.narrow`). byte_dots: its multiply adds products of any bytes straight into
     int32, so that 8 bits cost what 7 do. ran: its kernels have run on such a CPU; what was only compiled is
@@ -127,7 +128,7 @@ ISAS = {
         Isa(
             "avx512vnni", ("avx512bw", "avx512vl", "avx512vnni"), ("avx512bw", "avx512vl", "avx512_vnni"),
             "cascadelake", "avx512bw",
-            registers=32, bits=512, tiles={"direct": 14, "quads": 4, "winograd": 8},
+            registers=32, bits=512, tiles={"direct": 14, "products": 28, "quads": 4, "winograd": 8},
             vectors=(AVX512, AVX2, SSSE3), byte_dots=True,
         ),
         Isa(

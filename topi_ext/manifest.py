@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 
+from .bilinear import LINE, STRASSEN
 from .isa import ISAS
 from .kernels import direct
 from .kernels.rows import (
     Kernel,
+    bilinear_row,
     depthwise_pairs_row,
     depthwise_quads_row,
     depthwise_row,
@@ -39,6 +41,8 @@ KERNELS = (
     winograd_row(2, AVX512VNNI, x86.word_pairs(AVX512VNNI), 2**30),  # by measurement only
     winograd_row(4, AVX512BW, x86.word_pairs(AVX512BW), 4),
     winograd_row(2, AVX512BW, x86.word_pairs(AVX512BW), 2**30),
+    bilinear_row(LINE, AVX512VNNI, x86.byte_dots(AVX512VNNI)),
+    bilinear_row(STRASSEN, AVX512VNNI, x86.byte_dots(AVX512VNNI)),
     direct_row("direct_avx512vnni", AVX512VNNI, x86.vnni_dot(AVX512VNNI)),
     direct_row("direct_avx512bw_d4", AVX512BW, x86.int16_dot(AVX512BW, 4), lane_proof),
     mixed_row(AVX512BW, 4, 2),

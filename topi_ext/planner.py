@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from . import cost, isa, manifest
-from .errors import AccumulatorOverflow
-from .problem import EXACT, Bound, Convolution, ConvSpec, Refusal
+from .errors import AccumulatorOverflow, KernelError
+from .problem import EXACT, Bound, Convolution, ConvSpec, Refusal, is_far
 from .proofs import accumulator_bound
 from .records import Knobs
 
@@ -116,7 +116,11 @@ def choose_network(
 
     measured: {spec as JSON: {kernel: microseconds}}. If the weights, packed for the best kernels, are
     larger than the cache, every call reads them from memory, and the kernels are chosen anew for that.
+    Raises KernelError for a multiplier of 1 or more that the spec does not say.
     """
+    for spec, _, _, multiplier in layers:
+        if is_far(multiplier) and not spec.far:
+            raise KernelError(f"{spec.shape_text}: a multiplier of 1 or more, and its spec is not far")
     found: list[tuple[Choice, list[np.ndarray]]] = []
     for cold in (False, True):
         for i, (spec, weight, bias, multiplier) in enumerate(layers):

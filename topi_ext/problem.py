@@ -78,7 +78,8 @@ class ConvSpec:
       add         requantize by ``residual``, then add the tensor (`Residual`); ``function`` of the real sum
 
     function: an expression in the norm's form (see `function`), for requantize and add; for add without
-    a second vector.
+    a second vector. far: a multiplier is 1 or more (`is_far`), so that ``float32(acc) * multiplier`` may
+    lie beyond int32.
     """
 
     batch: int
@@ -99,6 +100,7 @@ class ConvSpec:
     hi: int = 255
     residual: Residual | None = None
     function: object = None
+    far: bool = False
 
     def __post_init__(self):
         for name in ("kernel", "strides", "padding", "dilation"):
@@ -116,6 +118,12 @@ class ConvSpec:
             raise ValueError(f"{self.groups} groups do not divide the channels")
         if min(self.out_height, self.out_width) < 1:
             raise ValueError("the kernel is larger than the padded map")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether what the epilogue rounds last lies in int32, whatever the data."""
+        far = self.far if self.residual is None else self.residual.reach >= 2**30
+        return not far and self.function is None
 
     @property
     def out_height(self) -> int:
@@ -163,11 +171,12 @@ class ConvSpec:
         return f"{kind}{size} @ {self.height}x{self.width}"
 
     def to_json(self) -> str:
-        """Its key in tuning records: the same text for the same problem, of one without a function as it
-        was before there were any."""
+        """Its key in tuning records: the same text for the same problem, of one without a function, or not
+        far, as it was before there were any."""
         fields = asdict(self)
-        if self.function is None:
-            del fields["function"]
+        for name in ("function", "far"):
+            if not fields[name]:
+                del fields[name]
         return json.dumps(fields, sort_keys=True)
 
     @classmethod
@@ -178,6 +187,11 @@ class ConvSpec:
             fields["residual"] = Residual(**fields["residual"])
         fields["function"] = from_json(fields.get("function"))
         return cls(**fields)
+
+
+def is_far(multiplier: np.ndarray) -> bool:
+    """What `ConvSpec.far` says of multipliers, float32 (K,), or (2, K) of which the first are meant."""
+    return bool((np.abs(multiplier.reshape(-1, multiplier.shape[-1])[0]) >= 1).any())
 
 
 class Convolution(NamedTuple):

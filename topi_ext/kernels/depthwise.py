@@ -39,10 +39,11 @@ def large(spec: ConvSpec) -> bool:
     return spec.kernel[0] * spec.kernel[1] > UNROLLED
 
 
-def work(spec: ConvSpec) -> tuple[float, ...]:
-    """Millions of: multiply-accumulates with padded channels, outputs, elements copied."""
+def work(spec: ConvSpec, together: int = 1) -> tuple[float, ...]:
+    """Millions of: multiply-accumulates with padded channels, outputs, elements copied. together: taps of a
+    row that are multiplied at once, where those that are not there cost as much as others."""
     outputs = spec.batch * spec.out_height * spec.out_width * (-(-spec.out_channels // LANES) * LANES)
-    taps = spec.kernel[0] * spec.kernel[1]
+    taps = spec.kernel[0] * -(-spec.kernel[1] // together) * together
     return tuple(n * 1e-6 for n in (outputs * taps, outputs, copied(spec) if any(spec.padding) else 0))
 
 
@@ -242,8 +243,8 @@ class PairOps(NamedTuple):
 
     multiply(uint8 data, int8 weights) -> int16: products of neighbouring bytes, added in pairs.
     widen(int16) -> (int32 of the even lanes, int32 of the odd ones).
-    narrow(four float32 vectors, zero_point, lo, hi) -> uint8: rounded as the norm does; each 16 bytes hold
-    four lanes of the first vector, four of the second, and so on.
+    narrow(four float32 vectors, zero_point, lo, hi, bounded) -> uint8: as `direct.Narrow`'s pack; each 16
+    bytes hold four lanes of the first vector, four of the second, and so on.
     """
 
     width: int
@@ -392,7 +393,7 @@ class _Pairs:
             places = [c for order in orders for c in order]
             done = pick(values, np.argsort(places).tolist())
         else:
-            packed = self.ops.narrow(values, spec.out_zero_point, spec.lo, spec.hi)
+            packed = self.ops.narrow(values, spec.out_zero_point, spec.lo, spec.hi, spec.bounded)
             places = [
                 order[4 * lane + i] for lane in range(size // 16) for order in orders for i in range(4)
             ]

@@ -39,7 +39,7 @@ class Dot(NamedTuple):
     vectors: of each pixel of a tile, where the layer's blocks of output channels are a multiple of them: a
     multiply that waits for its result needs more accumulators than pixels can be loaded for.
     An accumulator holds ``partials`` int32 sums for each lane, which reduce(acc) adds up at the end.
-    load subtracts ``offset`` from the data, which the bias has to make up for. narrow: see `Writer`.
+    load subtracts ``offset`` from the data, which the bias has to make up for. narrow: see `Narrow`.
     rereads: what pixels side by side have in common in a run is read for each, by `BARRIER`.
     """
 
@@ -54,7 +54,7 @@ class Dot(NamedTuple):
     partials: int = 1
     reduce: Callable | None = None
     offset: int = 0
-    narrow: Callable | None = None
+    narrow: Narrow | None = None
     vectors: int = 1
     rereads: bool = False
 
@@ -142,10 +142,10 @@ def _copy(spec: ConvSpec, data, out, shape, dtype):
     return ib.get()
 
 
-def pieces(ib, count):
+def pieces(ib, count, sizes=(32, 16, 8, 4, 2, 1)):
     """(offset, lanes) of vectors that cover ``count`` contiguous elements; loops where there are many."""
     done = 0
-    for lanes in (32, 16, 8, 4, 2, 1):
+    for lanes in sizes:
         repeat, _ = divmod(count - done, lanes)
         if repeat > 1:
             with ib.for_range(0, repeat, "piece") as piece:
@@ -287,12 +287,20 @@ class Lanes(NamedTuple):
     padded_k: object
 
 
-class Writer:
-    """Stores finished lanes; ``valid`` of them where the last block of a group is ragged.
+class Narrow(NamedTuple):
+    """A row's own rounding.
 
-    narrow(values, zero_point, lo, hi, bounded) -> [uint8 lanes]: rounds float32 lanes to stored bytes, as
-    `epilogue.round_to_step` and `epilogue.store_byte` do, several at once; None: one by one. bounded: what
-    is rounded is far from the ends of int32, as the sum of two stored numbers is."""
+    pack(values, zero_point, lo, hi, bounded) -> [uint8 lanes]: rounds float32 lanes to stored bytes, as
+    `epilogue.round_to_step` and `epilogue.store_byte` do, several at once; bounded: of `problem.ConvSpec`.
+    nearest(x) -> x in float32 lanes, rounded half to even."""
+
+    pack: Callable
+    nearest: Callable
+
+
+class Writer:
+    """Stores finished lanes; ``valid`` of them where the last block of a group is ragged. narrow: `Narrow`,
+    or None: as every CPU can."""
 
     def __init__(self, ib, spec, out, multiplier, residual, narrow=None):
         self.ib, self.spec, self.out = ib, spec, out
@@ -309,12 +317,11 @@ class Writer:
                 with self.ib.if_scope(tir.all(*conditions)) if conditions else nullcontext():
                     self._one(item, valid)
             return
-        values = [
-            epilogue.unrounded(spec, item.acc, *self._operands(item.index(item.k), item.padded_k, item.acc))
-            for item in items
-        ]
-        bounded = spec.residual is not None and spec.function is None and spec.residual.reach < 2**30
-        done = self.narrow(values, spec.out_zero_point, spec.lo, spec.hi, bounded)
+        values = []
+        for item in items:
+            operands = self._operands(item.index(item.k), item.padded_k, item.acc)
+            values.append(epilogue.unrounded(spec, item.acc, *operands, self.narrow.nearest))
+        done = self.narrow.pack(values, spec.out_zero_point, spec.lo, spec.hi, spec.bounded)
         for i, conditions in enumerate(inside):
             if conditions:  # computed once, before the first condition
                 done[i] = self.keep(done[i])
@@ -322,12 +329,13 @@ class Writer:
             with self.ib.if_scope(tir.all(*conditions)) if conditions else nullcontext():
                 self.ib.emit(self.out.vstore(item.index(item.k), value))
 
-    def _operands(self, index, padded_k, acc):
+    def _operands(self, index, padded_k, acc) -> tuple[object, object, object, Callable]:
         """What `epilogue.unrounded` takes beside the lanes ``acc``."""
         lanes, residual = lanes_of(dtype_of(acc))[1], None
         if self.residual is not None:
             residual = self.residual.vload(index, with_lanes("uint8", lanes))
-        return *epilogue.factors(self.spec, self.multiplier, padded_k, lanes), residual, self.keep
+        factor, other = epilogue.factors(self.spec, self.multiplier, padded_k, lanes)
+        return factor, other, residual, self.keep
 
     def __call__(self, acc, index, k, padded_k, valid=None):
         """Store one `Lanes`."""

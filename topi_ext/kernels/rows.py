@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import winograd
+from .. import bilinear, winograd
 from ..isa import Isa
 from ..packing import fold_zero_point, pack, pad_vector
 from ..problem import EXACT, Bound, Refusal
 from ..proofs import INT16_MAX, lane_reach, tap_bound
 from ..targets import x86
-from . import depthwise, direct, tile_conv, winograd_conv
+from . import bilinear_conv, depthwise, direct, tile_conv, winograd_conv
 
 
 class Kernel(NamedTuple):
@@ -202,8 +202,11 @@ def depthwise_quads_row(row: Isa) -> Kernel:
     def proves(spec, weight):
         return EXACT
 
+    def work(spec):
+        return depthwise.work(spec, 4)
+
     name = f"depthwise_{row.name}"
-    return Kernel(name, row.name, _several_taps_refuse, proves, constants, compute, depthwise.work)
+    return Kernel(name, row.name, _several_taps_refuse, proves, constants, compute, work)
 
 
 def winograd_row(m: int, row: Isa, pairs: winograd_conv.WordPairs, tiles: int) -> Kernel:
@@ -237,3 +240,24 @@ def winograd_row(m: int, row: Isa, pairs: winograd_conv.WordPairs, tiles: int) -
 
     name = f"winograd_f{m}3_{row.name}"
     return Kernel(name, row.name, refuses, proves, constants, compute, work, slow)
+
+
+def bilinear_row(scheme: bilinear.Scheme, row: Isa, dots: bilinear_conv.ByteDots) -> Kernel:
+    """A scheme of fewer products with the multiply ``dots``."""
+
+    def refuses(spec):
+        return bilinear.refuses(scheme, spec)
+
+    def proves(spec, weight):
+        return bilinear.proves(scheme, spec, weight, dots.lanes)
+
+    def constants(spec, weight, bias, multiplier):
+        return bilinear.pack(scheme, spec, weight, bias, multiplier, dots.lanes)
+
+    def compute(cfg, spec, data, *rest):
+        return bilinear_conv.compute(cfg, spec, scheme, dots, data, *rest)
+
+    def work(spec):
+        return bilinear_conv.work(scheme, spec, dots)
+
+    return Kernel(f"{scheme.name}_{row.name}", row.name, refuses, proves, constants, compute, work)

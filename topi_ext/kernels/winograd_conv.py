@@ -22,7 +22,7 @@ import numpy as np
 from ..emit import Builder, const, dtype_of, extern, prefetch, tir, with_lanes
 from ..problem import ConvSpec
 from ..winograd import Transform
-from .direct import LINE, Lanes, Writer, copied, keeper, outer_loop, padded_map
+from .direct import LINE, Lanes, Narrow, Writer, copied, keeper, outer_loop, padded_map
 
 CHANNELS = 16  # input channels transformed at once
 #: products of a block of tiles, to stay in a core's own cache until they are transformed back
@@ -35,14 +35,14 @@ class WordPairs(NamedTuple):
 
     rows: the most tiles of a matrix product's register block. data_bytes: of the transformed data of a
     block of tiles, which every block of output channels reads again; the fewer blocks, the less often
-    weights are transformed. narrow: see `direct.Writer`. order(weights): as ``multiply`` wants
+    weights are transformed. narrow: see `direct.Narrow`. order(weights): as ``multiply`` wants
     `winograd.pack`'s."""
 
     lanes: int
     rows: int
     multiply: Callable
     data_bytes: int
-    narrow: Callable | None = None
+    narrow: Narrow | None = None
     order: Callable = lambda weights: weights
 
 

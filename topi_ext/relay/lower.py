@@ -30,7 +30,7 @@ from ..kernels import elementwise
 from ..kernels.product import Product
 from ..packing import fold_zero_point
 from ..planner import LayerChoice
-from ..problem import Convolution, ConvSpec, Residual
+from ..problem import Convolution, ConvSpec, Residual, is_far
 from ..reference import multiplier
 from . import layer_norm as norms
 from . import op as relay_op
@@ -351,15 +351,16 @@ class _Lowering:
             strides, dilation, groups = _ints(a.strides), _ints(a.dilation), int(a.groups)
             padding = _ints(a.padding)
         channels = weight.shape[-1]
-        spec = ConvSpec(
-            batch=n, height=h, width=w, in_channels=c, out_channels=channels,
-            kernel=weight.shape[:2], strides=strides, padding=padding, dilation=dilation,
-            groups=groups, data_max=self.bounds[data], zero_point=zero_point, **epilogue,
-        )  # fmt: skip
         bias = np.zeros(channels, np.int32) if bias is None else bias
         bias = fold_zero_point(bias, weight, zero_point)
         factor = np.asarray(factor, np.float32)
         factor = np.ascontiguousarray(np.broadcast_to(factor, (*factor.shape[:-1], channels)))
+        spec = ConvSpec(
+            batch=n, height=h, width=w, in_channels=c, out_channels=channels,
+            kernel=weight.shape[:2], strides=strides, padding=padding, dilation=dilation,
+            groups=groups, data_max=self.bounds[data], zero_point=zero_point, far=is_far(factor),
+            **epilogue,
+        )  # fmt: skip
         index = len(self.found)
         self.names.append(conv.span.source_name.name if conv.span else "")
         self.found.append(Convolution(spec, weight, bias, factor))

@@ -103,6 +103,7 @@ def _of_vectors(vectors: Vectors, isa: str) -> list[Instruction]:
             vectors.to_bytes, isa, (int16, int16), int8, lambda a, b: _packed(np.uint8)(a, b).view(np.int8)
         ),
         Instruction(f"llvm.sadd.sat.v{bits // 16}i16", isa, (int16, int16), int16, add_saturated),
+        Instruction(f"llvm.nearbyint.v{bits // 32}f32", isa, (float32,), float32, np.rint),
         *(
             Instruction(name, isa, (int32,), f"int8x{bits // 32}", lambda a: _saturate(a, np.int8))
             for name in (vectors.saturated,)

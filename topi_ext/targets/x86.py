@@ -12,8 +12,9 @@ from .. import epilogue
 from ..emit import address, const, dtype_of, effect, lanes_of, pick, pure, tir
 from ..epilogue import fence
 from ..isa import Isa, Vectors
+from ..kernels.bilinear_conv import ByteDots
 from ..kernels.depthwise import PairOps, QuadOps
-from ..kernels.direct import Dot, broadcast_word
+from ..kernels.direct import Dot, Narrow, broadcast_word
 from ..kernels.tile_conv import Tiles
 from ..kernels.winograd_conv import WordPairs
 
@@ -32,32 +33,39 @@ def word_pairs(row: Isa) -> WordPairs:
     return WordPairs(row.lanes, row.tiles["winograd"], multiply, DATA_BYTES, narrow(row))
 
 
-def narrow_four(vectors: Vectors, values, zero_point, lo, hi):
+def narrow_four(vectors: Vectors, values, zero_point, lo, hi, bounded):
     """Four float32 vectors -> stored bytes by packssdw and packuswb, in `depthwise.PairOps`' order.
 
     cvtps2dq rounds half to even. What is too large for int32 would turn negative, so that limit comes
-    first; what is too small becomes -2**31, and the saturating packs carry it to the lower limit.
+    first, but of values ``bounded`` by int32; what is too small becomes -2**31, and the saturating packs
+    carry it to the lower limit.
     """
     lanes = vectors.bits // 32
     top, wide = const(float(hi - zero_point), f"float32x{lanes}"), f"int16x{2 * lanes}"
     masked: tuple = ()
     if ".mask." in vectors.to_int32:  # all lanes, rounded as the control register says
         masked = (const(0, f"int32x{lanes}"), const(-1, f"int{lanes}"), const(4, "int32"))
-    steps = [pure(f"int32x{lanes}", vectors.to_int32, tir.min(x, top), *masked) for x in values]
+    below = values if bounded else [tir.min(x, top) for x in values]
+    steps = [pure(f"int32x{lanes}", vectors.to_int32, x, *masked) for x in below]
     words = [pure(wide, vectors.to_words, *steps[i : i + 2]) for i in (0, 2)]
     if zero_point:
         name = f"llvm.sadd.sat.v{2 * lanes}i16"
         words = [pure(wide, name, w, const(zero_point, wide)) for w in words]
     packed = tir.reinterpret(f"uint8x{4 * lanes}", pure(f"int8x{4 * lanes}", vectors.to_bytes, *words))
-    return tir.max(packed, const(lo, f"uint8x{4 * lanes}")) if lo else packed
+    packed = tir.min(packed, const(hi, dtype_of(packed))) if bounded and hi < 255 else packed
+    return tir.max(packed, const(lo, dtype_of(packed))) if lo else packed
 
 
-def narrow(row: Isa) -> Callable | None:
-    """`direct.Writer`'s narrow of a row that has it."""
-    if row.narrows:
-        return _four_at_a_time(row.vectors_of(256))
+def narrow(row: Isa) -> Narrow | None:
+    """The rounding of a row that has its own."""
     widest = row.vectors[0]
-    return _saturating(widest) if widest.saturated else None
+    if not row.narrows and not widest.saturated:
+        return None
+
+    def nearest(x):
+        return pure(dtype_of(x), f"llvm.nearbyint.v{lanes_of(dtype_of(x))[1]}f32", x)
+
+    return Narrow(_four_at_a_time(row.vectors_of(256)) if row.narrows else _saturating(widest), nearest)
 
 
 def _four_at_a_time(vectors: Vectors) -> Callable:
@@ -67,7 +75,7 @@ def _four_at_a_time(vectors: Vectors) -> Callable:
         done = []
         for first in range(0, len(values), 4):
             four = [*values[first : first + 4], *[values[-1]] * 3][:4]
-            packed = tir.reinterpret("int32x8", narrow_four(vectors, four, zero_point, lo, hi))
+            packed = tir.reinterpret("int32x8", narrow_four(vectors, four, zero_point, lo, hi, bounded))
             # the quads of a vector lie in the two halves; without the fence LLVM packs each vector
             ordered = fence(tir.reinterpret("float32x8", pick([packed], (0, 4, 1, 5, 2, 6, 3, 7))))
             halves = tir.reinterpret("float64x4", ordered)
@@ -123,9 +131,8 @@ def pair_ops(row: Isa) -> PairOps:
 def _packs(row: Isa) -> Callable:
     """Narrow of `PairOps` and `QuadOps`."""
 
-    def packed(values, zero_point, lo, hi):
-        vectors = row.vectors_of(32 * lanes_of(dtype_of(values[0]))[1])
-        return narrow_four(vectors, values, zero_point, lo, hi)
+    def packed(values, *limits):
+        return narrow_four(row.vectors_of(32 * lanes_of(dtype_of(values[0]))[1]), values, *limits)
 
     return packed
 
@@ -137,6 +144,15 @@ def quad_ops(row: Isa) -> QuadOps:
         return pure(dtype_of(acc), vpdpbusd(lanes_of(dtype_of(weight))[1]), acc, data, weight)
 
     return QuadOps(4 * row.lanes, multiply, _packs(row), row.tiles["quads"])
+
+
+def byte_dots(row: Isa) -> ByteDots:
+    """vpdpbusd for `bilinear`'s schemes."""
+
+    def multiply(acc, x, w):
+        return pure(dtype_of(acc), vpdpbusd(4 * row.lanes), acc, x, w)
+
+    return ByteDots(row.lanes, row.tiles["products"], multiply, narrow(row))
 
 
 def vpdpbusd(size: int) -> str:

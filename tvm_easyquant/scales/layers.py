@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from topi_ext import reference
-from topi_ext.conv2d import Convolution, ConvSpec, Residual, fold_zero_point
+from topi_ext.conv2d import Convolution, ConvSpec, Residual, fold_zero_point, is_far
 from topi_ext.function import of_sum
 
 from ..errors import TuneError
@@ -255,7 +255,8 @@ class _Deriver:
             data_max=self._bound(data), zero_point=source.zero_point, **window,
             **_epilogue(own, join, self.scales.unit(node)),
         )  # fmt: skip
-        return Layer(node.name, spec, weight, self.scales.factor(node), bias, data, source, own, join)
+        layer = Layer(node.name, spec, weight, self.scales.factor(node), bias, data, source, own, join)
+        return replace(layer, spec=replace(spec, far=is_far(layer.convolution.multiplier)))
 
     def _constants(self, node: Node, source: Scale) -> tuple[np.ndarray, np.ndarray]:
         """(weight, bias) in steps."""
