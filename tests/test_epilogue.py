@@ -151,6 +151,18 @@ def test_a_ragged_last_block_computes_the_function_too(row, name):
     np.testing.assert_array_equal(out, c.wanted(data))
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize("row", [
+    pytest.param(row, id=row.name, marks=pytest.mark.isa(row.isa)) for row in ROWS
+    if row.name in ("winograd_f43_avx2", "winograd_f43_avx512vnni")
+])  # fmt: skip
+def test_tiles_beyond_the_map_are_not_stored(row):
+    c = Case(row, "silu", size=18)
+    data = c.data()
+    out, _ = run(row, c.spec, data, c.weight, c.bias, c.factors)
+    np.testing.assert_array_equal(out, c.wanted(data))
+
+
 @pytest.mark.isa("avx2")
 def test_groups_have_their_own_second_vectors():
     """The vectors of each group are padded to whole blocks."""
@@ -231,9 +243,12 @@ def by_curve(name, spec, x, lanes, instruction_set):
         ib = Builder()
         with ib.for_range(0, len(x) // lanes, "i") as i:
             value = ins[0].vload([i * lanes], with_lanes("float32", lanes))
-            done = epilogue.finished(ib, curve, pieces, spec, [value])[0]
+            rows = epilogue.tables(ib, curve, lanes)
+            done = epilogue.finished(ib, curve, pieces, spec, [value], rows)[0]
             ib.emit(out.vstore([0, i * lanes], done & const(255, with_lanes("int32", lanes))))
-            ib.emit(out.vstore([1, i * lanes], epilogue.evaluated(ib, curve, pieces, spec, [value])[0]))
+            ib.emit(
+                out.vstore([1, i * lanes], epilogue.evaluated(ib, curve, pieces, spec, [value], rows)[0])
+            )
         return ib.get()
 
     made = computed(lambda t: extern((2, len(x)), [t], body, "int32", "out", "curve"), [x], row.mcpu)

@@ -217,14 +217,19 @@ def _fused(a, b, c):
     return pure(dtype_of(a), f"llvm.fma.v{lanes_of(dtype_of(a))[1]}f32", a, b, c)
 
 
-def evaluated(ib, curve: Curve, pieces: Pieces, spec: ConvSpec, values) -> list:
-    """float32 lanes -> int32 lanes: the bits of the clipped values of ``curve`` (see `curves.Curve`).
+def tables(ib, curve: Curve, lanes: int) -> list:
+    """The vectors of ``curve``'s coefficients, of the highest power first."""
+    return [[literal(ib, part) for part in row.reshape(-1, lanes)] for row in curve.table[::-1]]
+
+
+def evaluated(ib, curve: Curve, pieces: Pieces, spec: ConvSpec, values, rows) -> list:
+    """float32 lanes -> int32 lanes: the bits of the clipped values of ``curve`` (see `curves.Curve`); rows:
+    its `tables`.
 
     Each step is made of all ``values`` before the next is: a CPU looks ahead no further than a vector's.
     """
     dtype, keep = dtype_of(values[0]), keeper(ib)
-    lanes = lanes_of(dtype)[1]
-    integers = with_lanes("int32", lanes)
+    integers = with_lanes("int32", lanes_of(dtype)[1])
 
     def number(value):
         return const(float(value), dtype)
@@ -240,8 +245,7 @@ def evaluated(ib, curve: Curve, pieces: Pieces, spec: ConvSpec, values) -> list:
     ]
     index = [tir.reinterpret(integers, u) for u in shifted]
     made: list = []
-    for row in curve.table[::-1]:
-        parts = [literal(ib, part) for part in row.reshape(-1, lanes)]
+    for parts in rows:
         chosen = [pieces.choose(parts, i) for i in index]
         if made:
             chosen = [_fused(y, r, c) for y, r, c in zip(made, rests, chosen, strict=True)]
@@ -268,10 +272,10 @@ def undecided(curve: Curve, bits):
     return pure("bool", f"llvm.vector.reduce.or.v{lanes_of(integers)[1]}i1", near)
 
 
-def finished(ib, curve: Curve, pieces: Pieces, spec: ConvSpec, values) -> list:
+def finished(ib, curve: Curve, pieces: Pieces, spec: ConvSpec, values, rows) -> list:
     """float32 lanes (see `before`) -> int32 lanes whose last 8 bits are the stored value: what ``curve``
-    makes of them, and of a vector of which that is not sure, what the norm does."""
-    bits = evaluated(ib, curve, pieces, spec, values)
+    makes of them, and of a vector of which that is not sure, what the norm does. rows: its `tables`."""
+    bits = evaluated(ib, curve, pieces, spec, values, rows)
     integers = dtype_of(bits[0])
     done = [ib.allocate("int32", lanes_of(integers)[1], name="done") for _ in bits]
     for slot, x in zip(done, bits, strict=True):

@@ -422,7 +422,8 @@ class _Pairs:
         keep, pieces, lanes = keeper(self.ib), self.ops.pieces, lanes_of(dtype_of(values[0]))[1]
         wide = [values[i : i + joined] for i in range(0, 4, joined)]
         wide = [keep(pick(some, range(joined * lanes)) if joined > 1 else some[0]) for some in wide]
-        steps = epilogue.finished(self.ib, curve, pieces, self.spec, wide)
+        rows = epilogue.tables(self.ib, curve, joined * lanes)
+        steps = epilogue.finished(self.ib, curve, pieces, self.spec, wide, rows)
         if joined > 1:
             apart = [range(i * lanes, (i + 1) * lanes) for i in range(joined)]
             steps = [pick([x], own) for x in map(keep, steps) for own in apart]

@@ -297,9 +297,11 @@ class Writer:
         ragged = valid is not None and valid != lanes
         curve = epilogue.curve_of(spec, self.pieces, lanes)
         if curve is not None and not (ragged and spec.residual is not None):
-            for first in range(0, len(items), self.pieces.together):
-                some = slice(first, first + self.pieces.together)
-                done = self._by_pieces(curve, items[some])
+            rows = epilogue.tables(self.ib, curve, lanes)
+            size = -(-len(items) // -(-len(items) // self.pieces.together))
+            for first in range(0, len(items), size):
+                some = slice(first, first + size)
+                done = self._by_pieces(curve, items[some], rows)
                 self._store(items[some], done, inside[some], valid if ragged else None)
             return
         if ragged or self.narrow is None or spec.epilogue == "dequantize":
@@ -315,13 +317,13 @@ class Writer:
         done = self.narrow(values, spec.out_zero_point, spec.lo, spec.hi, bounded)
         self._store(items, done, inside, None)
 
-    def _by_pieces(self, curve, items) -> list:
-        """Bytes of a few `Lanes` whose function has a ``curve``."""
+    def _by_pieces(self, curve, items, rows) -> list:
+        """Bytes of a few `Lanes` whose function has a ``curve``; rows: its tables."""
         values = []
         for item in items:
             multiplier, _, residual, _ = self._operands(item.index(item.k), item.padded_k, item.acc)
             values.append(self.keep(epilogue.before(self.spec, item.acc, multiplier, residual)))
-        return self.pieces.each(epilogue.finished(self.ib, curve, self.pieces, self.spec, values))
+        return self.pieces.each(epilogue.finished(self.ib, curve, self.pieces, self.spec, values, rows))
 
     def _store(self, items, done, inside, valid):
         """Store bytes of `Lanes`, computed once, where each is inside; valid: lanes that count, or None."""

@@ -404,7 +404,7 @@ class _Body:
                 acc = keep(exact >> const(t.shift, self.vector))
                 done.append(acc + self.bias.vload([channel], self.vector))
             if not self.apart:
-                self.store(done, tile, i, channel)
+                self.store([done], tile, i, channel)
                 continue
             for j, each in enumerate(done):
                 self.ib.emit(m.store(i * t.m + j, at, each))
@@ -417,21 +417,21 @@ class _Body:
     def store_sums(self, tile, ti, block, vector, m):
         """Store what `finish` has left at the first positions."""
         at, channel = self.column(ti, block, vector)
-        for i in range(self.t.m):
-            line = [m.load(i * self.t.m + j, at, self.vector) for j in range(self.t.m)]
-            self.store(line, tile, i, channel)
+        size = range(self.t.m)
+        lines = [[m.load(i * self.t.m + j, at, self.vector) for j in size] for i in size]
+        self.store(lines, tile, 0, channel)
 
-    def store(self, line, tile, i, channel):
-        """Store the sums of row ``i`` of a tile, those that are in the map."""
+    def store(self, lines, tile, first, channel):
+        """Store the sums of rows of a tile from row ``first`` on, those that are in the map."""
         spec, t = self.spec, self.t
         image, y, x = self.place(tile)
         done, inside = [], []
-        for j, acc in enumerate(line):
+        for i, j in np.ndindex(len(lines), t.m):
 
-            def index(k, j=j):
+            def index(k, i=i + first, j=j):
                 return [image, y + i, x + j, k]
 
-            done.append(Lanes(acc, index, channel, channel))
-            ragged = ((i, y, spec.out_height), (j, x, spec.out_width))
-            inside.append([first + at < end for at, first, end in ragged if at >= end % t.m > 0])
+            done.append(Lanes(lines[i][j], index, channel, channel))
+            ragged = ((i + first, y, spec.out_height), (j, x, spec.out_width))
+            inside.append([start + at < end for at, start, end in ragged if at >= end % t.m > 0])
         self.write.all(done, inside=inside)
