@@ -84,8 +84,8 @@ def _prim_func(row, spec, data, constants, residual, mcpu):
     return out.numpy(), executable.mod.inspect_source("asm")
 
 
-def computed(function, arrays):
-    """What a function of TE tensors makes of arrays, in plain loops."""
+def computed(function, arrays, mcpu=""):
+    """What a function of TE tensors makes of arrays, in plain loops if it is no statement of its own."""
     from tvm import te
 
     inputs = [te.placeholder(a.shape, str(a.dtype), name=f"in{i}") for i, a in enumerate(arrays)]
@@ -93,9 +93,11 @@ def computed(function, arrays):
     made = np.zeros([int(d) for d in out.shape], str(out.dtype))
     if RELAY:
         buffers = [tvm.nd.array(a) for a in (*arrays, made)]
-        tvm.build(te.create_schedule(out.op), [*inputs, out], "llvm")(*buffers)
+        target = f"llvm -mcpu={mcpu}" if mcpu else "llvm"
+        tvm.build(te.create_schedule(out.op), [*inputs, out], target)(*buffers)
     else:
         buffers = [tvm.runtime.tensor(a) for a in (*arrays, made)]
         module = tvm.IRModule({"main": te.create_prim_func([*inputs, out])})
-        tvm.compile(module, tvm.target.Target({"kind": "llvm"}))["main"](*buffers)
+        target = tvm.target.Target({"kind": "llvm"} | ({"mcpu": mcpu} if mcpu else {}))
+        tvm.compile(module, target)["main"](*buffers)
     return buffers[-1].numpy()

@@ -194,7 +194,7 @@ def test_a_row_is_spelled_as_in_the_table():
 
 
 def test_a_refusal_names_what_the_cpu_has_and_lacks(monkeypatch):
-    monkeypatch.setattr(isa, "host_flags", lambda: frozenset({"avx2", "pni", "abm"}))
+    monkeypatch.setattr(isa, "host_flags", lambda: frozenset({"avx2", "fma", "pni", "abm"}))
     monkeypatch.setattr(isa.platform, "machine", lambda: "x86_64")
     assert isa.refusal(["avx2", "sse3"], "x86_64") == ""
     said = isa.refusal(["avx2", "avx512f", "avx512vl", "bmi"], "x86_64")

@@ -11,9 +11,11 @@ from kernel_host import RELAY, compiled, computed, run
 from test_function import FORMS, HARD_SWISH
 from test_kernels import ROWS, expected, weight_limit
 
-from topi_ext import epilogue, function, isa, manifest, reference
+from topi_ext import curves, epilogue, function, isa, manifest, reference
 from topi_ext.conv2d import ConvSpec, Residual, fold_zero_point
+from topi_ext.emit import Builder, const, extern, with_lanes
 from topi_ext.kernels import elementwise
+from topi_ext.targets import x86
 
 #: accumulators around which float32 rounds, or a function has its corners and ends
 CORNERS = (0, 2**24, -(2**24), 2**30, -(2**30), 12582912, 1000, -1000)
@@ -111,6 +113,12 @@ def _with(e, vector):
     return (e[0], *(_with(argument, vector) for argument in e[1:])) if isinstance(e, tuple) else e
 
 
+def curved(row, spec):
+    """Whether a row approximates the function of a layer: `curves`."""
+    vectors = isa.ISAS[row.isa].vectors
+    return any(epilogue.curve_of(spec, x86.pieces(isa.ISAS[row.isa]), v.bits // 32) for v in vectors)
+
+
 def cases():
     for row in ROWS:
         for name in FUNCTIONS if row.name in FAMILIES else ():
@@ -128,7 +136,7 @@ def test_a_fused_function_is_the_norms(row, name):
     wanted = c.wanted(data)
     np.testing.assert_array_equal(out, wanted)
     assert len(np.unique(wanted)) > 30
-    assert not re.search(r"\tvfn?m(add|sub)", assembly)  # no product met its add
+    assert curved(row, c.spec) or not re.search(r"\tvfn?m(add|sub)", assembly)  # no product met its add
 
 
 @pytest.mark.parametrize("name", ["slopes", "silu"])
@@ -138,6 +146,18 @@ def test_a_fused_function_is_the_norms(row, name):
 ])  # fmt: skip
 def test_a_ragged_last_block_computes_the_function_too(row, name):
     c = Case(row, name, channels=21)
+    data = c.data()
+    out, _ = run(row, c.spec, data, c.weight, c.bias, c.factors)
+    np.testing.assert_array_equal(out, c.wanted(data))
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("row", [
+    pytest.param(row, id=row.name, marks=pytest.mark.isa(row.isa)) for row in ROWS
+    if row.name in ("winograd_f43_avx2", "winograd_f43_avx512vnni")
+])  # fmt: skip
+def test_tiles_beyond_the_map_are_not_stored(row):
+    c = Case(row, "silu", size=18)
     data = c.data()
     out, _ = run(row, c.spec, data, c.weight, c.bias, c.factors)
     np.testing.assert_array_equal(out, c.wanted(data))
@@ -199,18 +219,155 @@ def test_a_function_of_a_residual_sum_is_the_norms_for_every_pair_of_values(row,
     ["direct_avx2_d2", "depthwise_avx2", "direct_avx512vnni", "depthwise_avx512bw", "depthwise_avx512vnni"],
 )
 def test_a_function_is_a_handful_of_vector_instructions(name):
-    """Compiled only: nothing scalar, nothing called, nothing contracted; one division for each vector."""
+    """Compiled only: nothing scalar, nothing called; of the norm's own operations, which are computed where a
+    curve is not sure, one division for each vector, and their products; the curve's, fused, are its degree and
+    three more."""
     row = manifest.kernel(name)
     counts = []
     for form in (None, "silu"):
         c = Case(row, "silu", channels=128)
         spec = c.spec if form else replace(c.spec, function=None)
         text = compiled(row, spec, c.arrays(row, c.data()), isa.ISAS[row.isa].mcpu)
-        assert not re.search(r"\tvfn?m(add|sub)|\tv(mul|add|div|sub)ss", text)
-        counts.append([len(re.findall(rf"\t{what}\b", text)) for what in ("vdivps", "vmulps", "callq?")])
+        assert not re.search(r"\tv(mul|add|div|sub|fmadd\d+)ss", text)
+        found = [rf"\tv{what}ps\b" for what in ("div", "mul", r"fmadd\w*", "perm([it]2)?")]
+        counts.append(
+            [len(re.findall(what, text)) for what in (*found, r"\tcallq?\b", r"\tvfn?m(add|sub)")]
+        )
     plain, fused = np.array(counts)
-    assert plain[0] == 0 < fused[0] and fused[2] == plain[2]
+    assert plain[0] == plain[2] == plain[5] == 0 < fused[0] and fused[4] == plain[4]
+    assert fused[2] == fused[5]
     assert fused[1] - plain[1] == 13 * fused[0]
+    lanes = isa.ISAS[row.isa].lanes
+    curve = epilogue.curve_of(c.spec, x86.pieces(isa.ISAS[row.isa]), lanes)
+    degree = len(curve.table) - 1
+    vectors = fused[3] // (degree + 1)
+    assert fused[3] == vectors * (degree + 1) and fused[2] == vectors * (degree + 3) and vectors == fused[0]
+
+
+CURVED = ("silu", "gelu", "gelu_tanh", "sigmoid", "tanh")
+VECTORS = (("avx2", 8), ("avx512bw", 16), ("avx512bw", 8))
+
+
+def by_curve(name, spec, x, lanes, instruction_set):
+    """(bytes, bits) that the instructions make of float32, by the curve and where it is not sure by the norm; and
+    by the curve alone."""
+    row = isa.ISAS[instruction_set]
+    pieces = x86.pieces(row)
+    curve = epilogue.curve_of(spec, pieces, lanes)
+
+    def body(ins, out):
+        ib = Builder()
+        with ib.for_range(0, len(x) // lanes, "i") as i:
+            value = ins[0].vload([i * lanes], with_lanes("float32", lanes))
+            rows = epilogue.tables(ib, curve, lanes)
+            done = epilogue.finished(ib, curve, pieces, spec, [value], rows)[0]
+            ib.emit(out.vstore([0, i * lanes], done & const(255, with_lanes("int32", lanes))))
+            ib.emit(
+                out.vstore([1, i * lanes], epilogue.evaluated(ib, curve, pieces, spec, [value], rows)[0])
+            )
+        return ib.get()
+
+    made = computed(lambda t: extern((2, len(x)), [t], body, "int32", "out", "curve"), [x], row.mcpu)
+    return curve, *made
+
+
+def spec_of(name, scale, zero, residual=None):
+    if residual is not None:
+        return ConvSpec(1, 1, 1, 1, 1, (1, 1), epilogue="add", residual=residual, out_zero_point=zero,
+                        function=function.of_sum(FORMS[name]))  # fmt: skip
+    fused = function.fuse(FORMS[name], 1.0, scale, -zero, 255 - zero)
+    return ConvSpec(1, 1, 1, 1, 1, (1, 1), out_zero_point=zero, lo=fused.lo + zero, hi=fused.hi + zero,
+                    function=fused.function)  # fmt: skip
+
+
+def steps_of(spec, x):
+    """The norm's unrounded steps."""
+    made = function.apply(spec.function, x)
+    return made if spec.residual is None else made / np.float32(spec.residual.out_scale)
+
+
+def around_ties(spec, lanes):
+    """float32 on both sides of every middle between two steps: neighbours, of which the norm rounds one up and one
+    down. Found by bisection between the sides that values on a grid have."""
+    grid = np.concatenate([np.linspace(-20, 20, 4001), [-1e6, 1e6]]).astype(np.float32)
+    grid.sort()
+    value = np.rint(steps_of(spec, grid))
+    at = np.flatnonzero(np.diff(value))
+    low, high = grid[at], grid[at + 1]
+    first = np.rint(steps_of(spec, low))
+    for _ in range(60):
+        middle = ((low.astype(np.float64) + high) / 2).astype(np.float32)
+        same = np.rint(steps_of(spec, middle)) == first
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    found = np.concatenate([low, high])
+    byte = np.abs(steps_of(spec, found) + 0.25) < min(spec.out_zero_point, 255 - spec.out_zero_point) - 1
+    found = found[byte]
+    return found[: len(found) // lanes * lanes]
+
+
+@pytest.mark.parametrize("name", CURVED)
+@pytest.mark.parametrize("instruction_set, lanes", [
+    pytest.param(*both, id=f"{both[0]}-{both[1]}", marks=pytest.mark.isa(both[0])) for both in VECTORS
+])  # fmt: skip
+@pytest.mark.parametrize("sum_of_two", [False, True])
+def test_the_norm_decides_next_to_the_middle_between_two_steps(name, instruction_set, lanes, sum_of_two):
+    residual = Residual(0.02, 9, 0, 255, 0.03, 5, True, 0.04) if sum_of_two else None
+    spec = spec_of(name, 0.04 if "lu" in name else 1 / 100, 117, residual)
+    if epilogue.curve_of(spec, x86.pieces(isa.ISAS[instruction_set]), lanes) is None:
+        pytest.skip("no curve of so few pieces")
+    x = around_ties(spec, lanes)
+    assert len(x) >= (40 if sum_of_two and "lu" not in name else 128)
+    value = steps_of(spec, x).astype(np.float64)
+    assert np.median(np.abs(np.abs(value - np.floor(value)) - 0.5)) < 2e-5
+    curve, stored, bits = by_curve(name, spec, x, lanes, instruction_set)
+    undecided = (bits & 0x7FFF) < curve.window
+    assert undecided.all()  # each was computed by the norm
+    wanted = np.clip(np.rint(value) + spec.out_zero_point, spec.lo, spec.hi)
+    np.testing.assert_array_equal(stored, wanted)
+    assert ((bits >> 15 & 255) != wanted).any()  # the curve alone would have been wrong
+
+
+@pytest.mark.parametrize("name", CURVED)
+@pytest.mark.parametrize("instruction_set, lanes", [
+    pytest.param(*both, id=f"{both[0]}-{both[1]}", marks=pytest.mark.isa(both[0])) for both in VECTORS
+])  # fmt: skip
+def test_a_curve_stores_the_norms_bytes_of_float32_of_every_size(name, instruction_set, lanes):
+    rng = np.random.default_rng(0)
+    ends = (0.0, -0.0, 1e-45, 2.0**30, -(2.0**30), 88.0, -88.0, 5.25, 15.25)
+    x = np.concatenate([rng.uniform(-16, 16, 2**15), rng.choice([-1, 1], 2**15) * 2.0 ** rng.uniform(-149, 30, 2**15),
+                        np.resize(ends, 16)]).astype(np.float32)  # fmt: skip
+    for scale, zero, lo, hi in ((0.04, 10, 0, 255), (0.03, 128, 1, 255), (1 / 128, 0, 0, 127)):
+        spec = replace(spec_of(name, scale, zero), lo=lo, hi=hi)
+        if epilogue.curve_of(spec, x86.pieces(isa.ISAS[instruction_set]), lanes) is None:
+            continue
+        curve, stored, bits = by_curve(name, spec, x, lanes, instruction_set)
+        wanted = np.clip(np.rint(steps_of(spec, x)) + zero, lo, hi)
+        np.testing.assert_array_equal(stored, wanted)
+        assert ((bits & 0x7FFF) < curve.window)[: 2**15].mean() < 0.004  # and seldom by the norm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CURVED)
+@pytest.mark.parametrize("instruction_set, lanes", [
+    pytest.param(*both, id=f"{both[0]}-{both[1]}", marks=pytest.mark.isa(both[0])) for both in VECTORS[:2]
+])  # fmt: skip
+def test_every_float32_that_a_layer_reaches(name, instruction_set, lanes, compared):
+    """Two thousand six hundred million: the curve is within half its window of the norm, or both are beyond a
+    byte's values."""
+    spec, done = spec_of(name, 0.03 if "lu" in name else 1 / 127, 90), 0
+    if epilogue.curve_of(spec, x86.pieces(isa.ISAS[instruction_set]), lanes) is None:
+        pytest.skip("no curve of so few pieces")
+    for first in range(0, int(np.float32(function.REACH).view(np.int32)), 2**24):
+        for sign in (0, -(2**31)):
+            x = (np.arange(first, first + 2**24, dtype=np.int64) + sign).astype(np.int32).view(np.float32)
+            curve, stored, bits = by_curve(name, spec, x, lanes, instruction_set)
+            value = steps_of(spec, x).astype(np.float64) + spec.out_zero_point
+            np.testing.assert_array_equal(stored, np.clip(np.rint(value), spec.lo, spec.hi))
+            found = (bits - 0x43800000) * curves.GRAIN - 0.5
+            apart = np.abs(found - curve.window // 2 * curves.GRAIN - np.clip(value, spec.lo, spec.hi))
+            assert apart.max() < curve.window // 2 * curves.GRAIN
+            done += len(x)
+    compared(f"{instruction_set}, {name}", done)
 
 
 def test_a_leaky_relu_of_a_slope_up_to_one_is_a_maximum():

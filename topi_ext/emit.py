@@ -7,6 +7,7 @@ spelled, and whether an LLVM intrinsic's argument count is passed. What a target
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import tvm
@@ -169,6 +170,28 @@ class Builder:
     def get(self):
         """The statement of everything emitted; the builder is spent."""
         return self._body()
+
+
+def keeper(ib) -> Callable:
+    """keep(expression): its value in a buffer of its own (TVM's vector lets do not compile), which is small
+    enough for LLVM to make it registers."""
+
+    def keep(value):
+        base, lanes = lanes_of(dtype_of(value))
+        slot = ib.allocate(base, lanes, name="kept")
+        ib.emit(slot.vstore([0], value))
+        return slot.vload([0], dtype_of(value))
+
+    return keep
+
+
+def literal(ib, values):
+    """A vector of float32 literals, each its own, in a buffer as `keeper` has it, number by number: equal
+    vectors TVM 0.19 would compute once, in a way that LLVM refuses (`once`)."""
+    slot = ib.allocate("float32", len(values), name="literal")
+    for i, value in enumerate(values):
+        ib.emit(slot.vstore([i], tir.const(float(value), "float32")))
+    return slot.vload([0], with_lanes("float32", len(values)))
 
 
 class _Around:

@@ -13,13 +13,16 @@ Every operation is one IEEE float32 operation of the norm (`reference`), but for
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from . import function
-from .emit import const, dtype_of, lanes_of, pure, tir, with_lanes
+from . import curves, function
+from .curves import Curve
+from .emit import const, dtype_of, keeper, lanes_of, literal, pure, tir, with_lanes
 from .function import MAGIC, MAGIC_BITS
 from .problem import ConvSpec
 from .proofs import merged_scales
@@ -160,10 +163,25 @@ def unrounded(
     multiplier, other: float32 lanes, as `factors` loads them; residual: uint8 lanes for the add epilogue,
     else None; keep: as `applied` takes it; nearest: a row's instruction for `rounded`.
     """
+    value = before(spec, acc, multiplier, residual, nearest)
+    if spec.function is None:
+        return value
+    return after(spec, value, other, keep)
+
+
+def after(spec: ConvSpec, value, other, keep: Callable):
+    """What ``spec``'s function, which there is, makes of float32 lanes `before` it, in unrounded steps."""
+    made = applied(spec.function, value, other, keep)
+    return made if spec.residual is None else divide(made, spec.residual.out_scale)
+
+
+def before(spec: ConvSpec, acc, multiplier, residual, nearest=None):
+    """int32 lanes (bias added) -> float32 lanes: what ``spec``'s function is taken of, where it has one,
+    else what is rounded; the arguments are those of `unrounded`."""
     scaled = acc.astype(dtype_of(multiplier)) * multiplier
     r = spec.residual
     if r is None:
-        return scaled if spec.function is None else applied(spec.function, fence(scaled), other, keep)
+        return scaled if spec.function is None else fence(scaled)
     own = rounded(scaled, r.own_lo - r.own_zero_point, r.own_hi - r.own_zero_point, nearest)
     beside = residual.astype(dtype_of(acc)) - const(r.zero_point, dtype_of(acc))
     beside = beside.astype(dtype_of(multiplier))
@@ -175,9 +193,108 @@ def unrounded(
         return own * a + beside * b
     own, beside = real(own, r.own_scale), real(beside, r.scale)
     total = own + beside if r.own_first else beside + own
-    if spec.function is not None:
-        total = applied(spec.function, total, keep=keep)
-    return divide(total, r.out_scale)
+    return total if spec.function is not None else divide(total, r.out_scale)
+
+
+class Pieces(NamedTuple):
+    """How a row evaluates a `curves.Curve`.
+
+    count(lanes): of the float32 among which an instruction chooses for each lane, 0: there is none;
+    choose(vectors, index): of theirs, a vector's lanes or two vectors', by the last bits of int32 lanes.
+    each([int32 lanes]) -> [uint8 lanes]: their last 8 bits; four(the same of four) -> uint8 lanes in the
+    order of `depthwise.PairOps`. together: how many vectors are evaluated at once.
+    """
+
+    count: Callable
+    choose: Callable
+    each: Callable
+    four: Callable
+    together: int
+
+
+def curve_of(spec: ConvSpec, pieces: Pieces | None, lanes: int) -> Curve | None:
+    """The curve of ``spec``'s function for vectors of ``lanes``; None: there is none."""
+    if pieces is None or spec.function is None or spec.epilogue == "dequantize":
+        return None
+    divisor = None if spec.residual is None else spec.residual.out_scale
+    return curves.curve(spec.function, divisor, spec.out_zero_point, pieces.count(lanes))
+
+
+def _fused(a, b, c):
+    """``a * b + c``, rounded once."""
+    return pure(dtype_of(a), f"llvm.fma.v{lanes_of(dtype_of(a))[1]}f32", a, b, c)
+
+
+def tables(ib, curve: Curve, lanes: int) -> list:
+    """The vectors of ``curve``'s coefficients, of the highest power first."""
+    return [[literal(ib, part) for part in row.reshape(-1, lanes)] for row in curve.table[::-1]]
+
+
+def evaluated(ib, curve: Curve, pieces: Pieces, spec: ConvSpec, values, rows) -> list:
+    """float32 lanes -> int32 lanes: the bits of the clipped values of ``curve`` (see `curves.Curve`); rows:
+    its `tables`.
+
+    Each step is made of all ``values`` before the next is: a CPU looks ahead no further than a vector's.
+    """
+    dtype, keep = dtype_of(values[0]), keeper(ib)
+    integers = with_lanes("int32", lanes_of(dtype)[1])
+
+    def number(value):
+        return const(float(value), dtype)
+
+    def magnitude(x):
+        return tir.reinterpret(dtype, tir.reinterpret(integers, x) & const(2**31 - 1, integers))
+
+    highs = [keep(tir.min(magnitude(x) if curve.even else x, number(curve.far))) for x in values]
+    ts = highs if curve.even else [keep(tir.max(t, number(curve.near))) for t in highs]
+    shifted = [keep(fence(_fused(t, number(curve.per), number(MAGIC)))) for t in ts]
+    rests = [
+        keep(_fused(t, number(curve.per), number(MAGIC) - u)) for t, u in zip(ts, shifted, strict=True)
+    ]
+    index = [tir.reinterpret(integers, u) for u in shifted]
+    made: list = []
+    for parts in rows:
+        chosen = [pieces.choose(parts, i) for i in index]
+        if made:
+            chosen = [_fused(y, r, c) for y, r, c in zip(made, rests, chosen, strict=True)]
+        made = [keep(y) for y in chosen]
+    if curve.slope:
+        beyond = [
+            tir.max(x, number(0.0)) if curve.even else x - t for x, t in zip(values, highs, strict=True)
+        ]
+        made = [_fused(b, number(curve.slope), y) for b, y in zip(beyond, made, strict=True)]
+    shift = curves.BASE + curve.window // 2 * curves.GRAIN
+    if curve.high > spec.hi - spec.out_zero_point:
+        made = [tir.min(y, number(shift + spec.hi)) for y in made]
+    if curve.low < spec.lo - spec.out_zero_point:
+        made = [tir.max(y, number(shift + spec.lo)) for y in made]
+    return [keep(tir.reinterpret(integers, y)) for y in made]
+
+
+def undecided(curve: Curve, bits):
+    """Whether any of the int32 lanes that `evaluated` made is too near to the middle between two steps."""
+    integers = dtype_of(bits[0])
+    fraction = const(2**15 - 1, integers)
+    least = functools.reduce(tir.min, [x & fraction for x in bits])
+    near = least < const(curve.window, integers)
+    return pure("bool", f"llvm.vector.reduce.or.v{lanes_of(integers)[1]}i1", near)
+
+
+def finished(ib, curve: Curve, pieces: Pieces, spec: ConvSpec, values, rows) -> list:
+    """float32 lanes (see `before`) -> int32 lanes whose last 8 bits are the stored value: what ``curve``
+    makes of them, and of a vector of which that is not sure, what the norm does. rows: its `tables`."""
+    bits = evaluated(ib, curve, pieces, spec, values, rows)
+    integers = dtype_of(bits[0])
+    done = [ib.allocate("int32", lanes_of(integers)[1], name="done") for _ in bits]
+    for slot, x in zip(done, bits, strict=True):
+        ib.emit(slot.vstore([0], x >> const(15, integers)))
+    with ib.if_scope(undecided(curve, bits)):
+        for slot, x, value in zip(done, bits, values, strict=True):
+            with ib.if_scope(undecided(curve, [x])):
+                made = after(spec, value, None, keeper(ib))
+                steps = round_to_step(made, spec.out_zero_point, spec.lo, spec.hi)
+                ib.emit(slot.vstore([0], steps + const(spec.out_zero_point, integers)))
+    return [slot.vload([0], integers) for slot in done]
 
 
 def finish(spec: ConvSpec, acc, multiplier, other, residual, keep: Callable):

@@ -20,7 +20,8 @@ class Vectors(NamedTuple):
 
     byte_pairs: pmaddubsw, u8 x s8 added in pairs, saturating; word_pairs: pmaddwd, s16 x s16 added in
     pairs; to_int32: float32 to int32, half to even; to_words, to_bytes: int32 to int16 to uint8,
-    saturating; saturated: int32 to int8, saturating, "" where there is none.
+    saturating; saturated: int32 to int8, saturating, "" where there is none. permute: float32 lanes chosen
+    by the last bits of int32 lanes, permute_two: of two vectors; "" where there is none.
     """
 
     bits: int
@@ -30,6 +31,8 @@ class Vectors(NamedTuple):
     to_words: str
     to_bytes: str
     saturated: str = ""
+    permute: str = ""
+    permute_two: str = ""
 
 
 SSSE3 = Vectors(
@@ -39,11 +42,13 @@ SSSE3 = Vectors(
 AVX2 = Vectors(
     256, "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd",
     "llvm.x86.avx.cvt.ps2dq.256", "llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb",
+    permute="llvm.x86.avx2.permps",
 )  # fmt: skip
 AVX512 = Vectors(
     512, "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512",
     "llvm.x86.avx512.mask.cvtps2dq.512", "llvm.x86.avx512.packssdw.512", "llvm.x86.avx512.packuswb.512",
     "llvm.x86.avx512.mask.pmovs.db.512",
+    "llvm.x86.avx512.permvar.sf.512", "llvm.x86.avx512.vpermi2var.ps.512",
 )  # fmt: skip
 
 
@@ -111,12 +116,12 @@ ISAS = {
     for row in (
         Isa("generic", (), (), "", None, bits=128, tiles={"plain": 6, "float": 8}),
         Isa(
-            "avx2", ("avx2",), ("avx2",), "core-avx2", "generic",
+            "avx2", ("avx2", "fma"), ("avx2", "fma"), "core-avx2", "generic",
             registers=16, bits=256, tiles={"direct": 7, "winograd": 4, "float": 12}, vectors=(AVX2, SSSE3),
             narrows=True,
         ),
         Isa(
-            "avxvnni", ("avx2", "avxvnni"), ("avx2", "avx_vnni"), "alderlake", "avx2",
+            "avxvnni", ("avx2", "fma", "avxvnni"), ("avx2", "fma", "avx_vnni"), "alderlake", "avx2",
             registers=16, bits=256, tiles={"direct": 12, "vectors": 2, "quads": 2}, vectors=(AVX2, SSSE3),
             narrows=True, byte_dots=True, ran=False,
         ),

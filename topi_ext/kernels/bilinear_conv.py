@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import bilinear
+from .. import bilinear, epilogue
 from ..bilinear import GROUP, Scheme
 from ..emit import Builder, const, extern, prefetch, tir, with_lanes
 from ..problem import ConvSpec
@@ -26,12 +26,13 @@ WEIGHT_BYTES = 300_000
 
 class ByteDots(NamedTuple):
     """multiply(acc, x, w) -> acc plus the products of four bytes, in ``lanes`` lanes of int32, where x has
-    the same ones in each. accumulators: kept in registers. narrow: see `direct.Narrow`."""
+    the same ones in each. accumulators: kept in registers. narrow, pieces: see `direct.Writer`."""
 
     lanes: int
     accumulators: int
     multiply: Callable
     narrow: Narrow | None = None
+    pieces: epilogue.Pieces | None = None
 
 
 class Map(NamedTuple):
@@ -110,7 +111,8 @@ class _Body:
         self.most = min(tile, chosen.chunk * chosen.units)
         self.data, self.weight, self.numbers, multiplier = ins[:4]
         self.ib, self.wrap = Builder(), Wrapping(dots.lanes)
-        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, dots.narrow)
+        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None,
+                            dots.narrow, dots.pieces)  # fmt: skip
         self.blocks, self.size = bilinear.blocks_of(scheme, spec, dots.lanes), scheme.vectors * dots.lanes
         self.products, self.groups = scheme.products, bilinear.groups_of(scheme, spec)
         self.channels, self.offsets = spec.in_channels // scheme.halves, bilinear.offsets(scheme, spec)

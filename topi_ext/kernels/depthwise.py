@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import epilogue
-from ..emit import Builder, const, extern, pick, tir, with_lanes
+from ..emit import Builder, const, dtype_of, extern, keeper, lanes_of, pick, tir, with_lanes
 from ..problem import Bound, ConvSpec, Refusal
 from ..proofs import INT16_MAX, tap_bound
-from .direct import Writer, copied, keeper, outer_loop, over_row, padded_map
+from .direct import Writer, copied, outer_loop, over_row, padded_map
 
 LANES = 16
 #: taps up to which a kernel is one piece of code
@@ -244,13 +244,15 @@ class PairOps(NamedTuple):
     multiply(uint8 data, int8 weights) -> int16: products of neighbouring bytes, added in pairs.
     widen(int16) -> (int32 of the even lanes, int32 of the odd ones).
     narrow(four float32 vectors, zero_point, lo, hi, bounded) -> uint8: as `direct.Narrow`'s pack; each 16
-    bytes hold four lanes of the first vector, four of the second, and so on.
+    bytes hold four lanes of the first vector, four of the second, and so on. pieces: how a function is
+    approximated.
     """
 
     width: int
     multiply: Callable
     widen: Callable
     narrow: Callable
+    pieces: epilogue.Pieces
 
 
 def compute_pairs(cfg, spec: ConvSpec, ops: PairOps, data, weight, bias, multiplier, residual=None):
@@ -379,7 +381,10 @@ class _Pairs:
     def store(self, sums, index, first, size):
         """Add the bias to the four int32 vectors of a pixel, and store what the epilogue makes of them."""
         ib, spec, quarter = self.ib, self.spec, size // 4
-        orders = self.orders(size)
+        orders, pieces = self.orders(size), self.ops.pieces
+        # as many of the four vectors together as make the most of an instruction
+        joined = max((1, 2, 4), key=lambda n: pieces.count(n * quarter))
+        curve = epilogue.curve_of(spec, pieces, joined * quarter)
         residual, values = None, []
         for i, total in enumerate(sums):
             at = first + i * quarter
@@ -388,12 +393,18 @@ class _Pairs:
                 stored = self.residual.vload([*index, first], with_lanes("uint8", size))
                 residual = pick([stored], orders[i])
             scale, other = epilogue.factors(spec, self.multiplier, at, quarter)
+            if curve is not None:
+                values.append(epilogue.before(spec, acc, scale, residual))
+                continue
             values.append(epilogue.unrounded(spec, acc, scale, other, residual, keeper(ib)))
         if spec.epilogue == "dequantize":
             places = [c for order in orders for c in order]
             done = pick(values, np.argsort(places).tolist())
         else:
-            packed = self.ops.narrow(values, spec.out_zero_point, spec.lo, spec.hi, spec.bounded)
+            if curve is None:
+                packed = self.ops.narrow(values, spec.out_zero_point, spec.lo, spec.hi, spec.bounded)
+            else:
+                packed = self.by_pieces(curve, values, joined)
             places = [
                 order[4 * lane + i] for lane in range(size // 16) for order in orders for i in range(4)
             ]
@@ -408,6 +419,18 @@ class _Pairs:
         with ib.for_range(0, valid, "channel") as c:
             ib.emit(self.out.vstore([*index, first + c], spill.vload([c])))
 
+    def by_pieces(self, curve, values, joined):
+        """Bytes of four float32 vectors whose function has a ``curve`` for ``joined`` of them."""
+        keep, pieces, lanes = keeper(self.ib), self.ops.pieces, lanes_of(dtype_of(values[0]))[1]
+        wide = [values[i : i + joined] for i in range(0, 4, joined)]
+        wide = [keep(pick(some, range(joined * lanes)) if joined > 1 else some[0]) for some in wide]
+        rows = epilogue.tables(self.ib, curve, joined * lanes)
+        steps = epilogue.finished(self.ib, curve, pieces, self.spec, wide, rows)
+        if joined > 1:
+            apart = [range(i * lanes, (i + 1) * lanes) for i in range(joined)]
+            steps = [pick([x], own) for x in map(keep, steps) for own in apart]
+        return pieces.four(steps)
+
 
 # -- four taps at once
 
@@ -415,14 +438,15 @@ class _Pairs:
 class QuadOps(NamedTuple):
     """Instructions for `compute_quads`, for vectors of 16 bytes, of ``width`` and of what is between.
 
-    multiply(int32 acc, uint8 data, int8 weights) -> acc and the four products of its bytes. narrow: as in
-    `PairOps`. pixels: whose sums are kept in registers, four vectors each.
+    multiply(int32 acc, uint8 data, int8 weights) -> acc and the four products of its bytes. narrow, pieces:
+    as in `PairOps`. pixels: whose sums are kept in registers, four vectors each.
     """
 
     width: int
     multiply: Callable
     narrow: Callable
     pixels: int
+    pieces: epilogue.Pieces
 
 
 def quarters(width: int, offset: int = 0) -> list[list[int]]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import epilogue
-from ..emit import Builder, const, dtype_of, extern, lanes_of, prefetch, tir, with_lanes
+from ..emit import Builder, const, dtype_of, extern, keeper, lanes_of, prefetch, tir, with_lanes
 from ..packing import blocks_of, runs_of, tight
 from ..problem import ConvSpec
 
@@ -39,7 +39,8 @@ class Dot(NamedTuple):
     vectors: of each pixel of a tile, where the layer's blocks of output channels are a multiple of them: a
     multiply that waits for its result needs more accumulators than pixels can be loaded for.
     An accumulator holds ``partials`` int32 sums for each lane, which reduce(acc) adds up at the end.
-    load subtracts ``offset`` from the data, which the bias has to make up for. narrow: see `Narrow`.
+    load subtracts ``offset`` from the data, which the bias has to make up for. narrow, pieces: see
+    `Writer`.
     rereads: what pixels side by side have in common in a run is read for each, by `BARRIER`.
     """
 
@@ -57,6 +58,7 @@ class Dot(NamedTuple):
     narrow: Narrow | None = None
     vectors: int = 1
     rereads: bool = False
+    pieces: epilogue.Pieces | None = None
 
 
 def broadcast_word(lanes: int) -> Callable:
@@ -264,19 +266,6 @@ def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, resid
     return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
 
 
-def keeper(ib) -> Callable:
-    """keep(expression): its value in a buffer of its own (TVM's vector lets do not compile), which is small
-    enough for LLVM to make it registers."""
-
-    def keep(value):
-        base, lanes = lanes_of(dtype_of(value))
-        slot = ib.allocate(base, lanes, name="kept")
-        ib.emit(slot.vstore([0], value))
-        return slot.vload([0], dtype_of(value))
-
-    return keep
-
-
 class Lanes(NamedTuple):
     """Finished int32 lanes with bias; index(channel) -> output indices; k: their first output channel;
     padded_k: its place in the padded bias and multiplier vectors."""
@@ -300,18 +289,28 @@ class Narrow(NamedTuple):
 
 class Writer:
     """Stores finished lanes; ``valid`` of them where the last block of a group is ragged. narrow: `Narrow`,
-    or None: as every CPU can."""
+    or None: as every CPU can; pieces: how a function is approximated, or None."""
 
-    def __init__(self, ib, spec, out, multiplier, residual, narrow=None):
+    def __init__(self, ib, spec, out, multiplier, residual, narrow=None, pieces=None):
         self.ib, self.spec, self.out = ib, spec, out
-        self.multiplier, self.residual, self.narrow = multiplier, residual, narrow
+        self.multiplier, self.residual, self.narrow, self.pieces = multiplier, residual, narrow, pieces
         self.keep = keeper(ib)
 
     def all(self, items, valid=None, inside=None):
         """Store a list of `Lanes`; the first ``valid`` lanes of each count. inside: for each item the
         conditions under which it is stored."""
         spec, inside = self.spec, inside or [()] * len(items)
-        ragged = valid is not None and valid != lanes_of(dtype_of(items[0].acc))[1]
+        lanes = lanes_of(dtype_of(items[0].acc))[1]
+        ragged = valid is not None and valid != lanes
+        curve = epilogue.curve_of(spec, self.pieces, lanes)
+        if curve is not None and not (ragged and spec.residual is not None):
+            rows = epilogue.tables(self.ib, curve, lanes)
+            size = -(-len(items) // -(-len(items) // self.pieces.together))
+            for first in range(0, len(items), size):
+                some = slice(first, first + size)
+                done = self._by_pieces(curve, items[some], rows)
+                self._store(items[some], done, inside[some], valid if ragged else None)
+            return
         if ragged or self.narrow is None or spec.epilogue == "dequantize":
             for item, conditions in zip(items, inside, strict=True):
                 with self.ib.if_scope(tir.all(*conditions)) if conditions else nullcontext():
@@ -322,12 +321,33 @@ class Writer:
             operands = self._operands(item.index(item.k), item.padded_k, item.acc)
             values.append(epilogue.unrounded(spec, item.acc, *operands, self.narrow.nearest))
         done = self.narrow.pack(values, spec.out_zero_point, spec.lo, spec.hi, spec.bounded)
-        for i, conditions in enumerate(inside):
-            if conditions:  # computed once, before the first condition
-                done[i] = self.keep(done[i])
+        self._store(items, done, inside, None)
+
+    def _by_pieces(self, curve, items, rows) -> list:
+        """Bytes of a few `Lanes` whose function has a ``curve``; rows: its tables."""
+        values, nearest = [], self.narrow.nearest if self.narrow is not None else None
+        for item in items:
+            multiplier, _, residual, _ = self._operands(item.index(item.k), item.padded_k, item.acc)
+            values.append(self.keep(epilogue.before(self.spec, item.acc, multiplier, residual, nearest)))
+        return self.pieces.each(epilogue.finished(self.ib, curve, self.pieces, self.spec, values, rows))
+
+    def _store(self, items, done, inside, valid):
+        """Store bytes of `Lanes`, computed once, where each is inside; valid: lanes that count, or None."""
+        if any(inside):
+            done = [
+                self.keep(value) if conditions else value
+                for value, conditions in zip(done, inside, strict=True)
+            ]
         for item, value, conditions in zip(items, done, inside, strict=True):
             with self.ib.if_scope(tir.all(*conditions)) if conditions else nullcontext():
-                self.ib.emit(self.out.vstore(item.index(item.k), value))
+                if valid is None:
+                    self.ib.emit(self.out.vstore(item.index(item.k), value))
+                    continue
+                spill = self.ib.allocate("uint8", lanes_of(dtype_of(value))[1], name="spill")
+                self.ib.emit(spill.vstore([0], value))
+                for at, count in pieces(self.ib, valid):
+                    part = spill.vload([at], with_lanes("uint8", count))
+                    self.ib.emit(self.out.vstore(item.index(item.k + at), part))
 
     def _operands(self, index, padded_k, acc) -> tuple[object, object, object, Callable]:
         """What `epilogue.unrounded` takes beside the lanes ``acc``."""
@@ -401,7 +421,8 @@ class _Body:
         self.rereads = dot.rereads and shared
         self.data, self.weight, self.bias, multiplier = ins[:4]
         self.ib = Builder()
-        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, dot.narrow)
+        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None,
+                            dot.narrow, dot.pieces)  # fmt: skip
         self.vector = with_lanes("int32", dot.lanes)
         self.sums = with_lanes("int32", dot.lanes * dot.partials)
 

@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..emit import Builder, const, dtype_of, extern, prefetch, tir, with_lanes
+from .. import epilogue
+from ..emit import Builder, const, dtype_of, extern, keeper, prefetch, tir, with_lanes
 from ..problem import ConvSpec
 from ..winograd import Transform
-from .direct import LINE, Lanes, Narrow, Writer, copied, keeper, outer_loop, padded_map
+from .direct import LINE, Lanes, Narrow, Writer, copied, outer_loop, padded_map
 
 CHANNELS = 16  # input channels transformed at once
 #: products of a block of tiles, to stay in a core's own cache until they are transformed back
@@ -35,7 +36,7 @@ class WordPairs(NamedTuple):
 
     rows: the most tiles of a matrix product's register block. data_bytes: of the transformed data of a
     block of tiles, which every block of output channels reads again; the fewer blocks, the less often
-    weights are transformed. narrow: see `direct.Narrow`. order(weights): as ``multiply`` wants
+    weights are transformed. narrow, pieces: see `direct.Writer`. order(weights): as ``multiply`` wants
     `winograd.pack`'s."""
 
     lanes: int
@@ -43,6 +44,7 @@ class WordPairs(NamedTuple):
     multiply: Callable
     data_bytes: int
     narrow: Narrow | None = None
+    pieces: epilogue.Pieces | None = None
     order: Callable = lambda weights: weights
 
 
@@ -269,9 +271,12 @@ class _Body:
         self.data, self.weight, self.bias, multiplier = ins[:4]
         self.ib = Builder()
         self.keep = keeper(self.ib)
-        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None, pairs.narrow)
+        self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None,
+                            pairs.narrow, pairs.pieces)  # fmt: skip
         self.wrap = Wrapping(self.lanes)
         self.vector = self.wrap.type
+        # a function's curve has branches, across which LLVM would keep all of a tile in registers
+        self.apart = epilogue.curve_of(spec, pairs.pieces, pairs.lanes) is not None
 
     def loops(self, total, size, rows, unroll):
         ib, t, spec = self.ib, self.t, self.spec
@@ -301,7 +306,12 @@ class _Body:
                 with ib.for_range(0, size, "tile") as ti:
                     with self.among(tb, size, ti, total):
                         for vector in range(self.vectors):
-                            self.finish(tb * size + ti, ti, block, vector, size, m)
+                            self.finish(tb * size + ti, ti, block, vector, m)
+                if self.apart:
+                    with ib.for_range(0, size, "tile") as ti:
+                        with self.among(tb, size, ti, total):
+                            for vector in range(self.vectors):
+                                self.store_sums(tb * size + ti, ti, block, vector, m)
         return ib.get()
 
     def among(self, tile_block, size, first, total):
@@ -378,29 +388,50 @@ class _Body:
                 at = (first + r) * self.block + vector * lanes
                 ib.emit(m.store(position, at, each.vload(slot(r), self.vector)))
 
-    def finish(self, tile, ti, block, vector, size, m):
-        t, spec, keep = self.t, self.spec, self.keep
-        image, y, x = self.place(tile)
-        channel = block * self.block + vector * self.lanes
+    def finish(self, tile, ti, block, vector, m):
+        """The output sums of a tile, stored or, if they are to be later, where its products were."""
+        t, keep = self.t, self.keep
+        at, channel = self.column(ti, block, vector)
         columns = []
         for j in range(t.n):
-            column = [
-                keep(m.load(i * t.n + j, ti * self.block + vector * self.lanes, self.vector))
-                for i in range(t.n)
-            ]
+            column = [keep(m.load(i * t.n + j, at, self.vector)) for i in range(t.n)]
             columns.append(apply(t.at, column, self.wrap, keep))
         for i in range(t.m):
             line = apply(t.at, [columns[j][i] for j in range(t.n)], self.wrap, keep)
-            done, inside = [], []
-            for j in range(t.m):
-                exact = self.wrap.scale(t.inverse, line[j]) if t.inverse != 1 else line[j]
+            done = []
+            for each in line:
+                exact = self.wrap.scale(t.inverse, each) if t.inverse != 1 else each
                 acc = keep(exact >> const(t.shift, self.vector))
-                acc = acc + self.bias.vload([channel], self.vector)
+                done.append(acc + self.bias.vload([channel], self.vector))
+            if not self.apart:
+                self.store([done], tile, i, channel)
+                continue
+            for j, each in enumerate(done):
+                self.ib.emit(m.store(i * t.m + j, at, each))
 
-                def index(k, i=i, j=j):
-                    return [image, y + i, x + j, k]
+    def column(self, ti, block, vector):
+        """(where a tile's vector of channels is at each position, the first of them)."""
+        at = vector * self.lanes
+        return ti * self.block + at, block * self.block + at
 
-                done.append(Lanes(acc, index, channel, channel))
-                ragged = ((i, y, spec.out_height), (j, x, spec.out_width))
-                inside.append([first + at < end for at, first, end in ragged if at >= end % t.m > 0])
-            self.write.all(done, inside=inside)
+    def store_sums(self, tile, ti, block, vector, m):
+        """Store what `finish` has left at the first positions."""
+        at, channel = self.column(ti, block, vector)
+        size = range(self.t.m)
+        lines = [[m.load(i * self.t.m + j, at, self.vector) for j in size] for i in size]
+        self.store(lines, tile, 0, channel)
+
+    def store(self, lines, tile, first, channel):
+        """Store the sums of rows of a tile from row ``first`` on, those that are in the map."""
+        spec, t = self.spec, self.t
+        image, y, x = self.place(tile)
+        done, inside = [], []
+        for i, j in np.ndindex(len(lines), t.m):
+
+            def index(k, i=i + first, j=j):
+                return [image, y + i, x + j, k]
+
+            done.append(Lanes(lines[i][j], index, channel, channel))
+            ragged = ((i + first, y, spec.out_height), (j, x, spec.out_width))
+            inside.append([start + at < end for at, start, end in ragged if at >= end % t.m > 0])
+        self.write.all(done, inside=inside)

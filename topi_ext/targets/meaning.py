@@ -90,6 +90,30 @@ def _pairs_of_vectors(a, b):
     return np.concatenate([_sums(a, 2), _sums(b, 2)], axis=1).astype(np.int32)
 
 
+def fused(a, b, c):
+    """vfmadd: ``a * b + c``, rounded once. float64 holds the product; what its sum leaves over makes the
+    sum odd, so that float32 rounds it as it would the exact one."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        product, c = a.astype(np.float64) * b, c.astype(np.float64)
+        total = product + c
+        more = total - product
+        rest = (product - (total - more)) + (c - more)
+        even = total.view(np.int64) % 2 == 0
+        toward = np.nextafter(total, np.where(rest > 0, np.inf, -np.inf))
+        odd = np.isfinite(total) & (rest != 0) & even
+        return np.where(odd, toward, total).astype(np.float32)
+
+
+def chosen(x, index):
+    """vpermps: each lane by the last bits of an int32."""
+    return np.take_along_axis(x, index % x.shape[1], axis=1)
+
+
+def chosen_of_two(a, index, b):
+    """vpermi2ps: the same of the lanes of two vectors."""
+    return chosen(np.concatenate([a, b], axis=1), index)
+
+
 def _of_vectors(vectors: Vectors, isa: str) -> list[Instruction]:
     bits = vectors.bits
     int8, int16 = f"int8x{bits // 8}", f"int16x{bits // 16}"
@@ -107,6 +131,15 @@ def _of_vectors(vectors: Vectors, isa: str) -> list[Instruction]:
         *(
             Instruction(name, isa, (int32,), f"int8x{bits // 32}", lambda a: _saturate(a, np.int8))
             for name in (vectors.saturated,)
+            if name
+        ),
+        *(
+            Instruction(name, isa, operands, float32, function)
+            for name, operands, function in (
+                (vectors.permute, (float32, int32), chosen),
+                (vectors.permute_two, (float32, int32, float32), chosen_of_two),
+                (f"llvm.fma.v{bits // 32}f32" if vectors.permute else "", (float32,) * 3, fused),
+            )
             if name
         ),
     ]

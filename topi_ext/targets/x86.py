@@ -9,8 +9,8 @@ import functools
 from collections.abc import Callable
 
 from .. import epilogue
-from ..emit import address, const, dtype_of, effect, lanes_of, pick, pure, tir
-from ..epilogue import fence
+from ..emit import address, const, dtype_of, effect, lanes_of, pick, pure, tir, with_lanes
+from ..epilogue import Pieces, fence
 from ..isa import Isa, Vectors
 from ..kernels.bilinear_conv import ByteDots
 from ..kernels.depthwise import PairOps, QuadOps
@@ -30,7 +30,36 @@ def word_pairs(row: Isa) -> WordPairs:
     def multiply(wrap, acc, x, w):
         return wrap.add(acc, pure(wide, name, x, w))
 
-    return WordPairs(row.lanes, row.tiles["winograd"], multiply, DATA_BYTES, narrow(row))
+    return WordPairs(row.lanes, row.tiles["winograd"], multiply, DATA_BYTES, narrow(row), pieces(row))
+
+
+def pieces(row: Isa) -> Pieces:
+    """vpermps of one vector, or of two at once."""
+
+    def widest(lanes):
+        return next((v for v in row.vectors if v.bits == 32 * lanes and v.permute), None)
+
+    def count(lanes):
+        vectors = widest(lanes)
+        return 0 if vectors is None else lanes * (2 if vectors.permute_two else 1)
+
+    def choose(parts, index):
+        lanes = lanes_of(dtype_of(index))[1]
+        dtype, vectors = with_lanes("float32", lanes), widest(lanes)
+        if len(parts) == 2:
+            return pure(dtype, vectors.permute_two, parts[0], index, parts[1])
+        return pure(dtype, vectors.permute, parts[0], index)
+
+    def each(steps):
+        if lanes_of(dtype_of(steps[0]))[1] == 8 and row.narrows:
+            return _in_fours(steps, four)
+        return [x.astype(with_lanes("uint8", lanes_of(dtype_of(x))[1])) for x in steps]
+
+    def four(steps):
+        bytes_ = [x & const(255, dtype_of(x)) for x in steps]
+        return _packed(row.vectors_of(32 * lanes_of(dtype_of(steps[0]))[1]), bytes_, 0)
+
+    return Pieces(count, choose, each, four, 5 if row.registers > 16 else 4)
 
 
 def narrow_four(vectors: Vectors, values, zero_point, lo, hi, bounded):
@@ -41,19 +70,26 @@ def narrow_four(vectors: Vectors, values, zero_point, lo, hi, bounded):
     carry it to the lower limit.
     """
     lanes = vectors.bits // 32
-    top, wide = const(float(hi - zero_point), f"float32x{lanes}"), f"int16x{2 * lanes}"
+    top = const(float(hi - zero_point), f"float32x{lanes}")
     masked: tuple = ()
     if ".mask." in vectors.to_int32:  # all lanes, rounded as the control register says
         masked = (const(0, f"int32x{lanes}"), const(-1, f"int{lanes}"), const(4, "int32"))
     below = values if bounded else [tir.min(x, top) for x in values]
     steps = [pure(f"int32x{lanes}", vectors.to_int32, x, *masked) for x in below]
+    packed = _packed(vectors, steps, zero_point)
+    packed = tir.min(packed, const(hi, dtype_of(packed))) if bounded and hi < 255 else packed
+    return tir.max(packed, const(lo, dtype_of(packed))) if lo else packed
+
+
+def _packed(vectors: Vectors, steps, zero_point):
+    """Four int32 vectors -> bytes, saturated, in `depthwise.PairOps`' order."""
+    lanes = vectors.bits // 32
+    wide = f"int16x{2 * lanes}"
     words = [pure(wide, vectors.to_words, *steps[i : i + 2]) for i in (0, 2)]
     if zero_point:
         name = f"llvm.sadd.sat.v{2 * lanes}i16"
         words = [pure(wide, name, w, const(zero_point, wide)) for w in words]
-    packed = tir.reinterpret(f"uint8x{4 * lanes}", pure(f"int8x{4 * lanes}", vectors.to_bytes, *words))
-    packed = tir.min(packed, const(hi, dtype_of(packed))) if bounded and hi < 255 else packed
-    return tir.max(packed, const(lo, dtype_of(packed))) if lo else packed
+    return tir.reinterpret(f"uint8x{4 * lanes}", pure(f"int8x{4 * lanes}", vectors.to_bytes, *words))
 
 
 def narrow(row: Isa) -> Narrow | None:
@@ -72,17 +108,22 @@ def _four_at_a_time(vectors: Vectors) -> Callable:
     """Vectors of eight lanes, packed in fours."""
 
     def narrow(values, zero_point, lo, hi, bounded):
-        done = []
-        for first in range(0, len(values), 4):
-            four = [*values[first : first + 4], *[values[-1]] * 3][:4]
-            packed = tir.reinterpret("int32x8", narrow_four(vectors, four, zero_point, lo, hi, bounded))
-            # the quads of a vector lie in the two halves; without the fence LLVM packs each vector
-            ordered = fence(tir.reinterpret("float32x8", pick([packed], (0, 4, 1, 5, 2, 6, 3, 7))))
-            halves = tir.reinterpret("float64x4", ordered)
-            done += [tir.reinterpret("uint8x8", pick([halves], [i])) for i in range(4)]
-        return done[: len(values)]
+        return _in_fours(values, lambda four: narrow_four(vectors, four, zero_point, lo, hi, bounded))
 
     return narrow
+
+
+def _in_fours(values, pack: Callable) -> list:
+    """What pack(four vectors of eight lanes) makes, a vector of bytes for each of ``values``."""
+    done = []
+    for first in range(0, len(values), 4):
+        four = [*values[first : first + 4], *[values[-1]] * 3][:4]
+        packed = tir.reinterpret("int32x8", pack(four))
+        # the quads of a vector lie in the two halves; without the fence LLVM packs each vector
+        ordered = fence(tir.reinterpret("float32x8", pick([packed], (0, 4, 1, 5, 2, 6, 3, 7))))
+        halves = tir.reinterpret("float64x4", ordered)
+        done += [tir.reinterpret("uint8x8", pick([halves], [i])) for i in range(4)]
+    return done[: len(values)]
 
 
 def _saturating(vectors: Vectors) -> Callable:
@@ -125,7 +166,7 @@ def pair_ops(row: Isa) -> PairOps:
         ones = (tir.reinterpret(f"int16x{lanes}", u) for u in units)
         return [pure(f"int32x{lanes // 2}", row.vectors_of(16 * lanes).word_pairs, x, one) for one in ones]
 
-    return PairOps(4 * row.lanes, multiply, widen, _packs(row))
+    return PairOps(4 * row.lanes, multiply, widen, _packs(row), pieces(row))
 
 
 def _packs(row: Isa) -> Callable:
@@ -143,7 +184,7 @@ def quad_ops(row: Isa) -> QuadOps:
     def multiply(acc, data, weight):
         return pure(dtype_of(acc), vpdpbusd(lanes_of(dtype_of(weight))[1]), acc, data, weight)
 
-    return QuadOps(4 * row.lanes, multiply, _packs(row), row.tiles["quads"])
+    return QuadOps(4 * row.lanes, multiply, _packs(row), row.tiles["quads"], pieces(row))
 
 
 def byte_dots(row: Isa) -> ByteDots:
@@ -152,7 +193,7 @@ def byte_dots(row: Isa) -> ByteDots:
     def multiply(acc, x, w):
         return pure(dtype_of(acc), vpdpbusd(4 * row.lanes), acc, x, w)
 
-    return ByteDots(row.lanes, row.tiles["products"], multiply, narrow(row))
+    return ByteDots(row.lanes, row.tiles["products"], multiply, narrow(row), pieces(row))
 
 
 def vpdpbusd(size: int) -> str:
@@ -181,7 +222,7 @@ def int16_dot(row: Isa, depth: int) -> Dot:
         return acc + pure(f"int32x{lanes}", vectors.word_pairs, _sum(products), ones)
 
     return Dot(lanes, 4, "uint8", "int8", depth, broadcast_word(lanes), combine,
-               row.tiles["direct"], narrow=narrow(row))  # fmt: skip
+               row.tiles["direct"], narrow=narrow(row), pieces=pieces(row))  # fmt: skip
 
 
 def int32_dot(row: Isa) -> Dot:
@@ -196,7 +237,7 @@ def int32_dot(row: Isa) -> Dot:
         return _sum([acc, *products])
 
     return Dot(lanes, 2, "int16", "int16", 2, broadcast_word(lanes), combine,
-               row.tiles["direct"], narrow=narrow(row))  # fmt: skip
+               row.tiles["direct"], narrow=narrow(row), pieces=pieces(row))  # fmt: skip
 
 
 def vnni_dot(row: Isa) -> Dot:
@@ -210,7 +251,8 @@ def vnni_dot(row: Isa) -> Dot:
         return acc
 
     return Dot(lanes, 4, "uint8", "int8", 1, broadcast_word(lanes), combine, row.tiles["direct"],
-               narrow=narrow(row), vectors=row.tiles.get("vectors", 1), rereads=True)  # fmt: skip
+               narrow=narrow(row), pieces=pieces(row), vectors=row.tiles.get("vectors", 1),
+               rereads=True)  # fmt: skip
 
 
 def amx_tiles() -> Tiles:
