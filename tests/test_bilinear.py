@@ -68,6 +68,8 @@ def test_1x1_layers_that_do_not_pay_are_refused():
     few = ConvSpec(1, 7, 7, 2048, 512, (1, 1), data_max=127)
     assert "1835008 sums of weights" in str(bilinear.refuses(STRASSEN, few))
     assert bilinear.refuses(STRASSEN, replace(few, height=14, width=14)) is None
+    of_function = replace(few, height=14, width=14, function=("multiply", "x", ("sigmoid", "x")))
+    assert "a function" in str(bilinear.refuses(STRASSEN, of_function))
     assert "fewer than 32" in str(bilinear.refuses(STRASSEN, replace(few, out_channels=31)))
     add = dict(epilogue="add", residual=Residual(0.02, 0, 0, 255, 0.01, 128, False, 0.03))
     assert "fewer than 256" in str(bilinear.refuses(STRASSEN, replace(few, in_channels=248, **add)))

@@ -110,6 +110,8 @@ def _slow(scheme: Scheme, spec: ConvSpec) -> Refusal | None:
     """1x1 layers in which one product of eight is not worth what it costs, as measured on a Zen 4."""
     if spec.epilogue == "add" and spec.in_channels < ADD_CHANNELS:
         return Refusal(f"a residual add of fewer than {ADD_CHANNELS} input channels")
+    if spec.function is not None:
+        return Refusal("a function, which needs the registers that hold the products")
     if spec.out_channels < OUT_CHANNELS:
         return Refusal(f"fewer than {OUT_CHANNELS} output channels")
     pixels = spec.batch * spec.out_height * spec.out_width
