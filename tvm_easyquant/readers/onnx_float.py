@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import LoadError
 from ..network import pieces
-from ..network.builder import Builder, normalization, per_channel
+from ..network.builder import Builder, normalization, per_channel, with_former
 from ..network.graph import Graph
 from ..network.layout import nhwc
 from ..network.tensors import NUMPY
@@ -75,21 +75,17 @@ def _load(model, name, input_shapes, batch, called) -> Graph:
         model = inline(model, name)
         check(model, name, domains=())
         prepared = prepare(model, fixed_shapes(model, input_shapes or {}, batch, name), name)
-        walk = _Walk(prepared)
-        graph = walk.graph(called)
-        if walk.builder.newer:
-            graph.former = lambda: _Walk(prepared, former=True).graph(called)
-        return graph
+        return with_former(lambda edition: _Walk(prepared, edition), lambda walk: walk.graph(called))
 
 
 class _Walk:
     """One walk from the outputs of a prepared model; see `load`."""
 
-    def __init__(self, prepared: Prepared, former: bool = False):
+    def __init__(self, prepared: Prepared, edition: int):
         self.prepared = prepared
         self.constants, self.types = prepared.constants, prepared.types
         self.maker = {output: site for site in prepared.sites for output in site.outputs if output}
-        self.norms = {} if former else written_out(prepared)
+        self.norms = written_out(prepared) if edition >= 2 else {}
         for end, norm in self.norms.items():
             self.maker[end] = replace(self.maker[end], inputs=(norm.data,))
         order = self._order()
@@ -104,8 +100,9 @@ class _Walk:
         def label(value) -> str:  # a pair is a step on the way to a tensor
             return labels.get(value if isinstance(value, str) else value[0], "")
 
-        self.builder = Builder(uses, label, former, self._aside)
-        self.builder.newer = bool(self.norms)
+        self.builder = Builder(uses, label, edition, self._aside)
+        if self.norms:
+            self.builder.since(2)
         self.padded: dict[str, tuple] = {}  # a pad of a map -> what it pads, padding, fill
         self.rounded: dict[str, dict] = {}  # QuantizeLinear's output -> attributes of its fake_quant
         for tensor in prepared.inputs:
@@ -223,7 +220,7 @@ class _Walk:
         if (why := recurrent.refused(op)) is not None:
             raise LoadError(f"{called(op.node)} {why}, or {CUT}")
         sizes = [self.size(tensor) for tensor in tensors]
-        op = uncovered.told(op, sizes) if covered and not self.builder.former else op
+        op = uncovered.told(op, sizes) if covered and self.builder.edition else op
         attrs = {"fn": op.evaluate, "handle": op, "macs": multiply_accumulates(op, sizes)}
         inputs = [self.builder.tensor[tensor] for tensor in tensors]
         shape = nhwc(op.shapes[op.index])
