@@ -293,6 +293,25 @@ def test_a_normalization_of_what_lies_in_another_shape_is_one(square):
     assert found.floats["variance"] == "it is a mean of squares, for which 8 bits are too few"
 
 
+@pytest.mark.parametrize("which", ["scale", "shift"])
+@pytest.mark.parametrize("shape", [(5, 1), (4, 1, 1), (4, 5, 5), (1, 1, 5), (5,)], ids=str)
+def test_a_layer_norm_is_one_of_numbers_along_its_own_axis_only(shape, which):
+    """Story: of a square map the scales of its rows were taken for those of its columns, as many as they are, and
+    no word; of other maps they were refused, though ONNX repeats them."""
+    rng = np.random.default_rng(0)
+    numbers = {
+        "scale": rng.standard_normal(5),
+        "shift": rng.standard_normal(5),
+        which: rng.standard_normal(shape),
+    }
+    numbers = {name: value.astype(F) for name, value in numbers.items()}
+    graph, x, want = one("LayerNormalization", numbers, ["scale", "shift"], {}, (1, 4, 5, 5))
+    np.testing.assert_allclose(graph.run({"x": x})["y"], want, rtol=0, atol=1e-5)
+    known = max(shape) == shape[-1] == np.prod(shape)
+    assert ("layer_norm" in [node.op for node in graph]) == known
+    assert known or "by numbers of shape" in graph["node"].attrs["handle"].uncovered
+
+
 def newer(size=6):
     nodes = [
         ("Conv", ["x", "w"], ["a"], "first", dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])),

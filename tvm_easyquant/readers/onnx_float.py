@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import inf
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -278,13 +278,28 @@ def _batch_norm(walk, site):
     return walk.builder.channels(value, data, scale, shift)
 
 
+def _repeats(shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """Whether a constant, repeated along axes where it has a size of 1, is of another shape."""
+    behind = zip(shape[::-1], whole[::-1], strict=False)
+    return len(shape) <= len(whole) and all(n in (1, size) for n, size in behind)
+
+
 def _layer_norm(walk, site):
     size, a = walk.size(site.inputs[0]), site.attributes
+    for name, place in (("Scale", 1), ("B", 2)):
+        vector = walk.constant(site, place)
+        if vector is not None and not _repeats(vector.shape, size):
+            raise LoadError(
+                f"{site}: its {name} of shape {vector.shape} does not fit {tuple(size)}; export it again"
+            )
     several = a["axis"] % len(size) != len(size) - 1
     if several or walk.computed(site, 1, 2) or any(made in walk.builder.uses for made in site.outputs[1:]):
         return False
     scale, shift = (walk.constant(site, place) for place in (1, 2))
-    attrs = normalization(size, -1, a["epsilon"], scale, np.zeros(1) if shift is None else shift)
+    vectors = (scale, np.zeros(1) if shift is None else shift)
+    if any(v is not None and prod(v.shape[:-1]) != 1 for v in vectors):  # other numbers in other places
+        return False
+    attrs = normalization(size, -1, a["epsilon"], *vectors)
     return walk.builder.layer_norm(site.outputs[0], site.inputs[0], -1, attrs, size)
 
 
