@@ -25,12 +25,14 @@ def compiled(row, spec, arrays, mcpu):
     return library.get_source("asm") if RELAY else library.mod.inspect_source("asm")
 
 
-def output(row, spec, arrays, mcpu, **knobs):
-    """What a kernel that need not be in the manifest computes; arrays: data, constants and residual."""
+def output(row, spec, arrays, mcpu, copy=True, **knobs):
+    """What a kernel that need not be in the manifest computes; arrays: data, constants and residual, of which
+    it reads copies, or themselves."""
     library = _library(row, spec, arrays, mcpu, **knobs)
     array = tvm.nd.array if RELAY else tvm.runtime.tensor
+    given = array if copy else (tvm.nd if RELAY else tvm.runtime).from_dlpack
     out = array(np.zeros(spec.out_shape, spec.out_dtype))
-    library["main"](*map(array, arrays), out)
+    library["main"](*map(given, arrays), out)
     return out.numpy()
 
 

@@ -293,6 +293,25 @@ def test_a_normalization_of_what_lies_in_another_shape_is_one(square):
     assert found.floats["variance"] == "it is a mean of squares, for which 8 bits are too few"
 
 
+@pytest.mark.parametrize("which", ["scale", "shift"])
+@pytest.mark.parametrize("shape", [(5, 1), (4, 1, 1), (4, 5, 5), (1, 1, 5), (5,)], ids=str)
+def test_a_layer_norm_is_one_of_numbers_along_its_own_axis_only(shape, which):
+    """Story: of a square map the scales of its rows were taken for those of its columns, as many as they are, and
+    no word; of other maps they were refused, though ONNX repeats them."""
+    rng = np.random.default_rng(0)
+    numbers = {
+        "scale": rng.standard_normal(5),
+        "shift": rng.standard_normal(5),
+        which: rng.standard_normal(shape),
+    }
+    numbers = {name: value.astype(F) for name, value in numbers.items()}
+    graph, x, want = one("LayerNormalization", numbers, ["scale", "shift"], {}, (1, 4, 5, 5))
+    np.testing.assert_allclose(graph.run({"x": x})["y"], want, rtol=0, atol=1e-5)
+    known = max(shape) == shape[-1] == np.prod(shape)
+    assert ("layer_norm" in [node.op for node in graph]) == known
+    assert known or "by numbers of shape" in graph["node"].attrs["handle"].uncovered
+
+
 def newer(size=6):
     nodes = [
         ("Conv", ["x", "w"], ["a"], "first", dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])),
@@ -335,6 +354,45 @@ def test_an_earlier_table_keeps_float_what_it_kept_float(equalize):
     with pytest.raises(eq.errors.TableError, match="made for another model"):
         eq.ScaleTable("0" * 64, config, table.activations, table.weights).check(graph)
     assert pickle.loads(pickle.dumps(graph)).former is None
+
+
+def editions():
+    """A sum of two maps, which became an operator first, and what became one later."""
+    nodes = [
+        ("Conv", ["x", "w"], ["a"], "first", dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])),
+        ("AveragePool", ["a"], ["p"], "pool", dict(kernel_shape=[3, 3], pads=[1, 1, 1, 1])),
+        ("Sub", ["a", "p"], ["s"], "sub", {}),
+        ("Transpose", ["s"], ["t"], "turn", dict(perm=[0, 2, 3, 1])),
+        ("LayerNormalization", ["t", "gain"], ["n"], "norm", {}),
+        ("Reshape", ["n", "rows"], ["r"], "rows", {}),
+        ("ReduceMean", ["r"], ["m"], "mean", dict(axes=[2])),
+        ("MatMul", ["r", "k"], ["q"], "product", {}),
+        ("Mul", ["q", "m"], ["y"], "gate", {}),
+    ]
+    constants = {"w": np.arange(108, dtype=F).reshape(4, 3, 3, 3) % 7 - 3, "gain": F([1, 2, 3, 4]),
+                 "rows": INT([6, 6, 4]), "k": np.arange(16, dtype=F).reshape(4, 4) - 8}  # fmt: skip
+    return networks.onnx_model(nodes, {"x": [1, 3, 6, 6]}, {"y": [6, 6, 4]}, constants, 17)
+
+
+#: the starts of the fingerprints that `editions` had when tables were made by edition 1, and by none
+FINGERPRINTS = ["3044f439d590", "40bbe95c6e9f"]
+
+
+def test_the_tables_of_every_edition_are_of_a_graph_that_is_read_still():
+    """Story: only the graph of the first tables was read again, so that the tables of a network with a layer
+    normalization, made the day before that became an operator, fitted none."""
+    graph = made = load_onnx(editions())
+    feeds = [{"x": np.random.default_rng(i).standard_normal((1, 3, 6, 6)).astype(F)} for i in range(2)]
+    config, found = eq.QuantConfig(method="minmax"), []
+    while made is not None:
+        plan_ = plan(made)
+        table = start_table(made, plan_, calibrate(made, plan_, feeds, config), config)
+        assert table.prepared(graph).fingerprint == table.model == made.fingerprint
+        (want,), (mine,) = (run_integer(each, table, feeds[0]).values() for each in (made, graph))
+        np.testing.assert_array_equal(mine, want)
+        found.append(made.fingerprint[:12])
+        made = made.former() if made.former is not None else None
+    assert found[1:] == FINGERPRINTS and len(found) == len(builder.EDITIONS) + 1
 
 
 def test_large_maps_are_asked_in_groups_of_axes(monkeypatch):

@@ -403,6 +403,14 @@ WRONG = {
         lambda: net(node("Softmax", name="soft", axis="last")), r"soft.*axis|axis.*soft"),
     "an attribute that does not exist": (lambda: net(node("Relu", name="act", speed=3)), r"act.*speed|speed.*act"),
     "an axis out of range": (lambda: net(node("Concat", "c", "c", name="join", axis=9)), r"join"),
+    "an axis of a normalization out of range": (
+        lambda: net(node("LpNormalization", name="unit", axis=7)), r"unit.* no axis 7"),
+    "an axis out of range of a normalization that is an operator": (
+        lambda: net(node("LayerNormalization", "c", "v", name="norm", axis=7), opset=17, constants=[
+            numpy_helper.from_array(np.ones(8, F), "v")]), r"norm.* no axis 7"),
+    "numbers that fit no axis": (
+        lambda: net(node("LayerNormalization", "c", "v", name="norm"), opset=17, constants=[
+            numpy_helper.from_array(np.ones(4, F), "v")]), r"norm.*Scale.*\(4,\).* does not fit"),
     "too many inputs": (lambda: net(node("Relu", "c", "c", name="act")), r"act"),
     "too few inputs": (lambda: net(node("Add", "c", name="join")), r"join"),
     "shapes that do not fit": (lambda: net(node("MatMul", "c", "k", name="dense"),

@@ -659,3 +659,24 @@ def test_threads_take_turns_with_one_executor():
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda i: built({"image": pictures[i % 6]})[0], range(240)))
     assert all(np.array_equal(y, wanted[i % 6]) for i, y in enumerate(found))
+
+
+@pytest.mark.ci
+def test_two_threads_that_are_the_first_to_build_register_once():
+    """Story: what TVM takes once a process was registered by both, and one of two builds at once ended in
+    "Operator easyquant.conv2d.generic is registered before"."""
+    import subprocess
+    import sys
+
+    code = """if True:
+        import sys, threading
+        from concurrent.futures import ThreadPoolExecutor
+        from topi_ext.relay import op
+        sys.setswitchinterval(1e-6)
+        ready = threading.Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: (ready.wait(), op.register()), range(4)))
+    """
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr

@@ -287,6 +287,15 @@ class Narrow(NamedTuple):
     nearest: Callable
 
 
+def _within(item: Lanes, conditions):
+    """Indices of ``item`` in the residual, which is no larger than the map: of what is computed and not
+    stored, those of the first pixel."""
+    index = item.index(item.k)
+    if not conditions:
+        return index
+    return [tir.Select(tir.all(*conditions), tir.const(i) if isinstance(i, int) else i, 0) for i in index]
+
+
 class Writer:
     """Stores finished lanes; ``valid`` of them where the last block of a group is ragged. narrow: `Narrow`,
     or None: as every CPU can; pieces: how a function is approximated, or None."""
@@ -308,7 +317,7 @@ class Writer:
             size = -(-len(items) // -(-len(items) // self.pieces.together))
             for first in range(0, len(items), size):
                 some = slice(first, first + size)
-                done = self._by_pieces(curve, items[some], rows)
+                done = self._by_pieces(curve, items[some], inside[some], rows)
                 self._store(items[some], done, inside[some], valid if ragged else None)
             return
         if ragged or self.narrow is None or spec.epilogue == "dequantize":
@@ -317,17 +326,18 @@ class Writer:
                     self._one(item, valid)
             return
         values = []
-        for item in items:
-            operands = self._operands(item.index(item.k), item.padded_k, item.acc)
+        for item, conditions in zip(items, inside, strict=True):
+            operands = self._operands(_within(item, conditions), item.padded_k, item.acc)
             values.append(epilogue.unrounded(spec, item.acc, *operands, self.narrow.nearest))
         done = self.narrow.pack(values, spec.out_zero_point, spec.lo, spec.hi, spec.bounded)
         self._store(items, done, inside, None)
 
-    def _by_pieces(self, curve, items, rows) -> list:
+    def _by_pieces(self, curve, items, inside, rows) -> list:
         """Bytes of a few `Lanes` whose function has a ``curve``; rows: its tables."""
         values, nearest = [], self.narrow.nearest if self.narrow is not None else None
-        for item in items:
-            multiplier, _, residual, _ = self._operands(item.index(item.k), item.padded_k, item.acc)
+        for item, conditions in zip(items, inside, strict=True):
+            at = _within(item, conditions)
+            multiplier, _, residual, _ = self._operands(at, item.padded_k, item.acc)
             values.append(self.keep(epilogue.before(self.spec, item.acc, multiplier, residual, nearest)))
         return self.pieces.each(epilogue.finished(self.ib, curve, self.pieces, self.spec, values, rows))
 

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 from collections.abc import Callable
 from math import prod
 
@@ -109,7 +110,22 @@ def recorded(target) -> dict[tuple[str, str], float]:
     return found
 
 
-@functools.cache
+_registering = threading.RLock()
+
+
+def _once(function: Callable) -> Callable:
+    """What TVM's registries take once a process, though threads build side by side."""
+    cached = functools.cache(function)
+
+    @functools.wraps(function)
+    def of_one_thread(*arguments):
+        with _registering:
+            return cached(*arguments)
+
+    return of_one_thread
+
+
+@_once
 def _templates() -> dict[str, tuple[Callable, Callable]]:
     """{row's name: (compute, schedule)}, in AutoTVM's registry from the first call on."""
     return {row.name: _declare(row) for row in manifest.KERNELS}
@@ -314,7 +330,7 @@ def _register_op(name, arguments, type_relation, pattern, strategy):
     _op.register_strategy(name, generic)
 
 
-@functools.cache
+@_once
 def register() -> None:
     """Add the operators and the AutoTVM templates to TVM's registries; calling it again does nothing."""
     _templates()
@@ -335,7 +351,7 @@ def register() -> None:
             _register_op(name, operands, kind, _op.OpPattern.OPAQUE, strategy)
 
 
-@functools.cache
+@_once
 def _register_convolutions(row: str) -> None:
     """The operators of an instruction set; of one that is not in the table, when it is first used."""
     known = set(tvm.ir.Op.list_op_names())

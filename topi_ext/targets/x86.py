@@ -138,7 +138,8 @@ def _saturating(vectors: Vectors) -> Callable:
         return epilogue.store_byte(epilogue.round_to_step(x, zero_point, lo, hi), zero_point)
 
     def bytes_of(x, zero_point, lo, hi):
-        offset, byte = (128, "uint8x16") if hi > 127 else (0, "int8x16")
+        # of a zero point beyond a signed byte the sum could be, too
+        offset, byte = (128, "uint8x16") if max(hi, zero_point) > 127 else (0, "int8x16")
         all_lanes = (const(0, "int32x16"), const(-1, "int16"), const(4, "int32"))
         steps = pure("int32x16", vectors.to_int32, x, *all_lanes)
         steps = steps + const(zero_point - offset, "int32x16") if zero_point != offset else steps
@@ -146,7 +147,7 @@ def _saturating(vectors: Vectors) -> Callable:
         if offset:
             stored = tir.reinterpret(byte, stored) ^ const(offset, byte)
         stored = tir.max(stored, const(lo, byte)) if lo or not offset else stored
-        stored = tir.min(stored, const(hi, byte)) if hi % 128 < 127 else stored
+        stored = tir.min(stored, const(hi, byte)) if hi < offset + 127 else stored
         return tir.reinterpret("uint8x16", stored)
 
     return narrow

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -54,25 +54,32 @@ class _Tensors(dict[Value, str]):
         return self[value]
 
 
+#: what became an operator, in the order in which tables were made that know it as a float node
+EDITIONS = (
+    "joins and moves of tensors, layers of one dimension, products of two tensors",
+    "layer normalizations, means along any axis, averages that leave padding out, batches in a reshape",
+)
+
+
 class Builder:
     """uses: value -> how many read it, outputs counted. label(value): what the model calls the operator
     that makes it, or nothing. float_node(value): makes the float node of one that is `Aside`.
 
     tensor: value -> the name of the node whose tensor it is; what depends on no input is not there.
-    former: make the graph that earlier tables are of (`Graph.former`): what became an operator later stays
-    float. newer: whether something did.
+    edition: of `EDITIONS`; below the last one it makes the graph that earlier tables are of
+    (`Graph.former`): what became an operator later stays float. newest: the last edition that mattered.
     """
 
     def __init__(
         self,
         uses: MutableMapping[Value, int],
         label: Callable[[Value], str],
-        former: bool = False,
+        edition: int = len(EDITIONS),
         float_node: Callable[[Any], None] = lambda value: None,
     ):
-        self.uses, self.former, self.newer = uses, former, False
+        self.uses, self.edition, self.newest = uses, edition, 0
         self.label: Callable[[Value], str] = lambda v: label(
-            v.value if isinstance(v, OnMap) and not former else v
+            v.value if isinstance(v, OnMap) and edition else v
         )
         self.nodes: dict[str, Node] = {}
         self.tensor = _Tensors(lambda value: float_node(value) if value in self.aside else None)
@@ -135,10 +142,12 @@ class Builder:
         self.tensor[value] = name
         return name
 
-    def since(self) -> bool:
-        """Whether what earlier tables know as a float node may be an operator."""
-        self.newer = self.newer or not self.former
-        return not self.former
+    def since(self, edition: int = 1) -> bool:
+        """Whether what tables before an edition know as a float node may be an operator."""
+        if edition > self.edition:
+            return False
+        self.newest = max(self.newest, edition)
+        return True
 
     def alias(self, value: Value, original: Value) -> None:
         """``value`` is the tensor ``original``: those who read it read that."""
@@ -299,7 +308,7 @@ class Builder:
         if vector.ndim == 0:
             number = float(vector)
             return self.function(value, name, [number, data] if left else [data, number], shape)
-        if rule is None or last or (len(shape) == 3 and not self.since()):
+        if rule is None or last or (len(shape) == 3 and not self.since(2)):
             return False
         return self.channels(value, data, scale, shift)
 
@@ -375,7 +384,7 @@ class Builder:
     ) -> bool:
         """The average of each window of a map; counted: with its padding, as zeros. shape: NHWC; window:
         see `pool`. False where a window has nothing of the map."""
-        if counted or not any(window["padding"]) or not self.since():
+        if counted or not any(window["padding"]) or not self.since(2):
             counted = counted or not any(window["padding"])
             self.pool(value, "avg_pool2d", data, shape, window, count_include_pad=counted)
             return True
@@ -411,7 +420,7 @@ class Builder:
         inner = list(range(1, rank - 1) if rows else range(2, rank))
         if (rank == 4 or rows is not None) and axes == inner and (op == "reduce_mean" or self.since()):
             return self._pool_all(value, POOLS[op], data, shape, rows)
-        if not axes or axes[0] == 0 or not self.since():
+        if not axes or axes[0] == 0 or not self.since(2 if op == "reduce_mean" and rank != 4 else 1):
             return False
         kept = nhwc(1 if axis in axes else n for axis, n in enumerate(before))
         made: Value = value if len(shape) == rank else (value, "kept")
@@ -424,7 +433,7 @@ class Builder:
         self, value: Value, data: Value, axis: int, attrs: Mapping | None, shape: Sequence[int]
     ) -> bool:
         """Along one axis; shape: of ``value``, in the model's layout; attrs: `normalization`'s."""
-        if attrs is None or not self.since():
+        if attrs is None or not self.since(2):
             return False
         last = axis % len(shape) == len(shape) - 1
         if len(shape) == 2 or (len(shape) == 4 and not last):
@@ -468,7 +477,7 @@ class Builder:
         before = model_shape(self.node(data))
         if not before or not after:
             return False
-        if before[:1] != after[:1] and (min(len(before), len(after)) < 2 or not self.since()):
+        if before[:1] != after[:1] and (min(len(before), len(after)) < 2 or not self.since(2)):
             return False
         if len(before) == len(after) == 4:  # of a map another one
             row = (before[0], prod(before[1:]))
@@ -625,7 +634,7 @@ class Builder:
         """An operator that moves numbers and computes none, if it takes places of each axis by itself;
         which, it is asked itself. made: what it makes of an array, NHWC; shape: NHWC."""
         size, shape = self.node(data).shape, tuple(shape)
-        if len(size) != len(shape) or not size or 0 in (*size, *shape) or self.former:
+        if len(size) != len(shape) or not size or 0 in (*size, *shape) or not self.edition:
             return False
         indices: list[list[int]] = [[]] * len(size)
         for axes in _groups(size):  # float32 has a number for each place
@@ -974,6 +983,26 @@ def _as_high(shape: Sequence[int], rows: bool) -> tuple[int, ...]:
 
 def _number(constant) -> float | None:
     return float(np.asarray(constant).reshape(())) if np.size(constant) == 1 else None
+
+
+class Walk(Protocol):
+    """What a reader makes a graph by."""
+
+    builder: Builder
+
+
+W = TypeVar("W", bound=Walk)
+
+
+def with_former(
+    walk: Callable[[int], W], graph: Callable[[W], Graph], edition: int = len(EDITIONS)
+) -> Graph:
+    """The graph of ``walk(edition)``, with those that earlier tables are of behind it (`Graph.former`)."""
+    made = walk(edition)
+    found, newest = graph(made), made.builder.newest
+    if newest:
+        found.former = lambda: with_former(walk, graph, newest - 1)
+    return found
 
 
 def normalization(

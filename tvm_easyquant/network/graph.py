@@ -28,7 +28,7 @@ class Graph:
 
     inputs and outputs are node names; output_names: what the model itself calls its outputs. notes: what
     its reader has to tell about it, in lines. cut: the names at which its reader ended the model, or None.
-    former: makes the graph that earlier releases read, where that is another, for their tables; or None.
+    former: makes the graph that was read before, which may have one, too, for the tables of then; or None.
     ``fingerprint`` is a hash of structure and weights; at other shapes (`network.shapes`) it stays.
     """
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import inf
+from math import inf, prod
 from typing import Any
 
 import numpy as np
 
 from ..errors import LoadError
 from ..network import pieces
-from ..network.builder import Builder, normalization, per_channel
+from ..network.builder import Builder, normalization, per_channel, with_former
 from ..network.graph import Graph
 from ..network.layout import nhwc
 from ..network.tensors import NUMPY
@@ -75,21 +75,17 @@ def _load(model, name, input_shapes, batch, called) -> Graph:
         model = inline(model, name)
         check(model, name, domains=())
         prepared = prepare(model, fixed_shapes(model, input_shapes or {}, batch, name), name)
-        walk = _Walk(prepared)
-        graph = walk.graph(called)
-        if walk.builder.newer:
-            graph.former = lambda: _Walk(prepared, former=True).graph(called)
-        return graph
+        return with_former(lambda edition: _Walk(prepared, edition), lambda walk: walk.graph(called))
 
 
 class _Walk:
     """One walk from the outputs of a prepared model; see `load`."""
 
-    def __init__(self, prepared: Prepared, former: bool = False):
+    def __init__(self, prepared: Prepared, edition: int):
         self.prepared = prepared
         self.constants, self.types = prepared.constants, prepared.types
         self.maker = {output: site for site in prepared.sites for output in site.outputs if output}
-        self.norms = {} if former else written_out(prepared)
+        self.norms = written_out(prepared) if edition >= 2 else {}
         for end, norm in self.norms.items():
             self.maker[end] = replace(self.maker[end], inputs=(norm.data,))
         order = self._order()
@@ -104,8 +100,9 @@ class _Walk:
         def label(value) -> str:  # a pair is a step on the way to a tensor
             return labels.get(value if isinstance(value, str) else value[0], "")
 
-        self.builder = Builder(uses, label, former, self._aside)
-        self.builder.newer = bool(self.norms)
+        self.builder = Builder(uses, label, edition, self._aside)
+        if self.norms:
+            self.builder.since(2)
         self.padded: dict[str, tuple] = {}  # a pad of a map -> what it pads, padding, fill
         self.rounded: dict[str, dict] = {}  # QuantizeLinear's output -> attributes of its fake_quant
         for tensor in prepared.inputs:
@@ -223,7 +220,7 @@ class _Walk:
         if (why := recurrent.refused(op)) is not None:
             raise LoadError(f"{called(op.node)} {why}, or {CUT}")
         sizes = [self.size(tensor) for tensor in tensors]
-        op = uncovered.told(op, sizes) if covered and not self.builder.former else op
+        op = uncovered.told(op, sizes) if covered and self.builder.edition else op
         attrs = {"fn": op.evaluate, "handle": op, "macs": multiply_accumulates(op, sizes)}
         inputs = [self.builder.tensor[tensor] for tensor in tensors]
         shape = nhwc(op.shapes[op.index])
@@ -281,13 +278,28 @@ def _batch_norm(walk, site):
     return walk.builder.channels(value, data, scale, shift)
 
 
+def _repeats(shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """Whether a constant, repeated along axes where it has a size of 1, is of another shape."""
+    behind = zip(shape[::-1], whole[::-1], strict=False)
+    return len(shape) <= len(whole) and all(n in (1, size) for n, size in behind)
+
+
 def _layer_norm(walk, site):
     size, a = walk.size(site.inputs[0]), site.attributes
+    for name, place in (("Scale", 1), ("B", 2)):
+        vector = walk.constant(site, place)
+        if vector is not None and not _repeats(vector.shape, size):
+            raise LoadError(
+                f"{site}: its {name} of shape {vector.shape} does not fit {tuple(size)}; export it again"
+            )
     several = a["axis"] % len(size) != len(size) - 1
     if several or walk.computed(site, 1, 2) or any(made in walk.builder.uses for made in site.outputs[1:]):
         return False
     scale, shift = (walk.constant(site, place) for place in (1, 2))
-    attrs = normalization(size, -1, a["epsilon"], scale, np.zeros(1) if shift is None else shift)
+    vectors = (scale, np.zeros(1) if shift is None else shift)
+    if any(v is not None and prod(v.shape[:-1]) != 1 for v in vectors):  # other numbers in other places
+        return False
+    attrs = normalization(size, -1, a["epsilon"], *vectors)
     return walk.builder.layer_norm(site.outputs[0], site.inputs[0], -1, attrs, size)
 
 

@@ -39,6 +39,8 @@ RANDOM = (
 )
 #: operators that move or name numbers, and make or lose none
 KEEP = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
+#: operators along axes that they name in attributes
+NORMALIZATIONS = ("LayerNormalization", "LpNormalization", "MeanVarianceNormalization")
 #: attributes that are sizes, of every axis and of one
 POSITIVE = ("strides", "dilations", "kernel_shape")
 COUNTS = ("group", "num_outputs", "blocksize", "num_groups")
@@ -357,8 +359,17 @@ class _Preparation:
             if count > LARGEST:
                 raise LoadError(f"{site} makes a tensor of {count} numbers{CUT}")
 
+    def _on_axes(self, site):
+        """LoadError for an axis that there is not, of normalizations: onnx's inference passes them."""
+        rank, a = len(self.result.types.get(site.inputs[0], ("", ()))[1]), site.attributes
+        for axis in [a["axis"]] if "axis" in a else a.get("axes") or []:
+            if not -rank <= axis < rank:
+                raise LoadError(f"{site} has no axis {axis}: its input has {rank} axes; export it again")
+
     def _infer(self, site) -> dict:
         """The types of its outputs; LoadError if one has no fixed shape."""
+        if site.node.op_type in NORMALIZATIONS:
+            self._on_axes(site)
         try:
             found = self._inferred(site)
         except Exception as error:  # noqa: BLE001  # InferenceError, and ValidationError of the checker

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -191,7 +192,10 @@ def _layer_norm(u: _Use) -> str | None:
         return " with numbers that are computed; they must be constants"
     if u.get("axis", -1) % len(u.first) != len(u.first) - 1:
         return f" over several axes (axis={u.get('axis')} of {len(u.first)}); over the last it is"
-    return " with Mean or InvStdDev read" if len([name for name in u.op.node.output if name]) > 1 else None
+    if len([name for name in u.op.node.output if name]) > 1:
+        return " with Mean or InvStdDev read"
+    other = [u.at[place] for place in (1, 2) if prod(u.at.get(place, ())[:-1]) != 1]
+    return f" by numbers of shape {other[0]}; by one for each of the last axis it is" if other else None
 
 
 def _pair(u: _Use) -> str | None:

@@ -18,7 +18,7 @@ import tvm_ffi
 
 from ..errors import LoadError
 from ..network import pieces
-from ..network.builder import AFFINE, Builder, normalization
+from ..network.builder import AFFINE, Builder, normalization, with_former
 from ..network.expression import BINARY, UNARY
 from ..network.graph import Graph
 from ..network.layout import nhwc, to_nchw
@@ -59,11 +59,7 @@ def from_relax(module, params: Mapping | None = None, name: str = "model") -> Gr
     if params:
         module = relax.transform.BindParams("main", _bound(module, params, name))(module)
     module = relax.transform.Normalize()(module)
-    walk = _Walk(module, name)
-    graph = walk.graph()
-    if walk.builder.newer:
-        graph.former = lambda: _Walk(module, name, former=True).graph()
-    return graph
+    return with_former(lambda edition: _Walk(module, name, edition), _Walk.graph)
 
 
 def _bound(module, params: Mapping, name: str) -> dict:
@@ -93,7 +89,7 @@ def _bound(module, params: Mapping, name: str) -> dict:
 class _Walk:
     """One walk over the bindings of ``main``, in order; see `from_relax`."""
 
-    def __init__(self, module, name: str, former: bool = False):
+    def __init__(self, module, name: str, edition: int):
         self.module, self.name = module, name
         function = module["main"]
         _check(module, function, name)
@@ -119,7 +115,7 @@ class _Walk:
         read = [leaf for binding in own for leaf in self.leaves(binding.value)]
         for leaf in [*read, *self.results]:
             uses[leaf] = uses.get(leaf, 0) + 1
-        self.builder = Builder(uses, _label, former, self._aside)
+        self.builder = Builder(uses, _label, edition, self._aside)
         #: variable of a lower or an upper limit -> (what it limits, lower, upper)
         self.limits: dict[Any, tuple[Any, float, float]] = {}
         self._inputs(function)
@@ -322,7 +318,7 @@ class _Walk:
     def as_float(self, var, call, index: int | None = None) -> tuple[dict, list]:
         """(the attributes of a call's float node, the tensors that it reads)."""
         found = self._onnx(var, call, index)
-        covered = (operator(call) in RULES or operator(call) in FIELDS) and not self.builder.former
+        covered = (operator(call) in RULES or operator(call) in FIELDS) and self.builder.edition > 0
         if found is not None:
             op, tensors = found
             shapes = [self.size(tensor) for tensor in tensors]

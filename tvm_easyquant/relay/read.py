@@ -13,7 +13,7 @@ from math import inf
 import numpy as np
 
 from ..errors import GraphError, LoadError
-from ..network.builder import AFFINE, Builder, normalization
+from ..network.builder import AFFINE, Builder, normalization, with_former
 from ..network.expression import BINARY, UNARY
 from ..network.graph import Graph
 from ..network.layout import nhwc
@@ -39,17 +39,13 @@ def from_relay(module, params: Mapping | None = None, name: str = "model") -> Gr
     ]
     with tvm.transform.PassContext(opt_level=3):
         module = tvm.transform.Sequential(passes)(module)
-    walk = _Walk(module["main"], name)
-    graph = walk.graph()
-    if walk.builder.newer:
-        graph.former = lambda: _Walk(module["main"], name, former=True).graph()
-    return graph
+    return with_former(lambda edition: _Walk(module["main"], name, edition), _Walk.graph)
 
 
 class _Walk:
     """One walk over the Relay function in post-order; see `from_relay`."""
 
-    def __init__(self, function, name: str, former: bool = False):
+    def __init__(self, function, name: str, edition: int):
         self.name = name
         order: list = []
         relay.analysis.post_order_visit(function, order.append)
@@ -58,7 +54,7 @@ class _Walk:
         uses: dict[object, int] = {}
         for read in [*(arg for expr in order for arg in _arguments(expr)), *self.results]:
             uses[read] = uses.get(read, 0) + 1
-        self.builder = Builder(uses, _label, former, self._aside)
+        self.builder = Builder(uses, _label, edition, self._aside)
         for expr in order:
             if expr in function.params:
                 self._input(expr)
@@ -146,7 +142,7 @@ class _Walk:
         if not tensors or not isinstance(expr.checked_type, relay.TensorType):
             return  # a constant, or a tuple, whose fields become nodes
         how = ""
-        if (call.op.name in RULES or call.op.name in FIELDS) and not self.builder.former:
+        if (call.op.name in RULES or call.op.name in FIELDS) and self.builder.edition:
             how = here([_shape(tensor.checked_type, "a tensor") for tensor in tensors], call.attrs)
         handle = RelayOp(str(call.op.name), call, tuple(dict.fromkeys(tensors)), index, how)
         self.builder.add(

@@ -113,13 +113,15 @@ class ScaleTable:
         """The graph that this table is of, for one as it was loaded: equalized, if that is a setting, and
         divided by its factors; of an earlier table what was read then (`Graph.former`). TableError if they
         do not fit."""
-        made = self._divided(graph)
-        if graph.former is None or made.fingerprint == self.model:
-            return made
-        before = graph.former()
-        before.cut = graph.cut
-        earlier = self._divided(before)
-        return earlier if earlier.fingerprint == self.model else made
+        made = found = self._divided(graph)
+        cut = graph.cut
+        while found.fingerprint != self.model:
+            if graph.former is None:
+                return made
+            graph = graph.former()
+            graph.cut = cut
+            found = self._divided(graph)
+        return found
 
     def _divided(self, graph: Graph) -> Graph:
         """The graph, equalized and divided by the factors, if the table has such."""
@@ -196,7 +198,7 @@ class ScaleTable:
             if missing or unknown:
                 raise TableError(
                     f"the scale table does not fit model {graph.name}: its {kind} scales lack "
-                    f"{missing or 'nothing'} and have unknown {unknown or 'nothing'}"
+                    f"{missing or 'nothing'} and have unknown {unknown or 'nothing'}; quantize it again"
                 )
 
     def _check_sizes(self, graph: Graph, layers: list[str]) -> None:
