@@ -456,6 +456,8 @@ def test_a_multiplier_of_one_or_more_is_far():
     ):
         planner.choose_network([Convolution(spec, weight, bias, factors)], "avx2", {})
     planner.choose_network([Convolution(replace(spec, far=True), weight, bias, factors)], "avx2", {})
+    real = replace(spec, epilogue="dequantize")  # is not rounded
+    planner.choose_network([Convolution(real, weight, bias, factors)], "avx2", {})
     assert ConvSpec.from_json(replace(spec, far=True).to_json()).far and "far" not in spec.to_json()
 
 

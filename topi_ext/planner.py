@@ -116,10 +116,10 @@ def choose_network(
 
     measured: {spec as JSON: {kernel: microseconds}}. If the weights, packed for the best kernels, are
     larger than the cache, every call reads them from memory, and the kernels are chosen anew for that.
-    Raises KernelError for a multiplier of 1 or more that the spec does not say.
+    Raises KernelError for a multiplier of 1 or more, before a rounding, that the spec does not say.
     """
     for spec, _, _, multiplier in layers:
-        if is_far(multiplier) and not spec.far:
+        if spec.epilogue != "dequantize" and is_far(multiplier) and not spec.far:
             raise KernelError(f"{spec.shape_text}: a multiplier of 1 or more, and its spec is not far")
     found: list[tuple[Choice, list[np.ndarray]]] = []
     for cold in (False, True):
