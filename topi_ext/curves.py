@@ -408,7 +408,7 @@ def _proved(expression, unit: _Unit) -> _Unit:
         curve = _curve(unit, x.middle)
         slack = 1e-9 + 4e-15 * np.abs(real.middle)
         apart.append(np.abs(curve - real.middle) + half * np.maximum(differs, 0) + real.error + slack)
-        least.append(np.where(real.low * real.high > 0, np.minimum(np.abs(real.low), np.abs(real.high)), 0))
+        least.append(_least(real))
         low, high = min(low, float(real.low.min())), max(high, float(real.high.max()))
     return unit._replace(least=np.concatenate(least), apart=np.concatenate(apart), low=low, high=high)
 

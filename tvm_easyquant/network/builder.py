@@ -384,8 +384,8 @@ class Builder:
     ) -> bool:
         """The average of each window of a map; counted: with its padding, as zeros. shape: NHWC; window:
         see `pool`. False where a window has nothing of the map."""
-        if counted or not any(window["padding"]) or not self.since(2):
-            counted = counted or not any(window["padding"])
+        counted = counted or not any(window["padding"])
+        if counted or not self.since(2):
             self.pool(value, "avg_pool2d", data, shape, window, count_include_pad=counted)
             return True
         counts, sizes = [], zip(self.node(data).shape[1:3], shape[1:3], strict=True)
