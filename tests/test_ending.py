@@ -96,6 +96,28 @@ def test_a_signal_leaves_one_line_and_nothing_else(folder, name, code, said):
         assert not there(int((folder / "child").read_text()))
 
 
+def test_what_fails_because_of_a_signal_is_not_said(folder):
+    """compile under SIGTERM said that the compiler cannot link for the target: its files had just been
+    removed. Here a child that ends ends the work, while another one takes its time."""
+    stubborn = "trap : TERM; for i in $(seq 100); do sleep 0.1; done"
+    (folder / "failing.py").write_text(
+        SLOW.replace("time.sleep(60)", "child.wait()").replace(
+            "    child = ",
+            f"    subprocess.Popen(['sh', '-c', {stubborn!r}], stderr=subprocess.DEVNULL)\n    child = ",
+        )
+    )
+    process = start(folder, "quantize", "net.onnx", "--calibration", "failing:images", "-o", "net.json")
+    while not (folder / "ready").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    time.sleep(0.2)  # the shell has its trap
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert err == "error: ended by SIGTERM; a search begun with --resume and a tuning go on from there\n"
+    assert os.listdir(folder / "tmp") == [] and not (folder / "net.json").exists()
+
+
 def documented():
     """The exit codes of docs/command_line.rst."""
     text = (ROOT / "docs" / "command_line.rst").read_text()

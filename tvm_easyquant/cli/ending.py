@@ -3,7 +3,8 @@
 Python hands a signal to the main thread between two of its instructions: not while a compiler runs, and an
 exception raised inside a callback of TVM's may end in a crash. So a thread of its own waits for the signal,
 ends the child processes, removes what is temporary, and the process with it. What is worth keeping (a
-table, a line of a search's state) is written whole or not at all (`tvm_easyquant.files`).
+table, a line of a search's state) is written whole or not at all (`tvm_easyquant.files`). Meanwhile the
+main thread waits: what it was at fails without its child or file, and that error would be the last word.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..files import TEMPORARIES, alive
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 PREFIX = "easyquant_"
 PATIENCE = 1.0  # seconds that a child gets to end by itself
+PARKED = 60.0  # seconds that the main thread waits for the process to end
 
 
 @contextlib.contextmanager
@@ -69,12 +71,12 @@ def _watch_signals(folders: list[str]) -> Callable[[], None]:
     watched = {n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}  # as under nohup
     threading.Thread(target=_watch, args=(reader, watched, folders), daemon=True).start()
     old = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, lambda *_: None) for number in watched}
+    before = {number: signal.signal(number, lambda *_: time.sleep(PARKED)) for number in watched}
 
     def restore():
-        signal.set_wakeup_fd(old)
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(old)
         os.close(writer)
 
     return restore
