@@ -343,9 +343,9 @@ def test_a_click_sorts_and_a_name_shows_its_layer(browser, page):
     assert empty.count(True) == 1  # the float layer has no error
     name = next(b for b in browser.find_elements("css selector", ".name a") if b.text == NASTY)
     name.click()
+    wait_for(lambda: browser.find_element("css selector", "#choice option:checked").text == NASTY)
     words = browser.find_element("id", "words").text
     assert "saturation" in words and "kernel" in words
-    assert browser.find_element("css selector", "#choice option:checked").text == NASTY
     titles = browser.execute_script(
         "return [...document.querySelectorAll('#detail .title')].map(t => t.textContent)"
     )
