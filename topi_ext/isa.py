@@ -62,8 +62,8 @@ class Isa:
 
     registers: vector registers; bits: of one; None: the multiply has no vectors (AMX). tiles: what a kernel
     keeps in registers without a spill, by multiply: accumulators of a direct kernel (those of float32 as
-    "float"), in how many "vectors" of a pixel, if not one; of a bilinear one as "products"; tiles of
-    Winograd's.
+    "float"), in how many "vectors" of a pixel, if not one; int16 "sums" of a chain kernel; accumulators of
+    a bilinear one as "products"; tiles of Winograd's.
     vectors: x86's instructions, widest first. narrows: the direct kernels pack four vectors of outputs to
     bytes at once (`targets.x86.narrow`). byte_dots: its multiply adds products of any bytes straight into
     int32, so that 8 bits cost what 7 do. ran: its kernels have run on such a CPU; what was only compiled is
@@ -117,8 +117,8 @@ ISAS = {
         Isa("generic", (), (), "", None, bits=128, tiles={"plain": 6, "float": 8}),
         Isa(
             "avx2", ("avx2", "fma"), ("avx2", "fma"), "core-avx2", "generic",
-            registers=16, bits=256, tiles={"direct": 7, "winograd": 4, "float": 12}, vectors=(AVX2, SSSE3),
-            narrows=True,
+            registers=16, bits=256, tiles={"direct": 7, "sums": 12, "winograd": 4, "float": 12},
+            vectors=(AVX2, SSSE3), narrows=True,
         ),
         Isa(
             "avxvnni", ("avx2", "fma", "avxvnni"), ("avx2", "fma", "avx_vnni"), "alderlake", "avx2",

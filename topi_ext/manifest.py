@@ -14,6 +14,7 @@ from .kernels import direct
 from .kernels.rows import (
     Kernel,
     bilinear_row,
+    chain_row,
     depthwise_pairs_row,
     depthwise_quads_row,
     depthwise_row,
@@ -44,6 +45,7 @@ KERNELS = (
     bilinear_row(LINE, AVX512VNNI, x86.byte_dots(AVX512VNNI)),
     bilinear_row(STRASSEN, AVX512VNNI, x86.byte_dots(AVX512VNNI)),
     direct_row("direct_avx512vnni", AVX512VNNI, x86.vnni_dot(AVX512VNNI)),
+    chain_row(AVX512BW),
     direct_row("direct_avx512bw_d4", AVX512BW, x86.int16_dot(AVX512BW, 4), lane_proof),
     mixed_row(AVX512BW, 4, 2),
     direct_row("direct_avx512bw_d2", AVX512BW, x86.int16_dot(AVX512BW, 2), lane_proof),
@@ -53,6 +55,7 @@ KERNELS = (
     winograd_row(4, AVX2, x86.word_pairs(AVX2), 16),
     winograd_row(2, AVX2, x86.word_pairs(AVX2), 2**30),
     direct_row("direct_avxvnni", AVXVNNI, x86.vnni_dot(AVXVNNI)),  # compiled only: no costs
+    chain_row(AVX2),
     direct_row("direct_avx2_d4", AVX2, x86.int16_dot(AVX2, 4), lane_proof),
     mixed_row(AVX2, 4, 2),
     direct_row("direct_avx2_d2", AVX2, x86.int16_dot(AVX2, 2), lane_proof),

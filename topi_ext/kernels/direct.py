@@ -42,6 +42,8 @@ class Dot(NamedTuple):
     load subtracts ``offset`` from the data, which the bias has to make up for. narrow, pieces: see
     `Writer`.
     rereads: what pixels side by side have in common in a run is read for each, by `BARRIER`.
+    short: (groups, pixels): the most pixels of a tile where an output has so few groups of inputs, so that
+    the CPU is at one tile's products while it stores the last one's; the fewest groups first.
     """
 
     lanes: int
@@ -59,6 +61,7 @@ class Dot(NamedTuple):
     vectors: int = 1
     rereads: bool = False
     pieces: epilogue.Pieces | None = None
+    short: tuple[tuple[int, int], ...] = ()
 
 
 def broadcast_word(lanes: int) -> Callable:
@@ -90,13 +93,18 @@ def padded_map(spec: ConvSpec, group: int, dtype: str, data):
     are `tight`, the channels as they are and some more pixels for the last group to read."""
     if not needs_copy(spec, group, dtype):
         return data
+    shape = padded_shape(spec, group)
+    return extern(shape, [data], lambda ins, out: _copy(spec, ins[0], out, shape, dtype), dtype,
+                  "padded", "easyquant_padded")  # fmt: skip
+
+
+def padded_shape(spec: ConvSpec, group: int) -> tuple[int, int, int, int]:
+    """That of `padded_map`."""
     top, left, bottom, right = spec.padding
     channels, more = -(-spec.in_channels // group) * group, 0
     if tight(spec, group):
         channels, more = spec.in_channels, -(-(group - 1) // spec.in_channels)
-    shape = (spec.batch, spec.height + top + bottom, spec.width + left + right + more, channels)
-    return extern(shape, [data], lambda ins, out: _copy(spec, ins[0], out, shape, dtype), dtype,
-                  "padded", "easyquant_padded")  # fmt: skip
+    return spec.batch, spec.height + top + bottom, spec.width + left + right + more, channels
 
 
 def _copy(spec: ConvSpec, data, out, shape, dtype):
@@ -169,8 +177,9 @@ def flattens(spec: ConvSpec) -> bool:
 
 
 def tile_pixels(width: int, most: int) -> int:
-    """The tile width whose tiles (tail included) cost least; a tile costs its pixels plus overhead."""
-    return min(range(1, most + 1), key=lambda p: (_row_cost(width, p), -p))
+    """The tile width whose tiles (tail included) cost least; a tile costs its pixels plus overhead, and a
+    tail of one pixel waits for its sums."""
+    return min(range(1, most + 1), key=lambda p: (_row_cost(width, p), width % p == 1, -p))
 
 
 def _row_cost(width: int, pixels: int) -> float:
@@ -201,7 +210,17 @@ def rows_of(spec: ConvSpec, dot: Dot) -> tuple[int, int]:
 
 def pixels_of(spec: ConvSpec, dot: Dot) -> int:
     """The most pixels of a tile in a map wider than one pixel."""
-    return dot.accumulators // _side_by_side(spec, dot)
+    count = np.prod(groups_of(spec, dot.group))
+    few = (pixels for groups, pixels in dot.short if count <= groups and spec.epilogue != "add")
+    return next(few, dot.accumulators // _side_by_side(spec, dot))
+
+
+def groups_of(spec: ConvSpec, group: int) -> tuple[int, int]:
+    """(runs of the kernel window, groups of inputs in each), see `packing.pack`."""
+    runs, channels = runs_of(spec), spec.in_channels // spec.groups
+    if tight(spec, group):
+        return runs, -(-channels * spec.kernel[1] // group)
+    return runs, -(-channels // group) * (int(np.prod(spec.kernel)) // runs)
 
 
 def _side_by_side(spec: ConvSpec, dot: Dot) -> int:
@@ -220,9 +239,7 @@ def work(spec: ConvSpec, dot: Dot) -> tuple[float, ...]:
     """Millions of: multiply-accumulates with padded channels, tiles, outputs, elements copied, weights."""
     rows, width = rows_of(spec, dot)
     columns = spec.groups * blocks_of(spec, dot.lanes)
-    row = spec.in_channels // spec.groups * (spec.kernel[1] if tight(spec, dot.group) else 1)
-    taps = spec.kernel[0] if tight(spec, dot.group) else int(np.prod(spec.kernel))
-    depth = -(-row // dot.group) * dot.group * taps
+    depth = int(np.prod(groups_of(spec, dot.group))) * dot.group
     tiles = rows * -(-width // tile_pixels(width, min(pixels_of(spec, dot), width))) * columns
     counts = (
         rows * width * columns * dot.lanes * depth,
@@ -240,10 +257,13 @@ def copied(spec: ConvSpec) -> int:
     return spec.batch * (spec.height + top + bottom) * (spec.width + left + right) * spec.in_channels
 
 
-def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, residual=None, *, shallow=None):
+def compute(
+    cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, residual=None, *, shallow=None, body=None
+):
     """TE tensor of the convolution; weight as `packing.pack` makes it, bias and multiplier padded.
 
     shallow: the `Dot` of blocks of output channels whose depth, which follows the bias, is not ``dot``'s.
+    body: what makes the loops, of `_Body`'s arguments; None: that.
 
     AutoTVM knobs: ``tile`` (pixels), ``order`` (which loop is outside).
     """
@@ -260,10 +280,10 @@ def compute(cfg, spec: ConvSpec, dot: Dot, data, weight, bias, multiplier, resid
     source = padded_map(spec, dot.group, dot.data, data)
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
-    def body(ins, out):
-        return _Body(spec, dot, ins, out, cfg["tile"].val, cfg["order"].val, shallow).loops()
+    def loops(ins, out):
+        return (body or _Body)(spec, dot, ins, out, cfg["tile"].val, cfg["order"].val, shallow).loops()
 
-    return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
+    return extern(spec.out_shape, inputs, loops, spec.out_dtype, "conv2d", "easyquant_conv2d")
 
 
 class Lanes(NamedTuple):
@@ -431,6 +451,7 @@ class _Body:
         self.rereads = dot.rereads and shared
         self.data, self.weight, self.bias, multiplier = ins[:4]
         self.ib = Builder()
+        self.keep = keeper(self.ib)
         self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None,
                             dot.narrow, dot.pieces)  # fmt: skip
         self.vector = with_lanes("int32", dot.lanes)

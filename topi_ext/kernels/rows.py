@@ -7,13 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import bilinear, winograd
+from .. import bilinear, chains, winograd
 from ..isa import Isa
 from ..packing import fold_zero_point, pack, pad_vector
 from ..problem import EXACT, Bound, Refusal
 from ..proofs import INT16_MAX, lane_reach, tap_bound
 from ..targets import x86
-from . import bilinear_conv, depthwise, direct, tile_conv, winograd_conv
+from . import bilinear_conv, chain_conv, depthwise, direct, tile_conv, winograd_conv
+
+#: of the inputs, the share in long chains from which they pay
+LONG = 0.5
 
 
 class Kernel(NamedTuple):
@@ -139,6 +142,57 @@ def mixed_row(row: Isa, deep: int, shallow: int) -> Kernel:
         return {names[0]: share, names[1]: 1 - share}
 
     return plain._replace(proves=proves, pack=constants, compute=compute, shares=shares)
+
+
+def chain_row(row: Isa) -> Kernel:
+    """Chains of int16 sums that are as long as the weights allow, in an order that makes them longer. The
+    order follows the bias."""
+    multiply = x86.int16_chains(row)
+    dot, plain = multiply.dot, direct_row(f"chains_{row.name}", row, multiply.dot)
+
+    def refuses(spec):
+        if spec.groups > 1:
+            return Refusal("grouped")
+        if np.prod(direct.groups_of(spec, dot.group)) < chains.DEEP:
+            return Refusal(f"fewer than {chains.DEEP * dot.group} inputs of an output")
+        if direct.rows_of(spec, dot)[1] == 1:
+            return Refusal("a single pixel")
+        if multiply.side_by_side and direct.vectors_of(spec, dot) == 1:
+            return Refusal(f"no pairs of {dot.lanes} output channels")
+        return None
+
+    def arranged(spec, packed):
+        flat = packed.reshape(len(packed), -1, dot.lanes, dot.group)
+        return flat, chains.arrange(flat, direct.vectors_of(spec, dot), spec.data_max)
+
+    def proves(spec, weight):
+        _, order = arranged(spec, pack(spec, weight, dot.lanes, dot.group))
+        if isinstance(order, Refusal):
+            return order
+        deep, less = 2 * chains.DEEP, 2 * chains.SHALLOW
+        if order.share < LONG:
+            return Refusal(f"int16 lanes hold {deep} products for {order.share:.0%} of the inputs")
+        what = f"int16 lane of {deep} products for {order.share:.0%} of the inputs, {less} for the rest"
+        return Bound(what, order.reach, INT16_MAX)
+
+    def constants(spec, weight, bias, multiplier):
+        packed, bias, multiplier = plain.pack(spec, weight, bias, multiplier)
+        flat, order = arranged(spec, packed)
+        count = order.groups.shape[1]
+        more = [(0, count - flat.shape[1]) if axis == 1 else (0, 0) for axis in range(4)]
+        each = order.groups.repeat(direct.vectors_of(spec, dot), axis=0)[:, :, None, None]
+        taken = np.take_along_axis(np.pad(flat, more), each, axis=1)
+        places = np.pad(chain_conv.places(spec, dot.group), more[1])
+        table = [order.deep, places[order.groups].reshape(-1)]
+        return taken[:, None], np.concatenate([bias, *table]), multiplier
+
+    def compute(cfg, spec, data, *rest):
+        return chain_conv.compute(cfg, spec, multiply, data, *rest)
+
+    def work(spec):
+        return chain_conv.work(spec, multiply)
+
+    return plain._replace(refuses=refuses, proves=proves, pack=constants, compute=compute, work=work)
 
 
 def depthwise_row(name: str, accumulator: str) -> Kernel:

@@ -9,10 +9,12 @@ import functools
 from collections.abc import Callable
 
 from .. import epilogue
+from ..chains import DEEP
 from ..emit import address, const, dtype_of, effect, lanes_of, pick, pure, tir, with_lanes
 from ..epilogue import Pieces, fence
 from ..isa import Isa, Vectors
 from ..kernels.bilinear_conv import ByteDots
+from ..kernels.chain_conv import Chains
 from ..kernels.depthwise import PairOps, QuadOps
 from ..kernels.direct import Dot, Narrow, broadcast_word
 from ..kernels.tile_conv import Tiles
@@ -206,24 +208,44 @@ def _sum(parts):
     return functools.reduce(lambda a, b: a + b, parts)
 
 
+def _byte_pairs(row: Isa) -> Callable:
+    """vpmaddubsw: (x, w) -> int16 lanes; x: a group of bytes in each int32 lane."""
+    lanes, vectors = row.lanes, row.vectors_of(32 * row.lanes)
+
+    def product(x, w):
+        data = tir.reinterpret(f"int8x{4 * lanes}", x)
+        return pure(f"int16x{2 * lanes}", vectors.byte_pairs, data, w)
+
+    return product
+
+
+def _widened(row: Isa) -> Callable:
+    """vpmaddwd by ones: int16 lanes -> int32 lanes."""
+    lanes, vectors = row.lanes, row.vectors_of(32 * row.lanes)
+    return lambda x: pure(f"int32x{lanes}", vectors.word_pairs, x, const(1, f"int16x{2 * lanes}"))
+
+
 def int16_dot(row: Isa, depth: int) -> Dot:
     """u8 x s8 by vpmaddubsw; ``depth`` results are summed in int16 before one vpmaddwd by ones.
 
     vpmaddubsw saturates and the int16 sums wrap: legal only where `proofs.lane_proof` proves that
     neither happens. 9 instructions per 128 multiply-accumulates at depth 4 (256 bit).
     """
-    lanes, vectors = row.lanes, row.vectors_of(32 * row.lanes)
+    product, widen = _byte_pairs(row), _widened(row)
 
     def combine(acc, xs, ws):
-        products = [
-            pure(f"int16x{2 * lanes}", vectors.byte_pairs, tir.reinterpret(f"int8x{4 * lanes}", x), w)
-            for x, w in zip(xs, ws, strict=True)
-        ]
-        ones = const(1, f"int16x{2 * lanes}")
-        return acc + pure(f"int32x{lanes}", vectors.word_pairs, _sum(products), ones)
+        return acc + widen(_sum([product(x, w) for x, w in zip(xs, ws, strict=True)]))
 
-    return Dot(lanes, 4, "uint8", "int8", depth, broadcast_word(lanes), combine,
+    return Dot(row.lanes, 4, "uint8", "int8", depth, broadcast_word(row.lanes), combine,
                row.tiles["direct"], narrow=narrow(row), pieces=pieces(row))  # fmt: skip
+
+
+def int16_chains(row: Isa) -> Chains:
+    """`int16_dot` for chains of `chains.DEEP`: 17 instructions per 256 multiply-accumulates (256 bit)."""
+    dot, side_by_side = int16_dot(row, DEEP), "sums" in row.tiles
+    if side_by_side:
+        dot = dot._replace(accumulators=row.tiles["sums"], vectors=2)
+    return Chains(dot, _byte_pairs(row), _widened(row), side_by_side)
 
 
 def int32_dot(row: Isa) -> Dot:
@@ -253,7 +275,7 @@ def vnni_dot(row: Isa) -> Dot:
 
     return Dot(lanes, 4, "uint8", "int8", 1, broadcast_word(lanes), combine, row.tiles["direct"],
                narrow=narrow(row), pieces=pieces(row), vectors=row.tiles.get("vectors", 1),
-               rereads=True)  # fmt: skip
+               rereads=True, short=((9, 6), (16, 4)) if row.registers == 32 else ())  # fmt: skip
 
 
 def amx_tiles() -> Tiles:
