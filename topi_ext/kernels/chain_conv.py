@@ -24,9 +24,9 @@ class Chains(NamedTuple):
     """A multiply whose products are summed in int16.
 
     dot: its `direct.Dot`, which combines any number of groups. product(x, w) -> int16 lanes of a group;
-    widen(sums) -> int32 lanes. side_by_side: where registers are
-    few, the int16 sums of a whole tile are in them, a group after the other, and the int32 ones in memory;
-    else a pixel's chain is summed at once, and its weights are in registers.
+    widen(sums) -> int32 lanes. side_by_side: where registers are few, the int16 sums of a whole tile are in
+    them, a group after the other, and the int32 ones in memory; else a pixel's chain is summed at once, and
+    its weights are in registers.
     """
 
     dot: direct.Dot
@@ -55,17 +55,16 @@ def work(spec: ConvSpec, chains: Chains) -> tuple[float, ...]:
 def compute(cfg, spec: ConvSpec, chains: Chains, data, weight, bias, multiplier, residual=None):
     """TE tensor of the convolution, as `direct.compute`; weight (blocks, 1, groups, lanes, 4), each step's
     groups in its order."""
-
     body = functools.partial(_Body, chains)
     return direct.compute(cfg, spec, chains.dot, data, weight, bias, multiplier, residual, body=body)
 
 
-class _Body(direct._Body):
-    """`direct._Body` with its own walk."""
+class _Body(direct.Body):
+    """`direct.Body` with its own walk."""
 
     def __init__(self, chains, *parts):
         super().__init__(*parts)
-        self.chains, self.rereads = chains, chains.side_by_side
+        self.chains = chains
         self.groups_in_all = int(self.weight.shape[2])
 
     def window(self, tile, acc, slot):
@@ -75,7 +74,7 @@ class _Body(direct._Body):
         numbers = self.blocks * self.dot.lanes  # they follow the bias
         deep = self.bias.vload([numbers + step])
         table = numbers + steps + step * self.groups_in_all
-        if self.rereads:
+        if self.chains.side_by_side:
             self.ib.scope_attr(self.data.data, "pragma_import_llvm", direct.BARRIER)
         with self.ib.for_range(0, deep, "chain") as i:
             if tile.fetch is not None:
@@ -87,44 +86,33 @@ class _Body(direct._Body):
     def chain(self, tile, acc, slot, table, first, count):
         """``count`` groups of inputs from ``first`` on, for every pixel and vector."""
         at = [self.keep(self.bias.vload([table + first + d])) for d in range(count)]
-        pairs = [(p, v) for p in range(tile.pixels) for v in range(self.vectors)]
-        if not self.chains.side_by_side:
-            for p, v in pairs:
-                xs = [self.chain_input(tile, p, place) for place in at]
+        if self.chains.side_by_side:
+            self.together(tile, acc, slot, at, first)
+            return
+        for p in range(tile.pixels):
+            for v in range(self.vectors):
+                xs = [self.inputs_at(tile, p, 0, 0, place) for place in at]
                 ws = [self.chain_weight(tile, v, first + d) for d in range(count)]
                 old = acc.vload(slot(p, v), self.sums)
                 self.ib.emit(acc.vstore(slot(p, v), tile.dot.combine(old, xs, ws)))
-            return
-        lanes = 2 * self.dot.lanes
-        words = with_lanes("int16", lanes)
+
+    def together(self, tile, acc, slot, at, first):
+        """A chain of every pixel and vector, one group after the other; at: the groups' places."""
+        lanes, pairs = 2 * self.dot.lanes, [(p, v) for p in range(tile.pixels) for v in range(self.vectors)]
+        words, floats = with_lanes("int16", lanes), with_lanes("float32", self.dot.lanes)
         sums = self.ib.allocate("int16", len(pairs) * lanes, name="sums")
         for d, place in enumerate(at):
             self.ib.emit(tir.Evaluate(tir.call_extern("int32", "easyquant_barrier")))
             for n, (p, v) in enumerate(pairs):
-                x, w = self.chain_input(tile, p, place), self.chain_weight(tile, v, first + d)
+                x, w = self.inputs_at(tile, p, 0, 0, place), self.chain_weight(tile, v, first + d)
                 total = self.chains.product(x, w)
                 if d:  # the fence keeps the order of the sum, and so its registers
-                    total = sums.vload([n * lanes], words) + total
-                    floats = tir.reinterpret(with_lanes("float32", self.dot.lanes), total)
-                    total = tir.reinterpret(words, fence(floats))
+                    total = fence(tir.reinterpret(floats, sums.vload([n * lanes], words) + total))
+                    total = tir.reinterpret(words, total)
                 self.ib.emit(sums.vstore([n * lanes], total))
         for n, (p, v) in enumerate(pairs):
             total = acc.vload(slot(p, v), self.sums) + self.chains.widen(sums.vload([n * lanes], words))
             self.ib.emit(acc.vstore(slot(p, v), total))
-
-    def chain_input(self, tile, p, place):
-        """The group of inputs of pixel ``p`` that lies at ``place``, as the multiply takes it."""
-        spec, dot = self.spec, tile.dot
-        if self.flat:
-            index = self.address(tile.y, tile.x + p, place)
-        else:
-            index = [
-                tile.y // spec.out_height,
-                (tile.y % spec.out_height) * spec.strides[0],
-                (tile.x + p) * spec.strides[1],
-                place,
-            ]
-        return dot.load(self.data.vload(index, with_lanes(dot.data, dot.group)))
 
     def chain_weight(self, tile, v, group):
         """The weights of a group in its step's order."""

@@ -263,7 +263,7 @@ def compute(
     """TE tensor of the convolution; weight as `packing.pack` makes it, bias and multiplier padded.
 
     shallow: the `Dot` of blocks of output channels whose depth, which follows the bias, is not ``dot``'s.
-    body: what makes the loops, of `_Body`'s arguments; None: that.
+    body: what makes the loops, of `Body`'s arguments; None: that.
 
     AutoTVM knobs: ``tile`` (pixels), ``order`` (which loop is outside).
     """
@@ -281,7 +281,7 @@ def compute(
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
 
     def loops(ins, out):
-        return (body or _Body)(spec, dot, ins, out, cfg["tile"].val, cfg["order"].val, shallow).loops()
+        return (body or Body)(spec, dot, ins, out, cfg["tile"].val, cfg["order"].val, shallow).loops()
 
     return extern(spec.out_shape, inputs, loops, spec.out_dtype, "conv2d", "easyquant_conv2d")
 
@@ -434,7 +434,7 @@ class _Tile(NamedTuple):
     fetch: Callable | None
 
 
-class _Body:
+class Body:
     """Emits the loops as TIR; one instance per kernel.
 
     A tile is of ``pixels`` by ``vectors`` blocks of output channels. order: which loop is outside; shallow:
@@ -608,8 +608,12 @@ class _Body:
 
     def inputs(self, tile, p, ry, rx, first):
         """Group ``first`` of the inputs of pixel ``p`` under a tap, as the multiply takes it."""
+        per_group = self.spec.in_channels // self.spec.groups
+        return self.inputs_at(tile, p, ry, rx, tile.group * per_group + first * tile.dot.group)
+
+    def inputs_at(self, tile, p, ry, rx, channel):
+        """The inputs of pixel ``p`` under a tap from ``channel`` on, which may lie beyond the tap."""
         spec, dot = self.spec, tile.dot
-        channel = tile.group * (spec.in_channels // spec.groups) + first * dot.group
         if self.flat:
             index = self.address(tile.y, tile.x + p, channel)
         else:

@@ -15,7 +15,7 @@ from ..proofs import INT16_MAX, lane_reach, tap_bound
 from ..targets import x86
 from . import bilinear_conv, chain_conv, depthwise, direct, tile_conv, winograd_conv
 
-#: of the inputs, the share in long chains from which they pay
+#: of the inputs, the share in long chains from which those of a whole tile, side by side, pay
 LONG = 0.5
 
 
@@ -170,7 +170,7 @@ def chain_row(row: Isa) -> Kernel:
         if isinstance(order, Refusal):
             return order
         deep, less = 2 * chains.DEEP, 2 * chains.SHALLOW
-        if order.share < LONG:
+        if multiply.side_by_side and order.share < LONG:
             return Refusal(f"int16 lanes hold {deep} products for {order.share:.0%} of the inputs")
         what = f"int16 lane of {deep} products for {order.share:.0%} of the inputs, {less} for the rest"
         return Bound(what, order.reach, INT16_MAX)
