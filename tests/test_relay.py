@@ -448,7 +448,7 @@ def test_lowering_leaves_no_qnn_op_and_says_what_it_chose(monkeypatch):
     kernels = [layer.choice.kernel.name for layer in lower.layers]
     assert [layer.spec.in_channels for layer in lower.layers] == [3, 8, 8, 8, 8, 20, 16, 16]
     assert len(kernels) == 8 and "depthwise_avx2" in kernels and "direct_avx2_d2" in kernels
-    assert all(name.startswith(("direct", "depthwise", "wide")) for name in kernels)
+    assert all(name.startswith(("chains", "direct", "depthwise", "wide")) for name in kernels)
 
 
 def test_lowering_refuses_what_it_cannot_do_exactly():
