@@ -98,6 +98,18 @@ def history(logs):
     return autotvm.apply_history_best(records) if records else contextlib.nullcontext()
 
 
+def tuned(logs, target):
+    """While it is entered, the records of ours that are of the target's CPU decide."""
+    from tvm import autotvm
+    from tvm import target as targets
+
+    from tvm_easyquant.relay.tune import read_log
+
+    mcpu = targets.Target(target).attrs["mcpu"]
+    records = [record for log in logs for record in read_log(log) if record[0].target.attrs["mcpu"] == mcpu]
+    return autotvm.apply_history_best(records)
+
+
 def the_input(path):
     """The name and the shape of a model's one input."""
     model = onnx.load(path)
@@ -174,7 +186,7 @@ class Race:
             self.sizes["tvm_easyquant-int7-relax", isa_name] = file.stat().st_size
             self._run("tvm_easyquant-int7-relax", isa_name, args.relax_python, "tvm", file)
         if args.records:
-            with history(args.records):
+            with tuned(args.records, target):
                 self._library("tvm_easyquant-int7-tuned", isa_name, build(q.module, target))
         made = run_integer(q.graph, q.table, {self.entry: self.samples[0]}).values()
         expected = np.concatenate([y.ravel() for y in made])
