@@ -58,6 +58,14 @@ def runs_of(spec: ConvSpec) -> int:
     return r if spec.dilation[1] == 1 and spec.groups == 1 else r * s
 
 
+def groups_of(spec: ConvSpec, group: int) -> tuple[int, int]:
+    """(runs of the kernel window, groups of inputs in each), see `pack`."""
+    runs, channels = runs_of(spec), spec.in_channels // spec.groups
+    if tight(spec, group):
+        return runs, -(-channels * spec.kernel[1] // group)
+    return runs, -(-channels // group) * (int(np.prod(spec.kernel)) // runs)
+
+
 def pad_vector(spec: ConvSpec, values: np.ndarray, lanes: int) -> np.ndarray:
     """A (K,) vector with the output channels of each group padded to whole blocks with zeros; several, of
     (n, K), one behind the other."""

@@ -16,6 +16,7 @@ import numpy as np
 from ..chains import DEEP, SHALLOW
 from ..emit import tir, with_lanes
 from ..epilogue import fence
+from ..packing import groups_of
 from ..problem import ConvSpec
 from . import direct
 
@@ -39,7 +40,7 @@ def places(spec: ConvSpec, group: int) -> np.ndarray:
     """int32 (groups,): where each group of inputs of the window lies in the padded map, in elements from
     the first one of the first pixel, in the order of `packing.pack`."""
     _, _, width, channels = direct.padded_shape(spec, group)
-    runs, length = direct.groups_of(spec, group)
+    runs, length = groups_of(spec, group)
     columns = runs // spec.kernel[0]  # runs in a kernel row
     run = np.arange(runs)
     first = (run // columns * spec.dilation[0] * width + run % columns * spec.dilation[1]) * channels
@@ -49,7 +50,7 @@ def places(spec: ConvSpec, group: int) -> np.ndarray:
 def work(spec: ConvSpec, chains: Chains) -> tuple[float, ...]:
     """That of `direct.work`, then vectors of weights that tiles read."""
     counts = direct.work(spec, chains.dot)
-    return *counts, counts[1] * float(np.prod(direct.groups_of(spec, chains.dot.group)))
+    return *counts, counts[1] * float(np.prod(groups_of(spec, chains.dot.group)))
 
 
 def compute(cfg, spec: ConvSpec, chains: Chains, data, weight, bias, multiplier, residual=None):
@@ -85,14 +86,14 @@ class _Body(direct.Body):
 
     def chain(self, tile, acc, slot, table, first, count):
         """``count`` groups of inputs from ``first`` on, for every pixel and vector."""
-        at = [self.keep(self.bias.vload([table + first + d])) for d in range(count)]
+        at = [self.write.keep(self.bias.vload([table + first + d])) for d in range(count)]
         if self.chains.side_by_side:
             self.together(tile, acc, slot, at, first)
             return
         for p in range(tile.pixels):
             for v in range(self.vectors):
                 xs = [self.inputs_at(tile, p, 0, 0, place) for place in at]
-                ws = [self.chain_weight(tile, v, first + d) for d in range(count)]
+                ws = [self.weights_at(tile, v, 0, first + d) for d in range(count)]
                 old = acc.vload(slot(p, v), self.sums)
                 self.ib.emit(acc.vstore(slot(p, v), tile.dot.combine(old, xs, ws)))
 
@@ -104,7 +105,7 @@ class _Body(direct.Body):
         for d, place in enumerate(at):
             self.ib.emit(tir.Evaluate(tir.call_extern("int32", "easyquant_barrier")))
             for n, (p, v) in enumerate(pairs):
-                x, w = self.inputs_at(tile, p, 0, 0, place), self.chain_weight(tile, v, first + d)
+                x, w = self.inputs_at(tile, p, 0, 0, place), self.weights_at(tile, v, 0, first + d)
                 total = self.chains.product(x, w)
                 if d:  # the fence keeps the order of the sum, and so its registers
                     total = fence(tir.reinterpret(floats, sums.vload([n * lanes], words) + total))
@@ -113,8 +114,3 @@ class _Body(direct.Body):
         for n, (p, v) in enumerate(pairs):
             total = acc.vload(slot(p, v), self.sums) + self.chains.widen(sums.vload([n * lanes], words))
             self.ib.emit(acc.vstore(slot(p, v), total))
-
-    def chain_weight(self, tile, v, group):
-        """The weights of a group in its step's order."""
-        wide = with_lanes(tile.dot.weight, tile.dot.group * tile.dot.lanes)
-        return self.weight.vload([self.place(tile, v), 0, group, 0, 0], wide)

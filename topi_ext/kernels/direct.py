@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import epilogue
 from ..emit import Builder, const, dtype_of, extern, keeper, lanes_of, prefetch, tir, with_lanes
-from ..packing import blocks_of, runs_of, tight
+from ..packing import blocks_of, groups_of, runs_of, tight
 from ..problem import ConvSpec
 
 PARALLEL_MACS = 1_000_000  # a layer of less takes some 10 us on one core, a thread's wake-up some 5
@@ -213,14 +213,6 @@ def pixels_of(spec: ConvSpec, dot: Dot) -> int:
     count = np.prod(groups_of(spec, dot.group))
     few = (pixels for groups, pixels in dot.short if count <= groups and spec.epilogue != "add")
     return next(few, dot.accumulators // _side_by_side(spec, dot))
-
-
-def groups_of(spec: ConvSpec, group: int) -> tuple[int, int]:
-    """(runs of the kernel window, groups of inputs in each), see `packing.pack`."""
-    runs, channels = runs_of(spec), spec.in_channels // spec.groups
-    if tight(spec, group):
-        return runs, -(-channels * spec.kernel[1] // group)
-    return runs, -(-channels // group) * (int(np.prod(spec.kernel)) // runs)
 
 
 def _side_by_side(spec: ConvSpec, dot: Dot) -> int:
@@ -451,7 +443,6 @@ class Body:
         self.rereads = dot.rereads and shared
         self.data, self.weight, self.bias, multiplier = ins[:4]
         self.ib = Builder()
-        self.keep = keeper(self.ib)
         self.write = Writer(self.ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None,
                             dot.narrow, dot.pieces)  # fmt: skip
         self.vector = with_lanes("int32", dot.lanes)
@@ -595,16 +586,19 @@ class Body:
 
     def groups(self, tile, acc, slot, ry, rx, run, first, count):
         """``count`` groups of inputs from group ``first`` of a run, for every pixel and vector."""
-        wide = with_lanes(tile.dot.weight, tile.dot.group * tile.dot.lanes)
         if self.rereads:
             self.ib.emit(tir.Evaluate(tir.call_extern("int32", "easyquant_barrier")))
         for p in range(tile.pixels):
             for v in range(self.vectors):
                 xs = [self.inputs(tile, p, ry, rx, first + d) for d in range(count)]
-                at = [[self.place(tile, v), run, first + d, 0, 0] for d in range(count)]
-                ws = [self.weight.vload(index, wide) for index in at]
+                ws = [self.weights_at(tile, v, run, first + d) for d in range(count)]
                 old = acc.vload(slot(p, v), self.sums)
                 self.ib.emit(acc.vstore(slot(p, v), tile.dot.combine(old, xs, ws)))
+
+    def weights_at(self, tile, v, run, group):
+        """The weights of a group of a run, for a tile's vector."""
+        wide = with_lanes(tile.dot.weight, tile.dot.group * tile.dot.lanes)
+        return self.weight.vload([self.place(tile, v), run, group, 0, 0], wide)
 
     def inputs(self, tile, p, ry, rx, first):
         """Group ``first`` of the inputs of pixel ``p`` under a tap, as the multiply takes it."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import bilinear, chains, winograd
 from ..isa import Isa
-from ..packing import fold_zero_point, pack, pad_vector
+from ..packing import fold_zero_point, groups_of, pack, pad_vector
 from ..problem import EXACT, Bound, Refusal
 from ..proofs import INT16_MAX, lane_reach, tap_bound
 from ..targets import x86
@@ -153,7 +153,7 @@ def chain_row(row: Isa) -> Kernel:
     def refuses(spec):
         if spec.groups > 1:
             return Refusal("grouped")
-        if np.prod(direct.groups_of(spec, dot.group)) < chains.DEEP:
+        if np.prod(groups_of(spec, dot.group)) < chains.DEEP:
             return Refusal(f"fewer than {chains.DEEP * dot.group} inputs of an output")
         if direct.rows_of(spec, dot)[1] == 1:
             return Refusal("a single pixel")

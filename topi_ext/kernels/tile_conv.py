@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..emit import Builder, const, extern, tir, with_lanes
-from ..packing import blocks_of, runs_of, tight
+from ..packing import blocks_of, groups_of, runs_of
 from ..problem import ConvSpec
 from .direct import Lanes, Writer, copied, flattens, needs_copy, outer_loop, padded_map
 
@@ -52,10 +52,7 @@ def chunk_of(spec: ConvSpec) -> int:
 
 def run_length(spec: ConvSpec) -> int:
     """Bytes of a run of the kernel window, see `packing.pack`."""
-    per_group = -(-(spec.in_channels // spec.groups) // GROUP) * GROUP
-    if tight(spec, GROUP):
-        return -(-spec.in_channels * spec.kernel[1] // GROUP) * GROUP
-    return per_group * (spec.kernel[1] if runs_of(spec) == spec.kernel[0] else 1)
+    return GROUP * groups_of(spec, GROUP)[1]
 
 
 def rows_of(spec: ConvSpec) -> tuple[int, int]:
