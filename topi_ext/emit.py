@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import contextmanager
 
+import numpy as np
 import tvm
 from tvm import te
 
@@ -65,7 +66,28 @@ def once(value, of):
 
 def pick(vectors, indices):
     """The lanes ``indices`` (ints) of vectors of one type, counted through."""
+    values = {_literal_of(x) for x in vectors}
+    if len(values) == 1 and None not in values:  # which TVM 0.19 would compute once: see `once`
+        return const(values.pop(), with_lanes(lanes_of(dtype_of(vectors[0]))[0], len(indices)))
     return tir.Shuffle(list(vectors), [const(i, "int32") for i in indices])
+
+
+def reread(x, dtype):
+    """The bits of a vector of integers as another type; of one number in every lane again such a one, if
+    there is one."""
+    value = _literal_of(x)
+    if value is not None:
+        base, lanes = lanes_of(dtype_of(x))
+        values = set(np.full(lanes, value, base).view(lanes_of(dtype)[0]).tolist())
+        if len(values) == 1:
+            return const(values.pop(), dtype)
+    return tir.reinterpret(dtype, x)
+
+
+def _literal_of(x) -> int | None:
+    """The integer that is in every lane of a vector, if it is known."""
+    value = x.value if isinstance(x, tir.Broadcast) else None
+    return int(value.value) if isinstance(value, tir.IntImm) else None
 
 
 def part(x, first: int, count: int):

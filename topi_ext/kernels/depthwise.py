@@ -12,20 +12,23 @@ back. Else int32; pairs are summed in int16 over as many taps as `cut_bound` pro
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 
 from .. import epilogue
-from ..emit import Builder, const, dtype_of, extern, keeper, lanes_of, pick, tir, with_lanes
+from ..emit import Builder, const, dtype_of, extern, keeper, lanes_of, pick, reread, tir, with_lanes
 from ..problem import Bound, ConvSpec, Refusal
 from ..proofs import INT16_MAX, tap_bound
-from .direct import Writer, copied, outer_loop, over_row, padded_map
+from .direct import Writer, copied, inner_tiles, outer_loop, over_row, padded_map
 
 LANES = 16
 #: taps up to which a kernel is one piece of code
 UNROLLED = 100
+PIXELS = 4  # of a tile, as a rule
 
 
 def center(spec: ConvSpec, weight: np.ndarray) -> np.ndarray:
@@ -44,7 +47,71 @@ def work(spec: ConvSpec, together: int = 1) -> tuple[float, ...]:
     row that are multiplied at once, where those that are not there cost as much as others."""
     outputs = spec.batch * spec.out_height * spec.out_width * (-(-spec.out_channels // LANES) * LANES)
     taps = spec.kernel[0] * -(-spec.kernel[1] // together) * together
-    return tuple(n * 1e-6 for n in (outputs * taps, outputs, copied(spec) if any(spec.padding) else 0))
+    return tuple(n * 1e-6 for n in (outputs * taps, outputs, 0 if in_place(spec, PIXELS) else copied(spec)))
+
+
+def edges_of(spec: ConvSpec) -> tuple[int, int]:
+    """How many of a row's first and of its last outputs take pixels beyond it."""
+    left, reach = spec.padding[1], (spec.kernel[1] - 1) * spec.dilation[1]
+    inside = max(0, (spec.width - 1 + left - reach) // spec.strides[1] + 1)
+    return min(-(-left // spec.strides[1]), spec.out_width), max(0, spec.out_width - inside)
+
+
+def in_place(spec: ConvSpec, pixels: int) -> bool:
+    """Whether tiles of ``pixels`` read the map as it is: each at its edges is code of its own."""
+    first, end = inner_tiles(spec.out_width, pixels, edges_of(spec))
+    pieces = 1 + -(-spec.out_width // pixels) - max(0, end - first)
+    return spec.in_channels % LANES == 0 and pieces * spec.kernel[0] * spec.kernel[1] <= UNROLLED
+
+
+def source(spec: ConvSpec, pixels: int, data):
+    """The TE tensor that tiles of ``pixels`` read."""
+    return data if in_place(spec, pixels) else padded_map(spec, LANES, "uint8", data)
+
+
+class Map:
+    """`source` as tiles of ``pixels`` read it. In place, what is beyond it is a constant that is known as
+    the code is made; a kernel row beyond it is left out, if that is zero, or else made of the constant."""
+
+    def __init__(self, ib, spec: ConvSpec, pixels: int, buffer):
+        self.ib, self.spec, self.pixels, self.buffer = ib, spec, pixels, buffer
+        self.in_place = in_place(spec, pixels)
+        self.edges = edges_of(spec) if self.in_place else (0, 0)
+        self.top, self.left = spec.padding[:2] if self.in_place else (0, 0)
+
+    def over_row(self, tile):
+        """Cover a row of outputs by tile(first pixel, pixels)."""
+        width = self.spec.out_width
+        over_row(self.ib, width, self.pixels, lambda x, count, _: tile(x, count), self.edges)
+
+    def rows(self, y, taps, body):
+        """body(i, absent) for each kernel row of ``taps``, as output row ``y`` takes it; absent: beyond the
+        map."""
+        for i in taps:
+            beyond = self._beyond(y, i) if self.in_place else []
+            with self.ib.if_scope(tir.Not(tir.any(*beyond))) if beyond else nullcontext():
+                body(i, False)
+            if beyond and self.spec.zero_point:
+                with self.ib.if_scope(tir.any(*beyond)):
+                    body(i, True)
+
+    def _row(self, y, i):
+        return y * self.spec.strides[0] + i * self.spec.dilation[0] - self.top
+
+    def _beyond(self, y, i) -> list:
+        """The conditions under which kernel row ``i`` is beyond the map, that may be."""
+        last, end = self.spec.out_height - 1, self.spec.height
+        above = [self._row(y, i) < 0] if self._row(0, i) < 0 else []
+        return above + ([self._row(y, i) >= end] if self._row(last, i) >= end else [])
+
+    def load(self, at, i, j, lanes, absent=False):
+        """uint8 lanes that output ``at``, (n, y, x, channel), takes in kernel row ``i``, ``j`` pixels from
+        the first of its window."""
+        n, y, x, channel = at
+        column = x * self.spec.strides[1] + j - self.left
+        if absent or (self.in_place and isinstance(column, int) and not 0 <= column < self.spec.width):
+            return const(self.spec.zero_point, with_lanes("uint8", lanes))
+        return self.buffer.vload([n, self._row(y, i), column, channel], with_lanes("uint8", lanes))
 
 
 def compute(cfg, spec: ConvSpec, accumulator: str, data, weight, bias, multiplier, residual=None):
@@ -56,8 +123,9 @@ def compute(cfg, spec: ConvSpec, accumulator: str, data, weight, bias, multiplie
     width = spec.out_width
     cfg.define_knob("tile", [p for p in (4, 2, 1, 3, 7) if p <= width])
     cfg.add_flop(2 * spec.macs)
-    source = padded_map(spec, LANES, "uint8", data)
-    inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
+    inputs = [source(spec, cfg["tile"].val, data), weight, bias, multiplier] + (
+        [] if residual is None else [residual]
+    )
 
     def body(ins, out):
         return _emit(spec, accumulator, cfg["tile"].val, ins, out)
@@ -66,8 +134,9 @@ def compute(cfg, spec: ConvSpec, accumulator: str, data, weight, bias, multiplie
 
 
 def _emit(spec, accumulator, pixels, ins, out):
-    data, weight, bias, multiplier = ins[:4]
+    weight, bias, multiplier = ins[1:4]
     ib = Builder()
+    data = Map(ib, spec, pixels, ins[0])
     write = Writer(ib, spec, out, multiplier, ins[4] if len(ins) > 4 else None)
     wide = with_lanes(accumulator, LANES)
     r, s = spec.kernel
@@ -77,29 +146,21 @@ def _emit(spec, accumulator, pixels, ins, out):
         acc = ib.allocate(accumulator, count * LANES, name="acc")
         channel = block * LANES
 
-        def taps(p, rows, total):
-            for i in rows:
+        def taps(i, absent):
+            for p in range(count):
+                total = acc.vload([p * LANES], wide)
                 for j in range(s):
-                    index = [
-                        n,
-                        y * spec.strides[0] + i * spec.dilation[0],
-                        (x + p) * spec.strides[1] + j * spec.dilation[1],
-                        channel,
-                    ]
-                    product = data.vload(index, f"uint8x{LANES}").astype(wide)
-                    total = total + product * weight.vload([i * s + j, channel], wide)
-            return total
+                    pixel = data.load((n, y, x + p, channel), i, j * spec.dilation[1], LANES, absent)
+                    total = total + pixel.astype(wide) * weight.vload([i * s + j, channel], wide)
+                ib.emit(acc.vstore([p * LANES], total))
 
-        start = weight.vload([r * s, channel], wide)
+        for p in range(count):
+            ib.emit(acc.vstore([p * LANES], weight.vload([r * s, channel], wide)))
         if large(spec):
-            for p in range(count):
-                ib.emit(acc.vstore([p * LANES], start))
             with ib.for_range(0, r, "tap") as i:
-                for p in range(count):
-                    ib.emit(acc.vstore([p * LANES], taps(p, [i], acc.vload([p * LANES], wide))))
+                taps(i, False)
         else:
-            for p in range(count):
-                ib.emit(acc.vstore([p * LANES], taps(p, range(r), start)))
+            data.rows(y, range(r), taps)
         for p in range(count):
             value = acc.vload([p * LANES], wide).astype(f"int32x{LANES}")
             write(
@@ -111,7 +172,7 @@ def _emit(spec, accumulator, pixels, ins, out):
             )
 
     def row(n, y, block, valid):
-        over_row(ib, spec.out_width, pixels, lambda x, count, _: tile(n, y, x, count, block, valid))
+        data.over_row(lambda x, count: tile(n, y, x, count, block, valid))
 
     with ib.for_range(0, spec.batch * spec.out_height, "row", kind=outer_loop(spec)) as ny:
         n, y = ny // spec.out_height, ny % spec.out_height
@@ -264,11 +325,12 @@ def compute_pairs(cfg, spec: ConvSpec, ops: PairOps, data, weight, bias, multipl
     tiles = (7, 4, 2, 1, 3) if wide else (4, 2, 1, 3, 7)
     cfg.define_knob("tile", [p for p in tiles if p <= spec.out_width])
     cfg.add_flop(2 * spec.macs)
-    source = padded_map(spec, LANES, "uint8", data)
-    inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
+    inputs = [source(spec, cfg["tile"].val, data), weight, bias, multiplier] + (
+        [] if residual is None else [residual]
+    )
 
     def body(ins, out):
-        return _Pairs(spec, ops, ins, out).loops(cfg["tile"].val)
+        return _Pairs(spec, ops, ins, out, cfg["tile"].val).loops()
 
     return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
 
@@ -276,22 +338,20 @@ def compute_pairs(cfg, spec: ConvSpec, ops: PairOps, data, weight, bias, multipl
 class _Pairs:
     """Emits the loops of `compute_pairs`; one instance per kernel."""
 
-    def __init__(self, spec, ops, ins, out):
+    def __init__(self, spec, ops, ins, out, pixels):
         self.spec, self.ops, self.out = spec, ops, out
-        self.data, self.weight, self.bias, self.multiplier = ins[:4]
-        self.residual = ins[4] if len(ins) > 4 else None
         self.ib = Builder()
+        self.data = Map(self.ib, spec, pixels, ins[0])
+        self.weight, self.bias, self.multiplier = ins[1:4]
+        self.residual = ins[4] if len(ins) > 4 else None
 
-    def loops(self, pixels):
+    def loops(self):
         ib, spec = self.ib, self.spec
         blocks = blocks_of(spec, self.ops.width)
         whole = spec.out_channels // self.ops.width
 
         def row(n, y, block, first, size):
-            def tile(x, count, _):
-                self.tile(n, y, x, count, block, first, size)
-
-            over_row(ib, spec.out_width, pixels, tile)
+            self.data.over_row(lambda x, count: self.tile(n, y, x, count, block, first, size))
 
         with ib.for_range(0, spec.batch * spec.out_height, "row", kind=outer_loop(spec)) as ny:
             n, y = ny // spec.out_height, ny % spec.out_height
@@ -327,9 +387,18 @@ class _Pairs:
         def weights(index, half):
             return self.weight.vload([block, index, half * size], with_lanes("int8", size))
 
-        def pixels(i, at):
-            index = [n, y * spec.strides[0] + i * spec.dilation[0], x * step + at, first]
-            return self.data.vload(index, with_lanes("uint8", size))
+        def products(half, own, columns, i, absent):
+            for p in range(count):
+                for j, (offset, *taps) in self.pairs(p * step, last):
+                    if min(tap for tap in taps if tap is not None) not in columns:
+                        continue
+                    pair = [
+                        self.data.load((n, y, x, first), i, p * step + (offset + k) * apart, size, absent)
+                        for k in (0, 1)
+                    ]
+                    both = pick(pair, [lane for c in own for lane in (c, size + c)])
+                    product = self.ops.multiply(both, weights(i * each + j, half))
+                    ib.emit(acc[p][half].vstore([0], acc[p][half].vload([0], sums) + product))
 
         def add(rows, columns, start, first_part):
             """The sums of a part, in int16, then added to those before in int32."""
@@ -337,15 +406,7 @@ class _Pairs:
                 for p in range(count):
                     begin = tir.reinterpret(sums, weights(start, half))
                     ib.emit(acc[p][half].vstore([0], begin))
-                for i in rows:
-                    for p in range(count):
-                        for j, (offset, *taps) in self.pairs(p * step, last):
-                            if min(tap for tap in taps if tap is not None) not in columns:
-                                continue
-                            pair = [pixels(i, p * step + (offset + k) * apart) for k in (0, 1)]
-                            both = pick(pair, [lane for c in own for lane in (c, size + c)])
-                            product = self.ops.multiply(both, weights(i * each + j, half))
-                            ib.emit(acc[p][half].vstore([0], acc[p][half].vload([0], sums) + product))
+                self.data.rows(y, rows, functools.partial(products, half, own, columns))
             for p in range(count):
                 widened = [v for a in acc[p] for v in self.ops.widen(a.vload([0], sums))]
                 if not cut_up:
@@ -496,11 +557,12 @@ def compute_quads(cfg, spec: ConvSpec, ops: QuadOps, data, weight, bias, multipl
     """
     cfg.define_knob("tile", [p for p in (ops.pixels, 2, 1, 3) if p <= spec.out_width])
     cfg.add_flop(2 * spec.macs)
-    source = padded_map(spec, LANES, "uint8", data)
-    inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
+    inputs = [source(spec, cfg["tile"].val, data), weight, bias, multiplier] + (
+        [] if residual is None else [residual]
+    )
 
     def body(ins, out):
-        return _Quads(spec, ops, ins, out).loops(cfg["tile"].val)
+        return _Quads(spec, ops, ins, out, cfg["tile"].val).loops()
 
     return extern(spec.out_shape, inputs, body, spec.out_dtype, "conv2d", "easyquant_conv2d")
 
@@ -524,15 +586,14 @@ class _Quads(_Pairs):
                 at = [first + quarter * lanes]
                 ib.emit(sums[quarter].vstore([0], self.bias.vload(at, wide)))
 
-        def row(i):
+        def row(i, absent):
             def pixel(at):
                 # what lies beyond the last window has a zero weight
-                index = [n, y * spec.strides[0] + i * spec.dilation[0], x * step + min(at, last), first]
-                return self.data.vload(index, with_lanes("uint8", size))
+                return self.data.load((n, y, x, first), i, min(at, last), size, absent)
 
             def pair(at, own):
                 both = pick([pixel(at), pixel(at + apart)], [lane for c in own for lane in (c, size + c)])
-                return tir.reinterpret(with_lanes("int16", size // 2), both)
+                return reread(both, with_lanes("int16", size // 2))
 
             for p in range(0, count, len(windows)):
                 for k in range(max(map(len, windows))):
@@ -544,10 +605,9 @@ class _Quads(_Pairs):
 
         if large(spec):
             with ib.for_range(0, spec.kernel[0], "tap") as i:
-                row(i)
+                row(i, False)
         else:
-            for i in range(spec.kernel[0]):
-                row(i)
+            self.data.rows(y, range(spec.kernel[0]), row)
         for p, sums in enumerate(acc):
             self.store([each.vload([0], wide) for each in sums], [n, y, x + p], first, size)
 
@@ -556,9 +616,7 @@ class _Quads(_Pairs):
         (i, p, k, quarter), windows = place, quads_of(self.spec)
         words = size // 2
         own = [8 * lane + 4 * (quarter % 2) + j for lane in range(size // 16) for j in range(4)]
-        quad = tir.reinterpret(
-            with_lanes("uint8", size), pick(two, [w for c in own for w in (c, words + c)])
-        )
+        quad = reread(pick(two, [w for c in own for w in (c, words + c)]), with_lanes("uint8", size))
         before = 0
         for shift, window in enumerate(windows):
             if p + shift < len(acc) and k < len(window):

@@ -400,15 +400,27 @@ class Writer:
             ib.emit(self.out.vstore(index(k + at), value))
 
 
-def over_row(ib, width, pixels, tile):
+def over_row(ib, width, pixels, tile, edges=(0, 0)):
     """Cover a row of ``width`` by tile(first pixel, pixels, number): whole tiles of ``pixels`` in a loop,
-    then a smaller one, whose number is None."""
+    then a smaller one, whose number is None. edges: of the first and of the last pixels, how many are in
+    tiles of their own, before and behind the loop, whose first pixel is an int and whose number is None."""
     tiles, tail = divmod(width, pixels)
-    if tiles:
-        with ib.for_range(0, tiles, "tile") as t:
+    first, last = inner_tiles(width, pixels, edges)
+    for t in range(first):
+        tile(t * pixels, min(pixels, width - t * pixels), None)
+    if last > first:
+        with ib.for_range(first, last, "tile") as t:
             tile(t * pixels, pixels, t)
-    if tail:
-        tile(tir.const(tiles * pixels), tail, None)
+    for t in range(max(first, last), tiles):
+        tile(t * pixels, pixels, None)
+    if tail and tiles >= first:
+        tile(tiles * pixels if any(edges) else tir.const(tiles * pixels), tail, None)
+
+
+def inner_tiles(width, pixels, edges):
+    """(first, end) of `over_row`'s tiles in the loop."""
+    before, behind = edges
+    return -(-before // pixels), (width - behind) // pixels
 
 
 class _Tile(NamedTuple):
