@@ -103,6 +103,7 @@ SPECS = {
                             epilogue="dequantize"),
     "rows as they lie": ConvSpec(1, 12, 9, 3, 32, (7, 7), (2, 2), (3, 3, 3, 3), data_max=127,
                                  epilogue="dequantize"),
+    "an odd block, filled up": ConvSpec(1, 6, 5, 64, 68, (1, 1), data_max=127, epilogue="dequantize"),
     "columns apart": ConvSpec(2, 9, 9, 10, 32, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), data_max=127,
                               epilogue="dequantize"),
 }  # fmt: skip

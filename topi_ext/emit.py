@@ -55,6 +55,26 @@ def pure(dtype, name, *args):
     return tir.call_llvm_pure_intrin(dtype, name, *count, *args)
 
 
+def after(x, other):
+    """``x``, for LLVM not before it has ``other`` of the same type; needs `after_llvm` of that."""
+    return tir.call_pure_extern(dtype_of(x), f"easyquant_after_{_llvm_type(dtype_of(x))[1]}", x, other)
+
+
+def after_llvm(dtype: str) -> str:
+    """LLVM IR of what `after` calls for a vector of integers, inlined."""
+    vector, name = _llvm_type(dtype)
+    return f"""define {vector} @easyquant_after_{name}({vector} %a, {vector} %b) alwaysinline {{
+  %r = call {vector} asm "", "=v,0,v"({vector} %a, {vector} %b)
+  ret {vector} %r
+}}"""
+
+
+def _llvm_type(dtype: str) -> tuple[str, str]:
+    """(LLVM's type of a vector of integers, its name in that of an intrinsic)."""
+    base, lanes = lanes_of(dtype)
+    return f"<{lanes} x {base.replace('int', 'i')}>", f"v{lanes}{base.replace('int', 'i')}"
+
+
 def once(value, of):
     """``of(value)``, the value computed once. TVM 0.19 gives LLVM a debug record of it, which LLVM refuses
     of a float: there the value is written out as often as it is read."""

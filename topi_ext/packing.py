@@ -21,21 +21,22 @@ def fold_zero_point(bias: np.ndarray, weight: np.ndarray, zero_point: int) -> np
     return folded.astype(np.int32)
 
 
-def blocks_of(spec: ConvSpec, lanes: int) -> int:
-    """Blocks of ``lanes`` output channels in one group, the last one perhaps ragged."""
-    return -(-(spec.out_channels // spec.groups) // lanes)
+def blocks_of(spec: ConvSpec, lanes: int, together: int = 1) -> int:
+    """Blocks of ``lanes`` output channels in one group, a multiple of ``together``: the last ones may be
+    ragged or empty."""
+    return -(-(spec.out_channels // spec.groups) // (lanes * together)) * together
 
 
-def pack(spec: ConvSpec, weight: np.ndarray, lanes: int, group: int) -> np.ndarray:
+def pack(spec: ConvSpec, weight: np.ndarray, lanes: int, group: int, together: int = 1) -> np.ndarray:
     """Weights in the order a direct kernel reads them: (blocks, runs, L, lanes, group).
 
     A *run* is a stretch of the padded map that lies contiguous in memory: a whole kernel row where
     the dilation and the number of groups are 1, else one tap. ``group`` inputs fill one 32-bit lane; a run
     is filled up with zeros to a multiple of it (`tight`), or the input channels are, as is the data. Output
-    channels of each group of the convolution are padded to whole blocks.
+    channels of each group of the convolution are padded to whole blocks, a multiple of ``together``.
     """
     r, s, c, k = weight.shape
-    per, blocks = k // spec.groups, blocks_of(spec, lanes)
+    per, blocks = k // spec.groups, blocks_of(spec, lanes, together)
     weight = weight.reshape(r, s, c, spec.groups, per)
     if tight(spec, group):
         weight = weight.reshape(r, 1, s * c, spec.groups, per)
@@ -66,11 +67,12 @@ def groups_of(spec: ConvSpec, group: int) -> tuple[int, int]:
     return runs, -(-channels // group) * (int(np.prod(spec.kernel)) // runs)
 
 
-def pad_vector(spec: ConvSpec, values: np.ndarray, lanes: int) -> np.ndarray:
-    """A (K,) vector with the output channels of each group padded to whole blocks with zeros; several, of
-    (n, K), one behind the other."""
+def pad_vector(spec: ConvSpec, values: np.ndarray, lanes: int, together: int = 1) -> np.ndarray:
+    """A (K,) vector with the output channels of each group padded to whole blocks with zeros, as those of
+    `pack`; several, of (n, K), one behind the other."""
     per = spec.out_channels // spec.groups
     vectors = values.reshape(-1, spec.groups, per)
-    padded = np.zeros((len(vectors), spec.groups, blocks_of(spec, lanes) * lanes), values.dtype)
+    width = blocks_of(spec, lanes, together) * lanes
+    padded = np.zeros((len(vectors), spec.groups, width), values.dtype)
     padded[:, :, :per] = vectors
     return padded.reshape(-1)

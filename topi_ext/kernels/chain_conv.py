@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..chains import DEEP, SHALLOW
-from ..emit import tir, with_lanes
+from ..emit import after, after_llvm, tir, with_lanes
 from ..epilogue import fence
 from ..packing import groups_of
 from ..problem import ConvSpec
@@ -67,6 +67,7 @@ class _Body(direct.Body):
         super().__init__(*parts)
         self.chains = chains
         self.groups_in_all = int(self.weight.shape[2])
+        self.words = with_lanes("int16", 2 * self.dot.lanes)
 
     def window(self, tile, acc, slot):
         """Walk the chains."""
@@ -76,7 +77,8 @@ class _Body(direct.Body):
         deep = self.bias.vload([numbers + step])
         table = numbers + steps + step * self.groups_in_all
         if self.chains.side_by_side:
-            self.ib.scope_attr(self.data.data, "pragma_import_llvm", direct.BARRIER)
+            text = f"{direct.BARRIER}\n{after_llvm(self.words)}"
+            self.ib.scope_attr(self.data.data, "pragma_import_llvm", text)
         with self.ib.for_range(0, deep, "chain") as i:
             if tile.fetch is not None:
                 tile.fetch(i, self.groups_in_all // DEEP)
@@ -98,19 +100,30 @@ class _Body(direct.Body):
                 self.ib.emit(acc.vstore(slot(p, v), tile.dot.combine(old, xs, ws)))
 
     def together(self, tile, acc, slot, at, first):
-        """A chain of every pixel and vector, one group after the other; at: the groups' places."""
-        lanes, pairs = 2 * self.dot.lanes, [(p, v) for p in range(tile.pixels) for v in range(self.vectors)]
-        words, floats = with_lanes("int16", lanes), with_lanes("float32", self.dot.lanes)
-        sums = self.ib.allocate("int16", len(pairs) * lanes, name="sums")
+        """A chain of every pixel and vector, one group after the other; at: the groups' places.
+
+        A pixel's products with its vectors are made before they are added: right behind a multiply an add
+        would take a port that the next one waits for."""
+        keep, vectors = self.write.keep, range(self.vectors)
+        lanes, floats = 2 * self.dot.lanes, with_lanes("float32", self.dot.lanes)
+        # a buffer for each pixel: one of 1 KiB would be memory, not registers
+        sums = [self.ib.allocate("int16", self.vectors * lanes, name="sums") for _ in range(tile.pixels)]
         for d, place in enumerate(at):
             self.ib.emit(tir.Evaluate(tir.call_extern("int32", "easyquant_barrier")))
-            for n, (p, v) in enumerate(pairs):
-                x, w = self.inputs_at(tile, p, 0, 0, place), self.weights_at(tile, v, 0, first + d)
-                total = self.chains.product(x, w)
-                if d:  # the fence keeps the order of the sum, and so its registers
-                    total = fence(tir.reinterpret(floats, sums.vload([n * lanes], words) + total))
-                    total = tir.reinterpret(words, total)
-                self.ib.emit(sums.vstore([n * lanes], total))
-        for n, (p, v) in enumerate(pairs):
-            total = acc.vload(slot(p, v), self.sums) + self.chains.widen(sums.vload([n * lanes], words))
-            self.ib.emit(acc.vstore(slot(p, v), total))
+            for p in range(tile.pixels):
+                x = self.inputs_at(tile, p, 0, 0, place)
+                made = [
+                    keep(self.chains.product(x, self.weights_at(tile, v, 0, first + d))) for v in vectors
+                ]
+                for v in vectors:
+                    total = made[v] if v else after(made[0], made[-1])
+                    if d:  # the fence keeps the order of the sum, and so its registers
+                        total = fence(
+                            tir.reinterpret(floats, sums[p].vload([v * lanes], self.words) + total)
+                        )
+                        total = tir.reinterpret(self.words, total)
+                    self.ib.emit(sums[p].vstore([v * lanes], total))
+        for p in range(tile.pixels):
+            for v in vectors:
+                widened = self.chains.widen(sums[p].vload([v * lanes], self.words))
+                self.ib.emit(acc.vstore(slot(p, v), acc.vload(slot(p, v), self.sums) + widened))

@@ -44,6 +44,7 @@ class Dot(NamedTuple):
     rereads: what pixels side by side have in common in a run is read for each, by `BARRIER`.
     short: (groups, pixels): the most pixels of a tile where an output has so few groups of inputs, so that
     the CPU is at one tile's products while it stores the last one's; the fewest groups first.
+    fills: see `filled`.
     """
 
     lanes: int
@@ -62,6 +63,7 @@ class Dot(NamedTuple):
     rereads: bool = False
     pieces: epilogue.Pieces | None = None
     short: tuple[tuple[int, int], ...] = ()
+    fills: bool = False
 
 
 def broadcast_word(lanes: int) -> Callable:
@@ -215,22 +217,33 @@ def pixels_of(spec: ConvSpec, dot: Dot) -> int:
     return next(few, dot.accumulators // _side_by_side(spec, dot))
 
 
+def filled(spec: ConvSpec, dot: Dot) -> int:
+    """To a multiple of how many the blocks of output channels are filled up: for a multiply that ``fills``
+    those of a tile, where few are empty."""
+    return dot.vectors if dot.fills and blocks_of(spec, dot.lanes) >= 4 * dot.vectors else 1
+
+
+def _blocks(spec: ConvSpec, dot: Dot) -> int:
+    """Blocks of output channels of a group of the convolution."""
+    return blocks_of(spec, dot.lanes, filled(spec, dot))
+
+
 def _side_by_side(spec: ConvSpec, dot: Dot) -> int:
     """Blocks of output channels in a tile of several pixels."""
-    return 1 if blocks_of(spec, dot.lanes) % dot.vectors else dot.vectors
+    return 1 if _blocks(spec, dot) % dot.vectors else dot.vectors
 
 
 def vectors_of(spec: ConvSpec, dot: Dot) -> int:
     """Blocks of output channels in a tile: a dense layer has one pixel, so its tile is wide instead."""
     if rows_of(spec, dot)[1] > 1:
         return _side_by_side(spec, dot)
-    return next(v for v in (4, 2, 1) if blocks_of(spec, dot.lanes) % v == 0)
+    return next(v for v in (4, 2, 1) if _blocks(spec, dot) % v == 0)
 
 
 def work(spec: ConvSpec, dot: Dot) -> tuple[float, ...]:
     """Millions of: multiply-accumulates with padded channels, tiles, outputs, elements copied, weights."""
     rows, width = rows_of(spec, dot)
-    columns = spec.groups * blocks_of(spec, dot.lanes)
+    columns = spec.groups * _blocks(spec, dot)
     depth = int(np.prod(groups_of(spec, dot.group))) * dot.group
     tiles = rows * -(-width // tile_pixels(width, min(pixels_of(spec, dot), width))) * columns
     counts = (
@@ -260,7 +273,7 @@ def compute(
     AutoTVM knobs: ``tile`` (pixels), ``order`` (which loop is outside).
     """
     rows, width = rows_of(spec, dot)
-    blocks = blocks_of(spec, dot.lanes)
+    blocks = _blocks(spec, dot)
     most = min(pixels_of(spec, dot), width)
     default = tile_pixels(width, most)
     candidates = [default] + [p for p in (1, 2, 3, 4, 5, 6, 7, 8, 14) if p <= most and p != default]
@@ -425,7 +438,7 @@ def inner_tiles(width, pixels, edges):
 
 class _Tile(NamedTuple):
     """A register tile: ``pixels`` of row ``y`` from ``x`` on, by the output channels of the blocks from
-    ``block`` on of a group, with the multiply ``dot``. valid: lanes of the last block, None: all.
+    ``block`` on of a group, with the multiply ``dot``. valid: of their channels those that are, None: all.
     fetch(turn, turns): called in every turn of the inner loop."""
 
     dot: Dot
@@ -449,7 +462,7 @@ class Body:
         self.spec, self.dot, self.shallow = spec, dot, shallow
         self.pixels, self.order = pixels, order
         self.rows, self.width = rows_of(spec, dot)
-        self.blocks, self.vectors = blocks_of(spec, dot.lanes), vectors_of(spec, dot)
+        self.blocks, self.vectors = _blocks(spec, dot), vectors_of(spec, dot)
         self.flat, self.per_group = flattens(spec), spec.out_channels // spec.groups
         shared = runs_of(spec) < int(np.prod(spec.kernel)) and spec.kernel[1] > spec.strides[1]
         self.rereads = dot.rereads and shared
@@ -464,7 +477,7 @@ class Body:
         """All rows by all steps of blocks."""
         ib, spec = self.ib, self.spec
         steps = self.blocks // self.vectors
-        whole = steps - (self.per_group % self.dot.lanes > 0)  # the last one may be ragged
+        whole = self.per_group // (self.dot.lanes * self.vectors)  # the last one may be ragged
         kind = outer_loop(spec)
         if self.order == "rows" or spec.groups > 1:
             with ib.for_range(0, self.rows, "row", kind=kind) as y:
@@ -497,14 +510,14 @@ class Body:
                 self.row_of(dot, y, group, step, last)
 
     def row_of(self, dot, y, group, step, last):
-        lanes = (self.per_group % dot.lanes or dot.lanes) if last else None
+        valid = self.per_group % (dot.lanes * self.vectors) if last else None
 
         def tile(x, pixels, number):
             far = self.order == "channels" and not last and number is not None
             fetch = self.ahead(y, number, step) if far else None
             if self.order == "rows" and not last and number is not None:
                 self.maps_ahead(y, number, step)
-            self.tile(_Tile(dot, y, x, pixels, group, step * self.vectors, lanes, fetch))
+            self.tile(_Tile(dot, y, x, pixels, group, step * self.vectors, valid, fetch))
 
         over_row(self.ib, self.width, self.pixels, tile)
 
@@ -557,8 +570,11 @@ class Body:
                 self.ib.emit(acc.vstore(slot(p, v), const(0, self.sums) if tile.dot.reduce else bias))
         self.window(tile, acc, slot)
         for v in range(self.vectors):
+            valid = None if tile.valid is None else min(tile.dot.lanes, tile.valid - v * tile.dot.lanes)
+            if valid is not None and valid <= 0:
+                break
             done = [self.finished(tile, p, v, acc.vload(slot(p, v), self.sums)) for p in range(tile.pixels)]
-            self.write.all(done, tile.valid if v == self.vectors - 1 else None)
+            self.write.all(done, valid)
 
     def place(self, tile, v):
         """The block of the packed weights, bias and multiplier of a tile's vector."""

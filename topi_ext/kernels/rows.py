@@ -62,9 +62,10 @@ def direct_row(name: str, row: Isa, dot: direct.Dot | Callable, proof: Callable 
 
     def constants(spec, weight, bias, multiplier):
         dot = dot_of(spec)
-        packed = pack(spec, weight.astype(dot.weight), dot.lanes, dot.group)
+        together = direct.filled(spec, dot)
+        packed = pack(spec, weight.astype(dot.weight), dot.lanes, dot.group, together)
         vectors = fold_zero_point(bias, weight, -dot.offset), multiplier
-        return (packed, *(pad_vector(spec, v, dot.lanes) for v in vectors))
+        return (packed, *(pad_vector(spec, v, dot.lanes, together) for v in vectors))
 
     def compute(cfg, spec, data, *rest):
         return direct.compute(cfg, spec, dot_of(spec), data, *rest)
@@ -166,7 +167,8 @@ def chain_row(row: Isa) -> Kernel:
         return flat, chains.arrange(flat, direct.vectors_of(spec, dot), spec.data_max)
 
     def proves(spec, weight):
-        _, order = arranged(spec, pack(spec, weight, dot.lanes, dot.group))
+        together = direct.filled(spec, dot)
+        _, order = arranged(spec, pack(spec, weight, dot.lanes, dot.group, together))
         if isinstance(order, Refusal):
             return order
         deep, less = 2 * chains.DEEP, 2 * chains.SHALLOW

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import epilogue
-from ..emit import Builder, const, dtype_of, extern, keeper, prefetch, tir, with_lanes
+from ..emit import Builder, after, after_llvm, const, dtype_of, extern, keeper, prefetch, tir, with_lanes
 from ..problem import ConvSpec
 from ..winograd import Transform
 from .direct import LINE, Lanes, Narrow, Writer, copied, outer_loop, padded_map
@@ -37,7 +37,8 @@ class WordPairs(NamedTuple):
     rows: the most tiles of a matrix product's register block. data_bytes: of the transformed data of a
     block of tiles, which every block of output channels reads again; the fewer blocks, the less often
     weights are transformed. narrow, pieces: see `direct.Writer`. order(weights): as ``multiply`` wants
-    `winograd.pack`'s."""
+    `winograd.pack`'s. apart: the products of two vectors are made before either is added: right behind a
+    multiply an add would take a port that the next one waits for."""
 
     lanes: int
     rows: int
@@ -46,6 +47,7 @@ class WordPairs(NamedTuple):
     narrow: Narrow | None = None
     pieces: epilogue.Pieces | None = None
     order: Callable = lambda weights: weights
+    apart: bool = False
 
 
 class Wrapping:
@@ -265,7 +267,7 @@ class _Body:
 
     def __init__(self, spec, t, pairs, ins, out):
         self.spec, self.t, self.word_pairs = spec, t, pairs.multiply
-        self.lanes = pairs.lanes
+        self.lanes, self.products_apart = pairs.lanes, pairs.apart
         self.block = block_of(spec, pairs.lanes)
         self.vectors = self.block // self.lanes
         self.data, self.weight, self.bias, multiplier = ins[:4]
@@ -281,7 +283,7 @@ class _Body:
     def loops(self, total, size, rows, unroll):
         ib, t, spec = self.ib, self.t, self.spec
         positions, channels = t.n * t.n, 2 * pairs_of(spec)
-        ib.scope_attr(self.data.data, "pragma_import_llvm", self.wrap.llvm)
+        ib.scope_attr(self.data.data, "pragma_import_llvm", f"{self.wrap.llvm}\n{after_llvm(self.vector)}")
         blocks, kind = -(-total // size), outer_loop(spec)
         # threads take blocks of tiles; of a single block, tiles to transform and then output channels
         outer, inner = (kind, "serial") if blocks > 1 else ("serial", kind)
@@ -378,15 +380,23 @@ class _Body:
                     x = v.load(position, (first + r) * channels + pair * 2, "int16x2")
                     x = tir.reinterpret("int32", x).astype(self.vector)
                     x = tir.reinterpret(f"int16x{2 * lanes}", x)
-                    for vector, each in enumerate(acc):
-                        at = (pair * self.vectors + vector) * 2 * lanes
-                        w = u.load(position, at, f"int16x{2 * lanes}")
-                        total = self.word_pairs(self.wrap, each.vload(slot(r), self.vector), x, w)
+                    ats = [(pair * self.vectors + vector) * 2 * lanes for vector in range(self.vectors)]
+                    ws = [u.load(position, at, f"int16x{2 * lanes}") for at in ats]
+                    old = [each.vload(slot(r), self.vector) for each in acc]
+                    for each, total in zip(acc, self.totals(old, x, ws), strict=True):
                         ib.emit(each.vstore(slot(r), total))
         for r in range(rows):
             for vector, each in enumerate(acc):
                 at = (first + r) * self.block + vector * lanes
                 ib.emit(m.store(position, at, each.vload(slot(r), self.vector)))
+
+    def totals(self, old, x, ws):
+        """The sums ``old`` and the products of ``x`` with ``ws``."""
+        if not self.products_apart or len(ws) < 2:
+            return [self.word_pairs(self.wrap, total, x, w) for total, w in zip(old, ws, strict=True)]
+        zero = const(0, self.vector)
+        first, second = (self.keep(self.word_pairs(self.wrap, zero, x, w)) for w in ws)
+        return [self.wrap.add(old[0], after(first, second)), self.wrap.add(old[1], second)]
 
     def finish(self, tile, ti, block, vector, m):
         """The output sums of a tile, stored or, if they are to be later, where its products were."""

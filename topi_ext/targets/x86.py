@@ -32,7 +32,8 @@ def word_pairs(row: Isa) -> WordPairs:
     def multiply(wrap, acc, x, w):
         return wrap.add(acc, pure(wide, name, x, w))
 
-    return WordPairs(row.lanes, row.tiles["winograd"], multiply, DATA_BYTES, narrow(row), pieces(row))
+    return WordPairs(row.lanes, row.tiles["winograd"], multiply, DATA_BYTES, narrow(row), pieces(row),
+                     apart="vnni" not in row.name)  # fmt: skip
 
 
 def pieces(row: Isa) -> Pieces:
@@ -244,7 +245,7 @@ def int16_chains(row: Isa) -> Chains:
     """`int16_dot` for chains of `chains.DEEP`: 17 instructions per 256 multiply-accumulates (256 bit)."""
     dot, side_by_side = int16_dot(row, DEEP), "sums" in row.tiles
     if side_by_side:
-        dot = dot._replace(accumulators=row.tiles["sums"], vectors=2)
+        dot = dot._replace(accumulators=row.tiles["sums"], vectors=2, fills=True)
     return Chains(dot, _byte_pairs(row), _widened(row), side_by_side)
 
 
