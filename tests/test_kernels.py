@@ -952,6 +952,38 @@ def test_a_network_is_built_for_rows_that_are_compiled_only(tmp_path):
     assert {v.name for v in package.read_record(tmp_path / "net.tar").variants} == COMPILED_ONLY
 
 
+@pytest.mark.parametrize("name", [
+    "direct_generic",
+    *(pytest.param(n, marks=pytest.mark.isa(n.split("_")[1]))
+      for n in ("direct_avx2_d4", "chains_avx2", "chains_avx512bw", "direct_avx512vnni")),
+])  # fmt: skip
+def test_a_map_that_equal_rows_would_fill_badly_is_cut_into_whole_tiles(name):
+    """Story: it was one row, so two threads took blocks of its output channels, in which a line of memory has
+    pixels of both: 16 -> 96 @112x112 took 152 us with two threads, and 127 with one."""
+    row = manifest.kernel(name)
+    for height, width, epilogue in (
+        (19, 23, "requantize"),
+        (19, 23, "add"),
+        (12, 31, "requantize"),
+        (7, 43, "add"),
+    ):
+        residual = RESIDUAL if epilogue == "add" else None
+        spec = ConvSpec(
+            1, height, width, 64, 96, (1, 1), data_max=127, epilogue=epilogue, residual=residual
+        )
+        data, weight, bias, factor, beside = operands(spec, 20)
+        arrays = [data, *row.pack(spec, weight, bias, factor), *([] if residual is None else [beside])]
+        norm = expected(spec, data, weight, bias, factor, beside)
+        space = knob_space(row, spec, [(a.shape, str(a.dtype)) for a in arrays])
+        for pixels in space["tile"][:2]:
+            out = output(row, spec, arrays, isa.ISAS[row.isa].mcpu, tile=pixels, order="rows")
+            np.testing.assert_array_equal(out, norm, err_msg=f"{spec}, tiles of {pixels}")
+        assert space["order"][0] == "rows"
+    spec = ConvSpec(1, 112, 112, 16, 96, (1, 1))
+    rows, tiles = direct.cut(spec, 112 * 112, 6)
+    assert rows > 100 and (rows - 1) * tiles < 112 * 112 // 6 <= rows * tiles
+
+
 def test_few_inputs_make_small_tiles_where_a_cpu_can_be_at_two_of_them():
     """With VNNI a tile of 14 pixels by 8 products each was done before its outputs were stored: one of 6
     takes 0.9 of the time, as the next tile's products begin meanwhile."""

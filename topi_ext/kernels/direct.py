@@ -194,13 +194,13 @@ def rows_of(spec: ConvSpec, dot: Dot) -> tuple[int, int]:
     """Rows of the output map, over the batch, and their width, as the loops see them.
 
     A map that `flattens` is cut into equal rows, which stay in the nearest cache with a line of outputs and
-    one of residuals for each pixel; it stays whole where tiles would fill the rows worse.
+    one of residuals for each pixel; it stays whole where tiles would fill the rows worse (`cut`).
     """
     if not flattens(spec):
         return spec.batch * spec.out_height, spec.out_width
     pixels = spec.batch * spec.out_height * spec.out_width
     most = pixels_of(spec, dot)
-    limit = max(ROW_BYTES // (spec.in_channels + 2 * LINE), 2 * most)
+    limit = _near(spec, most)
 
     def overhead(width):
         return _row_cost(width, tile_pixels(width, most)) / width
@@ -208,6 +208,21 @@ def rows_of(spec: ConvSpec, dot: Dot) -> tuple[int, int]:
     widths = [w for w in range(1, pixels + 1) if pixels % w == 0 and (w <= limit or w == pixels)]
     width = min(reversed(widths), key=lambda w: (round(overhead(w), 2), w == pixels))
     return pixels // width, width
+
+
+def _near(spec: ConvSpec, pixels: int) -> int:
+    """Pixels of a flat map's row that stay in the nearest cache, two tiles of ``pixels`` at least."""
+    return max(ROW_BYTES // (spec.in_channels + 2 * LINE), 2 * pixels)
+
+
+def cut(spec: ConvSpec, width: int, pixels: int) -> tuple[int, int]:
+    """(rows, tiles of ``pixels`` in each) of a map that is one row of ``width``; the last one may have
+    fewer, and has the tail. So threads take pixels of it: by blocks of channels they would write to the
+    same lines of memory."""
+    tiles = width // pixels
+    rows = max(1, -(-tiles // (_near(spec, pixels) // pixels)))
+    each = max(1, -(-tiles // rows))
+    return -(-tiles // each), each
 
 
 def pixels_of(spec: ConvSpec, dot: Dot) -> int:
@@ -280,7 +295,9 @@ def compute(
     cfg.define_knob("tile", candidates)
     weight_bytes = spec.groups * blocks * dot.lanes * int(weight.shape[1]) * int(weight.shape[2]) * 4
     orders = ["rows", "channels"]
-    cfg.define_knob("order", orders[::-1] if weight_bytes > 2**17 or rows == 1 else orders)
+    if flattens(spec) and rows == 1:
+        rows, _ = cut(spec, width, default)
+    cfg.define_knob("order", orders[::-1] if weight_bytes > 2**17 or rows <= 1 else orders)
     cfg.add_flop(2 * spec.macs)
     source = padded_map(spec, dot.group, dot.data, data)
     inputs = [source, weight, bias, multiplier] + ([] if residual is None else [residual])
@@ -464,6 +481,11 @@ class Body:
         self.rows, self.width = rows_of(spec, dot)
         self.blocks, self.vectors = _blocks(spec, dot), vectors_of(spec, dot)
         self.flat, self.per_group = flattens(spec), spec.out_channels // spec.groups
+        self.tiles, self.tail = divmod(self.width, pixels)
+        self.even = not (self.flat and self.rows == 1 and order == "rows" and self.tiles > 1)
+        if not self.even:
+            self.rows, each = cut(spec, self.width, pixels)
+            self.width = each * pixels
         shared = runs_of(spec) < int(np.prod(spec.kernel)) and spec.kernel[1] > spec.strides[1]
         self.rereads = dot.rereads and shared
         self.data, self.weight, self.bias, multiplier = ins[:4]
@@ -519,7 +541,15 @@ class Body:
                 self.maps_ahead(y, number, step)
             self.tile(_Tile(dot, y, x, pixels, group, step * self.vectors, valid, fetch))
 
-        over_row(self.ib, self.width, self.pixels, tile)
+        if self.even:
+            over_row(self.ib, self.width, self.pixels, tile)
+            return
+        each = self.width // self.pixels
+        with self.ib.for_range(0, tir.min(each, self.tiles - y * each), "tile") as t:
+            tile(t * self.pixels, self.pixels, t)
+        if self.tail:
+            with self.ib.if_scope(y == self.rows - 1):
+                tile(self.tiles * self.pixels - y * self.width, self.tail, None)
 
     def ahead(self, y, number, step):
         """During each tile, fetch a part of the weights of the next step, a little in every turn of its
