@@ -312,16 +312,16 @@ def memory_table(stored):
     return table(["network", "our MiB", "ONNX Runtime int8, MiB", "our library, MiB", "of fp32's"], lines)
 
 
-def threads_table(one, two):
-    """One line a network and runner: milliseconds on one thread and on two, medians and fastest runs."""
+def apart_table(stored):
+    """One line a network, class and distance of the cores: calls a second, what two threads gain."""
     lines = []
-    for row in two["rows"]:
-        same = [r for r in one["rows"] if (r["net"], r["runner"]) == (row["net"], row["runner"])]
-        for other in same:
-            times = [other["ms_median"], row["ms_median"]]
-            ratios = [times[0] / times[1], other["ms_min"] / row["ms_min"]]
-            lines.append([row["net"], row["runner"], *(f"{x:.2f}" for x in times + ratios)])
-    titles = ("network", "runner", "one thread, ms", "two, ms", "times as fast", "the fastest runs")
+    for row in stored["rows"]:
+        calls = row["calls_per_second"]
+        cells = [row["net"], row["isa"], f"{row['core_to_core_ns']:.0f} ns ({row['rounds']})"]
+        cells += [f"{calls[how]:.0f}" for how in ("one", "threads", "processes")]
+        lines.append([*cells, f"{row['speedup']:.2f}", f"{row['of_processes']:.2f}"])
+    titles = ("network", "class", "core to core (rounds)", "one thread, calls/s", "one call on two",
+              "two processes", "of one thread", "of two processes")  # fmt: skip
     return table(titles, lines)
 
 
@@ -553,7 +553,7 @@ TVM's own int8 convolution is in those tables although, on full-range 8-bit weig
         "networks": networks_table(networks, "avx2"),
         "throughput": throughput_table(stored("throughput_avx512vnni.json")),
         "memory": memory_table(networks),
-        "threads": threads_table(networks, stored("networks_avx2_2threads.json")),
+        "two_threads": apart_table(stored("two_threads.json")),
         "serving": serving_table(stored("threads.json")),
         "avx512bw": networks_table(wide, "avx512bw"),
         "avx512vnni": networks_table(wide, "avx512vnni"),

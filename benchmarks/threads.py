@@ -57,7 +57,17 @@ def serve(network, samples, count: int) -> None:
     """Calls in so many threads, from and to the times of a line of standard input; prints how many."""
     from tvm_easyquant.deploy import Program
 
-    program = Program(network, contexts=count, threads=1)
+    answer_rates(Program(network, contexts=count, threads=1), samples, count)
+
+
+def call(network, samples, count: int) -> None:
+    """As `serve`, of one thread whose calls run on so many."""
+    from tvm_easyquant.deploy import Program
+
+    answer_rates(Program(network, contexts=1, threads=count), samples, 1)
+
+
+def answer_rates(program, samples, count: int) -> None:
     feeds = [samples[i : i + 1] for i in range(len(samples))]
     program(feeds[0])
     for line in sys.stdin:
@@ -202,7 +212,9 @@ def networks(data: Path | None, names, folder: Path):
 def main():
     if sys.argv[1:2] == ["--as"]:
         how, network, samples, count = sys.argv[2:]
-        {"serve": serve, "memory": memory, "soak": soak}[how](network, np.load(samples), int(count))
+        {"serve": serve, "call": call, "memory": memory, "soak": soak}[how](
+            network, np.load(samples), int(count)
+        )
         return 0
     from tvm_easyquant.files import write_text
 

@@ -112,16 +112,13 @@ class _Body(direct.Body):
             self.ib.emit(tir.Evaluate(tir.call_extern("int32", "easyquant_barrier")))
             for p in range(tile.pixels):
                 x = self.inputs_at(tile, p, 0, 0, place)
-                made = [
-                    keep(self.chains.product(x, self.weights_at(tile, v, 0, first + d))) for v in vectors
-                ]
+                ws = [self.weights_at(tile, v, 0, first + d) for v in vectors]
+                made = [keep(self.chains.product(x, w)) for w in ws]
                 for v in vectors:
                     total = made[v] if v else after(made[0], made[-1])
                     if d:  # the fence keeps the order of the sum, and so its registers
-                        total = fence(
-                            tir.reinterpret(floats, sums[p].vload([v * lanes], self.words) + total)
-                        )
-                        total = tir.reinterpret(self.words, total)
+                        total = sums[p].vload([v * lanes], self.words) + total
+                        total = tir.reinterpret(self.words, fence(tir.reinterpret(floats, total)))
                     self.ib.emit(sums[p].vstore([v * lanes], total))
         for p in range(tile.pixels):
             for v in vectors:

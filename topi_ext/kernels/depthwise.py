@@ -123,9 +123,8 @@ def compute(cfg, spec: ConvSpec, accumulator: str, data, weight, bias, multiplie
     width = spec.out_width
     cfg.define_knob("tile", [p for p in (4, 2, 1, 3, 7) if p <= width])
     cfg.add_flop(2 * spec.macs)
-    inputs = [source(spec, cfg["tile"].val, data), weight, bias, multiplier] + (
-        [] if residual is None else [residual]
-    )
+    inputs = [source(spec, cfg["tile"].val, data), weight, bias, multiplier]
+    inputs += [] if residual is None else [residual]
 
     def body(ins, out):
         return _emit(spec, accumulator, cfg["tile"].val, ins, out)
@@ -325,9 +324,8 @@ def compute_pairs(cfg, spec: ConvSpec, ops: PairOps, data, weight, bias, multipl
     tiles = (7, 4, 2, 1, 3) if wide else (4, 2, 1, 3, 7)
     cfg.define_knob("tile", [p for p in tiles if p <= spec.out_width])
     cfg.add_flop(2 * spec.macs)
-    inputs = [source(spec, cfg["tile"].val, data), weight, bias, multiplier] + (
-        [] if residual is None else [residual]
-    )
+    inputs = [source(spec, cfg["tile"].val, data), weight, bias, multiplier]
+    inputs += [] if residual is None else [residual]
 
     def body(ins, out):
         return _Pairs(spec, ops, ins, out, cfg["tile"].val).loops()
@@ -557,9 +555,8 @@ def compute_quads(cfg, spec: ConvSpec, ops: QuadOps, data, weight, bias, multipl
     """
     cfg.define_knob("tile", [p for p in (ops.pixels, 2, 1, 3) if p <= spec.out_width])
     cfg.add_flop(2 * spec.macs)
-    inputs = [source(spec, cfg["tile"].val, data), weight, bias, multiplier] + (
-        [] if residual is None else [residual]
-    )
+    inputs = [source(spec, cfg["tile"].val, data), weight, bias, multiplier]
+    inputs += [] if residual is None else [residual]
 
     def body(ins, out):
         return _Quads(spec, ops, ins, out, cfg["tile"].val).loops()
