@@ -160,6 +160,27 @@ def test_nothing_is_left_where_the_first_layer_is_bad():
         eq.quantize(spoiled(np.nan, "first", graph), images, method="minmax")
 
 
+def test_why_no_layer_can_be_integer_is_said(tmp_path):
+    """Story: the name of a layer that is not covered and "stay float" was all that was said."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    kinds = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
+        for n, s in (("x", (1, 3, 8, 8)), ("y", None))
+    ]
+    weight = numpy_helper.from_array(np.ones((3, 4, 2, 2), np.float32), "w")
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="up", strides=[1, 2])
+    graph = helper.make_graph([node], "up", kinds[:1], kinds[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    onnx.save(model, tmp_path / "up.onnx")
+    found = eq.load_onnx(tmp_path / "up.onnx")
+    with pytest.raises(
+        GraphError, match=r"can be integer \(up: .*strides=\[1, 2\].*\): nothing to quantize"
+    ):
+        eq.quantize(found, np.ones((2, 3, 8, 8), np.float32), method="minmax")
+
+
 def test_equalization_leaves_a_bad_layer_alone():
     graph = spoiled(np.inf, "down")
     changed = equalized(graph)

@@ -175,7 +175,7 @@ class Quantized:
 
     def run(self, feed: Mapping[str, np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
         """The integer network in numpy, without a compiler: {output, as the model calls it: array}, equal
-        bit for bit to what `build` makes.
+        bit for bit to what `build` makes; of what stays float (a last sigmoid, say) to rounding.
 
         feed: {input: array}, or the array of the only input, as of `Graph.run`. Raises GraphError for a
         feed that is not the model's.

@@ -233,13 +233,16 @@ def plan(
     if integer is not None:
         return _settled(graph, set(integer), functions)
     skip = skipped(graph, skip)
-    if not graph.compute_nodes:
-        kept = [node.name for node in graph if node.op == "float" and node.macs]
-        which = f" that can be integer ({', '.join(kept[:3])} stay float)" if kept else ""
-        raise GraphError(f"the model has no convolution and no dense layer{which}: nothing to quantize")
     chosen: set[str] = set()
     floats: dict[str, str] = {}
     broken = _broken(graph)
+    if not graph.compute_nodes:
+        kept = [node for node in graph if node.op == "float" and node.macs]
+        whys = [
+            f"{node.name}: {_why_float(node, graph, chosen, skip, broken, functions)}" for node in kept[:3]
+        ]
+        which = f" that can be integer ({'; '.join(whys)})" if kept else ""
+        raise GraphError(f"the model has no convolution and no dense layer{which}: nothing to quantize")
     for node in graph:
         reason = _why_float(node, graph, chosen, skip, broken, functions)
         if reason is None:
