@@ -139,6 +139,15 @@ def answer(process) -> str:
     return line
 
 
+def rate(group, seconds: float) -> float:
+    """Calls a second of processes that run at once."""
+    start = time.monotonic() + 0.05
+    for process in group:
+        process.stdin.write(f"{start} {start + seconds}\n")
+        process.stdin.flush()
+    return sum(int(answer(process)) for process in group) / seconds
+
+
 def throughput(network, samples) -> dict:
     """Calls a second of one thread, two threads and two processes, in turn."""
     env = {"TVM_NUM_THREADS": "1"}
@@ -150,13 +159,9 @@ def throughput(network, samples) -> dict:
     found: dict[str, list[float]] = {name: [] for name in servers}
     for i in range(ROUNDS + 1):
         for name in servers if i % 2 else reversed(servers):
-            start = time.monotonic() + 0.05
-            for process in servers[name]:
-                process.stdin.write(f"{start} {start + SECONDS}\n")
-                process.stdin.flush()
-            calls = sum(int(answer(process)) for process in servers[name])
+            calls = rate(servers[name], SECONDS)
             if i:  # the first round warms up
-                found[name].append(calls / SECONDS)
+                found[name].append(calls)
     for process in (process for group in servers.values() for process in group):
         process.communicate()
     ratios = sorted(a / b for a, b in zip(found["threads"], found["processes"], strict=True))

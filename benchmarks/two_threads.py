@@ -27,7 +27,7 @@ import machine
 import numpy as np
 import random_networks
 from peers import target_of
-from threads import answer, started
+from threads import rate, started
 
 import tvm_easyquant as eq
 from tvm_easyquant.files import write_text
@@ -63,16 +63,11 @@ def measure(network: Path, samples: Path, rounds: int, program: Path, cpus) -> d
         "processes": [started("serve", network, samples, 1, **pinned(cpu)) for cpu in cpus],
         "threads": [started("call", network, samples, 2, env={"TVM_NUM_THREADS": "2"})],
     }
-    found: list[tuple[float, dict]] = []
+    found: list[tuple[tuple[float, float], dict]] = []
     before = apart(program, (first, second))
     for i in range(rounds + 1):
-        rates = {}
-        for name in servers if i % 2 else reversed(servers):
-            start = time.monotonic() + 0.05
-            for process in servers[name]:
-                process.stdin.write(f"{start} {start + SECONDS}\n")
-                process.stdin.flush()
-            rates[name] = sum(int(answer(process)) for process in servers[name]) / SECONDS
+        order = list(servers)[:: 1 if i % 2 else -1]
+        rates = {name: rate(servers[name], SECONDS) for name in order}
         after = apart(program, (first, second))
         if i:  # the first round warms up
             found.append(((before, after), rates))

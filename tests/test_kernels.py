@@ -3,12 +3,9 @@
 import ctypes
 import itertools
 import mmap
-import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +13,7 @@ import pytest
 tvm = pytest.importorskip("tvm")
 import golden_networks
 from kernel_host import compiled, output, run
+from python_process import python
 
 import tvm_easyquant as eq
 from topi_ext import cost, isa, manifest, planner, reference
@@ -399,16 +397,27 @@ def test_scaled_accumulators_at_the_ends_of_int32_and_beyond(row, zero_point, lo
         np.testing.assert_array_equal(run(row, *operand)[0], expected(*operand))
 
 
-def before_a_page_that_nobody_may_read(array):
-    """A copy that ends there, or the less than 64 bytes before that its alignment takes."""
+def beside_a_page_that_nobody_may_read(array, before=True):
+    """A copy that ends before it, or the less than 64 bytes before that its alignment takes; or that begins
+    behind it."""
     libc, size = ctypes.CDLL(None), -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     pages = mmap.mmap(-1, size + mmap.PAGESIZE)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
-    assert libc.mprotect(ctypes.c_void_p(start + size), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
-    at = (size - array.nbytes) // 64 * 64
+    closed = ctypes.addressof(ctypes.c_char.from_buffer(pages)) + (size if before else 0)
+    assert libc.mprotect(ctypes.c_void_p(closed), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    at = (size - array.nbytes) // 64 * 64 if before else mmap.PAGESIZE
     copy = np.frombuffer(pages, array.dtype, array.size, at).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+def in_a_process(function, name, layers):
+    """``function(name, layer)`` of this file for each of the layers in a process, as one that is wrong dies."""
+    code = "import test_kernels\nfrom topi_ext.conv2d import ConvSpec\n" + "".join(
+        f"test_kernels.{function.__name__}({name!r}, ConvSpec.from_json({layer.to_json()!r}))\n"
+        for layer in layers
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
 
 
 def read_to_the_end(name, spec):
@@ -416,7 +425,7 @@ def read_to_the_end(name, spec):
     row = manifest.kernel(name)
     data, weight, bias, factor, residual = operands(spec, weight_limit(row, spec))
     constants = row.pack(spec, weight, fold_zero_point(bias, weight, spec.zero_point), factor)
-    arrays = [before_a_page_that_nobody_may_read(a) for a in (data, *constants, residual)]
+    arrays = [beside_a_page_that_nobody_may_read(a) for a in (data, *constants, residual)]
     out = output(row, spec, arrays, isa.ISAS[row.isa].mcpu, copy=False)
     np.testing.assert_array_equal(out, expected(spec, data, weight, bias, factor, residual))
 
@@ -441,31 +450,7 @@ def test_nothing_behind_the_end_of_a_map_is_read(row, function):
         spec = ConvSpec(1, 9, 13, 32, 32, (3, 3), padding=PAD, groups=groups, data_max=127, epilogue="add",
                         residual=RESIDUAL, function=function)  # fmt: skip
     assert row.refuses(spec) is None
-    code = f"""if True:
-        import test_kernels
-        from topi_ext.conv2d import ConvSpec
-        test_kernels.read_to_the_end({row.name!r}, ConvSpec.from_json({spec.to_json()!r}))
-    """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def between_pages_that_nobody_may_read(array):
-    """Copies of it: one that begins behind such a page, one that ends before it."""
-    libc, size = ctypes.CDLL(None), -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    pages = mmap.mmap(-1, size + mmap.PAGESIZE)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
-    assert libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
-    copy = np.frombuffer(pages, array.dtype, array.size, mmap.PAGESIZE).reshape(array.shape)
-    copy[...] = array
-    return copy, before_a_page_that_nobody_may_read(array)
+    in_a_process(read_to_the_end, row.name, [spec])
 
 
 def read_at_the_edges(name, spec):
@@ -473,12 +458,13 @@ def read_at_the_edges(name, spec):
     row = manifest.kernel(name)
     data, weight, bias, factor, _ = operands(spec, weight_limit(row, spec))
     constants = row.pack(spec, weight, fold_zero_point(bias, weight, spec.zero_point), factor)
-    rest = [before_a_page_that_nobody_may_read(a) for a in constants]
+    rest = [beside_a_page_that_nobody_may_read(a) for a in constants]
     kinds = [(a.shape, str(a.dtype)) for a in (data, *rest)]
     norm, in_place = expected(spec, data, weight, bias, factor, None), 0
     for pixels in knob_space(row, spec, kinds)["tile"][:2]:
         in_place += depthwise.in_place(spec, pixels)
-        for edge in between_pages_that_nobody_may_read(data):
+        for before in (False, True):
+            edge = beside_a_page_that_nobody_may_read(data, before)
             out = output(row, spec, [edge, *rest], isa.ISAS[row.isa].mcpu, copy=False, tile=pixels)
             np.testing.assert_array_equal(out, norm, err_msg=f"{spec}, tiles of {pixels}")
     assert in_place
@@ -505,19 +491,7 @@ def test_a_depthwise_kernel_reads_the_map_as_it_is(name):
             1, 9, 9, 64, 64, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), groups=64, data_max=127, zero_point=3
         ),
     ]
-    code = "import test_kernels\nfrom topi_ext.conv2d import ConvSpec\n" + "".join(
-        f"test_kernels.read_at_the_edges({name!r}, ConvSpec.from_json({layer.to_json()!r}))\n"
-        for layer in layers
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    in_a_process(read_at_the_edges, name, layers)
 
 
 def test_a_multiplier_of_one_or_more_is_far():

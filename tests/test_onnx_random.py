@@ -1,11 +1,7 @@
 """Random legal ONNX models: our float Graph gives what ONNX Runtime gives; and the generator asks widely and fairly."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,6 +12,7 @@ import onnx_random
 from onnx import TensorProto, helper, numpy_helper
 from onnx_operators import LISTED
 from onnx_random import OPERATORS, apart, differs, random_model, session
+from python_process import python
 
 AUTO = {"NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"}
 #: (operator, attribute) -> the values that 300 graphs must show
@@ -138,14 +135,7 @@ def digest(seeds):
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_a_seed_gives_the_same_bytes_in_another_process(hash_seed):
     code = "import test_onnx_random; print(test_onnx_random.digest(range(5)))"
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-    other = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    other = python(code, PYTHONHASHSEED=hash_seed)
     assert other.stdout.split() == [digest(range(5))], other.stderr
 
 

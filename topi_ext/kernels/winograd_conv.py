@@ -283,7 +283,8 @@ class _Body:
     def loops(self, total, size, rows, unroll):
         ib, t, spec = self.ib, self.t, self.spec
         positions, channels = t.n * t.n, 2 * pairs_of(spec)
-        ib.scope_attr(self.data.data, "pragma_import_llvm", f"{self.wrap.llvm}\n{after_llvm(self.vector)}")
+        llvm = [self.wrap.llvm] + ([after_llvm(self.vector)] if self.products_apart else [])
+        ib.scope_attr(self.data.data, "pragma_import_llvm", "\n".join(llvm))
         blocks, kind = -(-total // size), outer_loop(spec)
         # threads take blocks of tiles; of a single block, tiles to transform and then output channels
         outer, inner = (kind, "serial") if blocks > 1 else ("serial", kind)

@@ -33,7 +33,7 @@ def word_pairs(row: Isa) -> WordPairs:
         return wrap.add(acc, pure(wide, name, x, w))
 
     return WordPairs(row.lanes, row.tiles["winograd"], multiply, DATA_BYTES, narrow(row), pieces(row),
-                     apart="vnni" not in row.name)  # fmt: skip
+                     apart=not row.byte_dots)  # fmt: skip
 
 
 def pieces(row: Isa) -> Pieces:
