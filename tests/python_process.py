@@ -5,14 +5,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+TESTS = Path(__file__).resolve().parent
 
-def python(code, **environment):
-    """The ended process of ``code``, run beside the tests; its output is text."""
-    path = os.pathsep.join(sys.path)
+
+def run(*words, cwd, timeout=None, **environment):
+    """The ended process of Python with these ``words``; its output is text."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    command = [sys.executable, "-W", "ignore", *map(str, words)]
     return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
     )
+
+
+def python(code, *words, cwd=TESTS, timeout=None, **environment):
+    """That of ``code``; words: its arguments."""
+    return run("-c", code, *words, cwd=cwd, timeout=timeout, **environment)
+
+
+def tvmc(*words, cwd, timeout=None, **environment):
+    """That of our command line."""
+    return run("-m", "tvm_easyquant.cli", *words, cwd=cwd, timeout=timeout, **environment)

@@ -20,7 +20,7 @@ import test_epilogue as functions
 import test_kernels as kernels
 import test_meaning as meanings
 import test_operators as operators
-from test_cli import tvmc
+from python_process import tvmc
 from tvm import autotvm, relay, rpc, te
 from tvm.autotvm.measure import MeasureErrorNo
 from tvm.contrib import cc

@@ -18,7 +18,7 @@ import networks
 import numpy as np
 import onnx
 import pytest
-from test_cli import tvmc
+from python_process import python, tvmc
 
 pytest.importorskip("tvm")
 from topi_ext import isa
@@ -657,9 +657,7 @@ def killed_and_resumed(folder, points, *command, others=()):
     """
 
     def run(at, when):
-        script = [sys.executable, "-W", "ignore", "-c", KILLED, str(at), when, *map(str, command)]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        return subprocess.run(script, cwd=folder, capture_output=True, text=True, env=env)
+        return python(KILLED, at, when, *command, cwd=folder)
 
     results = [folder / name for name in ("out.json", *others)]
     whole = run(0, "never")

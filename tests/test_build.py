@@ -1,9 +1,6 @@
 """One build for all that is compiled: it runs, times its layers, and is the same bytes every time."""
 
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +8,7 @@ from pathlib import Path
 import networks
 import numpy as np
 import pytest
+from python_process import python
 
 tvm = pytest.importorskip("tvm")
 import onnx
@@ -145,14 +143,7 @@ def test_two_processes_write_the_same_bytes(tmp_path):
     found, digests = [], []
     for folder in ("a", "another/one"):
         (tmp_path / folder / "tmp").mkdir(parents=True)
-        env = {
-            "TMPDIR": str(tmp_path / folder / "tmp"),
-            "PYTHONPATH": str(ROOT),
-        }
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", COMPILE, folder, "llvm"], cwd=tmp_path, text=True,
-            env={**os.environ, **env}, capture_output=True,
-        )  # fmt: skip
+        done = python(COMPILE, folder, "llvm", cwd=tmp_path, TMPDIR=str(tmp_path / folder / "tmp"))
         assert done.returncode == 0, done.stderr
         digests.append(done.stdout.split()[-1])
         found.append({p.name: p.read_bytes() for p in (tmp_path / folder).iterdir() if p.is_file()})

@@ -9,6 +9,7 @@ import sys
 import networks
 import numpy as np
 import pytest
+from python_process import tvmc
 
 pytest.importorskip("tvm")
 import onnx
@@ -16,13 +17,6 @@ import onnx
 from tvm_easyquant import ScaleTable, load_onnx, package
 from tvm_easyquant.network import graph as graphs
 from tvm_easyquant.scales.integer import run_integer
-
-
-def tvmc(*arguments, cwd, env=None):
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tvm_easyquant.cli", *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, env={**os.environ, **(env or {})},
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import tarfile
 import textwrap
@@ -18,6 +17,7 @@ import pytest
 
 pytest.importorskip("tvm")
 import networks
+from python_process import python, tvmc
 
 import tvm_easyquant as eq
 from tvm_easyquant import deploy
@@ -75,9 +75,8 @@ np.save({str(tmp_path / "out.npy")!r}, program({{"image": np.load({str(tmp_path 
 print([name for name in ("tvm", "onnx", "scipy") if name in sys.modules])
 print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    found = python(code)
+    assert found.returncode == 0, found.stderr
     modules, peak = map(json.loads, found.stdout.splitlines())
     assert modules == [] and peak < 60 * 1024  # KiB; with the tvm package it is over 70 MiB
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), want[0])
@@ -94,8 +93,8 @@ def test_it_takes_what_tvmc_compiled(tmp_path):
         ["quantize", model, "--calibration", calibration, "--method", "minmax", "-o", table],
         ["compile", model, "--target", f"easyquant -table={table}, llvm", "-o", archive],
     ):
-        words = [sys.executable, "-m", "tvm_easyquant.cli", *map(str, command)]
-        subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
+        done = tvmc(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
     q = eq.quantize(str(model), images["calibration_images"][:8], method="minmax")
     image = images["test_images"][:1]
     np.testing.assert_array_equal(
@@ -397,9 +396,7 @@ def test_a_child_ends_as_any_process(compiled, tmp_path):
     path, image, _ = compiled
     np.save(tmp_path / "in.npy", image)
     code = FORK.format(path=str(path), image=str(tmp_path / "in.npy"))
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    result = python(code, timeout=120)
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -434,10 +431,7 @@ def test_threads_are_a_programs_own_not_the_environments(compiled, tmp_path):
         pytest.skip("one CPU")
     np.save(tmp_path / "in.npy", image)
     code = THREADS.format(path=str(path), image=str(tmp_path / "in.npy"))
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "TVM_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "1"},
-    )  # fmt: skip
+    result = python(code, timeout=120, TVM_NUM_THREADS="3", OPENBLAS_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
 
 

@@ -2,16 +2,16 @@
 
 import importlib.metadata
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
 import networks
 import numpy as np
 import pytest
+from python_process import python
 
 tvm = pytest.importorskip("tvm")
-from test_cli import tvmc
+from python_process import tvmc
 from tvm import relay
 
 import tvm_easyquant as eq
@@ -108,10 +108,11 @@ def test_keras(tmp_path):
         pytest.skip(str(error))
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("no TensorFlow here")
-    subprocess.run([sys.executable, "-c", KERAS], cwd=tmp_path, check=True, capture_output=True)
+    made = python(KERAS, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
     np.save(tmp_path / "images.npy", np.random.default_rng(0).standard_normal(NHWC).astype(np.float32))
     command = ["quantize", "net.h5", "--calibration", "images.npy", "--method", "minmax"]
-    done = tvmc(*command, cwd=tmp_path, env={"TVM_NUM_THREADS": "1"})  # 2 threads hang beside TensorFlow
+    done = tvmc(*command, cwd=tmp_path, TVM_NUM_THREADS="1")  # 2 threads hang beside TensorFlow
     assert done.returncode == 0 and "100.0 % of the multiply-acc" in done.stdout, done.stderr
 
 

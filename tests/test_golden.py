@@ -8,9 +8,7 @@ files anew, but for the tables: those stay what 8758a08 made of the networks.
 
 import hashlib
 import json
-import os
 import re
-import subprocess
 import sys
 import zlib
 from functools import cache
@@ -20,6 +18,7 @@ from pathlib import Path
 import golden_networks
 import numpy as np
 import pytest
+from python_process import python
 
 import tvm_easyquant as eq
 from topi_ext import isa
@@ -290,10 +289,7 @@ print(json.dumps(found))
 def ask(*verbs):
     """{verb: (exit code, help)}, on one line an option: where argparse breaks lines differs."""
     code = ASK.format(module=COMMAND_LINE, verbs=verbs)
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "COLUMNS": "1000"},
-    )  # fmt: skip
+    result = python(code, COLUMNS="1000")
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 

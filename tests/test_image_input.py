@@ -447,7 +447,7 @@ def test_the_rewritten_module_in_numpy():
 def test_the_command_line(tmp_path):
     pytest.importorskip("tvm")
     onnx = pytest.importorskip("onnx")
-    from test_cli import tvmc
+    from python_process import tvmc
 
     from tvm_easyquant.deploy import Program
 

@@ -1,18 +1,17 @@
 """Without TVM: one sentence that says what to install, and the TVM-free half works."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from python_process import python
 
 ROOT = Path(__file__).resolve().parent.parent
 HIDE = "import sys; sys.modules['tvm'] = None\n"
 
 
 def run(code):
-    return subprocess.run([sys.executable, "-c", HIDE + code], cwd=ROOT, capture_output=True, text=True)
+    return python(HIDE + code)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def test_the_version_is_ours_whatever_compiles():
 
 
 QUANTIZE = """
-sys.path.insert(0, 'tests'); import networks
+import networks
 import numpy as np, tvm_easyquant as eq
 """
 
@@ -87,10 +86,7 @@ def test_a_graph_is_quantized_without_tvm(tmp_path):
 
 def command(*words, cwd):
     code = f"from tvm_easyquant import cli; sys.exit(cli.run({[str(w) for w in words]}))"
-    path = f"sys.path.insert(0, {str(ROOT)!r})\n"
-    return subprocess.run(
-        [sys.executable, "-c", HIDE + path + code], cwd=cwd, capture_output=True, text=True
-    )
+    return python(HIDE + code, cwd=cwd)
 
 
 def test_an_onnx_model_goes_all_the_way_without_tvm(tmp_path):
@@ -160,11 +156,8 @@ def test_names_in_letters_that_the_terminal_lacks(tmp_path, monkeypatch):
         node.name = f"層 {node.name}"
     onnx.save(model, tmp_path / "net.onnx")
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    done = subprocess.run(
-        [sys.executable, "-c", f"{HIDE}sys.path.insert(0, {str(ROOT)!r})\n"
-         "from tvm_easyquant import cli; sys.argv = ['', 'quantize', 'net.onnx', '--dry-run']; cli.main()"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+    code = "from tvm_easyquant import cli; sys.argv = ['', 'quantize', 'net.onnx', '--dry-run']; cli.main()"
+    done = python(HIDE + code, cwd=tmp_path)
     assert done.returncode == 0 and "\\u5c64" in done.stdout, done.stderr
 
 

@@ -3,13 +3,12 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import numpy as np
 import onnx
 import pytest
+from python_process import tvmc
 
 pytest.importorskip("onnxruntime", minversion="1.22")  # older ones are wrong, or crash, on rare attributes
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
@@ -205,10 +204,8 @@ def test_files_as_they_were_are_read(load, tmp_path):
 
 
 def quantize(folder, model, timeout=120):
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tvm_easyquant.cli", "quantize", model, "--calibration", "images.npz",
-         "-o", "out.json"], cwd=folder, capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
+    words = ("quantize", model, "--calibration", "images.npz", "-o", "out.json")
+    return tvmc(*words, cwd=folder, timeout=timeout)
 
 
 @pytest.mark.ci

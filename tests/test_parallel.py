@@ -1,19 +1,15 @@
 """The same bytes of table from one process, from two of joblib's, and from a cluster that loses a worker."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from python_process import TESTS, run
 
 HERE = Path(__file__).resolve().parent
 
 
 def digest(backend):
-    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-W", "ignore", str(HERE / "search_on_cluster.py"), backend]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    done = run(TESTS / "search_on_cluster.py", backend, cwd=TESTS)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.split()[-1]
 

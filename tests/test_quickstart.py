@@ -1,13 +1,11 @@
 """The quickstart's commands are typed as they stand, and print what it says that they print."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from python_process import run
 
 pytest.importorskip("tvm")
 pytest.importorskip("PIL")
@@ -45,7 +43,6 @@ def test_the_comparison_sees_a_line_that_is_missing_or_out_of_order():
 @pytest.mark.ci
 @pytest.mark.linker
 def test_the_commands_of_the_quickstart_print_what_it_says(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     typed = 0
     for language, caption, lines in blocks(PAGE.read_text(encoding="utf-8")):
         if language == "python":
@@ -56,13 +53,7 @@ def test_the_commands_of_the_quickstart_print_what_it_says(tmp_path):
         command = lines[0].removeprefix("$ ").replace("tvmc-easyquant", "python -m tvm_easyquant.cli", 1)
         program, *words = shlex.split(command)
         assert program == "python"
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", *words],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        done = run(*words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         wanted = [masked(line) for line in lines[1:] if line != "..."]
         printed = [masked(line) for line in done.stdout.splitlines()]

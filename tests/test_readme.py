@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from python_process import python
 
 pytest.importorskip("tvm")
 import tvm_easyquant as eq
@@ -42,10 +43,7 @@ def commands(readme):
 @pytest.mark.ci
 @pytest.mark.parametrize("code", list(snippets()))
 def test_python_snippets_run(tmp_path, code):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
+    result = python(code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     said = result.stdout + result.stderr
     if code in blocks(README, "python"):  # TVM looks for schedules to download, and warns of ours

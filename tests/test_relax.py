@@ -6,8 +6,6 @@ Skipped where TVM 0.19 is installed, or none.
 import importlib.metadata
 import json
 import re
-import subprocess
-import sys
 import zlib
 from functools import cache
 from pathlib import Path
@@ -17,6 +15,7 @@ import networks
 import numpy as np
 import pytest
 import test_onnx_lowering as lowered
+from python_process import python
 
 import tvm_easyquant as eq
 from topi_ext import isa
@@ -279,8 +278,9 @@ print(zlib.crc32(eq.quantize(*networks.chain(), grid=6).table.to_json().encode()
 
 def test_a_table_is_the_same_with_any_host_or_none():
     def made(before):
-        code = [sys.executable, "-c", MAKE.format(before=before)]
-        return subprocess.run(code, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        done = python(MAKE.format(before=before))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     graph, images = networks.chain()
     q = eq.quantize(graph, images, grid=6)
@@ -449,7 +449,7 @@ def test_without_any_host_both_are_named(monkeypatch):
 
 def test_an_older_tvm_is_not_taken_for_this_one():
     code = "import tvm; tvm.__version__ = '0.19.0'\nimport tvm_easyquant.relax.host"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = python(code)
     assert "TVMMissing: the relax host needs apache-tvm 0.27" in result.stderr
     assert "(here is TVM 0.19.0)" in result.stderr
 
@@ -643,7 +643,7 @@ def test_a_network_runs_without_a_compiler_and_one_that_ships_is_refused_before_
     code = NO_COMPILER.replace("eq.errors", "errors").replace(
         "from tvm_easyquant import cli", "from tvm_easyquant import cli, errors"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = python(code)
     line = "there is no C++ compiler to link with: install g++, or set CXX"
     assert done.stdout == f"{line}\n" and done.returncode == 5, done.stderr
     assert f"error: {line}\n" in done.stderr and "no.onnx" not in done.stderr

@@ -4,9 +4,6 @@ them, which stock TVM compiles to the same integers.
 Skipped where TVM 0.19 is installed, or none.
 """
 
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import golden_networks
 import networks
 import numpy as np
 import pytest
+from python_process import python
 
 from tvm_easyquant.errors import TVMMissing
 
@@ -299,9 +297,7 @@ def test_kernels_are_not_compiled_for_a_cpu_without_their_instructions():
     ],
 )
 def test_the_tutorials_of_both_hosts_run(tmp_path, name, said):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, ROOT / "tutorials" / f"{name}.py"]
-    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    result = run(ROOT / "tutorials" / f"{name}.py", cwd=tmp_path)
     assert result.returncode == 0 and said in result.stdout, result.stderr
     assert not list(tmp_path.iterdir())
 
@@ -318,4 +314,5 @@ def test_importing_registers_nothing():
         "eq.quantize\n"
         "assert callable(eq.pipeline)\n"  # no module of ours is called so
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    done = python(code)
+    assert done.returncode == 0, done.stderr

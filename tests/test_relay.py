@@ -1,12 +1,12 @@
 """Relay front end, rewriter and lowering: load, rewrite, compile, and compare bit for bit."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import networks
 import numpy as np
 import pytest
+from python_process import python
 
 tvm = pytest.importorskip("tvm")
 from tvm import relay
@@ -557,9 +557,6 @@ def test_stock_dense_is_refused_where_it_would_abort_the_process():
 
 
 def test_an_exported_library_runs_without_us(tmp_path):
-    import subprocess
-    import sys
-
     graph, pictures = networks.residual(1)
     q = eq.quantize(graph, pictures, method="minmax")
     library = q.build("llvm")
@@ -571,7 +568,8 @@ def test_an_exported_library_runs_without_us(tmp_path):
         "m.set_input('image', np.load('x.npy')); m.run(); np.save('y.npy', m.get_output(0).numpy());"
         "assert 'topi_ext' not in sys.modules and 'tvm_easyquant' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     expected = run_integer(graph, q.table, {"image": pictures[0]})["logits"]
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), expected)
 
@@ -630,8 +628,6 @@ def test_dynamic_relay_is_refused():
 def test_a_graph_that_was_read_holds_no_string_of_tvm_s(tmp_path):
     """Story: names were TVM's own strings, and a worker without TVM could not unpickle the graph."""
     import pickle
-    import subprocess
-    import sys
 
     graph = load_onnx(networks.small_onnx())
     names = [graph.name, *graph.outputs, *graph.output_names, *graph.nodes]
@@ -645,8 +641,8 @@ def test_a_graph_that_was_read_holds_no_string_of_tvm_s(tmp_path):
         "images = list(np.zeros((3, 1, 3, 8, 8), np.float32) + 1)\n"
         "assert eq.quantize(graph, images, method='minmax').coverage == 100\n"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, env=env, check=True)
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_threads_take_turns_with_one_executor():
@@ -665,9 +661,6 @@ def test_threads_take_turns_with_one_executor():
 def test_two_threads_that_are_the_first_to_build_register_once():
     """Story: what TVM takes once a process was registered by both, and one of two builds at once ended in
     "Operator easyquant.conv2d.generic is registered before"."""
-    import subprocess
-    import sys
-
     code = """if True:
         import sys, threading
         from concurrent.futures import ThreadPoolExecutor
@@ -677,6 +670,5 @@ def test_two_threads_that_are_the_first_to_build_register_once():
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _: (ready.wait(), op.register()), range(4)))
     """
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    done = python(code)
     assert done.returncode == 0, done.stderr

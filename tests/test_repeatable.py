@@ -4,13 +4,11 @@ They ran in one TVM executor that threads shared: six searches of a network with
 """
 
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import networks
 import numpy as np
 import pytest
+from python_process import python
 
 pytest.importorskip("onnx")
 from joblib import parallel_config
@@ -86,7 +84,5 @@ def test_a_graph_with_float_nodes_is_read_by_a_process_without_tvm(tmp_path):
         f"found = graph.run(dict(x=np.load({str(tmp_path / 'x.npy')!r})))['y']\n"
         "print(graph.fingerprint, found.tobytes().hex())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
-    )
+    done = python(code)
     assert done.stdout.split() == [graph.fingerprint, graph.run({"x": x})["y"].tobytes().hex()], done.stderr

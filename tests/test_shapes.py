@@ -10,6 +10,7 @@ from dataclasses import replace
 import networks
 import numpy as np
 import pytest
+from python_process import run
 
 from topi_ext import isa
 from tvm_easyquant import package
@@ -377,9 +378,7 @@ def test_the_deployed_folder_runs_every_shape(made, tmp_path):
     assert "EASYQUANT_SHAPES=1x3x8x8 ./run . input.bin" in (tmp_path / "d/README.md").read_text()
     x = arrays(SHAPES[1])
     np.save(tmp_path / "x.npy", x)
-    done = subprocess.run(
-        [sys.executable, "d/run.py", "x.npy", "-o", "y.npz"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = run("d/run.py", "x.npy", "-o", "y.npz", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["output_0"], norm(q, x))
     compiler = shutil.which("g++") or shutil.which("clang++")

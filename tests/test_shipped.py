@@ -6,7 +6,7 @@ import tarfile
 import networks
 import numpy as np
 import pytest
-from test_cli import tvmc
+from python_process import tvmc
 
 pytest.importorskip("tvm")
 onnx = pytest.importorskip("onnx")

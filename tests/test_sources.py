@@ -2,13 +2,12 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import hypothesis
 import networks
 import numpy as np
 import pytest
+from python_process import tvmc
 
 import tvm_easyquant as eq
 from tvm_easyquant.errors import ConfigError, GraphError
@@ -344,8 +343,9 @@ def test_accuracy_by_chance_is_told_with_its_likely_cause(tmp_path):
     ]
 
     def said_by(*options):
-        command = [sys.executable, "-m", "tvm_easyquant.cli", "evaluate", *arguments, *options]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        done = tvmc("evaluate", *arguments, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
 
     assert "warning" not in said_by("--scale", "1/255")
     said = said_by("--scale", "1")
