@@ -146,10 +146,7 @@ class Race:
         self.inputs = folder / "inputs.npy"
         np.save(self.inputs, np.concatenate(self.samples))
         self.graph = eq.load_onnx(self.path)
-        # speed depends on the structure, which is that of the default method, not on the ranges
-        self.q = eq.quantize(
-            self.graph, self.samples[:4], bits=7, method="minmax", fuse_functions=True, asymmetric=True
-        )
+        self.q = random_networks.quantized(self.graph, self.samples)
         self.runners, self.sizes = {}, {}
         for isa_name in args.isa:
             self._ours(isa_name, target_of(isa_name, args.uncapped))
@@ -317,17 +314,18 @@ def tune_fp32(args):
 
 
 def tune_ours(args):
-    """Measure our kernels for the networks on each ``--isa`` and append to ``--records``."""
+    """Measure our kernels for the networks on each ``--isa``, of each layer the next legal one too, and
+    append to ``--records``."""
     from tvm_easyquant.relay.tune import tune
 
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.nets:
             graph = eq.load_onnx(random_networks.save(name, Path(scratch)))
-            module = eq.quantize(graph, random_networks.pictures(4), bits=7, method="minmax").module
+            module = random_networks.quantized(graph, random_networks.pictures(4)).module
             for isa_name in args.isa:
-                found = tune(module, args.records[0], target_of(isa_name), tuner="random",
-                             trials=args.tune_ours, alternatives=0)  # fmt: skip
+                found = tune(module, args.records[0], target_of(isa_name), tuner="exhaustive",
+                             trials=args.tune_ours)  # fmt: skip
                 print(f"{name} on {isa_name}: {found}", flush=True)
 
 

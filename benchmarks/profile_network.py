@@ -39,14 +39,7 @@ def calls(name, target, runs=15):
 
     with tempfile.TemporaryDirectory() as scratch:
         graph = eq.load_onnx(random_networks.save(name, Path(scratch)))
-        q = eq.quantize(
-            graph,
-            random_networks.pictures(4),
-            bits=7,
-            method="minmax",
-            fuse_functions=True,
-            asymmetric=True,
-        )
+        q = random_networks.quantized(graph, random_networks.pictures(4))
         library = build(q.module, target)
         executor = debug_executor.create(
             library.get_graph_json(), library.get_lib(), tvm.cpu(), dump_root=scratch

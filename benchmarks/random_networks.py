@@ -522,3 +522,11 @@ def pictures(count: int, seed: int = 0, shape: tuple[int, int] = (224, 224)) -> 
             image += coarse.repeat(part, 1).repeat(part, 2)[:, : shape[0], : shape[1]]
         found.append((image / image.std())[None].astype(np.float32))
     return found
+
+
+def quantized(graph, samples):
+    """As the races quantize a network: speed depends on the structure, which is that of the default method,
+    not on the ranges."""
+    import tvm_easyquant as eq
+
+    return eq.quantize(graph, samples[:4], bits=7, method="minmax", fuse_functions=True, asymmetric=True)

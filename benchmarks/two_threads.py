@@ -110,8 +110,7 @@ def main():
         np.save(samples, np.concatenate(random_networks.pictures(4)))
         for name in args.nets:
             graph = eq.load_onnx(random_networks.save(name, Path(scratch)))
-            q = eq.quantize(graph, random_networks.pictures(4), bits=7, method="minmax",
-                            fuse_functions=True, asymmetric=True)  # fmt: skip
+            q = random_networks.quantized(graph, random_networks.pictures(4))
             for isa_name in args.isa:
                 network = Path(scratch) / f"{name}_{isa_name}.tar"
                 q.build(target_of(isa_name)).export(network)
