@@ -257,7 +257,7 @@ def test_the_stored_log_still_knows_its_layers(golden):
     graph = eq.load_onnx(random_networks.NETWORKS["resnet18"]())
     table = eq.ScaleTable.load(GOLDEN / "tables" / "resnet18.minmax.int7.json")
     target = target_of(isa.ISAS["avx2"])
-    records = read_log(ROOT / "benchmarks" / "results" / "tuned_avx2_amd_epyc_zen4.log")
+    records = read_log(GOLDEN / "autotvm.log")
     with autotvm.apply_history_best(records):
         layers = layer_choices(graph, table, target)
         without, count = untuned(layers, target)

@@ -316,7 +316,7 @@ def test_a_log_of_autotvm_chooses_the_same_kernels_on_every_host(host, monkeypat
     graph = eq.load_onnx(random_networks.NETWORKS["resnet18"]())
     table = eq.ScaleTable.load(golden / "tables" / "resnet18.minmax.int7.json")
     target = host.target(AVX2)
-    with host.history(ROOT / "benchmarks" / "results" / "tuned_avx2_amd_epyc_zen4.log", target):
+    with host.history(golden / "autotvm.log", target):
         layers = host.layer_choices(graph, table, target)
         assert host.untuned(layers, target) == (want["untuned"], want["of"])
     assert {layer.name: layer.choice.kernel.name for layer in layers} == want["kernels"]
