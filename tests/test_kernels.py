@@ -86,6 +86,7 @@ WINOGRAD = {
     ),
     "no padding, float": ConvSpec(1, 12, 11, 8, 16, (3, 3), data_max=127, epilogue="dequantize"),
     "one tile": ConvSpec(1, 3, 4, 33, 16, (3, 3), padding=PAD, data_max=63),
+    "channels in parts": ConvSpec(1, 7, 7, 768, 32, (3, 3), padding=PAD, data_max=63),
 }
 CHAINS = {
     LARGE: TAILS[LARGE],

@@ -28,6 +28,11 @@ from .direct import LINE, Lanes, Narrow, Writer, copied, outer_loop, padded_map
 CHANNELS = 16  # input channels transformed at once
 #: products of a block of tiles, to stay in a core's own cache until they are transformed back
 M_BYTES = 500_000
+#: of transformed weights, to stay there until they are multiplied; what all three may take
+U_BYTES, OWN_BYTES = 300_000, 820_000
+#: products are read and written again for each part of the input channels: worth it where they are so
+#: many times fewer bytes than the transformed weights, and of a part with so many times `CHANNELS`
+FEWER, LEAST = 8, 4
 
 
 class WordPairs(NamedTuple):
@@ -202,6 +207,20 @@ def block_sizes(spec: ConvSpec, t: Transform, pairs: WordPairs) -> list[int]:
     return list(dict.fromkeys(map(even, sizes)))
 
 
+def parts_of(spec: ConvSpec, t: Transform, lanes: int, size: int) -> int:
+    """Into how many parts the input channels are divided: the weights of one are transformed, and
+    multiplied with ``size`` tiles while they are in a core's own cache."""
+    channels, block, positions = 2 * pairs_of(spec), block_of(spec, lanes), t.n * t.n
+    data, weights, products = (
+        positions * n for n in (2 * size * channels, 2 * channels * block, 4 * size * block)
+    )
+    if FEWER * products > weights:
+        return 1
+    groups, room = channels // CHANNELS, max(min(U_BYTES, OWN_BYTES - data - products), U_BYTES // 2)
+    counts = [n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or groups // n >= LEAST)]
+    return next((n for n in counts if weights <= n * room), counts[-1])
+
+
 def work(spec: ConvSpec, t: Transform, pairs: WordPairs) -> tuple[float, ...]:
     """Millions of: products, data transformed, products transformed back, outputs, copied, weights
     transformed."""
@@ -283,6 +302,8 @@ class _Body:
     def loops(self, total, size, rows, unroll):
         ib, t, spec = self.ib, self.t, self.spec
         positions, channels = t.n * t.n, 2 * pairs_of(spec)
+        parts = parts_of(spec, t, self.lanes, size)
+        each = channels // 2 // parts  # pairs of channels
         llvm = [self.wrap.llvm] + ([after_llvm(self.vector)] if self.products_apart else [])
         ib.scope_attr(self.data.data, "pragma_import_llvm", "\n".join(llvm))
         blocks, kind = -(-total // size), outer_loop(spec)
@@ -296,16 +317,34 @@ class _Body:
                     with ib.for_range(0, channels // CHANNELS, "c") as c:
                         self.transform_data(tb * size + ti, ti, c * CHANNELS, total, size, channels, v)
             with ib.for_range(0, spec.out_channels // self.block, "block", kind=inner) as block:
-                u = _Positions(ib, "int16", "U", positions, channels * self.block)
+                u = _Positions(ib, "int16", "U", positions, 2 * each * self.block)
                 m = _Positions(ib, "int32", "M", positions, size * self.block)
-                with ib.for_range(0, channels // 2, "pair") as pair:
-                    for vector in range(self.vectors):
-                        self.transform_weights(block, pair, vector, u)
-                with ib.for_range(0, positions, "position") as position:
-                    with ib.for_range(0, size // rows, "rows") as group:
-                        self.fetch(block + 1, position * (size // rows) + group, positions * (size // rows))
-                        with self.among(tb, size, group * rows, total):
-                            self.multiply(position, group * rows, rows, size, channels, unroll, u, v, m)
+                if parts > 1:
+                    with ib.for_range(0, positions, "position") as position:
+                        with ib.for_range(0, size * self.vectors, "sum") as at:
+                            ib.emit(m.store(position, at * self.lanes, const(0, self.vector)))
+                with ib.for_range(0, parts, "part") as part:
+                    with ib.for_range(0, each, "pair") as pair:
+                        for vector in range(self.vectors):
+                            self.transform_weights(block, part * each + pair, pair, vector, u)
+                    with ib.for_range(0, positions, "position") as position:
+                        with ib.for_range(0, size // rows, "rows") as group:
+                            turn = (part * positions + position) * (size // rows) + group
+                            self.fetch(block + 1, turn, parts * positions * (size // rows))
+                            with self.among(tb, size, group * rows, total):
+                                self.multiply(
+                                    position,
+                                    group * rows,
+                                    rows,
+                                    channels,
+                                    part * each,
+                                    each,
+                                    parts > 1,
+                                    unroll,
+                                    u,
+                                    v,
+                                    m,
+                                )
                 with ib.for_range(0, size, "tile") as ti:
                     with self.among(tb, size, ti, total):
                         for vector in range(self.vectors):
@@ -349,8 +388,8 @@ class _Body:
         for first in range(0, share, LINE):
             self.ib.emit(prefetch(self.weight, [block, 0, 0, 0, turn * share + first]))
 
-    def transform_weights(self, block, pair, vector, u):
-        """A pair of input channels by the output channels of a vector: U = G w GT."""
+    def transform_weights(self, block, pair, place, vector, u):
+        """A pair of input channels by the output channels of a vector, stored at ``place``: U = G w GT."""
         t, keep, lanes = self.t, self.keep, 2 * self.lanes
         columns = []
         for b in range(t.r):
@@ -360,10 +399,12 @@ class _Body:
         for i in range(t.n):
             row = apply(t.g, [columns[b][i] for b in range(t.r)], Plain, keep)
             for j in range(t.n):
-                self.ib.emit(u.store(i * t.n + j, (pair * self.vectors + vector) * lanes, row[j]))
+                self.ib.emit(u.store(i * t.n + j, (place * self.vectors + vector) * lanes, row[j]))
 
-    def multiply(self, position, first, rows, size, channels, unroll, u, v, m):
-        """``rows`` tiles by all channels of U at one position."""
+    def multiply(self, position, first, rows, channels, begin, count, more, unroll, u, v, m):
+        """``rows`` tiles by ``count`` pairs of channels from ``begin`` on, those of U, at one position.
+
+        more: in addition to what the sums are."""
         ib, lanes = self.ib, self.lanes
         # a buffer for each vector: one of 1 KiB would be memory, not registers
         acc = [ib.allocate("int32", rows * lanes, name="acc") for _ in range(self.vectors)]
@@ -371,14 +412,18 @@ class _Body:
         def slot(r):
             return [r * lanes]
 
+        def place(r, vector):
+            return (first + r) * self.block + vector * lanes
+
         for r in range(rows):
-            for each in acc:
-                ib.emit(each.vstore(slot(r), const(0, self.vector)))
-        with ib.for_range(0, channels // 2 // unroll, "k") as k:
+            for vector, each in enumerate(acc):
+                start = m.load(position, place(r, vector), self.vector) if more else const(0, self.vector)
+                ib.emit(each.vstore(slot(r), start))
+        with ib.for_range(0, count // unroll, "k") as k:
             for step in range(unroll):
                 pair = k * unroll + step
                 for r in range(rows):
-                    x = v.load(position, (first + r) * channels + pair * 2, "int16x2")
+                    x = v.load(position, (first + r) * channels + (begin + pair) * 2, "int16x2")
                     x = tir.reinterpret("int32", x).astype(self.vector)
                     x = tir.reinterpret(f"int16x{2 * lanes}", x)
                     ats = [(pair * self.vectors + vector) * 2 * lanes for vector in range(self.vectors)]
@@ -388,8 +433,7 @@ class _Body:
                         ib.emit(each.vstore(slot(r), total))
         for r in range(rows):
             for vector, each in enumerate(acc):
-                at = (first + r) * self.block + vector * lanes
-                ib.emit(m.store(position, at, each.vload(slot(r), self.vector)))
+                ib.emit(m.store(position, place(r, vector), each.vload(slot(r), self.vector)))
 
     def totals(self, old, x, ws):
         """The sums ``old`` and the products of ``x`` with ``ws``."""
