@@ -3,7 +3,9 @@
 For a block of tiles: transform the data (int16); then for each block of output channels transform its
 weights, make one int16 x int16 -> int32 matrix product per position of the tile, then the inverse
 transform, the exact division and the epilogue. The weights are stored as they are, int8: transformed they
-are eight times as large, and reading that takes longer than making it anew in a core's own cache.
+are eight times as large, and reading that takes longer than making it anew in a core's own cache. Where
+even those of a block of output channels are too large for it, they and the products are made for a part of
+the input channels after the other.
 
 int32 arithmetic may wrap between the products and the quotient (`winograd`); TVM emits its own as undefined
 on overflow, so add, subtract and multiply come from imported LLVM IR, inlined.
