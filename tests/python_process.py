@@ -10,7 +10,9 @@ TESTS = Path(__file__).resolve().parent
 
 def run(*words, cwd, timeout=None, **environment):
     """The ended process of Python with these ``words``; its output is text."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    # what packages add to sys.path as they are imported is not for others: onnxruntime's folder has a metrics.py
+    path = [folder for folder in sys.path if "site-packages" not in folder]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **environment}
     command = [sys.executable, "-W", "ignore", *map(str, words)]
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout

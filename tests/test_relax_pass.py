@@ -11,7 +11,7 @@ import golden_networks
 import networks
 import numpy as np
 import pytest
-from python_process import python
+import python_process
 
 from tvm_easyquant.errors import TVMMissing
 
@@ -297,7 +297,7 @@ def test_kernels_are_not_compiled_for_a_cpu_without_their_instructions():
     ],
 )
 def test_the_tutorials_of_both_hosts_run(tmp_path, name, said):
-    result = run(ROOT / "tutorials" / f"{name}.py", cwd=tmp_path)
+    result = python_process.run(ROOT / "tutorials" / f"{name}.py", cwd=tmp_path)
     assert result.returncode == 0 and said in result.stdout, result.stderr
     assert not list(tmp_path.iterdir())
 
@@ -314,5 +314,5 @@ def test_importing_registers_nothing():
         "eq.quantize\n"
         "assert callable(eq.pipeline)\n"  # no module of ours is called so
     )
-    done = python(code)
+    done = python_process.python(code)
     assert done.returncode == 0, done.stderr
