@@ -3,7 +3,6 @@
 import json
 import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 import networks
 import numpy as np
@@ -22,8 +21,6 @@ from tvm_easyquant.relay.build import build_float, host_target
 from tvm_easyquant.relay.framework import no_tophub
 from tvm_easyquant.relay.rewrite import float_module
 from tvm_easyquant.scales.integer import run_integer
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,7 @@
 """The same bytes of table from one process, from two of joblib's, and from a cluster that loses a worker."""
 
-from pathlib import Path
-
 import pytest
 from python_process import TESTS, run
-
-HERE = Path(__file__).resolve().parent
 
 
 def digest(backend):

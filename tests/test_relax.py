@@ -33,7 +33,6 @@ from tvm_easyquant.host import installed
 from tvm_easyquant.samples.images import Preprocess
 from tvm_easyquant.scales.integer import Sample, Scales, run_integer
 
-ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).with_name("golden")
 relax = pytest.importorskip("tvm_easyquant.relax.framework", exc_type=TVMMissing).relax
 GENERIC, AVX2 = "llvm", pytest.param("llvm -mcpu=core-avx2", marks=pytest.mark.isa("avx2"))
@@ -270,7 +269,6 @@ def test_the_kernels_are_those_of_the_other_host(name):
 MAKE = """
 import sys, zlib
 {before}
-sys.path.insert(0, "tests")
 import networks, tvm_easyquant as eq
 print(zlib.crc32(eq.quantize(*networks.chain(), grid=6).table.to_json().encode()), "tvm" in sys.modules)
 """
@@ -624,7 +622,6 @@ NO_COMPILER = """
 import os, sys
 os.environ["PATH"] = "/nowhere"
 os.environ.pop("CXX", None), os.environ.pop("CC", None)
-sys.path.insert(0, "tests")
 import networks, tvm_easyquant as eq
 from tvm_easyquant import cli
 graph, images = networks.chain()

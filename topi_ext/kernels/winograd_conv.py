@@ -283,6 +283,14 @@ class _Positions:
         return self.buffer.vstore([position * self.stride + at], value)
 
 
+class _Part(NamedTuple):
+    """Pairs of input channels from ``first`` on; adds: to the sums that are there already."""
+
+    first: tir.PrimExpr
+    pairs: int
+    adds: bool
+
+
 class _Body:
     """Emits the loops as TIR; one instance per kernel."""
 
@@ -326,27 +334,17 @@ class _Body:
                         with ib.for_range(0, size * self.vectors, "sum") as at:
                             ib.emit(m.store(position, at * self.lanes, const(0, self.vector)))
                 with ib.for_range(0, parts, "part") as part:
+                    chosen = _Part(part * each, each, parts > 1)
                     with ib.for_range(0, each, "pair") as pair:
                         for vector in range(self.vectors):
-                            self.transform_weights(block, part * each + pair, pair, vector, u)
+                            self.transform_weights(block, chosen.first + pair, pair, vector, u)
                     with ib.for_range(0, positions, "position") as position:
                         with ib.for_range(0, size // rows, "rows") as group:
                             turn = (part * positions + position) * (size // rows) + group
                             self.fetch(block + 1, turn, parts * positions * (size // rows))
-                            with self.among(tb, size, group * rows, total):
-                                self.multiply(
-                                    position,
-                                    group * rows,
-                                    rows,
-                                    channels,
-                                    part * each,
-                                    each,
-                                    parts > 1,
-                                    unroll,
-                                    u,
-                                    v,
-                                    m,
-                                )
+                            first = group * rows
+                            with self.among(tb, size, first, total):
+                                self.multiply(position, first, rows, channels, chosen, unroll, u, v, m)
                 with ib.for_range(0, size, "tile") as ti:
                     with self.among(tb, size, ti, total):
                         for vector in range(self.vectors):
@@ -403,10 +401,8 @@ class _Body:
             for j in range(t.n):
                 self.ib.emit(u.store(i * t.n + j, (place * self.vectors + vector) * lanes, row[j]))
 
-    def multiply(self, position, first, rows, channels, begin, count, more, unroll, u, v, m):
-        """``rows`` tiles by ``count`` pairs of channels from ``begin`` on, those of U, at one position.
-
-        more: in addition to what the sums are."""
+    def multiply(self, position, first, rows, channels, part, unroll, u, v, m):
+        """``rows`` tiles by a `_Part` of the ``channels``, which U holds, at one position."""
         ib, lanes = self.ib, self.lanes
         # a buffer for each vector: one of 1 KiB would be memory, not registers
         acc = [ib.allocate("int32", rows * lanes, name="acc") for _ in range(self.vectors)]
@@ -414,18 +410,16 @@ class _Body:
         def slot(r):
             return [r * lanes]
 
-        def place(r, vector):
-            return (first + r) * self.block + vector * lanes
-
         for r in range(rows):
             for vector, each in enumerate(acc):
-                start = m.load(position, place(r, vector), self.vector) if more else const(0, self.vector)
+                at = self.sums_at(first + r, vector)
+                start = m.load(position, at, self.vector) if part.adds else const(0, self.vector)
                 ib.emit(each.vstore(slot(r), start))
-        with ib.for_range(0, count // unroll, "k") as k:
+        with ib.for_range(0, part.pairs // unroll, "k") as k:
             for step in range(unroll):
                 pair = k * unroll + step
                 for r in range(rows):
-                    x = v.load(position, (first + r) * channels + (begin + pair) * 2, "int16x2")
+                    x = v.load(position, (first + r) * channels + (part.first + pair) * 2, "int16x2")
                     x = tir.reinterpret("int32", x).astype(self.vector)
                     x = tir.reinterpret(f"int16x{2 * lanes}", x)
                     ats = [(pair * self.vectors + vector) * 2 * lanes for vector in range(self.vectors)]
@@ -435,7 +429,8 @@ class _Body:
                         ib.emit(each.vstore(slot(r), total))
         for r in range(rows):
             for vector, each in enumerate(acc):
-                ib.emit(m.store(position, place(r, vector), each.vload(slot(r), self.vector)))
+                at = self.sums_at(first + r, vector)
+                ib.emit(m.store(position, at, each.vload(slot(r), self.vector)))
 
     def totals(self, old, x, ws):
         """The sums ``old`` and the products of ``x`` with ``ws``."""
@@ -468,8 +463,11 @@ class _Body:
 
     def column(self, ti, block, vector):
         """(where a tile's vector of channels is at each position, the first of them)."""
-        at = vector * self.lanes
-        return ti * self.block + at, block * self.block + at
+        return self.sums_at(ti, vector), block * self.block + vector * self.lanes
+
+    def sums_at(self, ti, vector):
+        """Where a tile's vector of channels is at each position."""
+        return ti * self.block + vector * self.lanes
 
     def store_sums(self, tile, ti, block, vector, m):
         """Store what `finish` has left at the first positions."""
